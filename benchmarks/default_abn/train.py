@@ -1,0 +1,83 @@
+"""Distil the shipped model abn-lite0 from lite0 on folders of unlabelled photos.
+
+    python benchmarks/default_abn/train.py --photos DIR [DIR ...] --output abn_lite0.safetensors
+
+The model is saved every --save-every steps, so that the run may be ended at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+
+from xai_abn import abn_from, load_model
+from xai_abn.data.photos import PhotoFolder
+from xai_abn.models.checkpoint import CheckpointConfig, save_checkpoint
+from xai_abn.training import DistillationConfig, distill
+
+
+def main() -> None:
+    arguments = parse()
+    config = DistillationConfig(**{f.name: getattr(arguments, f.name) for f in fields(DistillationConfig)})
+    torch.set_num_threads(arguments.threads)
+    teacher = load_model("lite0")
+    recipe = {"mechanism": arguments.mechanism}
+    network = abn_from(teacher.module, **recipe).to(memory_format=torch.channels_last)
+    look = teacher.preprocess
+    # ImageNet validation photos that these collections contain are kept for measuring
+    photos = PhotoFolder(arguments.photos, size=look.size, mean=look.mean, std=look.std, exclude=["_val_"])
+    print(f"{len(photos)} photos, {config}", flush=True)
+    training = {
+        "method": "self-distillation (xai_abn.training.distill)",
+        "teacher": "lite0",
+        "photos": len(photos),
+        "config": asdict(config),
+        "command": f"python {shlex.join([sys.argv[0], '--photos', 'DIR...', *named_arguments()])}",
+    }
+    description = CheckpointConfig("lite0", 1000, recipe, look.to_dict(), "imagenet", training)
+    with arguments.output.with_suffix(".jsonl").open("w") as record:
+
+        def log(values: dict[str, float]) -> None:
+            record.write(json.dumps({k: round(v, 5) for k, v in values.items()}) + "\n")
+            record.flush()
+            if values["step"] % arguments.save_every == 0:
+                print(" ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
+                save_checkpoint(arguments.output, network, description, half=True)
+
+        distill(network, photos, config, log)
+    save_checkpoint(arguments.output, network, description, half=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", nargs="+", required=True, type=Path)
+    parser.add_argument("--output", type=Path, default=Path("abn_lite0.safetensors"))
+    parser.add_argument("--mechanism", default="residual")
+    parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=2)
+    for field in fields(DistillationConfig):
+        kind = type(field.default)
+        convert = (lambda text: text.lower() in ("1", "true", "yes")) if kind is bool else kind
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=convert, default=field.default)
+    return parser.parse_args()
+
+
+def named_arguments() -> list[str]:
+    """Return the command's arguments without the folders, which are somebody's own."""
+    kept: list[str] = []
+    skipping = False
+    for argument in sys.argv[1:]:
+        skipping = argument == "--photos" or (skipping and not argument.startswith("--"))
+        if not skipping:
+            kept.append(argument)
+    return kept
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Small models and pictures shared by the tests; nothing is downloaded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+import xai_abn
+from xai_abn.preprocess import Preprocess
+
+
+class GapNet(nn.Module):
+    """Two convolutions, GAP and one linear layer: the smallest network that CAM describes."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.ReLU(inplace=True)
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(12, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.pool(self.features(x)).flatten(1))
+
+
+@pytest.fixture
+def gap_net() -> xai_abn.ModelAdapter:
+    """A seeded GapNet with five labels, for 32-pixel inputs."""
+    torch.manual_seed(0)
+    labels = ["cat", "dog", "bicycle", "sofa", "kite"]
+    return xai_abn.wrap(GapNet().eval(), labels=labels, preprocess=Preprocess(size=32), name="gap-net")
+
+
+@pytest.fixture(scope="session")
+def resnet18() -> xai_abn.ModelAdapter:
+    """A seeded, untrained torchvision ResNet-18."""
+    torch.manual_seed(0)
+    return xai_abn.wrap(torchvision.models.resnet18().eval(), preprocess=Preprocess(size=64), name="resnet18")
+
+
+@pytest.fixture(scope="session")
+def abn_resnet18() -> xai_abn.ModelAdapter:
+    """A seeded, untrained ABN made from ResNet-18."""
+    torch.manual_seed(0)
+    network = xai_abn.abn_from(torchvision.models.resnet18(), input_size=64)
+    return xai_abn.wrap(network, preprocess=Preprocess(size=64), name="abn-resnet18")
+
+
+@pytest.fixture(scope="session")
+def abn_lite0() -> xai_abn.ModelAdapter:
+    """The shipped model."""
+    return xai_abn.load_model()
+
+
+@pytest.fixture
+def inputs() -> torch.Tensor:
+    """Three seeded inputs (3, 3, 64, 64)."""
+    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    """A seeded uint8 picture (60, 80, 3) with a bright square."""
+    pixels = np.random.default_rng(0).integers(0, 120, (60, 80, 3), dtype=np.uint8)
+    pixels[20:40, 30:50] = 250
+    return pixels
+
+
+@pytest.fixture
+def photo_file(tmp_path, photo):
+    """The picture as a PNG file."""
+    path = tmp_path / "photo.png"
+    Image.fromarray(photo).save(path)
+    return path

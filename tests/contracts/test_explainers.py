@@ -1,0 +1,235 @@
+"""Rules that every registered explainer keeps, plug-ins included."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import threading
+
+import pytest
+import torch
+
+from xai_abn import explainers
+from xai_abn.errors import UnsupportedModelError
+from xai_abn.explainers import Explainer
+from xai_abn.pipeline import explain, make_explainers
+
+NAMES = explainers.names()
+TARGETS = torch.tensor([3, 1, 4])
+
+
+def run(model, name, inputs, targets):
+    explainer = explainers.get(name)()
+    shared = model.forward_pass(inputs, explainer.layers(model), gradients=explainer.needs_gradient)
+    return explainer.explain(shared, targets)
+
+
+def models_for(name, request):
+    """The test models this explainer applies to: at least one."""
+    candidates = [request.getfixturevalue(n) for n in ("resnet18", "abn_resnet18")]
+    fitting = []
+    for model in candidates:
+        try:
+            explainers.get(name)().check(model)
+        except UnsupportedModelError:
+            continue
+        fitting.append(model)
+    assert fitting
+    return fitting
+
+
+@pytest.fixture(params=NAMES)
+def case(request):
+    """An explainer's name with each model it applies to."""
+    return request.param, models_for(request.param, request)
+
+
+def test_maps_have_one_row_an_image_and_are_finite(case, inputs):
+    """The answer is (N, h, w), finite, without a gradient history."""
+    name, models = case
+    for model in models:
+        maps = run(model, name, inputs, TARGETS)
+        assert maps.shape[0] == 3
+        assert maps.dim() == 3
+        assert torch.isfinite(maps).all()
+        assert not maps.requires_grad
+
+
+def test_a_batch_equals_its_singles(case, inputs):
+    """Images of a batch do not influence each other."""
+    name, models = case
+    for model in models:
+        batch = run(model, name, inputs, TARGETS)
+        singles = torch.cat([run(model, name, inputs[i : i + 1], TARGETS[i : i + 1]) for i in range(3)])
+        torch.testing.assert_close(batch, singles, rtol=1e-4, atol=1e-5 * float(batch.abs().max()) + 1e-7)
+
+
+def test_the_same_call_gives_the_same_map(case, inputs):
+    """Explaining is repeatable, and leaves the random state alone."""
+    name, models = case
+    for model in models:
+        state = torch.get_rng_state()
+        assert torch.equal(run(model, name, inputs, TARGETS), run(model, name, inputs, TARGETS))
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_class_specific_is_true_to_its_word(case, inputs):
+    """The map changes with the target if, and only if, the explainer says so."""
+    name, models = case
+    for model in models:
+        same = torch.equal(run(model, name, inputs, TARGETS), run(model, name, inputs, TARGETS + 1))
+        assert same != explainers.get(name).class_specific
+
+
+def test_needs_gradient_is_true_to_its_word(case, inputs):
+    """An explainer that needs no gradient works on a pass without, also in inference mode."""
+    name, models = case
+    explainer = explainers.get(name)()
+    for model in models:
+        if explainer.needs_gradient:
+            with torch.inference_mode(), pytest.raises(ValueError, match="no_grad"):
+                run(model, name, inputs, TARGETS)
+            with torch.no_grad():
+                run(model, name, inputs, TARGETS)
+        else:
+            with torch.inference_mode():
+                run(model, name, inputs, TARGETS)
+
+
+def snapshot(model, inputs):
+    module = model.module
+    return {
+        "modes": [m.training for m in module.modules()],
+        "flags": [p.requires_grad for p in module.parameters()],
+        "grads": [p.grad for p in module.parameters()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in module.modules()],
+        "state": {k: v.clone() for k, v in module.state_dict().items()},
+        "inputs": inputs.clone(),
+        "grad_mode": torch.is_grad_enabled(),
+    }
+
+
+def assert_same(before, after):
+    for key in ("modes", "flags", "grads", "hooks", "grad_mode"):
+        assert before[key] == after[key], key
+    assert torch.equal(before["inputs"], after["inputs"])
+    assert all(torch.equal(v, after["state"][k]) for k, v in before["state"].items())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_model_and_inputs_are_left_as_they_were(case, inputs, training, frozen):
+    """Modes, flags, gradients, hooks, weights, statistics and inputs do not change, frozen or not."""
+    name, models = case
+    for model in models:
+        model = copy.deepcopy(model)
+        model.module.requires_grad_(not frozen).train(training)
+        next(model.module.children()).eval()  # a mixture of modes must come back as a mixture
+        before = snapshot(model, inputs)
+        run(model, name, inputs, TARGETS)
+        assert_same(before, snapshot(model, inputs))
+
+
+def test_model_and_inputs_are_left_as_they_were_after_an_error(case, inputs):
+    """The same holds when a layer of the network fails in the middle of the pass."""
+    name, models = case
+    for model in models:
+        model = copy.deepcopy(model)
+        last = model.classifier
+        original = last.forward
+
+        def fail(_):
+            raise RuntimeError("boom")
+
+        before = snapshot(model, inputs)
+        last.forward = fail
+        with pytest.raises(RuntimeError, match="boom"):
+            run(model, name, inputs, TARGETS)
+        last.forward = original
+        assert_same(before, snapshot(model, inputs))
+
+
+def test_training_mode_does_not_change_the_map(case, inputs):
+    """A model left in training mode is explained as in evaluation mode."""
+    name, models = case
+    for model in models:
+        expected = run(model, name, inputs, TARGETS)
+        trained = copy.deepcopy(model)
+        trained.module.train()
+        assert torch.equal(run(trained, name, inputs, TARGETS), expected)
+
+
+def test_memory_is_flat(case, inputs):
+    """No tensor survives an explanation."""
+    name, models = case
+
+    def live():
+        gc.collect()
+        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+
+    for model in models:
+        run(model, name, inputs, TARGETS)
+        before = live()
+        for _ in range(5):
+            run(model, name, inputs, TARGETS)
+        assert live() <= before
+
+
+def test_threads_sharing_a_model_get_the_single_thread_maps(case, inputs):
+    """Eight threads at once on one model give the maps that one thread gives."""
+    name, models = case
+    for model in models:
+        expected = [run(model, name, inputs[i : i + 1], TARGETS[i : i + 1]) for i in range(3)]
+        found = {}
+
+        def work(number, model=model, found=found):
+            found[number] = run(model, name, inputs[number % 3 : number % 3 + 1], TARGETS[number % 3 : number % 3 + 1])
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+        assert len(found) == 8
+        for number, maps in found.items():
+            torch.testing.assert_close(maps, expected[number % 3])
+
+
+def test_records_are_complete(case, photo):
+    """Every explanation tells method, layer, target, probability, versions, and is class-specific or not."""
+    name, models = case
+    for model in models:
+        record = explain(model, photo, name)[name]
+        assert record.method == name
+        assert record.layer
+        assert record.versions["torch"] == torch.__version__
+        assert 0 <= record.probability <= 1
+        assert record.class_specific == explainers.get(name).class_specific
+        assert record.map.dtype.name == "float32"
+
+
+def test_each_names_its_paper(case):
+    """A registered explainer says where it is from."""
+    assert explainers.get(case[0]).source
+
+
+def test_a_new_method_is_one_class_with_one_function(resnet18, photo):
+    """A class with one function and the decorator is a full method."""
+
+    @explainers.register("test-mean")
+    class Mean(Explainer):
+        def explain(self, forward_pass, targets):
+            return forward_pass.activations(self.layer_of(forward_pass.model)).mean(dim=1)
+
+    try:
+        assert "test-mean" in explainers.names()
+        assert explain(resnet18, photo, ["test-mean", "cam"])["test-mean"].layer == "layer4"
+        with pytest.raises(ValueError, match="registered already"):
+            explainers.register("test-mean")(Mean)
+    finally:
+        explainers.base.explainers._items.pop("test-mean")
+
+
+def test_methods_are_given_once(resnet18):
+    """No method, or one twice, is refused."""
+    for wrong in ([], ["cam", "cam"]):
+        with pytest.raises(ValueError, match="once"):
+            make_explainers(resnet18, wrong)

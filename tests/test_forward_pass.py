@@ -1,0 +1,158 @@
+"""The shared forward pass: what it keeps, what it differentiates, what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import xai_abn
+from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
+
+
+def test_logits_are_the_models_own(resnet18, inputs):
+    """The pass answers what the model answers."""
+    with torch.no_grad():
+        expected = resnet18.module(inputs)
+    assert torch.equal(resnet18.forward_pass(inputs, ["layer3", "layer4"], gradients=True).logits, expected)
+
+
+def test_gradients_equal_a_full_backward(resnet18, inputs):
+    """Partial differentiation gives what autograd through the whole network gives, at two layers of one pass."""
+    targets = torch.tensor([5, 0, 999])
+    shared = resnet18.forward_pass(inputs, ["layer4", "layer2"], gradients=True)
+    kept = {}
+    handles = [
+        resnet18.module.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: kept.update({name: o}))
+        for name in ("layer2", "layer4")
+    ]
+    logits = resnet18.module(inputs)
+    [h.remove() for h in handles]
+    full = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), [kept["layer2"], kept["layer4"]])
+    for name, gradient in zip(("layer2", "layer4"), full, strict=True):
+        torch.testing.assert_close(shared.gradients(name, targets), gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_several_targets_equal_one_after_the_other(resnet18, inputs):
+    """A batched product over T targets gives the T single gradients."""
+    shared = resnet18.forward_pass(inputs, ["layer4"], gradients=True)
+    targets = torch.tensor([[1, 2], [3, 4], [5, 6]])
+    both = shared.gradients("layer4", targets)
+    for column in (0, 1):
+        torch.testing.assert_close(both[:, column], shared.gradients("layer4", targets[:, column]))
+
+
+def test_gradients_are_computed_once_a_target(resnet18, inputs):
+    """The second call for the same targets gives the very same tensor."""
+    shared = resnet18.forward_pass(inputs, ["layer4"], gradients=True)
+    targets = torch.tensor([1, 2, 3])
+    assert shared.gradients("layer4", targets) is shared.gradients("layer4", targets.clone())
+    assert shared.gradients("layer4", targets + 1) is not shared.gradients("layer4", targets)
+
+
+class InPlace(nn.Module):
+    """A convolution whose output is overwritten by an in-place ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(self.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_an_in_place_operation_does_not_overwrite_what_was_captured(inputs, gradients):
+    """The activation in front of an in-place ReLU keeps its negative values, and the scores stay right."""
+    torch.manual_seed(0)
+    model = xai_abn.wrap(InPlace(), layer="conv")
+    shared = model.forward_pass(inputs, ["conv"], gradients=gradients)
+    torch.testing.assert_close(shared.activations("conv"), model.module.conv(inputs).detach())
+    assert shared.activations("conv").min() < 0
+    torch.testing.assert_close(shared.logits, model.module(inputs).detach())
+    if gradients:
+        target = torch.zeros(3, dtype=torch.long)
+        positive = shared.activations("conv") > 0
+        area = positive.shape[2] * positive.shape[3]
+        expected = positive * model.module.fc.weight[0, :, None, None] / area
+        torch.testing.assert_close(shared.gradients("conv", target), expected.detach())
+
+
+def test_densenets_functional_in_place_relu_is_survived(inputs):
+    """torchvision's DenseNet applies F.relu(inplace=True) to the captured layer: capture keeps its own copy."""
+    torch.manual_seed(0)
+    model = xai_abn.wrap(torchvision.models.densenet121().eval())
+    shared = model.forward_pass(inputs, ["features"], gradients=True)
+    assert shared.activations("features").min() < 0
+
+
+def test_frozen_weights_still_give_gradients(inputs):
+    """A network whose parameters require no gradient can be differentiated at two layers."""
+    module = torchvision.models.resnet18().eval().requires_grad_(False)
+    shared = xai_abn.wrap(module).forward_pass(inputs, ["layer3", "layer4"], gradients=True)
+    assert shared.gradients("layer3", torch.tensor([0, 1, 2])).abs().sum() > 0
+
+
+def test_half_of_the_network_runs_without_autograd(resnet18, inputs):
+    """Nothing in front of the captured layer is recorded, and what is captured is a leaf."""
+    shared = resnet18.forward_pass(inputs, ["layer4"], gradients=True)
+    assert shared._kept["layer4"].is_leaf
+
+
+def test_inference_mode_is_refused_with_a_way_out(resnet18, inputs):
+    """Gradients inside inference mode are impossible, and the message says what to use."""
+    with torch.inference_mode(), pytest.raises(InvalidInputError, match="no_grad"):
+        resnet18.forward_pass(inputs, ["layer4"], gradients=True)
+
+
+def test_unknown_layers_are_refused_with_the_nearest(resnet18, inputs):
+    """A misspelt layer names its neighbours."""
+    with pytest.raises(UnknownNameError, match="layer4"):
+        resnet18.forward_pass(inputs, ["layer44"])
+
+
+def test_asking_for_what_was_not_captured_is_refused(resnet18, inputs):
+    """Layers and gradients have to be ordered with the pass; targets need one row an image."""
+    shared = resnet18.forward_pass(inputs, ["layer4"])
+    with pytest.raises(InvalidInputError, match="not captured"):
+        shared.activations("layer3")
+    with pytest.raises(InvalidInputError, match="without gradients"):
+        shared.gradients("layer4", torch.tensor([0, 0, 0]))
+    shared = resnet18.forward_pass(inputs, ["layer4"], gradients=True)
+    with pytest.raises(InvalidInputError, match="targets"):
+        shared.gradients("layer4", torch.tensor([0]))
+
+
+class Odd(nn.Module):
+    """A module with an answer that is no (N, K) tensor, a branch that never runs and one without effect."""
+
+    def __init__(self, answer: str) -> None:
+        super().__init__()
+        self.conv, self.idle, self.blind = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 3)
+        self.answer = answer
+
+    def forward(self, x):
+        self.blind(x)
+        scores = self.fc(self.conv(x).mean((2, 3)))
+        return {"tuple": (scores, scores), "map": scores[:, :, None], "plain": scores}[self.answer]
+
+
+@pytest.mark.parametrize("answer", ["tuple", "map"])
+def test_answers_that_are_no_logits_are_refused(inputs, answer):
+    """A tuple or a 3-D answer is refused and said what it was."""
+    with pytest.raises(UnsupportedModelError, match=r"logits \(N, K\), got"):
+        xai_abn.wrap(Odd(answer)).forward_pass(inputs)
+
+
+def test_layers_that_do_not_run_or_do_not_matter_are_refused(inputs):
+    """A layer outside the computation has neither activation nor gradient."""
+    model = xai_abn.wrap(Odd("plain"))
+    with pytest.raises(UnsupportedModelError, match="does not run"):
+        model.forward_pass(inputs, ["idle"])
+    shared = model.forward_pass(inputs, ["blind"], gradients=True)
+    with pytest.raises(UnsupportedModelError, match="do not depend"):
+        shared.gradients("blind", torch.tensor([0, 0, 0]))

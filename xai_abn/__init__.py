@@ -1,0 +1,59 @@
+"""xai-abn: ask an image classifier where it looked, and train classifiers that can tell.
+
+Names are loaded when first used, so that importing the package does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xai_abn.explanation import Explanation
+    from xai_abn.models.abn import ABNOutput, AttentionBranchNetwork
+    from xai_abn.models.adapter import ModelAdapter, wrap
+    from xai_abn.models.split import abn_from
+    from xai_abn.models.zoo import load_model
+    from xai_abn.pipeline import explain
+    from xai_abn.preprocess import Preprocess
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ABNOutput": "xai_abn.models.abn",
+    "AttentionBranchNetwork": "xai_abn.models.abn",
+    "Explanation": "xai_abn.explanation",
+    "ModelAdapter": "xai_abn.models.adapter",
+    "Preprocess": "xai_abn.preprocess",
+    "abn_from": "xai_abn.models.split",
+    "explain": "xai_abn.pipeline",
+    "load_model": "xai_abn.models.zoo",
+    "wrap": "xai_abn.models.adapter",
+}
+_MODULES = ("errors", "explainers", "models", "rendering", "training")
+
+__all__ = [
+    "ABNOutput",
+    "AttentionBranchNetwork",
+    "Explanation",
+    "ModelAdapter",
+    "Preprocess",
+    "abn_from",
+    "explain",
+    "load_model",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name or module on first use."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"xai_abn.{name}")
+    raise AttributeError(f"module 'xai_abn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted([*__all__, *_MODULES, "__version__"])

@@ -1,0 +1,173 @@
+"""``xai-abn explain``: pictures in, heat maps out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xai_abn.errors import XaiAbnError
+
+if TYPE_CHECKING:
+    from xai_abn.cli.output import OutputFolder
+    from xai_abn.models.adapter import ModelAdapter
+    from xai_abn.pipeline import ImageExplanations
+
+
+def command(
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Pictures, folders, globs, or bundled photos such as example:cat.", metavar="IMAGE..."),
+    ],
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", "-M", help="Method, repeatable or comma-separated; see 'xai-abn list methods'."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="Class to explain, as label or index. Default: the top-1 class.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="abn-lite0, lite0, timm:NAME, torchvision:NAME or a checkpoint.")
+    ] = "abn-lite0",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="For timm: and torchvision: models: weights file, or 'random'.", metavar="FILE|random"),
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option("--layer", "-l", help="Layer to read; see 'xai-abn list layers'. Default: found.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("explanations"),
+    map_format: Annotated[
+        str | None, typer.Option("--map", help="Also save each raw map, as 'npy'.", metavar="npy")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    colormap: Annotated[str, typer.Option(help="Colours of the map: viridis, inferno, magma, plasma, cividis, turbo, jet.")] = "viridis",
+    device: Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")] = "cpu",
+    overwrite: Annotated[bool, typer.Option(help="Replace files that xai-abn did not make, too.")] = False,
+) -> None:
+    """Explain pictures: where did the classifier look?"""
+    if map_format not in (None, "npy"):
+        raise typer.BadParameter(f"--map takes npy, got {map_format!r}")
+    from xai_abn.cli.output import OutputFolder
+
+    folder = OutputFolder(output, overwrite=overwrite, colormap=colormap, maps=map_format is not None)
+    sources, failures = _expand(images)
+    if not sources:
+        _finish(failures, len(failures))
+        return
+    methods = [name.strip() for text in method or [] for name in text.split(",") if name.strip()] or None
+    records, failed = _run(model, weights, device, methods, layer, target, sources, folder)
+    failures += failed
+    if as_json:
+        failed_json = [{"source": s, "error": e} for s, e in failures]
+        typer.echo(json.dumps({"explanations": records, "failed": failed_json}, indent=2))
+    else:
+        _print_table(records)
+    _finish(failures, len(sources) + len(failures) - len(failed))
+
+
+def _expand(images: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the pictures named, each once, and the arguments that name none."""
+    from xai_abn.images import find_images
+
+    sources: dict[str, None] = {}
+    failures = []
+    for argument in images:
+        try:
+            sources.update(dict.fromkeys(find_images(argument)))
+        except XaiAbnError as error:
+            failures.append((argument, error.line))
+    return list(sources), failures
+
+
+def _run(
+    spec: str,
+    weights: str | None,
+    device: str,
+    methods: list[str] | None,
+    layer: str | None,
+    target: str | None,
+    sources: list[str],
+    folder: OutputFolder,
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Explain and save each picture; return a record per map, and the failures."""
+    from xai_abn.models.zoo import load_model
+    from xai_abn.pipeline import explain_each, make_explainers
+
+    model = load_model(spec, weights=weights, device=device)
+    chosen = make_explainers(model, methods, layer)
+    wanted = _resolve(model, target)
+    records: list[dict[str, Any]] = []
+    failures: list[tuple[str, str]] = []
+    with _progress(len(sources)) as advance:
+        for source, result in explain_each(model, sources, chosen, wanted):
+            try:
+                if isinstance(result, XaiAbnError):
+                    raise result
+                records += _saved(folder, source, result)
+            except XaiAbnError as error:
+                failures.append((source, error.line))
+            advance()
+    return records, failures
+
+
+def _resolve(model: ModelAdapter, target: str | None) -> int | str | None:
+    """Look a label up before any picture is read."""
+    if target is None or model.labels is None:
+        return target
+    return model.target_index(target, len(model.labels))
+
+
+def _saved(folder: OutputFolder, source: str, result: ImageExplanations) -> list[dict[str, Any]]:
+    files = folder.save(source, list(result.values()))
+    return [{**e.to_dict(), "seconds": e.seconds, "files": [str(f) for f in files[e.method]]} for e in result.values()]
+
+
+def _progress(total: int) -> Any:
+    """Return a context manager that gives a function to call after each picture."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextmanager
+    def bar() -> Any:
+        columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), disable=total < 2, transient=True) as progress:
+            task = progress.add_task("", total=total)
+            yield lambda: progress.advance(task)
+
+    return bar()
+
+
+def _print_table(records: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("label", "probability", "method", "layer", "file", "time"):
+        table.add_column(name, justify="right" if name in ("probability", "time") else "left", overflow="fold")
+    for r in records:
+        label = r["label"] if r["class_specific"] else f"any class (top-1: {r['label']})"
+        probability, time = f"{r['probability']:.1%}", f"{r['seconds'] * 1000:.0f} ms"
+        table.add_row(label, probability, r["method"], r["layer"], r["files"][0], time)
+    if records:
+        Console().print(table)
+    for r in records:
+        if r["flaw"]:
+            typer.echo(f"warning: {r['source']}: the {r['method']} map is {r['flaw']}, so no map is drawn", err=True)
+    for source, note in dict.fromkeys((r["source"], n) for r in records for n in r["notes"]):
+        typer.echo(f"note: {source}: {note}", err=True)
+
+
+def _finish(failures: list[tuple[str, str]], total: int) -> None:
+    """Say what failed, one line each, and exit 1 if anything did."""
+    for _, line in failures:
+        typer.echo(f"xai-abn: {line}", err=True)
+    if failures and total > 1:
+        typer.echo(f"xai-abn: {len(failures)} of {total} pictures failed", err=True)
+    if failures:
+        raise typer.Exit(1)

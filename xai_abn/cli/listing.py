@@ -1,0 +1,73 @@
+"""``xai-abn list``: what there is to choose from."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+
+class Subject(str, Enum):
+    """What can be listed."""
+
+    METHODS = "methods"
+    MODELS = "models"
+    LAYERS = "layers"
+
+
+def command(
+    subject: Annotated[Subject, typer.Argument(help="What to list.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="For layers: the model whose layers to list.", metavar="MODEL")
+    ] = "abn-lite0",
+    weights: Annotated[
+        str | None, typer.Option(help="For layers: weights file, or 'random'.", metavar="FILE|random")
+    ] = None,
+    search: Annotated[str, typer.Option("--search", "-s", help="Show only names that contain this.")] = "",
+) -> None:
+    """List the methods, the models, or a model's layers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    builders = {Subject.METHODS: _methods, Subject.MODELS: _models, Subject.LAYERS: _layers}
+    rows = [row for row in builders[subject](model, weights) if search.casefold() in row[0].casefold()]
+    table = Table(box=None, pad_edge=False)
+    for column in _COLUMNS[subject]:
+        table.add_column(column, no_wrap=column == _COLUMNS[subject][0])
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+_COLUMNS = {
+    Subject.METHODS: ("method", "per class", "gradient", "source"),
+    Subject.MODELS: ("model", "what it is"),
+    Subject.LAYERS: ("layer", "kind", "output", ""),
+}
+
+
+def _methods(model: str, weights: str | None) -> list[tuple[str, ...]]:
+    from xai_abn import explainers
+
+    classes = [(name, explainers.get(name)) for name in explainers.names()]
+    return [(n, "yes" if c.class_specific else "no", "yes" if c.needs_gradient else "no", c.source) for n, c in classes]
+
+
+def _models(model: str, weights: str | None) -> list[tuple[str, ...]]:
+    from xai_abn.models import zoo
+
+    rows = [(name, (zoo.models.get(name).__doc__ or "").strip().splitlines()[0]) for name in zoo.models.names()]
+    rows += [(f"torchvision:{name}", "torchvision") for name in zoo.torchvision_names()]
+    return rows + [(f"timm:{name}", "timm") for name in zoo.timm_names()]
+
+
+def _layers(model: str, weights: str | None) -> list[tuple[str, ...]]:
+    from xai_abn.models.zoo import load_model
+
+    adapter = load_model(model, weights=weights)
+    target = adapter.target_layer
+    return [
+        (o.name, o.kind, "x".join(map(str, o.shape[1:])), "target layer" if o.name == target else "")
+        for o in adapter.spatial_layers()
+    ]

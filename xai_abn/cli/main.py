@@ -1,0 +1,44 @@
+"""The ``xai-abn`` command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from xai_abn.cli import explain, listing
+from xai_abn.errors import XaiAbnError
+
+app = typer.Typer(
+    name="xai-abn",
+    help="Ask an image classifier where it looked.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("explain")(explain.command)
+app.command("list")(listing.command)
+
+
+@app.callback(invoke_without_command=True)
+def version_option(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    """Ask an image classifier where it looked."""
+    if version:
+        from xai_abn import __version__
+
+        typer.echo(f"xai-abn {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command; a mistake of the user's is one line on stderr and exit code 1."""
+    try:
+        app()
+    except XaiAbnError as error:
+        typer.echo(f"xai-abn: {error.line}", err=True)
+        sys.exit(1)
+
+

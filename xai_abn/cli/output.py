@@ -1,0 +1,133 @@
+"""Write overlays, sheets and maps into a folder without harming what is there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from xai_abn.errors import OutputError, UnknownNameError
+from xai_abn.explanation import Explanation
+from xai_abn.rendering import COLORMAPS, overlay, sheet
+
+#: PNG text key that marks a picture as ours; it holds the records of the maps drawn.
+PNG_KEY = "xai-abn"
+#: Bytes behind the array in a ``.npy`` file that mark it as ours; ``numpy.load`` does not read them.
+NPY_MARK = b"\nmade by xai-abn\n"
+
+
+class OutputFolder:
+    """A folder for results.
+
+    Args:
+        path: created if missing.
+        overwrite: also replace files that xai-abn did not make.
+        colormap: of the pictures.
+        maps: also save raw maps as ``.npy``.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+        UnknownNameError: unknown colour map.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False, colormap: str = "viridis", maps: bool = False) -> None:
+        if colormap not in COLORMAPS:
+            raise UnknownNameError("colour map", colormap, COLORMAPS)
+        self.path, self.overwrite, self.colormap, self.maps = path, overwrite, colormap, maps
+        self._stems: dict[str, str] = {}
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise OutputError(f"cannot write to output folder {path}: {error.strerror or error}") from error
+
+    def save(self, source: str, explanations: Sequence[Explanation]) -> dict[str, list[Path]]:
+        """Save one picture's explanations; with several, a sheet too.
+
+        Returns:
+            For each method the files that show it: its overlay, then its map and the sheet if made.
+
+        Raises:
+            OutputError: a file cannot be written, or is there and not ours; then none is written.
+        """
+        stem = self._stem(source)
+        files: dict[str, list[Path]] = {e.method: [] for e in explanations}
+        contents: dict[Path, bytes] = {}
+        for explanation in explanations:
+            path = self.path / f"{stem}.{explanation.method}.png"
+            contents[path] = _png(overlay(explanation, colormap=self.colormap), [explanation])
+            files[explanation.method].append(path)
+            if self.maps:
+                path = path.with_suffix(".npy")
+                contents[path] = _npy(explanation.map)
+                files[explanation.method].append(path)
+        if len(explanations) > 1:
+            path = self.path / f"{stem}.sheet.png"
+            contents[path] = _png(sheet(explanations, colormap=self.colormap), explanations)
+            for made in files.values():
+                made.append(path)
+        for path in contents:
+            self._check_ours(path)
+        for path, content in contents.items():
+            _write(path, content)
+        return files
+
+    def _stem(self, source: str) -> str:
+        """Return a name for a picture's files; pictures that share a name get a number behind it."""
+        if source not in self._stems:
+            plain = source.replace(":", "-") if source.startswith("example:") else Path(source).stem
+            taken, stem, number = set(self._stems.values()), plain, 2
+            while stem in taken:
+                stem, number = f"{plain}-{number}", number + 1
+            self._stems[source] = stem
+        return self._stems[source]
+
+    def _check_ours(self, path: Path) -> None:
+        if self.overwrite or not os.path.lexists(path):
+            return
+        try:
+            ours = path.is_file() and _is_ours(path)
+        except (OSError, SyntaxError, ValueError):
+            ours = False
+        if not ours:
+            raise OutputError(f"{path} is there and was not made by xai-abn; choose another --output or give --overwrite")
+
+
+def _is_ours(path: Path) -> bool:
+    if path.suffix == ".npy":
+        return path.read_bytes().endswith(NPY_MARK)
+    with Image.open(path) as picture:
+        return PNG_KEY in picture.info
+
+
+def _png(picture: Image.Image, explanations: Sequence[Explanation]) -> bytes:
+    info = PngInfo()
+    info.add_itxt(PNG_KEY, json.dumps([e.to_dict() for e in explanations]))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def _npy(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return buffer.getvalue() + NPY_MARK
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

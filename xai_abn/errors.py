@@ -1,0 +1,95 @@
+"""Every error xai-abn raises on purpose.
+
+XaiAbnError
+├── ImageLoadError(OSError)            a file cannot be read as one still picture
+├── InvalidInputError(ValueError)      an argument has the wrong shape, range or length
+├── UnknownNameError(LookupError)      a name (method, model, layer, label) is not known
+├── UnsupportedModelError(TypeError)   a method or a recipe does not apply to this model
+├── WeightsError(OSError)              pretrained weights cannot be had
+├── CheckpointError(ValueError)        a checkpoint is damaged, foreign or too new
+├── NonFiniteError(ArithmeticError)    a model answered with NaN or infinity
+├── UnusableMapError(ValueError)       a map is flat or not finite, so it cannot be scaled
+└── OutputError(OSError)               a result cannot be written, or would replace a foreign file
+
+Each is also a built-in error, so callers need not import this module to catch it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class XaiAbnError(Exception):
+    """Base class: anything a user can cause and mend."""
+
+    def __str__(self) -> str:
+        """Return the message alone (OSError and LookupError would decorate it)."""
+        return str(self.args[0]) if self.args else type(self).__name__
+
+    @property
+    def line(self) -> str:
+        """The message on one line."""
+        return " ".join(str(self).split())
+
+
+class ImageLoadError(XaiAbnError, OSError):
+    """Raised when a file cannot be read as one still picture."""
+
+
+class InvalidInputError(XaiAbnError, ValueError):
+    """Raised when an argument has the wrong shape, range, type or length."""
+
+
+class UnsupportedModelError(XaiAbnError, TypeError):
+    """Raised when a method or a recipe does not apply to this model."""
+
+
+class WeightsError(XaiAbnError, OSError):
+    """Raised when pretrained weights cannot be downloaded, found or loaded."""
+
+
+class CheckpointError(XaiAbnError, ValueError):
+    """Raised when a checkpoint is damaged, foreign, or written by a newer version."""
+
+
+class NonFiniteError(XaiAbnError, ArithmeticError):
+    """Raised when a model's scores hold NaN or infinity.
+
+    Attributes:
+        rows: positions in the batch whose scores are not finite.
+    """
+
+    def __init__(self, message: str, rows: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
+
+
+class UnusableMapError(XaiAbnError, ValueError):
+    """Raised when a flat or non-finite map is asked for its heat map."""
+
+
+class OutputError(XaiAbnError, OSError):
+    """Raised when a result cannot be written, or would replace a file made by something else."""
+
+
+class UnknownNameError(XaiAbnError, LookupError):
+    """Raised when a name is not known; the message gives the nearest known ones.
+
+    Attributes:
+        name: the name that was asked for.
+        nearest: up to three known names that look like it, best first.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        known = list(known)
+        self.name = name
+        by_folded = {k.casefold(): k for k in known}
+        close = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.5)
+        self.nearest = [by_folded[k] for k in close]
+        message = f"unknown {kind} {name!r}"
+        if self.nearest:
+            message += f"; did you mean {', '.join(map(repr, self.nearest))}?"
+        if len(known) <= 12:
+            message += f" Known: {', '.join(known)}." if self.nearest else f"; known: {', '.join(known)}"
+        super().__init__(f"{message} {hint}".rstrip())

@@ -1,0 +1,8 @@
+"""Explainers: methods that turn a forward pass into maps."""
+
+from xai_abn.explainers.abn import ABN, ABNClass
+from xai_abn.explainers.base import Explainer, get, names, register
+from xai_abn.explainers.cam import CAM
+from xai_abn.explainers.grad_cam import GradCAM
+
+__all__ = ["ABN", "CAM", "ABNClass", "Explainer", "GradCAM", "get", "names", "register"]

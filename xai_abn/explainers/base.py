@@ -1,0 +1,112 @@
+"""What every explainer is, and the table of their names."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.registry import Registry
+
+
+class Explainer(ABC):
+    """A method that turns a forward pass into maps. A subclass writes one function, :meth:`explain`.
+
+    Args:
+        layer: name of the layer to read; default: the model's target layer.
+
+    Attributes:
+        name: registered name, set by :func:`register`.
+        needs_gradient: whether :meth:`explain` calls ``forward_pass.gradients``.
+        class_specific: whether the map depends on the target.
+        source: the paper.
+
+    Example:
+        >>> from xai_abn.explainers import Explainer, register
+        >>> @register("activation-mean")
+        ... class ActivationMean(Explainer):
+        ...     class_specific = False
+        ...     def explain(self, forward_pass, targets):
+        ...         return forward_pass.activations(self.layer_of(forward_pass.model)).mean(dim=1)
+    """
+
+    name: ClassVar[str] = ""
+    needs_gradient: ClassVar[bool] = False
+    class_specific: ClassVar[bool] = True
+    source: ClassVar[str] = ""
+
+    def __init__(self, layer: str | None = None) -> None:
+        self.layer = layer
+
+    @abstractmethod
+    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+        """Return one map an image, in the method's own units, not scaled.
+
+        Args:
+            forward_pass: a pass that captured :meth:`layers`, with gradients if ``needs_gradient``.
+            targets: (N,) class indices.
+
+        Returns:
+            (N, h, w) maps at the layer's resolution.
+
+        Raises:
+            UnsupportedModelError: the method does not apply to this model; the message says why.
+        """
+
+    def check(self, model: ModelAdapter) -> None:
+        """Refuse a model that this method cannot explain, before it is run.
+
+        Raises:
+            UnsupportedModelError: the method does not apply; the message says why and what to do.
+        """
+
+    def layers(self, model: ModelAdapter) -> tuple[str, ...]:
+        """Return the layers the forward pass must capture."""
+        return (self.layer_of(model),)
+
+    def layer_of(self, model: ModelAdapter) -> str:
+        """Return the layer this explainer reads, and the one recorded with its maps."""
+        return self.layer or model.target_layer
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Settings worth recording with a map."""
+        return {}
+
+
+explainers: Registry[type[Explainer]] = Registry("method", "xai_abn.explainers")
+
+E = TypeVar("E", bound=type[Explainer])
+
+
+def register(name: str) -> Callable[[E], E]:
+    """Return a class decorator that makes an explainer known under ``name``, to the CLI and tests too.
+
+    Raises:
+        InvalidInputError: the name is taken.
+    """
+
+    def add(cls: E) -> E:
+        explainers.register(name)(cls)
+        cls.name = name
+        return cls
+
+    return add
+
+
+def names() -> list[str]:
+    """Return the names of all explainers, installed plug-ins included."""
+    return explainers.names()
+
+
+def get(name: str) -> type[Explainer]:
+    """Return the explainer class called ``name``.
+
+    Raises:
+        UnknownNameError: there is none; the message gives the nearest.
+    """
+    return explainers.get(name)

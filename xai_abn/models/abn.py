@@ -1,0 +1,179 @@
+"""Attention Branch Network: the three parts, the block between them, and how they are put together.
+
+Source: H. Fukui, T. Hirakawa, T. Yamashita, H. Fujiyoshi, "Attention Branch Network: Learning of
+Attention Mechanism for Visual Explanation", CVPR 2019, and the authors' released code, which
+differs from the paper's Figure 2: the map comes from a 3x3 (not 1x1) convolution, and there is a
+BatchNorm before the ReLU over the class maps. Here, as the published numbers, after the code.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from xai_abn.errors import InvalidInputError
+from xai_abn.registry import Registry
+
+
+class ABNOutput(NamedTuple):
+    """What an Attention Branch Network answers.
+
+    Attributes:
+        logits: (N, K) class scores of the perception branch: the network's prediction.
+        attention_logits: (N, K) class scores of the attention branch.
+        attention_map: (N, 1, h, w) the map M that weighted the features, class-agnostic, in [0, 1].
+        class_maps: (N, K, h, w) per-class maps of the attention branch, signed; their spatial
+            mean is exactly ``attention_logits``, so each is a CAM of that branch.
+    """
+
+    logits: Tensor
+    attention_logits: Tensor
+    attention_map: Tensor
+    class_maps: Tensor
+
+
+class AttentionBranch(nn.Module):
+    """The attention branch: a copy of the last stage, class maps, and one attention map.
+
+    ``A = BN(stage(F)); A = ReLU(BN(conv1x1(A)))``; class maps ``S = conv1x1(A)``, scores
+    ``GAP(S)``, attention map ``M = sigmoid(BN(conv3x3(A)))``. Pooling is global, so any input
+    size works (the released code fixes 224). The attributes keep the released code's names.
+
+    Args:
+        stage: maps features (N, C, h, w) to (N, channels, h, w) without striding.
+        channels: number of channels the stage gives.
+        num_classes: K.
+    """
+
+    def __init__(self, stage: nn.Module, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stage = stage
+        self.bn_att = nn.BatchNorm2d(channels)
+        self.att_conv = nn.Conv2d(channels, num_classes, 1, bias=False)
+        self.bn_att2 = nn.BatchNorm2d(num_classes)
+        self.att_conv2 = nn.Conv2d(num_classes, num_classes, 1, bias=False)
+        self.att_conv3 = nn.Conv2d(num_classes, 1, 3, padding=1, bias=False)
+        self.bn_att3 = nn.BatchNorm2d(1)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``(attention_logits (N, K), attention_map (N, 1, h, w), class_maps (N, K, h, w))``."""
+        evidence = self.bn_att(self.stage(features))
+        evidence = torch.relu(self.bn_att2(self.att_conv(evidence)))
+        class_maps = self.att_conv2(evidence)
+        attention_map = torch.sigmoid(self.bn_att3(self.att_conv3(evidence)))
+        return class_maps.mean(dim=(2, 3)), attention_map, class_maps
+
+
+mechanisms: Registry[type[nn.Module]] = Registry("mechanism")
+
+
+@mechanisms.register("residual")
+class Residual(nn.Module):
+    """``g * (1 + M)``, the published mechanism (eq. 3). With M = 0 it leaves the features alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, features: Tensor, attention: Tensor) -> Tensor:
+        """Weigh features (N, C, h, w) by attention (N, 1, h, w); same shape as the features."""
+        return features * attention + features
+
+
+@mechanisms.register("product")
+class Product(nn.Module):
+    """``g * M``, the published ablation (eq. 2). What M hides cannot reach the prediction."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, features: Tensor, attention: Tensor) -> Tensor:
+        """Weigh features (N, C, h, w) by attention (N, 1, h, w); same shape as the features."""
+        return features * attention
+
+
+@mechanisms.register("concatenation")
+class Concatenation(nn.Module):
+    """``conv1x1([g * M, g])``: attended and original features side by side, mixed back to C channels.
+
+    The mixing weights start as two identities, so an untrained one equals ``residual``.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(2 * channels, channels, 1, bias=False)
+        with torch.no_grad():
+            self.mix.weight.copy_(torch.eye(channels).repeat(1, 2)[:, :, None, None])
+
+    def forward(self, features: Tensor, attention: Tensor) -> Tensor:
+        """Weigh features (N, C, h, w) by attention (N, 1, h, w); same shape as the features."""
+        return self.mix(torch.cat([features * attention, features], dim=1))
+
+
+class AttentionBranchNetwork(nn.Module):
+    """A classifier that learns where to look, and looks there.
+
+    Args:
+        feature_extractor: image batch (N, 3, H, W) to features (N, C, h, w).
+        attention_branch: features to ``(attention_logits, attention_map, class_maps)``.
+        perception_branch: attended features (N, C, h, w) to logits (N, K).
+        mechanism: combines features and map; see ``mechanisms.names()``.
+
+    Build one from an existing classifier with :func:`xai_abn.abn_from`.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: nn.Module,
+        attention_branch: nn.Module,
+        perception_branch: nn.Module,
+        mechanism: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.feature_extractor = feature_extractor
+        self.attention_branch = attention_branch
+        self.perception_branch = perception_branch
+        self.mechanism = mechanism
+
+    def forward(self, images: Tensor, attention: Tensor | None = None) -> ABNOutput:
+        """Predict, explain, and optionally look where told.
+
+        Args:
+            images: (N, 3, H, W), normalised as the backbone expects.
+            attention: replaces the network's own map: (N, 1, h, w) or (1, 1, h, w), values in
+                [0, 1]. ``attention_map`` in the answer is then this map.
+
+        Raises:
+            InvalidInputError: ``attention`` does not fit the features.
+        """
+        features = self.feature_extractor(images)
+        attention_logits, attention_map, class_maps = self.attention_branch(features)
+        if attention is not None:
+            attention_map = _checked_attention(attention, attention_map)
+        logits = self.perception_branch(self.mechanism(features, attention_map))
+        return ABNOutput(logits, attention_logits, attention_map, class_maps)
+
+    def as_classifier(self) -> nn.Module:
+        """Return a plain module that gives the perception logits (N, K) alone; weights are shared."""
+        return _PerceptionLogits(self)
+
+
+class _PerceptionLogits(nn.Module):
+    def __init__(self, network: AttentionBranchNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images).logits
+
+
+def _checked_attention(attention: Tensor, like: Tensor) -> Tensor:
+    if attention.dim() != 4 or attention.shape[0] not in (1, like.shape[0]) or attention.shape[1:] != like.shape[1:]:
+        raise InvalidInputError(
+            f"attention must have shape {tuple(like.shape)} (or 1 in place of {like.shape[0]}), "
+            f"got {tuple(attention.shape)}"
+        )
+    if not bool(((attention >= 0) & (attention <= 1)).all()):
+        raise InvalidInputError("attention must lie in [0, 1]; scale it before passing it")
+    return attention.to(like).expand_as(like)

@@ -1,0 +1,138 @@
+"""Save and load a model as one plain file: weights, architecture, labels, preprocessing, training.
+
+The format is safetensors with a JSON description in its header, so that reading one never runs code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from xai_abn.errors import CheckpointError, OutputError
+from xai_abn.preprocess import Preprocess
+
+#: Written to and expected in the header.
+FORMAT = "xai-abn-checkpoint"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Everything but the weights.
+
+    Attributes:
+        backbone: spec of the classifier the model is made of, such as ``"timm:resnet50"`` or ``"lite0"``.
+        classes: number of classes K.
+        abn: arguments of :func:`xai_abn.abn_from`, or None for a plain classifier.
+        preprocess: fields of :class:`Preprocess`.
+        labels: K names, ``"imagenet"`` for the ImageNet-1k names, or None.
+        training: how the weights were made: data, recipe, seed, command, measurements.
+    """
+
+    backbone: str
+    classes: int
+    abn: Mapping[str, Any] | None
+    preprocess: Mapping[str, Any]
+    labels: list[str] | str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(path: str | Path, module: nn.Module, config: CheckpointConfig, half: bool = False) -> None:
+    """Write a checkpoint, replacing the file at once or not at all.
+
+    Args:
+        path: where to.
+        module: the network whose weights to save.
+        config: the rest.
+        half: store floating-point weights as fp16.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    state = {n: _storable(t, half) for n, t in module.state_dict().items()}
+    header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "config": json.dumps(vars(config), sort_keys=True)}
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, part, metadata=header)
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"cannot write checkpoint {path}: {error}") from error
+
+
+def read_checkpoint(path: str | Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:
+    """Read a checkpoint's description and weights (as float32).
+
+    Raises:
+        CheckpointError: missing, damaged, of another kind, or of a newer format.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors checkpoint ({error})") from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: weights without a description; load them with load_model('timm:NAME', weights={str(path)!r})"
+        )
+    if int(header.get("format_version", 0)) > FORMAT_VERSION:
+        raise CheckpointError(f"{path}: written by a newer xai-abn (format {header['format_version']}); update xai-abn")
+    try:
+        config = CheckpointConfig(**json.loads(header["config"]))
+        Preprocess.from_dict(config.preprocess)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the description is damaged ({error})") from error
+    return config, {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights strictly.
+
+    Raises:
+        CheckpointError: names or shapes do not fit; the message gives the first ones.
+    """
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+        detail = " ".join(lines)[:300]
+        raise CheckpointError(f"{source}: the weights do not fit {type(module).__name__}: {detail}") from error
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a bare state dict from ``.safetensors``, or from a torch file without running code in it.
+
+    Raises:
+        CheckpointError: missing, damaged, or a pickle that holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a plain weights file ({str(error).splitlines()[0]})") from error
+    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise CheckpointError(f"{path}: expected a dictionary of tensors")
+    return {name.removeprefix("module."): value for name, value in loaded.items()}
+
+
+def _storable(tensor: Tensor, half: bool) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous().clone()
+    return tensor.half() if half and tensor.is_floating_point() else tensor

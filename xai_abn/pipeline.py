@@ -1,0 +1,298 @@
+"""From pictures to explanations: read, prepare, run once a batch, ask every method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from xai_abn.errors import InvalidInputError, NonFiniteError, XaiAbnError
+from xai_abn.explainers import Explainer, get
+from xai_abn.explanation import Explanation
+from xai_abn.images import from_array, load_image, to_rgb
+from xai_abn.models.adapter import ModelAdapter, wrap
+from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.preprocess import PreparedImage, Preprocess
+
+#: Pictures per forward pass.
+BATCH_SIZE = 8
+
+Target = int | str
+
+
+class ImageExplanations(dict[str, Explanation]):
+    """The explanations of one picture by method name. Shows their sheet in a notebook."""
+
+    def _repr_png_(self) -> bytes:
+        from xai_abn.rendering import png_bytes, sheet
+
+        return png_bytes(sheet(list(self.values())))
+
+
+class Explanations(list[ImageExplanations]):
+    """One :class:`ImageExplanations` a picture; for a single picture, methods can be asked for directly.
+
+    ``explain(model, "cat.jpg")["abn"]`` is ``explain(model, "cat.jpg")[0]["abn"]``.
+    """
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return the explanations at a position, or of a method if there is one picture.
+
+        Raises:
+            InvalidInputError: a method was asked for, but there are several pictures.
+        """
+        if isinstance(key, str):
+            if len(self) != 1:
+                raise InvalidInputError(f"there are {len(self)} pictures; choose one first, as in result[0][{key!r}]")
+            return super().__getitem__(0)[key]
+        return super().__getitem__(key)
+
+
+def explain(
+    model: ModelAdapter | torch.nn.Module,
+    images: Any,
+    methods: str | Explainer | Sequence[str | Explainer] | None = None,
+    targets: Target | Sequence[Target] | None = None,
+) -> Explanations:
+    """Explain one or many pictures with one or many methods, from one forward pass a batch.
+
+    Args:
+        model: from :func:`xai_abn.load_model` or :func:`xai_abn.wrap`; a bare module is wrapped.
+        images: one or a sequence of: path or ``"example:cat"``, Pillow image, uint8 array (H, W, 3),
+            uint8 tensor (3, H, W), or normalised float tensor (3, H, W) or (N, 3, H, W), used as it is.
+        methods: names or :class:`Explainer` objects; default ``"abn"`` for an ABN, else ``"grad-cam"``.
+        targets: None for each picture's top-1 class, one index or label for all, or one a picture.
+
+    Returns:
+        A list with, for each picture, a dictionary from method to :class:`Explanation`.
+
+    Raises:
+        ImageLoadError: a picture cannot be read.
+        UnknownNameError: an unknown method, layer or label; the message gives the nearest.
+        UnsupportedModelError: a method does not apply to the model.
+        InvalidInputError: an image, target or their number is wrong.
+        NonFiniteError: the model answers with NaN or infinity.
+
+    Example:
+        >>> import xai_abn
+        >>> result = xai_abn.explain(xai_abn.load_model("lite0"), "example:cat", ["cam", "grad-cam"])
+        >>> result["cam"].label
+        'Egyptian cat'
+    """
+    model = model if isinstance(model, ModelAdapter) else wrap(model)
+    methods = make_explainers(model, methods)
+    prepared = [prepare(image, model.preprocess, i) for i, image in enumerate(_listed(images))]
+    chosen = _targets_per_image(targets, len(prepared))
+    result = Explanations()
+    for group, start in _same_size_groups(prepared):
+        result.extend(explain_batch(model, group, methods, chosen[start : start + len(group)]))
+    return result
+
+
+def make_explainers(
+    model: ModelAdapter,
+    methods: str | Explainer | Sequence[str | Explainer] | None,
+    layer: str | None = None,
+) -> list[Explainer]:
+    """Turn method names into explainers and refuse those that do not apply to the model.
+
+    Args:
+        model: the model to explain.
+        methods: see :func:`explain`.
+        layer: read by every method that reads a layer.
+
+    Raises:
+        UnknownNameError: an unknown method or layer.
+        UnsupportedModelError: a method does not apply to the model.
+        InvalidInputError: no method, or one twice.
+    """
+    if methods is None:
+        methods = "abn" if model.is_abn else "grad-cam"
+    wanted = [methods] if isinstance(methods, (str, Explainer)) else list(methods)
+    made = [m if isinstance(m, Explainer) else get(m)(layer=layer) for m in wanted]
+    keys = [m.name for m in made]
+    if not made or len(set(keys)) < len(keys):
+        raise InvalidInputError(f"give each method once and at least one, got {', '.join(keys) or 'none'}")
+    for explainer in made:
+        explainer.check(model)
+        for name in explainer.layers(model):
+            model.check_layer(name)
+    return made
+
+
+def explain_batch(
+    model: ModelAdapter,
+    prepared: Sequence[PreparedImage],
+    methods: Sequence[Explainer],
+    targets: Sequence[Target | None],
+) -> list[ImageExplanations]:
+    """Explain prepared pictures of one size in one forward pass.
+
+    Raises:
+        NonFiniteError: scores of some pictures are not finite; ``rows`` says which.
+    """
+    started = perf_counter()
+    inputs = torch.stack([p.tensor for p in prepared]).contiguous(memory_format=torch.channels_last)
+    layers = [layer for method in methods for layer in method.layers(model)]
+    shared = model.forward_pass(inputs, layers, gradients=any(m.needs_gradient for m in methods))
+    _check_finite(shared, prepared)
+    top = shared.logits.argmax(dim=1)
+    classes = shared.logits.shape[1]
+    indices = torch.tensor(
+        [int(t) if w is None else model.target_index(w, classes) for w, t in zip(targets, top, strict=True)],
+        device=top.device,
+    )
+    results = [ImageExplanations() for _ in prepared]
+    shared_seconds = perf_counter() - started
+    for method in methods:
+        started = perf_counter()
+        subject = indices if method.class_specific else top
+        maps = method.explain(shared, subject).detach().float().cpu().numpy()
+        facts = _facts(shared, method)
+        seconds = (shared_seconds + perf_counter() - started) / len(prepared)
+        for row, picture in enumerate(prepared):
+            index = int(subject[row])
+            results[row][method.name] = Explanation(
+                map=np.ascontiguousarray(maps[row]),
+                target=index,
+                label=model.label(index),
+                score=float(shared.logits[row, index]),
+                probability=float(shared.probabilities[row, index]),
+                predicted=int(top[row]),
+                predicted_label=model.label(int(top[row])),
+                view=picture.view,
+                source=picture.source,
+                notes=picture.notes,
+                seconds=seconds,
+                **facts,
+            )
+    return results
+
+
+def explain_each(
+    model: ModelAdapter,
+    sources: Iterable[str],
+    methods: Sequence[Explainer],
+    target: Target | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[tuple[str, ImageExplanations | XaiAbnError]]:
+    """Explain many files; one that fails gives its error in place of its explanations, the rest go on.
+
+    Yields:
+        ``(source, explanations or error)`` in the order of ``sources``.
+    """
+    waiting: list[tuple[str, PreparedImage | XaiAbnError]] = []
+    for source in sources:
+        try:
+            waiting.append((source, model.preprocess(load_image(source))))
+        except XaiAbnError as error:
+            waiting.append((source, error))
+        if len(waiting) == batch_size:
+            yield from _explain_waiting(model, waiting, methods, target)
+            waiting = []
+    yield from _explain_waiting(model, waiting, methods, target)
+
+
+def _explain_waiting(
+    model: ModelAdapter,
+    waiting: list[tuple[str, PreparedImage | XaiAbnError]],
+    methods: Sequence[Explainer],
+    target: Target | None,
+) -> Iterator[tuple[str, ImageExplanations | XaiAbnError]]:
+    """Explain what could be read; pictures whose scores are not finite are set aside and the rest run again."""
+    outcome: list[ImageExplanations | XaiAbnError | None] = [w if isinstance(w, XaiAbnError) else None for _, w in waiting]
+    left = [(i, w) for i, (_, w) in enumerate(waiting) if isinstance(w, PreparedImage)]
+    while left:
+        try:
+            results = explain_batch(model, [p for _, p in left], methods, [target] * len(left))
+        except NonFiniteError as error:
+            for row in error.rows:
+                outcome[left[row][0]] = NonFiniteError(_non_finite_message(model, left[row][1]), [row])
+            left = [item for row, item in enumerate(left) if row not in error.rows]
+            continue
+        for (i, _), result in zip(left, results, strict=True):
+            outcome[i] = result
+        break
+    for (source, _), result in zip(waiting, outcome, strict=True):
+        assert result is not None
+        yield source, result
+
+
+def prepare(image: Any, preprocess: Preprocess, position: int = 0) -> PreparedImage:
+    """Turn any accepted picture into a network's input and its view; see :func:`explain`.
+
+    Raises:
+        ImageLoadError: a path that cannot be read.
+        InvalidInputError: another kind of object, shape or dtype.
+    """
+    name = f"image {position}"
+    if isinstance(image, (str, Path)):
+        return preprocess(load_image(image))
+    if isinstance(image, Image.Image):
+        return preprocess(to_rgb(image, getattr(image, "filename", "") or name))
+    if isinstance(image, np.ndarray):
+        return preprocess(from_array(image, name))
+    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.dim() == 3:
+        return preprocess(from_array(image.permute(1, 2, 0).cpu().numpy(), name))
+    if isinstance(image, Tensor):
+        return preprocess.prepared_tensor(image, name)
+    raise InvalidInputError(f"{name}: expected a path, Pillow image, uint8 array or tensor, got {type(image).__name__}")
+
+
+def _listed(images: Any) -> list[Any]:
+    if isinstance(images, (str, Path, Image.Image)):
+        return [images]
+    if isinstance(images, (Tensor, np.ndarray)):
+        return list(images) if images.ndim == 4 else [images]
+    if not isinstance(images, Iterable):
+        raise InvalidInputError(f"images must be one picture or a sequence of them, got {type(images).__name__}")
+    return list(images)
+
+
+def _targets_per_image(targets: Target | Sequence[Target] | None, number: int) -> list[Target | None]:
+    if targets is None or isinstance(targets, (int, str)):
+        return [targets] * number
+    chosen = targets.tolist() if isinstance(targets, (Tensor, np.ndarray)) else list(targets)
+    if len(chosen) != number:
+        raise InvalidInputError(f"got {len(chosen)} targets for {number} images; give one for all, or one each")
+    return chosen
+
+
+def _same_size_groups(prepared: list[PreparedImage]) -> Iterator[tuple[list[PreparedImage], int]]:
+    """Yield runs of at most ``BATCH_SIZE`` neighbours of one size, with the position of the first."""
+    start = 0
+    for i in range(1, len(prepared) + 1):
+        full = i - start == BATCH_SIZE
+        if i == len(prepared) or full or prepared[i].tensor.shape != prepared[start].tensor.shape:
+            yield prepared[start:i], start
+            start = i
+
+
+def _check_finite(shared: ForwardPass, prepared: Sequence[PreparedImage]) -> None:
+    rows = [i for i, good in enumerate(torch.isfinite(shared.logits).all(dim=1).tolist()) if not good]
+    if rows:
+        raise NonFiniteError(_non_finite_message(shared.model, *(prepared[i] for i in rows)), rows)
+
+
+def _non_finite_message(model: ModelAdapter, *pictures: PreparedImage) -> str:
+    sources = ", ".join(p.source for p in pictures)
+    return f"{sources}: {model.name} answers with NaN or infinite scores; check its weights and preprocessing"
+
+
+def _facts(shared: ForwardPass, method: Explainer) -> dict[str, Any]:
+    model = shared.model
+    return {
+        "method": method.name,
+        "class_specific": method.class_specific,
+        "layer": method.layer_of(model),
+        "model": model.name,
+        "parameters": method.parameters,
+        "versions": {"xai-abn": version("xai-abn"), "torch": torch.__version__},
+    }
