@@ -82,7 +82,7 @@ def test_an_in_place_operation_does_not_overwrite_what_was_captured(inputs, grad
 
 
 def test_densenets_functional_in_place_relu_is_survived(inputs):
-    """torchvision's DenseNet applies F.relu(inplace=True) to the captured layer: capture keeps its own copy."""
+    """Torchvision's DenseNet applies F.relu(inplace=True) to the captured layer: capture keeps its own copy."""
     torch.manual_seed(0)
     model = xai_abn.wrap(torchvision.models.densenet121().eval())
     shared = model.forward_pass(inputs, ["features"], gradients=True)

@@ -36,7 +36,7 @@ def test_text_named_jpg_is_refused(tmp_path):
     """A text file is not a picture, and the message says what it looks like."""
     path = tmp_path / "notes.jpg"
     path.write_text("this is no picture\n" * 10)
-    with pytest.raises(ImageLoadError, match="not a picture.*looks like text"):
+    with pytest.raises(ImageLoadError, match=r"not a picture.*looks like text"):
         load_image(path)
 
 

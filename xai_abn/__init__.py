@@ -30,7 +30,7 @@ _HOMES = {
     "load_model": "xai_abn.models.zoo",
     "wrap": "xai_abn.models.adapter",
 }
-_MODULES = ("errors", "explainers", "models", "rendering", "training")
+_MODULES = ("errors", "explainers", "images", "metrics", "models", "rendering", "training")
 
 __all__ = [
     "ABNOutput",

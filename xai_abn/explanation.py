@@ -88,10 +88,14 @@ class Explanation:
             UnusableMapError: the map is flat or not finite.
         """
         if self.flaw:
-            raise UnusableMapError(f"{self.source}: the {self.method} map for {self.label!r} is {self.flaw}: nothing to show")
+            raise UnusableMapError(
+                f"{self.source}: the {self.method} map for {self.label!r} is {self.flaw}: nothing to show"
+            )
         height, width = size or self.view.shape[:2]
-        resized = cv2.resize(self.map.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-        low, high = resized.min(), resized.max()
+        resized = np.asarray(cv2.resize(self.map, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+        low, high = float(np.min(resized)), float(np.max(resized))
+        if high <= low:
+            raise UnusableMapError(f"the {self.method} map is flat at {height}x{width} pixels; ask for a larger size")
         return (resized - low) / (high - low)
 
     def overlay(self, **options: Any) -> Any:

@@ -13,7 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from xai_abn.errors import ImageLoadError, InvalidInputError
 
 #: File endings searched for in folders.
-EXTENSIONS = frozenset(".jpg .jpeg .jpe .png .bmp .gif .webp .tif .tiff .ppm .pgm .jp2 .avif".split())
+EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+)
 #: Pictures with a side below this many pixels are refused: there is nothing to explain.
 MIN_SIDE = 8
 #: Pictures with a side above this many pixels are refused, unread: they need more memory than a photo should.
@@ -97,7 +99,7 @@ def to_rgb(picture: Image.Image, source: str) -> LoadedImage:
         notes.append(note)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
-        if rgba.getextrema()[3][0] < 255:
+        if min(rgba.getchannel("A").tobytes()) < 255:
             notes.append("transparency laid on white")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return LoadedImage(picture.convert("RGB"), source, tuple(notes))
@@ -197,6 +199,6 @@ def _eight_bit(picture: Image.Image, source: str) -> tuple[Image.Image, str]:
     values = np.asarray(picture, dtype=np.float64)
     if not np.isfinite(values).all():
         raise ImageLoadError(f"{source}: holds pixels that are not finite numbers")
-    top = 65535.0 if picture.mode != "F" else (1.0 if values.max() <= 1 else 255.0)
+    top = 65535.0 if picture.mode != "F" else (1.0 if np.max(values) <= 1 else 255.0)
     scaled = np.clip(values / top * 255, 0, 255).round().astype(np.uint8)
     return Image.fromarray(scaled), f"grey values scaled from [0, {top:g}] to 8 bits"

@@ -207,7 +207,9 @@ def _explain_waiting(
     target: Target | None,
 ) -> Iterator[tuple[str, ImageExplanations | XaiAbnError]]:
     """Explain what could be read; pictures whose scores are not finite are set aside and the rest run again."""
-    outcome: list[ImageExplanations | XaiAbnError | None] = [w if isinstance(w, XaiAbnError) else None for _, w in waiting]
+    outcome: list[ImageExplanations | XaiAbnError | None] = [
+        w if isinstance(w, XaiAbnError) else None for _, w in waiting
+    ]
     left = [(i, w) for i, (_, w) in enumerate(waiting) if isinstance(w, PreparedImage)]
     while left:
         try:
@@ -220,9 +222,9 @@ def _explain_waiting(
         for (i, _), result in zip(left, results, strict=True):
             outcome[i] = result
         break
-    for (source, _), result in zip(waiting, outcome, strict=True):
-        assert result is not None
-        yield source, result
+    for (source, _), answer in zip(waiting, outcome, strict=True):
+        assert answer is not None  # every picture was explained, unreadable or set aside
+        yield source, answer
 
 
 def prepare(image: Any, preprocess: Preprocess, position: int = 0) -> PreparedImage:
@@ -259,7 +261,7 @@ def _listed(images: Any) -> list[Any]:
 def _targets_per_image(targets: Target | Sequence[Target] | None, number: int) -> list[Target | None]:
     if targets is None or isinstance(targets, (int, str)):
         return [targets] * number
-    chosen = targets.tolist() if isinstance(targets, (Tensor, np.ndarray)) else list(targets)
+    chosen: list[Target | None] = targets.tolist() if isinstance(targets, (Tensor, np.ndarray)) else list(targets)
     if len(chosen) != number:
         raise InvalidInputError(f"got {len(chosen)} targets for {number} images; give one for all, or one each")
     return chosen

@@ -71,7 +71,9 @@ class Preprocess:
     def __post_init__(self) -> None:
         """Check the values, so that a mistake is found here and not in a wrong picture."""
         if self.interpolation not in _INTERPOLATION:
-            raise InvalidInputError(f"interpolation must be one of {', '.join(_INTERPOLATION)}, got {self.interpolation!r}")
+            raise InvalidInputError(
+                f"interpolation must be one of {', '.join(_INTERPOLATION)}, got {self.interpolation!r}"
+            )
         if self.crop not in _CROPS:
             raise InvalidInputError(f"crop must be one of {', '.join(_CROPS)}, got {self.crop!r}")
         if self.size < 1 or not 0 < self.crop_pct <= 1:
@@ -89,11 +91,12 @@ class Preprocess:
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise InvalidInputError(f"unknown preprocessing fields: {', '.join(sorted(unknown))}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain values."""
-        return asdict(self)
+        """Return the settings as plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def __call__(self, loaded: LoadedImage) -> PreparedImage:
         """Prepare one picture (RGB, any size)."""

@@ -30,7 +30,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self.group = group
         self._items: dict[str, T] = {}
-        self._entry_points_loaded = group is None
+        self._entry_points_loaded = False
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that files its object under ``name``.
@@ -72,7 +72,7 @@ class Registry(Generic[T]):
         return iter(self.names())
 
     def _load_entry_points(self) -> None:
-        if self._entry_points_loaded:
+        if self._entry_points_loaded or self.group is None:
             return
         self._entry_points_loaded = True
         for point in entry_points(group=self.group):

@@ -8,6 +8,7 @@ The model is saved every --save-every steps, so that the run may be ended at any
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shlex
 import sys
@@ -18,7 +19,7 @@ import torch
 
 from xai_abn import abn_from, load_model
 from xai_abn.data.photos import PhotoFolder
-from xai_abn.models.checkpoint import CheckpointConfig, save_checkpoint
+from xai_abn.models.checkpoint import CheckpointConfig, load_weights, read_checkpoint, save_checkpoint
 from xai_abn.training import DistillationConfig, distill
 
 
@@ -31,13 +32,28 @@ def main() -> None:
     network = abn_from(teacher.module, **recipe).to(memory_format=torch.channels_last)
     look = teacher.preprocess
     # ImageNet validation photos that these collections contain are kept for measuring
-    photos = PhotoFolder(arguments.photos, size=look.size, mean=look.mean, std=look.std, exclude=["_val_"])
+    photos = PhotoFolder(
+        arguments.photos,
+        size=look.size,
+        mean=look.mean,
+        std=look.std,
+        scale=(arguments.least_area, 1.0),
+        exclude=["_val_"],
+    )
     print(f"{len(photos)} photos, {config}", flush=True)
+    head = copy.deepcopy(network.perception_branch)
+    earlier = []
+    if arguments.continue_from:
+        before, state = read_checkpoint(arguments.continue_from)
+        load_weights(network, state, str(arguments.continue_from))
+        earlier = [*before.training.get("earlier", []), {k: v for k, v in before.training.items() if k != "earlier"}]
     training = {
         "method": "self-distillation (xai_abn.training.distill)",
         "teacher": "lite0",
         "photos": len(photos),
         "config": asdict(config),
+        "least_area": arguments.least_area,
+        "earlier": earlier,
         "command": f"python {shlex.join([sys.argv[0], '--photos', 'DIR...', *named_arguments()])}",
     }
     description = CheckpointConfig("lite0", 1000, recipe, look.to_dict(), "imagenet", training)
@@ -48,9 +64,11 @@ def main() -> None:
             record.flush()
             if values["step"] % arguments.save_every == 0:
                 print(" ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
+                training["steps_done"] = int(values["step"])
                 save_checkpoint(arguments.output, network, description, half=True)
 
-        distill(network, photos, config, log)
+        distill(network, photos, config, log, teacher=head)
+    training["steps_done"] = config.steps
     save_checkpoint(arguments.output, network, description, half=True)
 
 
@@ -58,6 +76,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", nargs="+", required=True, type=Path)
     parser.add_argument("--output", type=Path, default=Path("abn_lite0.safetensors"))
+    parser.add_argument("--continue-from", type=Path, help="a checkpoint to go on from, with a new schedule")
+    parser.add_argument("--least-area", type=float, default=0.25, help="least share of a photo that a crop covers")
     parser.add_argument("--mechanism", default="residual")
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
@@ -75,7 +95,7 @@ def named_arguments() -> list[str]:
     for argument in sys.argv[1:]:
         skipping = argument == "--photos" or (skipping and not argument.startswith("--"))
         if not skipping:
-            kept.append(argument)
+            kept.append(Path(argument).name if "/" in argument else argument)
     return kept
 
 

@@ -27,7 +27,8 @@ def command(
         typer.Option("--method", "-M", help="Method, repeatable or comma-separated; see 'xai-abn list methods'."),
     ] = None,
     target: Annotated[
-        str | None, typer.Option("--target", "-t", help="Class to explain, as label or index. Default: the top-1 class.")
+        str | None,
+        typer.Option("--target", "-t", help="Class to explain, as label or index. Default: the top-1 class."),
     ] = None,
     model: Annotated[
         str, typer.Option("--model", "-m", help="abn-lite0, lite0, timm:NAME, torchvision:NAME or a checkpoint.")
@@ -44,7 +45,9 @@ def command(
         str | None, typer.Option("--map", help="Also save each raw map, as 'npy'.", metavar="npy")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    colormap: Annotated[str, typer.Option(help="Colours of the map: viridis, inferno, magma, plasma, cividis, turbo, jet.")] = "viridis",
+    colormap: Annotated[
+        str, typer.Option(help="Colours of the map: viridis, inferno, magma, plasma, cividis, turbo, jet.")
+    ] = "viridis",
     device: Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")] = "cpu",
     overwrite: Annotated[bool, typer.Option(help="Replace files that xai-abn did not make, too.")] = False,
 ) -> None:

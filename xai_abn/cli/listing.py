@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from enum import Enum
 from typing import Annotated
 
@@ -57,7 +58,9 @@ def _methods(model: str, weights: str | None) -> list[tuple[str, ...]]:
 def _models(model: str, weights: str | None) -> list[tuple[str, ...]]:
     from xai_abn.models import zoo
 
-    rows = [(name, (zoo.models.get(name).__doc__ or "").strip().splitlines()[0]) for name in zoo.models.names()]
+    rows: list[tuple[str, ...]] = [
+        (name, (inspect.getdoc(zoo.models.get(name)) or "a plug-in").splitlines()[0]) for name in zoo.models
+    ]
     rows += [(f"torchvision:{name}", "torchvision") for name in zoo.torchvision_names()]
     return rows + [(f"timm:{name}", "timm") for name in zoo.timm_names()]
 

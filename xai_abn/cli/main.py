@@ -40,5 +40,3 @@ def main() -> None:
     except XaiAbnError as error:
         typer.echo(f"xai-abn: {error.line}", err=True)
         sys.exit(1)
-
-

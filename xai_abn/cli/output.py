@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -98,7 +99,9 @@ class OutputFolder:
         except (OSError, SyntaxError, ValueError):
             ours = False
         if not ours:
-            raise OutputError(f"{path} is there and was not made by xai-abn; choose another --output or give --overwrite")
+            raise OutputError(
+                f"{path} is there and was not made by xai-abn; choose another --output or give --overwrite"
+            )
 
 
 def _is_ours(path: Path) -> bool:
@@ -129,5 +132,6 @@ def _write(path: Path, content: bytes) -> None:
         part.write_bytes(content)
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

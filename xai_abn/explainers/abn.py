@@ -18,11 +18,14 @@ class _AttentionBranchMap(Explainer):
         """Refuse a network without an attention branch, and a layer by name."""
         if not model.is_abn:
             raise UnsupportedModelError(
-                f"{self.name} needs an Attention Branch Network and {model.name} is a plain {type(model.module).__name__}; "
-                "use the model abn-lite0, or make one of yours with xai_abn.abn_from(...) and xai_abn.training.distill(...)"
+                f"{self.name} needs an Attention Branch Network and {model.name} is a plain "
+                f"{type(model.module).__name__}; use the model abn-lite0, or make one of yours with "
+                "xai_abn.abn_from(...) and xai_abn.training.distill(...)"
             )
         if self.layer is not None:
-            raise UnsupportedModelError(f"{self.name} comes from the attention branch; it takes no layer (got {self.layer!r})")
+            raise UnsupportedModelError(
+                f"{self.name} comes from the attention branch; it takes no layer (got {self.layer!r})"
+            )
 
     def layers(self, model: ModelAdapter) -> tuple[str, ...]:
         """Return nothing: the maps are outputs of the network."""

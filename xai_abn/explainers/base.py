@@ -57,7 +57,7 @@ class Explainer(ABC):
             UnsupportedModelError: the method does not apply to this model; the message says why.
         """
 
-    def check(self, model: ModelAdapter) -> None:
+    def check(self, model: ModelAdapter) -> None:  # noqa: B027 - most methods refuse nothing
         """Refuse a model that this method cannot explain, before it is run.
 
         Raises:

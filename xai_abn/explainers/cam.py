@@ -51,7 +51,10 @@ def _pooled_activations(forward_pass: ForwardPass, layer: str) -> Tensor:
             with torch.no_grad():
                 logits = linear(activations.mean(dim=(2, 3))).float()
             size = forward_pass.logits.abs().max().clamp_min(1.0)
-            if logits.shape == forward_pass.logits.shape and (logits - forward_pass.logits).abs().max() <= TOLERANCE * size:
+            if (
+                logits.shape == forward_pass.logits.shape
+                and (logits - forward_pass.logits).abs().max() <= TOLERANCE * size
+            ):
                 return activations
         found = "other steps between the layer and the logits"
     raise UnsupportedModelError(

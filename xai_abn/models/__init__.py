@@ -1,0 +1,1 @@
+"""Networks: the ABN, cutting and wrapping classifiers, the shared forward pass, checkpoints, names."""

@@ -116,17 +116,22 @@ class AttentionBranchNetwork(nn.Module):
 
     Args:
         feature_extractor: image batch (N, 3, H, W) to features (N, C, h, w).
-        attention_branch: features to ``(attention_logits, attention_map, class_maps)``.
+        attention_branch: features to ``(attention_logits, attention_map, class_maps)``; any module that does.
         perception_branch: attended features (N, C, h, w) to logits (N, K).
         mechanism: combines features and map; see ``mechanisms.names()``.
 
     Build one from an existing classifier with :func:`xai_abn.abn_from`.
     """
 
+    feature_extractor: nn.Module
+    attention_branch: AttentionBranch
+    perception_branch: nn.Module
+    mechanism: nn.Module
+
     def __init__(
         self,
         feature_extractor: nn.Module,
-        attention_branch: nn.Module,
+        attention_branch: AttentionBranch,
         perception_branch: nn.Module,
         mechanism: nn.Module,
     ) -> None:

@@ -5,6 +5,7 @@ The format is safetensors with a JSON description in its header, so that reading
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xai_abn.errors import CheckpointError, OutputError
@@ -59,7 +60,11 @@ def save_checkpoint(path: str | Path, module: nn.Module, config: CheckpointConfi
         OutputError: the file cannot be written.
     """
     state = {n: _storable(t, half) for n, t in module.state_dict().items()}
-    header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "config": json.dumps(vars(config), sort_keys=True)}
+    header = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "config": json.dumps(vars(config), sort_keys=True),
+    }
     path = Path(path)
     part = path.with_name(path.name + ".part")
     try:
@@ -67,7 +72,8 @@ def save_checkpoint(path: str | Path, module: nn.Module, config: CheckpointConfi
         save_file(state, part, metadata=header)
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise OutputError(f"cannot write checkpoint {path}: {error}") from error
 
 
@@ -122,9 +128,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such weights file")
     try:
         if path.suffix == ".safetensors":
-            with safe_open(str(path), framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded: Any = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path}: not a plain weights file ({str(error).splitlines()[0]})") from error
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded

@@ -49,7 +49,9 @@ class ForwardPass:
         torch.Size([2, 1280, 7, 7])
     """
 
-    def __init__(self, model: ModelAdapter, inputs: Tensor, layers: Sequence[str] = (), gradients: bool = False) -> None:
+    def __init__(
+        self, model: ModelAdapter, inputs: Tensor, layers: Sequence[str] = (), gradients: bool = False
+    ) -> None:
         if gradients and torch.is_inference_mode_enabled():
             raise InvalidInputError(
                 "gradients cannot be had inside torch.inference_mode(); use torch.no_grad() or leave the block"
@@ -88,7 +90,9 @@ class ForwardPass:
             InvalidInputError: the layer was not among ``layers``.
         """
         if layer not in self._kept:
-            raise InvalidInputError(f"layer {layer!r} was not captured; this pass has {', '.join(self._kept) or 'none'}")
+            raise InvalidInputError(
+                f"layer {layer!r} was not captured; this pass has {', '.join(self._kept) or 'none'}"
+            )
         return self._kept[layer].detach()
 
     def gradients(self, layer: str, targets: Tensor) -> Tensor:
@@ -112,7 +116,9 @@ class ForwardPass:
             raise InvalidInputError("this pass was made without gradients; use forward_pass(..., gradients=True)")
         self.activations(layer)
         if targets.dim() not in (1, 2) or len(targets) != len(self):
-            raise InvalidInputError(f"targets must have shape ({len(self)},) or ({len(self)}, T), got {tuple(targets.shape)}")
+            raise InvalidInputError(
+                f"targets must have shape ({len(self)},) or ({len(self)}, T), got {tuple(targets.shape)}"
+            )
         key = (layer, tuple(targets.shape), tuple(targets.flatten().tolist()))
         if key not in self._gradients:
             self._gradients[key] = self._differentiate(layer, targets.to(self._scores.device))
@@ -163,7 +169,9 @@ class ForwardPass:
             if threading.get_ident() != owner:
                 return None  # another thread's pass through the same network
             if not isinstance(output, Tensor) or not output.is_floating_point():
-                raise UnsupportedModelError(f"layer {layer!r} gives {type(output).__name__}, not one tensor; name another")
+                raise UnsupportedModelError(
+                    f"layer {layer!r} gives {type(output).__name__}, not one tensor; name another"
+                )
             if self._differentiable:
                 torch.set_grad_enabled(True)  # until the surrounding no_grad() block ends
                 output = output if output.requires_grad else output.detach().requires_grad_()

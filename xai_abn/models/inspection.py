@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -69,7 +69,7 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
     found: list[LayerOutput] = []
     kept: list[Tensor] = []  # keeps tensors alive, so that ids stay unique
 
-    def hook(name: str, kind: str):  # noqa: ANN202 - returns the hook
+    def hook(name: str, kind: str) -> Callable[[nn.Module, object, object], None]:
         def record(_module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor):
                 kept.append(output)

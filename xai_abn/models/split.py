@@ -39,6 +39,9 @@ class Split:
     layer: str
 
 
+_Window = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
+
+
 class _CoarseTracer(fx.Tracer):
     """Keeps every module whole, except those that contain the cut."""
 
@@ -125,13 +128,13 @@ def _trace(backbone: nn.Module, layer: str) -> fx.Graph:
         except Exception as error:
             raise UnsupportedModelError(
                 f"torch.fx cannot trace {type(backbone).__name__} ({error}); "
-                "build AttentionBranchNetwork(feature_extractor, attention_branch, perception_branch, mechanism) yourself"
+                "build AttentionBranchNetwork from parts of your own"
             ) from error
 
 
 def _node_shapes(backbone: nn.Module, graph: fx.Graph, sample: Tensor) -> dict[fx.Node, tuple[int, ...]]:
     class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node):  # noqa: ANN202 - fx's own signature
+        def run_node(self, n: fx.Node) -> object:
             result = super().run_node(n)
             if isinstance(result, Tensor):
                 shapes[n] = tuple(result.shape)
@@ -145,7 +148,7 @@ def _node_shapes(backbone: nn.Module, graph: fx.Graph, sample: Tensor) -> dict[f
 
 
 def _is_pooling(backbone: nn.Module, node: fx.Node) -> bool:
-    name = type(backbone.get_submodule(node.target)).__name__ if node.op == "call_module" else str(node.target)
+    name = type(backbone.get_submodule(str(node.target))).__name__ if node.op == "call_module" else str(node.target)
     return "pool" in name.lower() or "dropout" in name.lower()
 
 
@@ -224,7 +227,7 @@ def abn_from(
     stage = copy.deepcopy(parts.last_stage)
     _remove_stride(stage, dilate)
     branch = AttentionBranch(stage, parts.stage_channels, classifier.out_features)
-    _initialise_from_classifier(branch, classifier)
+    _initialise_from_classifier(branch, classifier, map_bias=1.0 if mechanism == "product" else 0.0)
     network = AttentionBranchNetwork(
         feature_extractor=copy.deepcopy(parts.feature_extractor),
         attention_branch=branch,
@@ -248,11 +251,13 @@ def _check_runs(network: AttentionBranchNetwork, input_size: int, layer: str) ->
         ) from error
 
 
-def _initialise_from_classifier(branch: AttentionBranch, classifier: nn.Linear) -> None:
+def _initialise_from_classifier(branch: AttentionBranch, classifier: nn.Linear, map_bias: float) -> None:
     """Set the branch so that its class maps are the rectified class evidence of the backbone.
 
     Class maps start as ReLU(w_c . A + b_c): BatchNorms as identities, the second 1x1 convolution too.
-    The map head starts as a blurred sum over the rectified class maps, shifted so that M is near 1.
+    The map head starts as a blurred sum over the rectified class maps: M is high where any class has
+    evidence. Its BatchNorm bias, the logit around which M lies once the statistics are learned, is 0
+    (or 1 for the product, which starts by letting most of the features through).
     """
     with torch.no_grad():
         if classifier.in_features == branch.att_conv.in_channels:
@@ -262,7 +267,7 @@ def _initialise_from_classifier(branch: AttentionBranch, classifier: nn.Linear) 
             nn.init.dirac_(branch.att_conv2.weight)
         classes = branch.att_conv3.in_channels
         branch.att_conv3.weight.fill_(1.0 / (9 * classes**0.5))
-        branch.bn_att3.bias.fill_(1.0)
+        branch.bn_att3.bias.fill_(map_bias)
 
 
 def _remove_stride(stage: nn.Module, dilate: bool) -> None:
@@ -285,12 +290,12 @@ def _remove_stride(stage: nn.Module, dilate: bool) -> None:
             rate *= max(stride)
 
 
-def _span(module: nn.Module, axis: int) -> int:
+def _span(module: _Window, axis: int) -> int:
     """Return how many pixels the kernel reaches over."""
     return (_pair(module.kernel_size)[axis] - 1) * _pair(getattr(module, "dilation", 1))[axis] + 1
 
 
-def _pad_to_same_size(stage: nn.Module, name: str, module: nn.Module, spread: list[tuple[int, int]]) -> None:
+def _pad_to_same_size(stage: nn.Module, name: str, module: _Window, spread: list[tuple[int, int]]) -> None:
     """Replace an even-sized window, such as 2x2 pooling, by the same window over a padded edge."""
     (rows, top), (columns, left) = spread
     module.padding = (0, 0)
@@ -299,5 +304,5 @@ def _pad_to_same_size(stage: nn.Module, name: str, module: nn.Module, spread: li
     setattr(stage.get_submodule(parent), attribute, nn.Sequential(padding, module))
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
     return value if isinstance(value, tuple) else (value, value)

@@ -26,7 +26,9 @@ RANDOM = "random"
 models: Registry[Callable[..., ModelAdapter]] = Registry("model", "xai_abn.models")
 
 
-def load_model(spec: str | Path = DEFAULT_MODEL, *, weights: str | Path | None = None, device: str = "cpu") -> ModelAdapter:
+def load_model(
+    spec: str | Path = DEFAULT_MODEL, *, weights: str | Path | None = None, device: str = "cpu"
+) -> ModelAdapter:
     """Load a classifier, ready to be explained.
 
     Args:
@@ -137,7 +139,9 @@ def _architecture(backbone: str, classes: int) -> nn.Module:
         from torchvision import models as tv
 
         return tv.get_model(name, weights=None, num_classes=classes)
-    raise CheckpointError(f"the checkpoint's backbone {backbone!r} is not known here; a newer timm or torchvision may have it")
+    raise CheckpointError(
+        f"the checkpoint's backbone {backbone!r} is not known here; a newer timm or torchvision may have it"
+    )
 
 
 def _lite0_module() -> nn.Module:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -50,11 +50,11 @@ class DistillationConfig:
     batch_size: int = 32
     mosaics: int = 8
     lr: float = 1e-4
-    map_lr: float = 1e-2
-    area_weight: float = 3.0
-    sufficiency_weight: float = 0.0
-    necessity_weight: float = 0.0
-    train_stage: bool = True
+    map_lr: float = 5e-3
+    area_weight: float = 4.0
+    sufficiency_weight: float = 1.0
+    necessity_weight: float = 1.0
+    train_stage: bool = False
     warmup: float = 0.05
     max_grad_norm: float = 5.0
     seed: int = 0
@@ -67,18 +67,21 @@ def distill(
     photos: Dataset,
     config: DistillationConfig = DistillationConfig(),
     log: Callable[[dict[str, float]], None] | None = None,
+    teacher: nn.Module | None = None,
 ) -> AttentionBranchNetwork:
-    """Train an untrained ABN, in place, to answer as its own backbone does and to show where it looks.
+    """Train an ABN, in place, to answer as its own backbone does and to show where it looks.
 
     The loss is ``KL(teacher || attention branch) + KL(teacher || perception branch) +
     area_weight * mean(M) + necessity_weight * overlap(teacher, teacher's answer to g(1 - M))``.
     The feature extractor stays frozen, as do all BatchNorm statistics but the map's own.
 
     Args:
-        network: fresh from :func:`xai_abn.abn_from`; its perception branch is the teacher's head.
+        network: fresh from :func:`xai_abn.abn_from`, or a distilled one with its ``teacher``.
         photos: gives (3, H, W) crops or None, such as :class:`xai_abn.data.photos.PhotoFolder`.
         config: see :class:`DistillationConfig`.
         log: called after each step with the step, the losses, the mean of M and photos per second.
+        teacher: features (N, C, h, w) to logits (N, K), the backbone's own part behind the split;
+            default: the perception branch as it is now, which is right for a fresh network only.
 
     Returns:
         The same network, in evaluation mode, with every parameter's ``requires_grad`` as it was.
@@ -87,7 +90,7 @@ def distill(
         NonFiniteError: the loss is no longer finite; the message says at which step.
     """
     device = next(network.parameters()).device
-    teacher = copy.deepcopy(network.perception_branch).eval().requires_grad_(False)
+    teacher = copy.deepcopy(teacher or network.perception_branch).eval().requires_grad_(False)
     flags = [(p, p.requires_grad) for p in network.parameters()]
     network.eval().requires_grad_(False)
     optimiser = _optimiser(network, config)

@@ -1,0 +1,126 @@
+"""Do our maps equal the peers', after the same ReLU, normalisation and resize?
+
+    pip install "xai-abn[benchmarks]"
+    python benchmarks/agreement/run.py [--output results.json]
+
+Networks have seeded random weights; BatchNorm statistics come from one training-mode pass, so that
+activations and gradients are of ordinary size. Pictures are scikit-image's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from captum.attr import LayerAttribution, LayerGradCam
+from pytorch_grad_cam import GradCAM as PeerGradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torchcam.methods import CAM as TorchCAM
+from torchcam.methods import GradCAM as TorchCAMGradCAM
+
+import xai_abn
+from xai_abn.errors import UnsupportedModelError
+from xai_abn.explainers import CAM, GradCAM
+from xai_abn.images import load_image
+from xai_abn.metrics import upsample
+
+NETWORKS = ("resnet18", "resnet50", "densenet121", "efficientnet_b0", "vgg11_bn")
+PHOTOS = ("astronaut", "cat", "coffee", "rocket")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    result = {name: compare(name) for name in NETWORKS}
+    columns = list(result["resnet18"])
+    print(f"largest difference over {len(PHOTOS)} photos\n{'network':<18}" + "".join(f"{c:>26}" for c in columns))
+    for name, row in result.items():
+        cells = [f"{row[c]:.1e}" if row[c] is not None else "no GAP + linear head" for c in columns]
+        print(f"{name:<18}" + "".join(f"{c:>26}" for c in cells))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def compare(name: str) -> dict[str, float | None]:
+    torch.manual_seed(0)
+    module = torchvision.models.get_model(name, weights=None).eval()
+    model = xai_abn.wrap(module)
+    inputs = torch.stack([model.preprocess(load_image(f"example:{p}")).tensor for p in PHOTOS])
+    module.train()
+    with torch.no_grad():
+        module(inputs)
+    module.eval()
+    targets = [1, 20, 300, 999]
+    layer = module.get_submodule(model.target_layer)
+    shared = model.forward_pass(inputs, [model.target_layer], gradients=True)
+    raw = GradCAM().explain(shared, torch.tensor(targets))
+    mine = normalised(upsample(raw, (224, 224)))
+    with PeerGradCAM(model=module, target_layers=[layer]) as peer:
+        theirs = torch.from_numpy(peer(inputs, [ClassifierOutputTarget(t) for t in targets]))
+    captum_map = LayerGradCam(module, layer).attribute(inputs, target=torch.tensor(targets)).relu()
+    large = LayerAttribution.interpolate(captum_map, (224, 224), "bilinear")[:, 0].detach()
+    with TorchCAMGradCAM(module, model.target_layer) as extractor:
+        small = extractor(targets, module(inputs), normalized=True)[0].detach()
+    return {
+        "grad-cam (grad-cam)": difference(mine, normalised(theirs)),
+        "grad-cam (captum)": difference(mine, normalised(large)),
+        "grad-cam (torchcam)": difference(normalised(raw), normalised(small)),
+        "cam (torchcam)": compare_cam(module, model, shared, inputs, targets),
+        "cam (plain formula)": plain_cam(model, shared, targets),
+    }
+
+
+def compare_cam(module, model, shared, inputs: torch.Tensor, targets: list[int]) -> float | None:
+    """Against torchcam's CAM, where the layer it hooks is what is pooled."""
+    if not describes(shared, targets) or (model.target_layer == "features" and "DenseNet" in type(module).__name__):
+        return None  # DenseNet pools a functional ReLU of the layer, which torchcam cannot hook
+    name = next(n for n, m in module.named_modules() if m is model.classifier)
+    with torch.no_grad(), TorchCAM(module, model.target_layer, name) as extractor:
+        theirs = extractor(targets, module(inputs), normalized=False)[0]
+    ours = CAM().explain(shared, torch.tensor(targets))
+    return difference(normalised(ours.relu()), normalised(theirs.relu()))
+
+
+def plain_cam(model, shared, targets: list[int]) -> float | None:
+    """Against the sum written out channel by channel, relative to the largest value."""
+    if not describes(shared, targets):
+        return None
+    ours = CAM().explain(shared, torch.tensor(targets)).double()
+    pooled = shared.activations(model.target_layer).double()
+    pooled = pooled.relu() if "DenseNet" in type(model.module).__name__ else pooled
+    weight = model.classifier.weight.detach().double()
+    plain = torch.zeros_like(ours)
+    for n, target in enumerate(targets):
+        for k in range(pooled.shape[1]):
+            plain[n] += weight[target, k] * pooled[n, k]
+    return difference(ours / plain.abs().max(), plain / plain.abs().max())
+
+
+def describes(shared, targets: list[int]) -> bool:
+    try:
+        CAM().explain(shared, torch.tensor(targets))
+    except UnsupportedModelError:
+        return False
+    return True
+
+
+def normalised(maps: torch.Tensor) -> torch.Tensor:
+    """Scale each map (N, h, w) to [0, 1]."""
+    flat = maps.double().flatten(1)
+    low, high = flat.amin(dim=1, keepdim=True), flat.amax(dim=1, keepdim=True)
+    return ((flat - low) / (high - low).clamp_min(1e-30)).view(maps.shape)
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(np.abs(a.numpy() - b.numpy()).max())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Measure abn-lite0 beside lite0: accuracy, where its map lies, how many objects it finds, its polarity.
+
+    python benchmarks/default_abn/evaluate.py --data DIR [--model SPEC] [--output results.json]
+
+DIR holds imagenet_val/ (images/, boxes.csv: file,wnid,boxes) and coco_multi/ (images/, instances.json).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo
+
+from xai_abn import load_model
+from xai_abn.explainers import ABN, CAM, ABNClass, GradCAM
+from xai_abn.images import load_image
+from xai_abn.metrics import energy_inside, object_recall, peak_inside, polarity, upsample
+
+SIZE = 224
+BATCH = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--model", default="abn-lite0", help="an ABN made from lite0")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    abn, plain = load_model(arguments.model), load_model("lite0")
+    photos = read_imagenet(arguments.data / "imagenet_val")
+    scenes = read_coco(arguments.data / "coco_multi")
+    result = {
+        "accuracy": accuracy(abn, plain, photos),
+        "imagenet_val": localisation(abn, plain, photos),
+        "coco_multi": localisation(abn, plain, scenes),
+        "polarity": polarities(abn, photos),
+    }
+    show(result)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def read_imagenet(folder: Path) -> list[dict]:
+    index = {wnid: i for i, wnid in enumerate(ImageNetInfo().label_names())}
+    rows = list(csv.DictReader((folder / "boxes.csv").open()))
+    return [
+        {
+            "path": folder / "images" / row["file"],
+            "target": index[row["wnid"]],
+            "boxes": [[float(v) for v in box.split()] for box in row["boxes"].split(";")],
+        }
+        for row in rows
+    ]
+
+
+def read_coco(folder: Path) -> list[dict]:
+    content = json.loads((folder / "instances.json").read_text())
+    boxes: dict[int, list] = {}
+    for note in content["annotations"]:
+        left, top, width, height = note["bbox"]
+        boxes.setdefault(note["image_id"], []).append([left, top, left + width, top + height])
+    return [{"path": folder / "images" / i["file_name"], "boxes": boxes[i["id"]]} for i in content["images"]]
+
+
+def batches(model, photos: list[dict], crop: str):
+    """Yield inputs (N, 3, 224, 224) and their photos."""
+    look = dataclasses.replace(model.preprocess, crop=crop)
+    for start in range(0, len(photos), BATCH):
+        chunk = photos[start : start + BATCH]
+        inputs = torch.stack([look(load_image(p["path"])).tensor for p in chunk])
+        yield inputs.contiguous(memory_format=torch.channels_last), chunk
+
+
+def accuracy(abn, plain, photos: list[dict]) -> dict:
+    """Top-1 with the usual centre crop."""
+    right = {"lite0": [], "perception branch": [], "attention branch": []}
+    for inputs, chunk in batches(abn, photos, "center"):
+        truth = torch.tensor([p["target"] for p in chunk])
+        with torch.inference_mode():
+            output = abn.module(inputs)
+            answers = {
+                "lite0": plain.module(inputs),
+                "perception branch": output.logits,
+                "attention branch": output.attention_logits,
+            }
+        for name, logits in answers.items():
+            right[name] += (logits.argmax(dim=1) == truth).tolist()
+    agree = np.mean(np.array(right["lite0"]) == np.array(right["perception branch"]))
+    return {**{n: float(np.mean(r)) for n, r in right.items()}, "both right or both wrong": float(agree)}
+
+
+def localisation(abn, plain, photos: list[dict]) -> dict:
+    """Each method's map of the whole photo, squashed to 224x224, against the boxes.
+
+    CAM and Grad-CAM explain lite0's own top-1 class.
+    """
+    generator = torch.Generator().manual_seed(0)
+    values: dict[str, list] = {}
+    for inputs, chunk in batches(abn, photos, "squash"):
+        shared_abn = abn.forward_pass(inputs, [abn.target_layer], gradients=True)
+        shared = plain.forward_pass(inputs, [plain.target_layer], gradients=True)
+        top, top_abn = shared.logits.argmax(dim=1), shared_abn.logits.argmax(dim=1)
+        maps = {
+            "abn": ABN().explain(shared_abn, top_abn),
+            "abn-class (top-1)": ABNClass().explain(shared_abn, top_abn),
+            "grad-cam of abn-lite0 (top-1)": GradCAM().explain(shared_abn, top_abn),
+            "cam of lite0 (top-1)": CAM().explain(shared, top),
+            "grad-cam of lite0 (top-1)": GradCAM().explain(shared, top),
+            "centre": centre().expand(len(chunk), -1, -1),
+            "uniform": torch.ones(len(chunk), SIZE, SIZE),
+            "random 7x7": torch.rand(len(chunk), 7, 7, generator=generator),
+            "random 14x14": torch.rand(len(chunk), 14, 14, generator=generator),
+        }
+        boxes = [scaled_boxes(photo) for photo in chunk]
+        for name, batch in maps.items():
+            for map_, around in zip(upsample(batch.detach(), (SIZE, SIZE)), boxes, strict=True):
+                recall = object_recall(map_, around)
+                row = [
+                    energy_inside(map_, around),
+                    peak_inside(map_, around),
+                    recall,
+                    recall * len(around),
+                    len(around),
+                ]
+                values.setdefault(name, []).append(row)
+    return {name: summary(np.array(rows)) for name, rows in values.items()}
+
+
+def scaled_boxes(photo: dict) -> torch.Tensor:
+    """Return the boxes (B, 4) in pixels of the whole photo squashed to 224x224."""
+    with Image.open(photo["path"]) as picture:
+        width, height = picture.size
+    return torch.tensor(photo["boxes"]) * torch.tensor([SIZE / width, SIZE / height] * 2)
+
+
+def centre() -> torch.Tensor:
+    """Distance to the pixel (112, 112), negated and shifted to be positive."""
+    axis = torch.arange(SIZE) - SIZE // 2
+    return (200 - (axis[:, None] ** 2 + axis[None] ** 2).float().sqrt())[None]
+
+
+def summary(rows: np.ndarray) -> dict:
+    energy, peak, recall, found, objects = rows.T
+    return {
+        "energy inside": float(np.nanmean(energy)),
+        "peak inside": float(np.nanmean(peak)),
+        "object recall": float(np.nansum(found) / objects[~np.isnan(found)].sum()),
+        "object recall, mean over photos": float(np.nanmean(recall)),
+        "flat maps": int(np.isnan(peak).sum()),
+        "photos": len(rows),
+        "objects": int(objects.sum()),
+    }
+
+
+def polarities(abn, photos: list[dict]) -> dict:
+    """Probability of the own top-1 class without the map's bottom 20 % of pixels minus without its top 20 %."""
+    values = []
+
+    def predict(inputs: torch.Tensor) -> torch.Tensor:
+        return abn.module(inputs).logits
+
+    for inputs, _ in batches(abn, photos, "squash"):
+        shared = abn.forward_pass(inputs)
+        values += polarity(predict, inputs, shared.attention_map[:, 0], shared.logits.argmax(dim=1)).tolist()
+    return {
+        "mean": float(np.mean(values)),
+        "share above 0": float(np.mean(np.array(values) > 0)),
+        "photos": len(values),
+    }
+
+
+def show(result: dict) -> None:
+    for part in ("accuracy", "polarity"):
+        print(f"\n{part}")
+        for name, value in result[part].items():
+            print(f"  {name:<28} {value:.4g}")
+    for part in ("imagenet_val", "coco_multi"):
+        first = next(iter(result[part].values()))
+        print(f"\n{part}: {first['photos']} photos, {first['objects']} objects, whole photo at {SIZE}x{SIZE}")
+        print(f"  {'map':<32} {'energy':>7} {'peak':>7} {'recall':>7} {'(mean)':>7} {'flat':>5}")
+        for name, v in result[part].items():
+            print(
+                f"  {name:<32} {v['energy inside']:7.3f} {v['peak inside']:7.3f} {v['object recall']:7.3f} "
+                f"{v['object recall, mean over photos']:7.3f} {v['flat maps']:5d}"
+            )
+
+
+if __name__ == "__main__":
+    main()

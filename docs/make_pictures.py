@@ -1,0 +1,98 @@
+"""Draw a scene with several objects and explain it: makes the pictures of the README.
+
+    python docs/make_pictures.py [--model abn-lite0]
+
+The scene is drawn here, so that no photo of anybody's is in the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+FOLDER = Path(__file__).parent / "images"
+SIDE = 448
+_ZOOM = 3  # drawn larger, then reduced, for smooth edges
+
+
+def scene() -> Image.Image:
+    """Return a street corner (448, 448): a traffic light on the left, a station clock on the right."""
+    side = SIDE * _ZOOM
+    sky = np.linspace((150, 185, 215), (225, 228, 222), side).astype(np.uint8)[:, None].repeat(side, axis=1)
+    page = Image.fromarray(sky)
+    draw = ImageDraw.Draw(page)
+    for left, top, right, shade in (
+        (0, 250, 130, 150),
+        (110, 200, 210, 172),
+        (200, 270, 330, 160),
+        (320, 225, 448, 178),
+    ):
+        draw.rectangle(_zoom(left, top, right, 400), fill=(shade, shade - 8, shade - 18))
+        for x in range(left + 12, right - 14, 26):
+            for y in range(top + 14, 385, 34):
+                draw.rectangle(_zoom(x, y, x + 11, y + 18), fill=(shade - 45, shade - 35, shade - 25))
+    page = page.filter(ImageFilter.GaussianBlur(4 * _ZOOM))
+    draw = ImageDraw.Draw(page)
+    draw.rectangle(_zoom(0, 398, SIDE, SIDE), fill=(92, 92, 96))
+    traffic_light(draw, 105, 60)
+    clock(draw, 325, 165, 78)
+    grain = np.random.default_rng(0).normal(0, 5, (SIDE, SIDE, 3))
+    small = np.asarray(page.resize((SIDE, SIDE), Image.Resampling.LANCZOS), float)
+    return Image.fromarray(np.clip(small + grain, 0, 255).astype(np.uint8))
+
+
+def traffic_light(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
+    draw.rectangle(_zoom(x - 7, y + 150, x + 7, 430), fill=(58, 60, 62))
+    draw.rounded_rectangle(
+        _zoom(x - 38, y, x + 38, y + 190), 12 * _ZOOM, fill=(28, 30, 30), outline=(70, 72, 70), width=9
+    )
+    for i, colour in enumerate(((245, 50, 40), (84, 66, 20), (18, 66, 34))):
+        cy = y + 37 + 58 * i
+        draw.ellipse(_zoom(x - 24, cy - 24, x + 24, cy + 24), fill=colour, outline=(10, 10, 10), width=6)
+        draw.pieslice(_zoom(x - 32, cy - 34, x + 32, cy + 20), 190, 350, fill=(20, 21, 21))
+        draw.ellipse(_zoom(x - 24, cy - 20, x + 24, cy + 26), fill=colour)
+        draw.ellipse(_zoom(x - 12, cy - 10, x + 2, cy + 4), fill=tuple(min(255, c + 45) for c in colour))
+
+
+def clock(draw: ImageDraw.ImageDraw, x: int, y: int, r: int) -> None:
+    draw.rectangle(_zoom(x - 6, y + r, x + 6, 430), fill=(48, 50, 54))
+    draw.ellipse(_zoom(x - r - 9, y - r - 9, x + r + 9, y + r + 9), fill=(40, 42, 46))
+    draw.ellipse(_zoom(x - r, y - r, x + r, y + r), fill=(246, 246, 240))
+    for minute in range(60):
+        angle = math.radians(6 * minute)
+        inner = r * (0.80 if minute % 5 == 0 else 0.90)
+        ends = [(x + d * math.sin(angle), y - d * math.cos(angle)) for d in (inner, r * 0.96)]
+        draw.line([tuple(_ZOOM * v for v in e) for e in ends], fill=(20, 20, 20), width=9 if minute % 5 == 0 else 4)
+    for angle, length, width in ((305, 0.55, 17), (60, 0.80, 11)):
+        end = (x + r * length * math.sin(math.radians(angle)), y - r * length * math.cos(math.radians(angle)))
+        draw.line([(_ZOOM * x, _ZOOM * y), tuple(_ZOOM * v for v in end)], fill=(18, 18, 18), width=width)
+    draw.ellipse(_zoom(x - 6, y - 6, x + 6, y + 6), fill=(18, 18, 18))
+
+
+def _zoom(*values: float) -> list[float]:
+    return [_ZOOM * v for v in values]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="abn-lite0")
+    arguments = parser.parse_args()
+    import xai_abn
+    from xai_abn.rendering import sheet
+
+    FOLDER.mkdir(exist_ok=True)
+    picture = scene()
+    model = xai_abn.load_model(arguments.model)
+    methods = ["abn", "cam", "grad-cam"] if model.is_abn else ["cam", "grad-cam"]
+    result = xai_abn.explain(model, picture, methods)[0]
+    sheet(list(result.values())).save(FOLDER / "street.png", optimize=True)
+    for record in result.values():
+        print(record.method, record.label, f"{record.probability:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Checkpoints: complete, plain, and refused when anything is wrong."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+import xai_abn
+from xai_abn.errors import CheckpointError, InvalidInputError, OutputError, UnknownNameError, WeightsError
+from xai_abn.models.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
+from xai_abn.preprocess import Preprocess
+
+CONFIG = CheckpointConfig(
+    backbone="torchvision:resnet18",
+    classes=4,
+    abn={"mechanism": "concatenation"},
+    preprocess=Preprocess(size=64, crop="squash").to_dict(),
+    labels=["a", "b", "c", "d"],
+    training={"seed": 7},
+)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return xai_abn.abn_from(torchvision.models.resnet18(num_classes=4), mechanism="concatenation")
+
+
+def test_a_checkpoint_rebuilds_the_model_by_itself(network, tmp_path, inputs):
+    """Architecture, labels, preprocessing and training come back; outputs are equal."""
+    path = tmp_path / "mine.safetensors"
+    save_checkpoint(path, network, CONFIG)
+    model = xai_abn.load_model(path)
+    assert model.labels == ("a", "b", "c", "d")
+    assert model.preprocess == Preprocess(size=64, crop="squash")
+    assert read_checkpoint(path)[0] == CONFIG
+    with torch.no_grad():
+        for mine, theirs in zip(model.module(inputs), network(inputs), strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+def test_half_precision_halves_the_file(network, tmp_path, inputs):
+    """fp16 weights give nearly the same scores from half the bytes, and load as float32."""
+    save_checkpoint(tmp_path / "full.safetensors", network, CONFIG)
+    save_checkpoint(tmp_path / "half.safetensors", network, CONFIG, half=True)
+    sizes = [(tmp_path / n).stat().st_size for n in ("full.safetensors", "half.safetensors")]
+    assert 0.48 < sizes[1] / sizes[0] < 0.53
+    half = xai_abn.load_model(tmp_path / "half.safetensors").module
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+    with torch.no_grad():
+        torch.testing.assert_close(half(inputs).logits, network(inputs).logits, rtol=0.05, atol=0.05)
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(network, tmp_path):
+    """Cut short, newer, of another kind, with a damaged description or other weights: one clear error each."""
+    path = tmp_path / "good.safetensors"
+    save_checkpoint(path, network, CONFIG)
+    state = {n: t.clone() for n, t in network.state_dict().items()}
+    (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:5000])
+    header = {"format": "xai-abn-checkpoint", "format_version": "1", "config": json.dumps(vars(CONFIG))}
+    save_file(state, tmp_path / "bare.safetensors")
+    save_file(state, tmp_path / "newer.safetensors", metadata={**header, "format_version": "99"})
+    save_file(state, tmp_path / "odd.safetensors", metadata={**header, "config": "{}"})
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors", metadata=header)
+    unknown = json.dumps({**vars(CONFIG), "backbone": "timm:nothing"})
+    save_file(state, tmp_path / "unknown.safetensors", metadata={**header, "config": unknown})
+    messages = {
+        "cut": "not a readable",
+        "bare": "without a description",
+        "newer": "newer xai-abn",
+        "odd": "description is damaged",
+        "other": "do not fit",
+        "unknown": "not known here",
+    }
+    for name, message in messages.items():
+        with pytest.raises(CheckpointError, match=message):
+            xai_abn.load_model(tmp_path / f"{name}.safetensors")
+
+
+def test_an_unwritable_path_leaves_nothing_behind(network, tmp_path):
+    """A checkpoint that cannot be written is an error, without a half-written file."""
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(OutputError, match="cannot write checkpoint"):
+        save_checkpoint(tmp_path / "taken" / "x.safetensors", network, CONFIG)
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_files_load_into_library_models(tmp_path, suffix, inputs):
+    """weights= takes a bare state dict, with or without "module." prefixes."""
+    torch.manual_seed(1)
+    module = torchvision.models.resnet18().eval()
+    state = {f"module.{k}": v for k, v in module.state_dict().items()}
+    path = tmp_path / f"weights{suffix}"
+    torch.save({"state_dict": state}, path) if suffix == ".pt" else save_file(state, path)
+    loaded = xai_abn.load_model("torchvision:resnet18", weights=path)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.module(inputs), module(inputs))
+
+
+class Bomb:
+    """A pickle that would write a file if it were executed."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_with_code_is_never_executed(tmp_path):
+    """A weights file that holds more than tensors is refused, and its code does not run."""
+    path = tmp_path / "evil.pt"
+    path.write_bytes(pickle.dumps({"state_dict": Bomb(tmp_path / "pwned")}))
+    with pytest.raises(CheckpointError, match="not a plain weights file"):
+        xai_abn.load_model("torchvision:resnet18", weights=path)
+    torch.save({"w": Bomb(tmp_path / "pwned")}, path)
+    with pytest.raises(CheckpointError, match="not a plain weights file"):
+        xai_abn.load_model("torchvision:resnet18", weights=path)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    """Weights of another architecture, and a missing file, name what is wrong."""
+    path = tmp_path / "other.safetensors"
+    save_file({"fc.weight": torch.zeros(3, 3)}, path)
+    with pytest.raises(CheckpointError, match="do not fit ResNet"):
+        xai_abn.load_model("torchvision:resnet18", weights=path)
+    with pytest.raises(CheckpointError, match="no such weights file"):
+        xai_abn.load_model("torchvision:resnet18", weights=tmp_path / "gone.pt")
+
+
+def test_models_with_weights_of_their_own_take_none(tmp_path):
+    """weights= for a shipped model is a mistake."""
+    with pytest.raises(InvalidInputError, match="its own weights"):
+        xai_abn.load_model("lite0", weights="random")
+
+
+def test_pretrained_weights_that_cannot_be_had_say_what_to_do(monkeypatch):
+    """Without a network, the error offers a file or random weights."""
+    import timm
+
+    def offline(*_, pretrained, **__):
+        if pretrained:
+            raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(WeightsError, match=r"no network.*weights=FILE.*random"):
+        xai_abn.load_model("timm:resnet18")
+
+
+def test_unknown_models_name_their_neighbours():
+    """Misspelt names of each library are answered with the nearest."""
+    for spec, nearest in [("lite", "lite0"), ("timm:resnet5o", "resnet50"), ("torchvision:resnet51", "resnet50")]:
+        with pytest.raises(UnknownNameError, match=nearest):
+            xai_abn.load_model(spec)
+
+
+def test_lite0_loads_offline_with_labels():
+    """The offline classifier has 1,000 labels and EfficientNet-Lite's preprocessing."""
+    model = xai_abn.load_model("lite0")
+    assert model.labels[281] == "tabby"
+    assert model.preprocess == Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -1,0 +1,156 @@
+"""xai_abn.explain: pictures and targets in every accepted form, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import xai_abn
+from xai_abn.errors import ImageLoadError, InvalidInputError, NonFiniteError, UnknownNameError, UnsupportedModelError
+from xai_abn.explainers import GradCAM
+
+
+def test_every_kind_of_picture_gives_the_same_map(gap_net, photo, photo_file):
+    """A path, a Pillow image, an array and a uint8 tensor of one picture are explained alike."""
+    tensor = torch.from_numpy(photo).permute(2, 0, 1)
+    kinds = [str(photo_file), photo_file, Image.fromarray(photo), photo, tensor]
+    maps = [r["grad-cam"].map for r in xai_abn.explain(gap_net, kinds, "grad-cam")]
+    assert all(np.allclose(m, maps[0], atol=1e-6) for m in maps)
+
+
+def test_prepared_tensors_are_used_as_they_are(gap_net, photo, photo_file):
+    """A normalised tensor is the network's input; its view is the tensor un-normalised."""
+    prepared = gap_net.preprocess(xai_abn.pipeline.load_image(photo_file))
+    result = xai_abn.explain(gap_net, prepared.tensor, "grad-cam")["grad-cam"]
+    expected = xai_abn.explain(gap_net, photo, "grad-cam")["grad-cam"]
+    np.testing.assert_allclose(result.map, expected.map, atol=1e-6)
+    assert result.view.shape == (32, 32, 3)
+    batch = torch.stack([prepared.tensor] * 3)
+    assert len(xai_abn.explain(gap_net, batch)) == 3
+
+
+def test_one_picture_may_skip_the_index(gap_net, photo):
+    """result["cam"] is result[0]["cam"]; with several pictures the shortcut is refused."""
+    result = xai_abn.explain(gap_net, photo, ["cam", "grad-cam"])
+    assert result["cam"] is result[0]["cam"]
+    assert list(result[0]) == ["cam", "grad-cam"]
+    with pytest.raises(InvalidInputError, match=r"result\[0\]"):
+        xai_abn.explain(gap_net, [photo, photo])["grad-cam"]
+
+
+def test_targets_in_every_form(gap_net, photo):
+    """None is top-1; an index, a label in any case, digits, or one of these an image."""
+    top = xai_abn.explain(gap_net, photo)["grad-cam"]
+    assert top.target == top.predicted
+    for target in (2, "bicycle", "BiCycle ", "2"):
+        record = xai_abn.explain(gap_net, photo, "cam", target)["cam"]
+        assert (record.target, record.label) == (2, "bicycle")
+    several = xai_abn.explain(gap_net, [photo] * 3, "cam", [0, "kite", 3])
+    assert [r["cam"].target for r in several] == [0, 4, 3]
+
+
+def test_score_and_probability_are_of_the_same_pass(gap_net, photo):
+    """The record's score is the target's logit and the probability its softmax."""
+    record = xai_abn.explain(gap_net, photo, "cam", 1)["cam"]
+    prepared = gap_net.preprocess(xai_abn.images.from_array(photo))
+    with torch.no_grad():
+        logits = gap_net.module(prepared.tensor[None])[0]
+    assert record.score == pytest.approx(float(logits[1]), abs=1e-5)
+    assert record.probability == pytest.approx(float(logits.softmax(0)[1]), abs=1e-6)
+
+
+def test_more_pictures_than_a_batch_keep_their_order(gap_net, photo):
+    """Batches and singles give the same maps in the same order, sizes may differ among tensors."""
+    pictures = [np.roll(photo, 5 * i, axis=1) for i in range(19)]
+    together = xai_abn.explain(gap_net, pictures, "cam", 0)
+    for picture, result in zip(pictures, together, strict=True):
+        alone = xai_abn.explain(gap_net, picture, "cam", 0)["cam"]
+        np.testing.assert_allclose(result["cam"].map, alone.map, atol=1e-5)
+    sizes = [torch.randn(3, s, s) for s in (32, 32, 48, 32)]
+    assert [r["cam"].map.shape for r in xai_abn.explain(gap_net, sizes, "cam")] == [(8, 8), (8, 8), (12, 12), (8, 8)]
+
+
+def test_explainer_objects_and_layers_are_accepted(resnet18, photo):
+    """An explainer made by hand brings its own layer, which is recorded."""
+    record = xai_abn.explain(resnet18, photo, [GradCAM(layer="layer2")])["grad-cam"]
+    assert record.layer == "layer2"
+    assert record.map.shape == (8, 8)
+
+
+def test_a_bare_module_is_wrapped(gap_net, photo):
+    """Any nn.Module may be explained directly."""
+    assert xai_abn.explain(gap_net.module, photo, "cam")["cam"].label.startswith("class ")
+
+
+def test_an_abn_is_explained_by_its_map_unless_told_otherwise(abn_resnet18, resnet18, photo):
+    """The default method is abn for an ABN and grad-cam for a plain network."""
+    assert list(xai_abn.explain(abn_resnet18, photo)[0]) == ["abn"]
+    assert list(xai_abn.explain(resnet18, photo)[0]) == ["grad-cam"]
+
+
+def test_all_three_kinds_of_map_come_from_one_pass(abn_resnet18, photo):
+    """ABN's map, its class maps and post-hoc maps of the perception branch stand side by side."""
+    _ = abn_resnet18.target_layer  # found once a model, by a pass of its own
+    calls = []
+    handle = abn_resnet18.module.register_forward_hook(lambda *_: calls.append(1))
+    result = xai_abn.explain(abn_resnet18, photo, ["abn", "abn-class", "cam", "grad-cam"])[0]
+    handle.remove()
+    assert len(calls) == 1
+    assert result["cam"].layer.startswith("perception_branch.")
+    assert not result["abn"].class_specific
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"images": "nothing.jpg"}, ImageLoadError, "no such file"),
+        ({"images": 7}, InvalidInputError, "sequence"),
+        ({"images": [object()]}, InvalidInputError, "image 0: expected a path"),
+        ({"images": torch.zeros(4, 32, 32)}, InvalidInputError, "normalised float tensor"),
+        ({"images": torch.full((3, 32, 32), float("nan"))}, InvalidInputError, "NaN"),
+        ({"methods": "grad-cm"}, UnknownNameError, "did you mean 'grad-cam'"),
+        ({"methods": "abn"}, UnsupportedModelError, "abn-lite0"),
+        ({"methods": [GradCAM(layer="featurs")]}, UnknownNameError, "features"),
+        ({"targets": "bycicle"}, UnknownNameError, "'bicycle'"),
+        ({"targets": 5}, InvalidInputError, "0 to 4"),
+        ({"targets": -1}, InvalidInputError, "0 to 4"),
+        ({"targets": [0, 1]}, InvalidInputError, "2 targets for 1 images"),
+        ({"targets": [1.5]}, InvalidInputError, "index or a label"),
+    ],
+)
+def test_bad_input_is_one_clear_error(gap_net, photo, arguments, error, message):
+    """Each mistake has its own error, which says what was expected."""
+    with pytest.raises(error, match=message):
+        xai_abn.explain(gap_net, **{"images": photo, **arguments})
+
+
+def test_empty_input_gives_an_empty_answer(gap_net):
+    """No pictures, no explanations."""
+    assert xai_abn.explain(gap_net, []) == []
+
+
+def test_labels_that_name_two_classes_need_an_index(gap_net, photo):
+    """ImageNet has two cranes: a label that names two classes is refused, with their indices."""
+    model = xai_abn.wrap(gap_net.module, labels=["crane", "dog", "crane", "cat", "kite"], preprocess=gap_net.preprocess)
+    with pytest.raises(InvalidInputError, match="0, 2"):
+        xai_abn.explain(model, photo, "cam", "crane")
+
+
+def test_nan_scores_are_refused(gap_net, photo):
+    """A network that answers NaN is not explained."""
+    with torch.no_grad():
+        gap_net.module.fc.bias[2] = float("nan")
+    with pytest.raises(NonFiniteError, match="gap-net answers with NaN"):
+        xai_abn.explain(gap_net, photo)
+
+
+def test_wrap_checks_what_it_is_given(gap_net):
+    """Not a module, a wrong number of labels, an unknown layer: refused at once."""
+    with pytest.raises(UnsupportedModelError, match="function"):
+        xai_abn.wrap(lambda x: x)
+    with pytest.raises(InvalidInputError, match="3 labels for a model with 5"):
+        xai_abn.wrap(gap_net.module, labels=["a", "b", "c"])
+    with pytest.raises(UnknownNameError, match="features"):
+        xai_abn.wrap(gap_net.module, layer="feature")

@@ -1,0 +1,115 @@
+"""Explanations as pictures: scaling, flaws, sheets."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import xai_abn
+from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
+from xai_abn.rendering import COLORMAPS, overlay, sheet
+
+
+@pytest.fixture
+def record(gap_net, photo):
+    return xai_abn.explain(gap_net, photo, "cam")["cam"]
+
+
+def with_map(record, values):
+    return dataclasses.replace(record, map=np.asarray(values, np.float32))
+
+
+def test_heatmap_scales_and_resizes_in_one_place(record):
+    """The smallest value becomes 0, the largest 1; bilinear with half-pixel centres."""
+    heat = with_map(record, [[-2, 0], [2, 6]]).heatmap((4, 4))
+    assert (heat.min(), heat.max()) == (0, 1)
+    np.testing.assert_allclose(heat[0], [0, 0.0625, 0.1875, 0.25], atol=1e-6)
+
+
+@pytest.mark.parametrize("values", [np.zeros((4, 4)), np.full((4, 4), 7.5), np.full((4, 4), 1e9) + 0.0])
+def test_a_flat_map_is_flagged_never_scaled(record, values):
+    """A constant map has the flaw "flat" and no heat map."""
+    flat = with_map(record, values)
+    assert flat.flaw == "flat"
+    with pytest.raises(UnusableMapError, match="flat"):
+        flat.heatmap()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_map_that_is_not_finite_is_flagged(record, value):
+    """One NaN is enough."""
+    broken = np.arange(16, dtype=np.float32).reshape(4, 4)
+    broken[1, 1] = value
+    assert with_map(record, broken).flaw == "not finite"
+
+
+def test_tiny_maps_are_not_flat(record):
+    """Flatness is relative: gradients of 1e-12 still have a shape."""
+    assert with_map(record, np.arange(16).reshape(4, 4) * 1e-12).flaw is None
+
+
+def test_a_flawed_map_leaves_the_picture_bare(record):
+    """The overlay of a flat map shows the untouched picture, and a line that says why."""
+    flat = with_map(record, np.zeros((4, 4)))
+    pixels = np.asarray(overlay(flat))
+    height, width = record.view.shape[:2]
+    bare = pixels[-height - 44 : -44, 14 : 14 + width]
+    assert np.array_equal(bare, record.view)
+    assert not np.array_equal(np.asarray(overlay(record))[-height - 44 : -44, 14 : 14 + width], record.view)
+
+
+@pytest.mark.parametrize("colormap", COLORMAPS)
+def test_every_colour_map_draws(record, colormap):
+    """Each named colour map gives a picture of its own."""
+    other = "viridis" if colormap != "viridis" else "inferno"
+    assert overlay(record, colormap=colormap).tobytes() != overlay(record, colormap=other).tobytes()
+
+
+def test_a_sheet_sets_methods_side_by_side(gap_net, photo):
+    """One column for the picture and one a method; several pictures do not mix."""
+    result = xai_abn.explain(gap_net, photo, ["cam", "grad-cam"])[0]
+    one = overlay(result["cam"])
+    assert sheet(list(result.values())).width == 3 * one.width
+    other = xai_abn.explain(gap_net, [photo, photo], "cam")[1]["cam"]
+    with pytest.raises(InvalidInputError, match="one picture"):
+        sheet([result["cam"], other])
+    with pytest.raises(InvalidInputError, match="at least one"):
+        sheet([])
+
+
+def test_wrong_options_are_refused(record):
+    """Unknown colour maps and impossible opacities have clear errors."""
+    with pytest.raises(UnknownNameError, match="viridis"):
+        overlay(record, colormap="virdis")
+    with pytest.raises(InvalidInputError, match="opacity"):
+        overlay(record, opacity=1.5)
+
+
+def test_notebooks_show_the_overlay_and_the_sheet(gap_net, photo):
+    """Explanations have a PNG representation, alone and together."""
+    result = xai_abn.explain(gap_net, photo, ["cam", "grad-cam"])[0]
+    single = Image.open(io.BytesIO(result["cam"]._repr_png_()))
+    together = Image.open(io.BytesIO(result._repr_png_()))
+    assert together.width == 3 * single.width
+
+
+def test_the_map_is_read_only(record):
+    """A frozen record does not change through its array."""
+    with pytest.raises(ValueError, match="read-only"):
+        record.map[0, 0] = 1
+
+
+def test_the_view_is_the_crop_the_network_saw(gap_net):
+    """The view shows the centre crop: a mark outside it is not drawn, one inside is where it should be."""
+    wide = np.zeros((64, 192, 3), np.uint8)
+    wide[:, :40] = (255, 0, 0)
+    wide[28:36, 92:100] = (0, 255, 0)
+    view = xai_abn.explain(gap_net, wide, "cam")["cam"].view
+    assert view[:, :, 0].max() < 10
+    rows, columns = np.nonzero(view[:, :, 1] > 200)
+    assert abs(rows.mean() - (view.shape[0] - 1) / 2) < 1
+    assert abs(columns.mean() - (view.shape[1] - 1) / 2) < 1
