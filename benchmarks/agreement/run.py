@@ -13,6 +13,7 @@ import argparse
 import json
 import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from xai_abn.explainers import CAM, GradCAM
 from xai_abn.images import load_image
 from xai_abn.metrics import upsample
 
-NETWORKS = ("resnet18", "resnet50", "densenet121", "efficientnet_b0", "vgg11_bn")
+NETWORKS = ("resnet18", "resnet50", "efficientnet_b0", "vgg11_bn", "densenet121", "densenet121, ReLU not in place")
 PHOTOS = ("astronaut", "cat", "coffee", "rocket")
 
 
@@ -40,15 +41,33 @@ def main() -> None:
     warnings.simplefilter("ignore")
     result = {name: compare(name) for name in NETWORKS}
     columns = list(result["resnet18"])
-    print(f"largest difference over {len(PHOTOS)} photos\n{'network':<18}" + "".join(f"{c:>26}" for c in columns))
+    print(f"largest difference over {len(PHOTOS)} photos\n{'network':<32}" + "".join(f"{c:>22}" for c in columns))
     for name, row in result.items():
-        cells = [f"{row[c]:.1e}" if row[c] is not None else "no GAP + linear head" for c in columns]
-        print(f"{name:<18}" + "".join(f"{c:>26}" for c in cells))
+        cells = [f"{row[c]:.1e}" if row[c] is not None else "n/a" for c in columns]
+        print(f"{name:<32}" + "".join(f"{c:>22}" for c in cells))
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def compare(name: str) -> dict[str, float | None]:
+class _OutOfPlace:
+    """torch.nn.functional with a ReLU that never works in place."""
+
+    def __getattr__(self, name: str):
+        return getattr(torch.nn.functional, name)
+
+    @staticmethod
+    def relu(x: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+        return torch.relu(x)
+
+
+def compare(title: str) -> dict[str, float | None]:
+    name, _, variant = title.partition(", ")
+    densenet = torchvision.models.densenet
+    with patch.object(densenet, "F", _OutOfPlace() if variant else densenet.F):
+        return compare_network(name)
+
+
+def compare_network(name: str) -> dict[str, float | None]:
     torch.manual_seed(0)
     module = torchvision.models.get_model(name, weights=None).eval()
     model = xai_abn.wrap(module)
