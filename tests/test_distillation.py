@@ -34,9 +34,11 @@ def crops():
 def test_the_student_comes_closer_to_its_teacher(network, crops):
     """Over the steps the loss falls, and every step is logged with all terms."""
     log = []
-    config = DistillationConfig(**{**vars(SMALL), "steps": 60, "sufficiency_weight": 1.0, "necessity_weight": 1.0})
+    with torch.no_grad():  # spoil the copied classifier, so that there is something to learn
+        network.attention_branch.att_conv2.weight.copy_(-network.attention_branch.att_conv2.weight * 5)
+    config = DistillationConfig(**{**vars(SMALL), "steps": 80, "lr": 1e-2})
     distill(network, crops, config, log.append)
-    assert [int(entry["step"]) for entry in log] == list(range(1, 61))
+    assert [int(entry["step"]) for entry in log] == list(range(1, 81))
     assert {"loss", "attention", "perception", "area", "sufficiency", "necessity"} <= set(log[0])
     assert sum(e["attention"] for e in log[-10:]) < sum(e["attention"] for e in log[:10])
     assert sum(e["loss"] for e in log[-10:]) < sum(e["loss"] for e in log[:10])
@@ -50,7 +52,7 @@ def test_the_area_penalty_shrinks_the_map(network, crops):
         distill(
             copy.deepcopy(network),
             crops,
-            DistillationConfig(**{**vars(SMALL), "steps": 40, "area_weight": weight}),
+            DistillationConfig(**{**vars(SMALL), "steps": 40, "map_lr": 0.05, "area_weight": weight}),
             log.append,
         )
         areas.append(log[-1]["area"])
@@ -86,8 +88,25 @@ def test_the_feature_extractor_and_the_statistics_stay(network, crops):
 def test_a_loss_that_is_not_finite_stops(network, crops):
     """A crop that poisons the loss stops the run with the step and the learning rate."""
     crops[3] = torch.full((3, 32, 32), float("nan"))
+    network.feature_extractor.requires_grad_(False)
+    flags = [p.requires_grad for p in network.parameters()]
     with pytest.raises(NonFiniteError, match=r"at step [123].*lr"):
         distill(network, crops, SMALL)
+    assert [p.requires_grad for p in network.parameters()] == flags
+    assert not any(m.training for m in network.modules())
+
+
+def test_the_features_keep_their_size(network, crops):
+    """The residual's divisor becomes the least-squares factor between g(1 + M) and g; the caller's dice stay."""
+    state = torch.get_rng_state()
+    distill(network, crops, DistillationConfig(**{**vars(SMALL), "steps": 60, "lr": 0.0, "map_lr": 0.0}))
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():
+        features = network.feature_extractor(torch.stack(crops))
+        attended = network.mechanism(features, network.attention_branch(features)[1])
+    factor = (features * attended).sum() / features.square().sum()
+    assert network.mechanism.scale > 1.01
+    assert factor == pytest.approx(1.0, abs=0.02)
 
 
 def test_mosaics_hold_the_photos_they_name():

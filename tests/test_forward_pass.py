@@ -43,6 +43,43 @@ def test_several_targets_equal_one_after_the_other(resnet18, inputs):
         torch.testing.assert_close(both[:, column], shared.gradients("layer4", targets[:, column]))
 
 
+def test_looking_the_last_layers_row_up_equals_multiplying_it_out(resnet18, abn_resnet18, inputs):
+    """The short cut through the final linear layer gives the gradients of the long way, for one and several targets."""
+    for model in (resnet18, abn_resnet18):
+        layer = model.target_layer
+        short = model.forward_pass(inputs, [layer], gradients=True)
+        assert short._pooled is not None
+        long = model.forward_pass(inputs, [layer], gradients=True)
+        long._pooled = None
+        for targets in (torch.tensor([4, 0, 9]), torch.tensor([[1, 2], [3, 4], [5, 6]])):
+            torch.testing.assert_close(short.gradients(layer, targets), long.gradients(layer, targets))
+
+
+class Rescaled(nn.Module):
+    """A network that changes its logits behind its last linear layer: no row can be looked up."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.in_place = in_place
+
+    def forward(self, x):
+        scores = self.fc(self.conv(x).mean((2, 3)))
+        return scores.mul_(3) if self.in_place else scores * 3
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_no_row_is_looked_up_where_the_logits_are_changed_afterwards(inputs, in_place):
+    """Scaled logits have scaled gradients: the last linear layer alone does not tell."""
+    torch.manual_seed(0)
+    model = xai_abn.wrap(Rescaled(in_place))
+    shared = model.forward_pass(inputs, ["conv"], gradients=True)
+    gradient = shared.gradients("conv", torch.tensor([0, 1, 2]))
+    area = gradient.shape[2] * gradient.shape[3]
+    expected = 3 * model.module.fc.weight.detach()[:, :, None, None] / area
+    torch.testing.assert_close(gradient, expected.expand_as(gradient))
+
+
 def test_gradients_are_computed_once_a_target(resnet18, inputs):
     """The second call for the same targets gives the very same tensor."""
     shared = resnet18.forward_pass(inputs, ["layer4"], gradients=True)

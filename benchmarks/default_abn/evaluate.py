@@ -148,16 +148,22 @@ def centre() -> torch.Tensor:
 
 
 def summary(rows: np.ndarray) -> dict:
+    """Mean over photos; None for what a constant map does not have: a peak and top pixels."""
     energy, peak, recall, found, objects = rows.T
+    kept = ~np.isnan(peak)
     return {
-        "energy inside": float(np.nanmean(energy)),
-        "peak inside": float(np.nanmean(peak)),
-        "object recall": float(np.nansum(found) / objects[~np.isnan(found)].sum()),
-        "object recall, mean over photos": float(np.nanmean(recall)),
-        "flat maps": int(np.isnan(peak).sum()),
+        "energy inside": mean(energy[~np.isnan(energy)]),
+        "peak inside": mean(peak[kept]),
+        "object recall": float(found[kept].sum() / objects[kept].sum()) if kept.any() else None,
+        "object recall, mean over photos": mean(recall[kept]),
+        "flat maps": int((~kept).sum()),
         "photos": len(rows),
         "objects": int(objects.sum()),
     }
+
+
+def mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def polarities(abn, photos: list[dict]) -> dict:
@@ -187,10 +193,9 @@ def show(result: dict) -> None:
         print(f"\n{part}: {first['photos']} photos, {first['objects']} objects, whole photo at {SIZE}x{SIZE}")
         print(f"  {'map':<32} {'energy':>7} {'peak':>7} {'recall':>7} {'(mean)':>7} {'flat':>5}")
         for name, v in result[part].items():
-            print(
-                f"  {name:<32} {v['energy inside']:7.3f} {v['peak inside']:7.3f} {v['object recall']:7.3f} "
-                f"{v['object recall, mean over photos']:7.3f} {v['flat maps']:5d}"
-            )
+            cells = [v[k] for k in ("energy inside", "peak inside", "object recall", "object recall, mean over photos")]
+            text = " ".join("      -" if c is None else f"{c:7.3f}" for c in cells)
+            print(f"  {name:<32} {text} {v['flat maps']:5d}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ The model is saved every --save-every steps, so that the run may be ended at any
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import shlex
@@ -28,7 +29,7 @@ def main() -> None:
     config = DistillationConfig(**{f.name: getattr(arguments, f.name) for f in fields(DistillationConfig)})
     torch.set_num_threads(arguments.threads)
     teacher = load_model("lite0")
-    recipe = {"mechanism": arguments.mechanism}
+    recipe = {"mechanism": arguments.mechanism, "smoothing": arguments.smoothing}
     network = abn_from(teacher.module, **recipe).to(memory_format=torch.channels_last)
     look = teacher.preprocess
     # ImageNet validation photos that these collections contain are kept for measuring
@@ -46,12 +47,15 @@ def main() -> None:
     if arguments.continue_from:
         before, state = read_checkpoint(arguments.continue_from)
         load_weights(network, state, str(arguments.continue_from))
+        if arguments.restore_head:
+            network.perception_branch.load_state_dict(head.state_dict())
         earlier = [*before.training.get("earlier", []), {k: v for k, v in before.training.items() if k != "earlier"}]
     training = {
         "method": "self-distillation (xai_abn.training.distill)",
         "teacher": "lite0",
         "photos": len(photos),
         "config": asdict(config),
+        "restore_head": arguments.restore_head,
         "least_area": arguments.least_area,
         "earlier": earlier,
         "command": f"python {shlex.join([sys.argv[0], '--photos', 'DIR...', *named_arguments()])}",
@@ -66,10 +70,17 @@ def main() -> None:
                 print(" ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
                 training["steps_done"] = int(values["step"])
                 save_checkpoint(arguments.output, network, description, half=True)
+            if values["step"] == arguments.stop_after:
+                raise Enough
 
-        distill(network, photos, config, log, teacher=head)
-    training["steps_done"] = config.steps
+        with contextlib.suppress(Enough):
+            distill(network, photos, config, log, teacher=head)
+    training["steps_done"] = arguments.stop_after or config.steps
     save_checkpoint(arguments.output, network, description, half=True)
+
+
+class Enough(Exception):
+    """Raised to end a run before its schedule does."""
 
 
 def parse() -> argparse.Namespace:
@@ -77,9 +88,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--photos", nargs="+", required=True, type=Path)
     parser.add_argument("--output", type=Path, default=Path("abn_lite0.safetensors"))
     parser.add_argument("--continue-from", type=Path, help="a checkpoint to go on from, with a new schedule")
+    parser.add_argument("--restore-head", action="store_true", help="start from the teacher's perception branch again")
     parser.add_argument("--least-area", type=float, default=0.25, help="least share of a photo that a crop covers")
     parser.add_argument("--mechanism", default="residual")
+    parser.add_argument("--smoothing", type=int, default=0, help="times the map is averaged over 3x3 neighbours")
     parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--stop-after", type=int, help="end after so many steps of the schedule")
     parser.add_argument("--threads", type=int, default=2)
     for field in fields(DistillationConfig):
         kind = type(field.default)

@@ -1,11 +1,13 @@
 """How much does an explanation cost, as a multiple of one bare forward pass? Ours and three peers, one run.
 
     pip install "xai-abn[benchmarks]"
-    python benchmarks/speed/run.py [--repeats 15] [--output results.json]
+    python benchmarks/speed/run.py [--repeats 11] [--output results.json]
 
-Every contender gets the same network (random weights), input and two threads. Within a round each is timed
-once, in turn, so that a noisy moment hits all; the figure is the median over rounds of the ratio to that
-round's bare forward (``torch.inference_mode()``, the fastest way to predict).
+Every contender gets the same network (random weights), input and two threads. Within a round each takes its
+turn, between two turns of the bare forward (``torch.inference_mode()``, the fastest way to predict). A turn is
+the median of three calls in a row (at batch 8, one call), without Python's garbage collector, as timeit does.
+The figure is the median over rounds of the ratio to the mean of the two neighbouring bare turns, so that a
+noisy moment hits both.
 """
 
 from __future__ import annotations
@@ -27,13 +29,14 @@ import torchvision
 
 import xai_abn
 from xai_abn.explainers import ABN, CAM, GradCAM
+from xai_abn.images import load_image
 
 TARGET_RATIOS = {"ours: grad-cam": 1.10, "ours: cam + grad-cam": 1.15, "ours: abn / abn's prediction": 1.05}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -71,30 +74,36 @@ def measure(build: Callable[[], torch.nn.Module], batch: int, repeats: int) -> d
     network = xai_abn.abn_from(module).to(memory_format=torch.channels_last)
     contenders = {**ours(module, inputs), **peers(module, inputs)}
     abn = {"abn's prediction": bare(network, inputs), "ours: abn": explain_abn(network, inputs)}
-    plain_ratios = ratios(bare(module, inputs), contenders, repeats)
-    abn_ratio = ratios(abn["abn's prediction"], {"ours: abn / abn's prediction": abn["ours: abn"]}, repeats)
+    calls = 3 if batch == 1 else 1
+    plain_ratios = ratios(bare(module, inputs), contenders, repeats, calls)
+    abn_ratio = ratios(abn["abn's prediction"], {"ours: abn / abn's prediction": abn["ours: abn"]}, repeats, calls)
     return {**plain_ratios, **abn_ratio}
 
 
-def ratios(reference: Callable, contenders: dict[str, Callable], repeats: int) -> dict[str, float]:
+def ratios(reference: Callable, contenders: dict[str, Callable], repeats: int, calls: int) -> dict[str, float]:
     timings: dict[str, list[float]] = {name: [] for name in contenders}
     for call in (reference, *contenders.values()):
         for _ in range(2):
             call()
-    gc.collect()
     for _ in range(repeats):
+        gc.collect()
+        gc.disable()
         for name, call in contenders.items():
-            # the bare forward is timed on both sides of each contender, so that drift cancels
-            before = seconds(reference)
-            own = seconds(call)
-            timings[name].append(2 * own / (before + seconds(reference)))
+            before = seconds(reference, calls)
+            own = seconds(call, calls)
+            timings[name].append(2 * own / (before + seconds(reference, calls)))
+        gc.enable()
     return {name: round(statistics.median(values), 3) for name, values in timings.items()}
 
 
-def seconds(call: Callable) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def seconds(call: Callable, calls: int) -> float:
+    """Return the median duration of a few calls in a row."""
+    durations = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        call()
+        durations.append(time.perf_counter() - start)
+    return statistics.median(durations)
 
 
 def bare(module: torch.nn.Module, inputs: torch.Tensor) -> Callable:
@@ -154,9 +163,10 @@ def peers(module: torch.nn.Module, inputs: torch.Tensor) -> dict[str, Callable]:
 def memory(explanations: int = 1000) -> dict[str, float]:
     """Resident memory over many explanations of one picture: after the first 100, and at the end, in MiB."""
     model = xai_abn.load_model("lite0")
+    picture = load_image("example:cat").image
     process, marks = psutil.Process(), {}
     for i in range(1, explanations + 1):
-        xai_abn.explain(model, "example:cat", ["cam", "grad-cam"])
+        xai_abn.explain(model, picture, ["cam", "grad-cam"])
         if i in (100, 500, explanations):
             gc.collect()
             marks[f"MiB after {i}"] = round(process.memory_info().rss / 2**20, 1)

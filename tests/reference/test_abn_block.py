@@ -60,6 +60,18 @@ def test_the_block_equals_the_published_one():
     assert np.abs(scores[0].detach().numpy() - s.mean(axis=(1, 2))).max() < 1e-5
 
 
+def test_smoothing_averages_the_map_over_its_neighbours():
+    """Smoothing once is the mean of up to nine neighbours, at the edge of those there are; 0 is the published map."""
+    torch.manual_seed(0)
+    stage = nn.Conv2d(3, 4, 1)
+    plain, smooth = AttentionBranch(stage, 4, 5).eval(), AttentionBranch(stage, 4, 5, smoothing=1).eval()
+    smooth.load_state_dict(plain.state_dict())
+    features = torch.randn(1, 3, 6, 6)
+    rough, even = plain(features)[1][0, 0], smooth(features)[1][0, 0]
+    torch.testing.assert_close(even[2, 3], rough[1:4, 2:5].mean())
+    torch.testing.assert_close(even[0, 0], rough[:2, :2].mean())
+
+
 @pytest.mark.parametrize(("name", "expected"), [("residual", "g * m + g"), ("product", "g * m")])
 def test_mechanisms_are_the_papers_formulas(name, expected):
     """Residual is g(1 + M), product gM."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.forward_pass import ForwardPass
 
-#: The head counts as GAP + linear if it gives the logits within this share of their largest magnitude.
+#: The head counts as GAP + linear if it gives the targets' logits within this share of the largest logit.
 TOLERANCE = 1e-3
 
 
@@ -34,30 +32,28 @@ class CAM(Explainer):
         Raises:
             UnsupportedModelError: the head is not global average pooling followed by one linear layer.
         """
-        weight = forward_pass.model.classifier.weight.detach()
-        activations = _pooled_activations(forward_pass, self.layer_of(forward_pass.model))
-        return torch.einsum("nkhw,nk->nhw", activations, weight[targets].to(activations))
+        linear = forward_pass.model.classifier
+        layer = self.layer_of(forward_pass.model)
+        output = forward_pass.activations(layer)
+        found = (
+            f"{linear.in_features} inputs to its last linear layer but a layer output of shape {tuple(output.shape)}"
+        )
+        if output.dim() == 4 and output.shape[1] == linear.in_features and len(linear.weight) > int(targets.max()):
+            for pooled in (output, output.relu()):  # torchvision's DenseNet pools a functional ReLU of its last layer
+                maps = torch.einsum("nkhw,nk->nhw", pooled, linear.weight.detach()[targets].to(pooled))
+                if _accounts_for_logits(maps, forward_pass, targets):
+                    return maps
+            found = "other steps between that layer and the logits"
+        raise UnsupportedModelError(
+            "CAM needs a head of global average pooling and one linear layer right behind its layer; "
+            f"{forward_pass.model.name} has, behind {layer!r}, {found}. Use grad-cam, which needs no such head"
+        )
 
 
-def _pooled_activations(forward_pass: ForwardPass, layer: str) -> Tensor:
-    """Return what global average pooling averages: the layer's output, or its ReLU (DenseNet's functional one)."""
-    linear = forward_pass.model.classifier
-    output = forward_pass.activations(layer)
-    found = f"{type(forward_pass.model.module).__name__} with {type(linear).__name__}({linear.in_features})"
-    if output.dim() == 4 and output.shape[1] == linear.in_features:
-        steps: list[Callable[[Tensor], Tensor]] = [lambda x: x, torch.relu]
-        for step in steps:
-            activations = step(output)
-            with torch.no_grad():
-                logits = linear(activations.mean(dim=(2, 3))).float()
-            size = forward_pass.logits.abs().max().clamp_min(1.0)
-            if (
-                logits.shape == forward_pass.logits.shape
-                and (logits - forward_pass.logits).abs().max() <= TOLERANCE * size
-            ):
-                return activations
-        found = "other steps between the layer and the logits"
-    raise UnsupportedModelError(
-        "CAM needs a head of global average pooling and one linear layer right behind its layer; "
-        f"{forward_pass.model.name} has, behind {layer!r}, {found}. Use grad-cam, which needs no such head"
-    )
+def _accounts_for_logits(maps: Tensor, forward_pass: ForwardPass, targets: Tensor) -> bool:
+    """Return whether mean(CAM) + bias is the target's logit, for every image."""
+    bias = forward_pass.model.classifier.bias
+    expected = maps.mean(dim=(1, 2)).float() + (bias.detach().float()[targets] if bias is not None else 0.0)
+    logits = forward_pass.logits.gather(1, targets[:, None])[:, 0]
+    largest = forward_pass.logits.abs().max().clamp_min(1.0)
+    return bool((logits - expected).abs().max() <= TOLERANCE * largest)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xai_abn.errors import InvalidInputError
@@ -45,10 +46,14 @@ class AttentionBranch(nn.Module):
         stage: maps features (N, C, h, w) to (N, channels, h, w) without striding.
         channels: number of channels the stage gives.
         num_classes: K.
+        smoothing: how many times to average the map over 3x3 neighbours; 0 as published. A sigmoid
+            map saturates into plateaus whose largest value is an accident; averaging puts the peak
+            into their middle.
     """
 
-    def __init__(self, stage: nn.Module, channels: int, num_classes: int) -> None:
+    def __init__(self, stage: nn.Module, channels: int, num_classes: int, smoothing: int = 0) -> None:
         super().__init__()
+        self.smoothing = smoothing
         self.stage = stage
         self.bn_att = nn.BatchNorm2d(channels)
         self.att_conv = nn.Conv2d(channels, num_classes, 1, bias=False)
@@ -63,6 +68,8 @@ class AttentionBranch(nn.Module):
         evidence = torch.relu(self.bn_att2(self.att_conv(evidence)))
         class_maps = self.att_conv2(evidence)
         attention_map = torch.sigmoid(self.bn_att3(self.att_conv3(evidence)))
+        for _ in range(self.smoothing):
+            attention_map = F.avg_pool2d(attention_map, 3, stride=1, padding=1, count_include_pad=False)
         return class_maps.mean(dim=(2, 3)), attention_map, class_maps
 
 
@@ -71,14 +78,36 @@ mechanisms: Registry[type[nn.Module]] = Registry("mechanism")
 
 @mechanisms.register("residual")
 class Residual(nn.Module):
-    """``g * (1 + M)``, the published mechanism (eq. 3). With M = 0 it leaves the features alone."""
+    """``g * (1 + M)``, the published mechanism (eq. 3). With M = 0 it leaves the features alone.
+
+    Attributes:
+        scale: the weighted features are divided by this buffer: 1, as published, unless
+            :meth:`match_scale` was called, so that a pretrained perception branch meets features of
+            the size it knows.
+    """
+
+    scale: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.register_buffer("scale", torch.ones(()))
 
     def forward(self, features: Tensor, attention: Tensor) -> Tensor:
         """Weigh features (N, C, h, w) by attention (N, 1, h, w); same shape as the features."""
-        return features * attention + features
+        return (features * attention + features) / self.scale
+
+    @torch.no_grad()
+    def match_scale(self, features: Tensor, attention: Tensor, momentum: float = 1.0) -> None:
+        """Move ``scale`` towards the least-squares factor between g(1 + M) and g, 1 + sum(g^2 M) / sum(g^2).
+
+        Args:
+            features: (N, C, h, w).
+            attention: (N, 1, h, w).
+            momentum: how far to move, in (0, 1].
+        """
+        energy = features.float().square()
+        factor = 1 + (energy * attention.float()).sum() / energy.sum()
+        self.scale.lerp_(factor.to(self.scale), momentum)
 
 
 @mechanisms.register("product")

@@ -80,15 +80,23 @@ class ModelAdapter:
         """
         return find_classifier(self.module)
 
+    @cached_property
+    def has_linear_classifier(self) -> bool:
+        """Whether there is a linear layer for :attr:`classifier`."""
+        return any(isinstance(m, nn.Linear) for m in self.module.modules())
+
     def check_layer(self, name: str) -> None:
         """Refuse the name of a layer that is not there.
 
         Raises:
             UnknownNameError: the message gives the nearest.
         """
-        names = [n for n, _ in self.module.named_modules() if n]
-        if name not in names:
-            raise UnknownNameError("layer", name, names)
+        try:
+            known = self.module.get_submodule(name) is not self.module
+        except AttributeError:
+            known = False
+        if not known:
+            raise UnknownNameError("layer", name, [n for n, _ in self.module.named_modules() if n])
 
     def spatial_layers(self) -> list[LayerOutput]:
         """Return every layer with a spatial output (N, C, h, w), in order of computing."""

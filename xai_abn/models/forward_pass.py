@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
+from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.models.abn import ABNOutput
 from xai_abn.models.inspection import evaluating
 
@@ -61,6 +61,7 @@ class ForwardPass:
         self._kept: dict[str, Tensor] = {}
         self._gradients: dict[tuple[object, ...], Tensor] = {}
         self._differentiable = gradients
+        self._linear_call: tuple[Tensor, Tensor, object] | None = None
         output = self._run(model.module, list(dict.fromkeys(layers)))
         self.attention_map: Tensor | None = None
         self.class_maps: Tensor | None = None
@@ -72,6 +73,7 @@ class ForwardPass:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise UnsupportedModelError(f"{model.name} must answer with logits (N, K), got {shape}")
         self._scores = output
+        self._pooled = self._input_of_last_linear(output)
         self.logits = output.detach().float()
 
     def __len__(self) -> int:
@@ -126,14 +128,13 @@ class ForwardPass:
 
     def _differentiate(self, layer: str, targets: Tensor) -> Tensor:
         several = targets.dim() == 2
-        columns = targets.T if several else targets[None]
-        seeds = torch.zeros(len(columns), *self._scores.shape, dtype=self._scores.dtype, device=self._scores.device)
-        seeds.scatter_(2, columns[:, :, None], 1)
+        columns = targets.T if several else targets
+        outputs, seeds = self._seeds(layer, columns)
         try:
             (gradient,) = torch.autograd.grad(
-                self._scores,
+                outputs,
                 self._kept[layer],
-                grad_outputs=seeds if several else seeds[0],
+                grad_outputs=seeds,
                 retain_graph=True,
                 is_grads_batched=several,
             )
@@ -145,12 +146,23 @@ class ForwardPass:
             ) from error
         return gradient.transpose(0, 1) if several else gradient
 
+    def _seeds(self, layer: str, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where to start differentiating, and with what.
+
+        Behind a final linear layer the derivative of a logit by the layer's input is a row of its weights. Looking
+        the row up spares a product of a one-hot vector with all K rows, which counts at batch 1.
+        """
+        if self._pooled is not None and self._kept[layer].dim() == 4:
+            return self._pooled, self.model.classifier.weight.detach()[columns].to(self._pooled)
+        seeds = torch.zeros(*columns.shape, self._scores.shape[1], dtype=self._scores.dtype, device=columns.device)
+        return self._scores, seeds.scatter_(-1, columns[..., None], 1)
+
     def _run(self, module: nn.Module, layers: list[str]) -> object:
-        names = dict(module.named_modules())
         for layer in layers:
-            if not layer or layer not in names:
-                raise UnknownNameError("layer", layer, [n for n in names if n])
-        handles = [names[layer].register_forward_hook(self._capture(layer)) for layer in layers]
+            self.model.check_layer(layer)
+        handles = [module.get_submodule(layer).register_forward_hook(self._capture(layer)) for layer in layers]
+        if self._differentiable and self.model.has_linear_classifier:
+            handles.append(self.model.classifier.register_forward_hook(self._note_linear()))
         try:
             with evaluating(module), torch.no_grad():
                 output = module(self.inputs)
@@ -177,6 +189,22 @@ class ForwardPass:
                 output = output if output.requires_grad else output.detach().requires_grad_()
             self._kept[layer] = output
             return output.clone()  # an in-place operation behind the layer changes the copy
+
+        return hook
+
+    def _input_of_last_linear(self, logits: Tensor) -> Tensor | None:
+        """Return what the last linear layer read, if the logits are its output and unchanged since, also in place."""
+        if self._linear_call is None:
+            return None
+        pooled, output, step = self._linear_call
+        return pooled if output is logits and logits.grad_fn is step else None
+
+    def _note_linear(self) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        owner = threading.get_ident()
+
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if threading.get_ident() == owner and inputs[0].dim() == 2 and inputs[0].requires_grad:
+                self._linear_call = (inputs[0], output, output.grad_fn)
 
         return hook
 

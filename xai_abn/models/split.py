@@ -192,6 +192,7 @@ def abn_from(
     layer: str | None = None,
     input_size: int = 224,
     dilate: bool = True,
+    smoothing: int = 0,
 ) -> AttentionBranchNetwork:
     """Turn a CNN classifier into an Attention Branch Network.
 
@@ -207,6 +208,7 @@ def abn_from(
         dilate: give the convolutions behind the removed stride twice the dilation, so that they see
             at every position what they were trained to see (Yu et al., 2017). The released code,
             which trains from scratch, does not; pass False for its exact branch.
+        smoothing: how many times to average the map over 3x3 neighbours; 0 as published.
 
     Returns:
         A network in evaluation mode whose perception branch computes the backbone's logits
@@ -226,7 +228,7 @@ def abn_from(
     classifier = find_classifier(backbone)
     stage = copy.deepcopy(parts.last_stage)
     _remove_stride(stage, dilate)
-    branch = AttentionBranch(stage, parts.stage_channels, classifier.out_features)
+    branch = AttentionBranch(stage, parts.stage_channels, classifier.out_features, smoothing)
     _initialise_from_classifier(branch, classifier, map_bias=1.0 if mechanism == "product" else 0.0)
     network = AttentionBranchNetwork(
         feature_extractor=copy.deepcopy(parts.feature_extractor),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from xai_abn.data.photos import stack_readable
 from xai_abn.errors import NonFiniteError
-from xai_abn.models.abn import AttentionBranchNetwork
+from xai_abn.models.abn import AttentionBranchNetwork, Residual
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,17 @@ class DistillationConfig:
         batch_size: photos a step.
         mosaics: extra inputs a step, each a 2x2 mosaic of four of the step's photos. The teacher's
             answer to one is the mean of its answers to the four, so the map must find all four.
-        lr: peak learning rate of the branch and the perception branch; falls to 0 along a cosine.
+        lr: peak learning rate of the attention branch; falls to 0 along a cosine.
+        perception_lr: the same for the perception branch. Small: the photos show few of the classes
+            it knows, and it forgets the others.
         map_lr: the same for the map head (``att_conv3``, ``bn_att3``).
         area_weight: weight of the area penalty, the mean of M.
         sufficiency_weight: weight of the sufficiency term: how far the teacher's answer moves when it
             sees only what the map keeps, g*M.
         necessity_weight: weight of the necessity term: how much of its answer the teacher still
             gives when it sees what the map hides, g(1 - M). In [0, 1].
+        match_scale: with the residual mechanism, keep the features at the size the perception branch
+            knows (:meth:`xai_abn.models.abn.Residual.match_scale`, a running mean).
         train_stage: train the attention branch's copy of the last stage, too.
         warmup: share of the steps over which the learning rates rise from 0.
         max_grad_norm: gradients are clipped to this norm.
@@ -50,10 +55,12 @@ class DistillationConfig:
     batch_size: int = 32
     mosaics: int = 8
     lr: float = 1e-4
+    perception_lr: float = 2e-5
     map_lr: float = 5e-3
     area_weight: float = 4.0
     sufficiency_weight: float = 1.0
     necessity_weight: float = 1.0
+    match_scale: bool = True
     train_stage: bool = False
     warmup: float = 0.05
     max_grad_norm: float = 5.0
@@ -72,7 +79,8 @@ def distill(
     """Train an ABN, in place, to answer as its own backbone does and to show where it looks.
 
     The loss is ``KL(teacher || attention branch) + KL(teacher || perception branch) +
-    area_weight * mean(M) + necessity_weight * overlap(teacher, teacher's answer to g(1 - M))``.
+    area_weight * mean(M) + sufficiency_weight * KL(teacher || teacher's answer to g*M) +
+    necessity_weight * overlap(teacher, teacher's answer to g(1 - M))``.
     The feature extractor stays frozen, as do all BatchNorm statistics but the map's own.
 
     Args:
@@ -89,12 +97,35 @@ def distill(
     Raises:
         NonFiniteError: the loss is no longer finite; the message says at which step.
     """
-    device = next(network.parameters()).device
-    teacher = copy.deepcopy(teacher or network.perception_branch).eval().requires_grad_(False)
+    teacher = copy.deepcopy(network.perception_branch if teacher is None else teacher).eval().requires_grad_(False)
+    with _prepared(network), torch.random.fork_rng(devices=[]):
+        _train(network, teacher, photos, config, log)
+    return network
+
+
+@contextmanager
+def _prepared(network: AttentionBranchNetwork) -> Iterator[None]:
+    """Freeze everything in evaluation mode, and put the flags back afterwards, also after an error."""
     flags = [(p, p.requires_grad) for p in network.parameters()]
     network.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        network.eval()
+
+
+def _train(
+    network: AttentionBranchNetwork,
+    teacher: nn.Module,
+    photos: Dataset,
+    config: DistillationConfig,
+    log: Callable[[dict[str, float]], None] | None,
+) -> None:
+    device = next(network.parameters()).device
     optimiser = _optimiser(network, config)
-    network.attention_branch.bn_att3.train()
+    network.attention_branch.bn_att3.train(config.map_lr > 0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, config))
     generator = torch.Generator().manual_seed(config.seed)
     trained = [p for group in optimiser.param_groups for p in group["params"]]
@@ -116,9 +147,6 @@ def distill(
             rate = step * config.batch_size / (time.monotonic() - started)
             values = {name: value.item() for name, value in losses.items()}
             log({"step": step, **values, "skipped": skipped, "photos_per_second": rate})
-    for parameter, flag in flags:
-        parameter.requires_grad_(flag)
-    return network.eval()
 
 
 def _losses(
@@ -136,6 +164,8 @@ def _losses(
             features = torch.cat([features, network.feature_extractor(mosaics)])
             wanted = torch.cat([wanted, wanted[members].mean(dim=1)])
     attention_logits, attention_map, _ = network.attention_branch(features)
+    if config.match_scale and isinstance(network.mechanism, Residual):
+        network.mechanism.match_scale(features, attention_map, momentum=0.1)
     logits = network.perception_branch(network.mechanism(features, attention_map))
     terms = {
         "attention": _divergence(wanted, attention_logits),
@@ -182,14 +212,15 @@ def _optimiser(network: AttentionBranchNetwork, config: DistillationConfig) -> t
     branch = network.attention_branch
     head = [*branch.att_conv3.parameters(), *branch.bn_att3.parameters()]
     rest = [*branch.bn_att.parameters(), *branch.att_conv.parameters(), *branch.bn_att2.parameters()]
-    rest += [*branch.att_conv2.parameters(), *network.perception_branch.parameters(), *network.mechanism.parameters()]
+    rest += list(branch.att_conv2.parameters())
     if config.train_stage:
         rest += list(branch.stage.parameters())
-    for parameter in head + rest:
-        parameter.requires_grad_(True)
-    return torch.optim.AdamW(
-        [{"params": rest, "lr": config.lr}, {"params": head, "lr": config.map_lr}], weight_decay=0.0
-    )
+    perception = [*network.perception_branch.parameters(), *network.mechanism.parameters()]
+    groups = [(rest, config.lr), (perception, config.perception_lr), (head, config.map_lr)]
+    for parameters, lr in groups:
+        for parameter in parameters:
+            parameter.requires_grad_(lr > 0)
+    return torch.optim.AdamW([{"params": p, "lr": lr} for p, lr in groups if p and lr > 0], weight_decay=0.0)
 
 
 def _rate(step: int, config: DistillationConfig) -> float:
