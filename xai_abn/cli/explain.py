@@ -68,7 +68,7 @@ def command(
         failed_json = [{"source": s, "error": e} for s, e in failures]
         typer.echo(json.dumps({"explanations": records, "failed": failed_json}, indent=2))
     else:
-        _print_table(records)
+        _report(records)
     _finish(failures, len(sources) + len(failures) - len(failed))
 
 
@@ -146,19 +146,22 @@ def _progress(total: int) -> Any:
     return bar()
 
 
-def _print_table(records: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _report(records: list[dict[str, Any]]) -> None:
+    from xai_abn.cli.table import print_table
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("label", "probability", "method", "layer", "file", "time"):
-        table.add_column(name, justify="right" if name in ("probability", "time") else "left", overflow="fold")
-    for r in records:
-        label = r["label"] if r["class_specific"] else f"any class (top-1: {r['label']})"
-        probability, time = f"{r['probability']:.1%}", f"{r['seconds'] * 1000:.0f} ms"
-        table.add_row(label, probability, r["method"], r["layer"], r["files"][0], time)
-    if records:
-        Console().print(table)
+    rows = [
+        (
+            r["label"] if r["class_specific"] else f"{r['label']} (map: any class)",
+            f"{r['probability']:.1%}",
+            r["method"],
+            r["layer"],
+            r["files"][0],
+            f"{r['seconds'] * 1000:.0f} ms",
+        )
+        for r in records
+    ]
+    if rows:
+        print_table(("label", "probability", "method", "layer", "file", "time"), rows, right=("probability", "time"))
     for r in records:
         if r["flaw"]:
             typer.echo(f"warning: {r['source']}: the {r['method']} map is {r['flaw']}, so no map is drawn", err=True)

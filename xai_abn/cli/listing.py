@@ -28,17 +28,11 @@ def command(
     search: Annotated[str, typer.Option("--search", "-s", help="Show only names that contain this.")] = "",
 ) -> None:
     """List the methods, the models, or a model's layers."""
-    from rich.console import Console
-    from rich.table import Table
+    from xai_abn.cli.table import print_table
 
     builders = {Subject.METHODS: _methods, Subject.MODELS: _models, Subject.LAYERS: _layers}
     rows = [row for row in builders[subject](model, weights) if search.casefold() in row[0].casefold()]
-    table = Table(box=None, pad_edge=False)
-    for column in _COLUMNS[subject]:
-        table.add_column(column, no_wrap=column == _COLUMNS[subject][0])
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    print_table(_COLUMNS[subject], rows)
 
 
 _COLUMNS = {
