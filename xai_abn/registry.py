@@ -33,7 +33,7 @@ class Registry(Generic[T]):
         self._entry_points_loaded = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that files its object under ``name``.
+        """Return a decorator that files its object under ``name``, and tells it, if it has an empty ``name``.
 
         Raises:
             InvalidInputError: the name is taken.
@@ -43,6 +43,8 @@ class Registry(Generic[T]):
             if name in self._items:
                 raise InvalidInputError(f"{self.kind} {name!r} is registered already; choose another name")
             self._items[name] = item
+            if getattr(item, "name", None) == "":
+                item.name = name  # type: ignore[attr-defined]
             return item
 
         return add
@@ -76,5 +78,6 @@ class Registry(Generic[T]):
             return
         self._entry_points_loaded = True
         for point in entry_points(group=self.group):
-            if point.name not in self._items:
-                self.register(point.name)(point.load())
+            item = point.load()
+            if point.name not in self._items:  # the module may have registered it itself
+                self.register(point.name)(item)

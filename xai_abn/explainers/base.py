@@ -89,13 +89,7 @@ def register(name: str) -> Callable[[E], E]:
     Raises:
         InvalidInputError: the name is taken.
     """
-
-    def add(cls: E) -> E:
-        explainers.register(name)(cls)
-        cls.name = name
-        return cls
-
-    return add
+    return explainers.register(name)  # type: ignore[return-value]
 
 
 def names() -> list[str]:
