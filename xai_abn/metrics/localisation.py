@@ -79,6 +79,7 @@ def object_recall(map_: Tensor, boxes: Tensor, share: float = 0.2) -> float:
         InvalidInputError: wrong shapes or share, or a map that is not finite.
     """
     _checked(map_)
+    objects = [box_mask(box[None], map_) for box in _checked_boxes(boxes)]
     if not 0 < share < 1:
         raise InvalidInputError(f"share must lie in (0, 1), got {share}")
     if map_.max() == map_.min():
@@ -87,7 +88,7 @@ def object_recall(map_: Tensor, boxes: Tensor, share: float = 0.2) -> float:
     top = torch.zeros(map_.numel(), dtype=torch.bool)
     top[order[: round(share * map_.numel())]] = True
     top = top.view(map_.shape)
-    return sum(float((box_mask(box[None], map_) & top).any()) for box in boxes) / len(boxes)
+    return sum(bool((mask & top).any()) for mask in objects) / len(objects)
 
 
 def box_mask(boxes: Tensor, like: Tensor) -> Tensor:
@@ -96,8 +97,7 @@ def box_mask(boxes: Tensor, like: Tensor) -> Tensor:
     Raises:
         InvalidInputError: no boxes, or not four numbers a box.
     """
-    if boxes.dim() != 2 or boxes.shape[1] != 4 or len(boxes) == 0:
-        raise InvalidInputError(f"boxes must have shape (B, 4) with B >= 1, got {tuple(boxes.shape)}")
+    _checked_boxes(boxes)
     height, width = like.shape
     mask = torch.zeros(height, width, dtype=torch.bool)
     for left, top, right, bottom in boxes.round().long().tolist():
@@ -110,3 +110,9 @@ def _checked(map_: Tensor) -> Tensor:
     if map_.dim() != 2 or not bool(torch.isfinite(map_).all()):
         raise InvalidInputError(f"expected one finite map (H, W), got shape {tuple(map_.shape)}")
     return map_
+
+
+def _checked_boxes(boxes: Tensor) -> Tensor:
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or len(boxes) == 0:
+        raise InvalidInputError(f"boxes must have shape (B, 4) with B >= 1, got {tuple(boxes.shape)}")
+    return boxes
