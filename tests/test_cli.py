@@ -258,6 +258,19 @@ def test_help_and_version_do_not_import_torch():
         assert done.returncode == 0, done.stderr
 
 
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    """An interrupted run says so on one line and keeps its exit code."""
+    from xai_abn.cli import main
+
+    def interrupted():
+        raise SystemExit(main.INTERRUPTED)
+
+    monkeypatch.setattr(main, "app", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main.main()
+    assert capsys.readouterr().err == "xai-abn: interrupted; the files written so far are complete\n"
+
+
 def test_main_prints_one_line_and_exits_1(tmp_path):
     """The installed entry point itself turns an error into one line, in a process of its own."""
     done = subprocess.run(

@@ -9,6 +9,9 @@ import typer
 from xai_abn.cli import explain, listing
 from xai_abn.errors import XaiAbnError
 
+#: Exit code after Ctrl-C, as in a shell.
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="xai-abn",
     help="Ask an image classifier where it looked.",
@@ -40,3 +43,7 @@ def main() -> None:
     except XaiAbnError as error:
         typer.echo(f"xai-abn: {error.line}", err=True)
         sys.exit(1)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            typer.echo("xai-abn: interrupted; the files written so far are complete", err=True)
+        raise
