@@ -9,6 +9,8 @@ XaiAbnError
 ├── CheckpointError(ValueError)        a checkpoint is damaged, foreign or too new
 ├── NonFiniteError(ArithmeticError)    a model answered with NaN or infinity
 ├── UnusableMapError(ValueError)       a map is flat or not finite, so it cannot be scaled
+├── DatasetError(ValueError)           annotated photos are missing, damaged or contradict themselves
+├── RunError(ValueError)               a benchmark run is damaged, busy, or was made with something else
 └── OutputError(OSError)               a result cannot be written, or would replace a foreign file
 
 Each is also a built-in error, so callers need not import this module to catch it.
@@ -67,6 +69,14 @@ class NonFiniteError(XaiAbnError, ArithmeticError):
 
 class UnusableMapError(XaiAbnError, ValueError):
     """Raised when a flat or non-finite map is asked for its heat map."""
+
+
+class DatasetError(XaiAbnError, ValueError):
+    """Raised when annotated photos are missing, damaged or contradict themselves."""
+
+
+class RunError(XaiAbnError, ValueError):
+    """Raised when a benchmark run is damaged, in use elsewhere, or was made with something else."""
 
 
 class OutputError(XaiAbnError, OSError):

@@ -108,14 +108,24 @@ class Preprocess:
             seen = image.resize((self.size, self.size), method)
             view = image.resize(shown, Image.Resampling.LANCZOS)
         else:
-            resized_side = math.floor(self.size / self.crop_pct)
-            scale = resized_side / min(width, height)
-            resized = image.resize(_scaled(width, height, resized_side), method)
+            resized = image.resize(_scaled(width, height, self._resized_side), method)
             left, top = (round((side - self.size) / 2) for side in resized.size)
             seen = resized.crop((left, top, left + self.size, top + self.size))
-            region = (left / scale, top / scale, (left + self.size) / scale, (top + self.size) / scale)
-            view = image.resize(shown, Image.Resampling.LANCZOS, box=_inside(region, width, height))
+            view = image.resize(shown, Image.Resampling.LANCZOS, box=self.region(width, height))
         return PreparedImage(self.normalise(np.asarray(seen)), np.asarray(view), loaded.source, loaded.notes)
+
+    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return the part of a picture of that size that the network sees: left, top, right, bottom in its pixels."""
+        if self.crop == "squash":
+            return 0.0, 0.0, float(width), float(height)
+        scale = self._resized_side / min(width, height)
+        left, top = (round((side - self.size) / 2) for side in _scaled(width, height, self._resized_side))
+        region = (left / scale, top / scale, (left + self.size) / scale, (top + self.size) / scale)
+        return _inside(region, width, height)
+
+    @property
+    def _resized_side(self) -> int:
+        return math.floor(self.size / self.crop_pct)
 
     def normalise(self, pixels: np.ndarray) -> Tensor:
         """Turn (H, W, 3) uint8 into a normalised (3, H, W) float32 tensor."""

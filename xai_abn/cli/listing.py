@@ -13,6 +13,7 @@ class Subject(str, Enum):
     """What can be listed."""
 
     METHODS = "methods"
+    METRICS = "metrics"
     MODELS = "models"
     LAYERS = "layers"
 
@@ -27,16 +28,17 @@ def command(
     ] = None,
     search: Annotated[str, typer.Option("--search", "-s", help="Show only names that contain this.")] = "",
 ) -> None:
-    """List the methods, the models, or a model's layers."""
+    """List the methods, the metrics, the models, or a model's layers."""
     from xai_abn.cli.table import print_table
 
-    builders = {Subject.METHODS: _methods, Subject.MODELS: _models, Subject.LAYERS: _layers}
+    builders = {Subject.METHODS: _methods, Subject.METRICS: _metrics, Subject.MODELS: _models, Subject.LAYERS: _layers}
     rows = [row for row in builders[subject](model, weights) if search.casefold() in row[0].casefold()]
     print_table(_COLUMNS[subject], rows)
 
 
 _COLUMNS = {
     Subject.METHODS: ("method", "per class", "gradient", "source"),
+    Subject.METRICS: ("metric", "better", "maps scored", "source"),
     Subject.MODELS: ("model", "what it is"),
     Subject.LAYERS: ("layer", "kind", "output", ""),
 }
@@ -47,6 +49,14 @@ def _methods(model: str, weights: str | None) -> list[tuple[str, ...]]:
 
     classes = [(name, explainers.get(name)) for name in explainers.names()]
     return [(n, "yes" if c.class_specific else "no", "yes" if c.needs_gradient else "no", c.source) for n, c in classes]
+
+
+def _metrics(model: str, weights: str | None) -> list[tuple[str, ...]]:
+    from xai_abn import metrics
+
+    better = {True: "higher", False: "lower", None: "neither"}
+    found = [metrics.get(name) for name in metrics.names()]
+    return [(m.full_name, better[m.higher_is_better], m.subject.value, m.source) for m in found]
 
 
 def _models(model: str, weights: str | None) -> list[tuple[str, ...]]:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from xai_abn.cli import explain, listing
+from xai_abn.cli import benchmark, explain, listing, report, runs
 from xai_abn.errors import XaiAbnError
 
 #: Exit code after Ctrl-C, as in a shell.
@@ -22,6 +22,10 @@ app = typer.Typer(
 )
 app.command("explain")(explain.command)
 app.command("list")(listing.command)
+app.command("benchmark")(benchmark.command)
+app.command("report")(report.command)
+app.command("merge")(runs.merge)
+app.command("export")(runs.export)
 
 
 @app.callback(invoke_without_command=True)

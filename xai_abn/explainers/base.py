@@ -24,6 +24,7 @@ class Explainer(ABC):
         needs_gradient: whether :meth:`explain` calls ``forward_pass.gradients``.
         class_specific: whether the map depends on the target.
         source: the paper.
+        control: whether it only serves for comparison and explains nothing.
 
     Example:
         >>> from xai_abn.explainers import Explainer, register
@@ -38,6 +39,7 @@ class Explainer(ABC):
     needs_gradient: ClassVar[bool] = False
     class_specific: ClassVar[bool] = True
     source: ClassVar[str] = ""
+    control: ClassVar[bool] = False
 
     def __init__(self, layer: str | None = None) -> None:
         self.layer = layer

@@ -1,118 +1,223 @@
 """Does a map point at the annotated objects?
 
-Boxes are (left, top, right, bottom) in pixels of the map, right and bottom exclusive after rounding to
-the nearest pixel; a box covers at least one pixel.
+Maps (N, h, w) are enlarged bilinearly to the grid of their :class:`Objects`. A flat or non-finite map has no
+value (NaN): it never counts as a hit.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
+from xai_abn.metrics.base import Metric, Needs, Subject, add
+from xai_abn.metrics.maps import flaws, upsample
+from xai_abn.metrics.objects import Objects
+
+#: TorchRay's tolerance around the objects, in pixels.
+TOLERANCE = 15.0
 
 
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize maps (N, h, w) to (N, H, W), bilinear with half-pixel centres."""
-    return F.interpolate(maps[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+def pointing_game(maps: Tensor, objects: Sequence[Objects], tolerance: float = TOLERANCE) -> Tensor:
+    """1 where the map's largest value lies nearer than ``tolerance`` pixels to the objects, else 0.
 
-
-def energy_inside(map_: Tensor, boxes: Tensor) -> float:
-    """Share of the map's positive values that lies inside the union of the boxes.
-
-    Compare it with the boxes' share of the picture's area, which is what a uniform map reaches.
+    Of equal largest values the first in reading order counts. The distance is strictly smaller, as in
+    TorchRay's code (its documentation says "at most").
 
     Args:
-        map_: (H, W), finite; negative values count as 0.
-        boxes: (B, 4), B >= 1.
+        maps: (N, h, w).
+        objects: N, on grids of the photos' own sizes if 15 pixels are to mean what they do in TorchRay.
+        tolerance: in pixels of that grid; 0 asks for a pixel of the object itself.
 
     Returns:
-        The share in [0, 1]; NaN for a map without positive values.
+        (N,) of 0 and 1; NaN for a flat or non-finite map, and where all objects are ``difficult``.
 
     Raises:
-        InvalidInputError: wrong shapes, or a map that is not finite.
+        InvalidInputError: not one :class:`Objects` a map.
 
-    Source: energy-based pointing game, Wang et al., "Score-CAM", 2020, section 4.3.
+    Source: Zhang et al., "Top-down Neural Attention by Excitation Backprop", 2016, section 4.1; TorchRay.
     """
-    inside = box_mask(boxes, _checked(map_))
-    positive = map_.clamp_min(0)
-    return float((positive * inside).sum() / positive.sum()) if positive.sum() > 0 else float("nan")
+
+    def hit(map_: Tensor, present: Objects) -> float:
+        if bool(present.difficult.all()):
+            return math.nan
+        row, column = divmod(int(map_.argmax()), map_.shape[1])
+        rows, columns = present.mask.nonzero(as_tuple=True)
+        nearest = int(((rows - row) ** 2 + (columns - column) ** 2).min())
+        return float(nearest < tolerance**2 or nearest == 0)
+
+    return each_map(maps, objects, hit)
 
 
-def peak_inside(map_: Tensor, boxes: Tensor) -> float:
-    """1.0 if the map's largest value lies inside a box, else 0.0; NaN for a constant map, which points nowhere.
+def peak_inside(maps: Tensor, objects: Sequence[Objects]) -> Tensor:
+    """The pointing game without tolerance: 1 where the map's largest value lies inside an object."""
+    return pointing_game(maps, objects, tolerance=0)
 
-    Of equal largest values the first in reading order counts. No tolerance around the boxes.
 
-    Args:
-        map_: (H, W), finite.
-        boxes: (B, 4), B >= 1.
+def difficult_pointing_game(
+    maps: Tensor, objects: Sequence[Objects], others: Sequence[Objects | None], tolerance: float = TOLERANCE
+) -> Tensor:
+    """The pointing game where it is hard: small objects of the class, and others to mistake them for.
 
-    Raises:
-        InvalidInputError: wrong shapes, or a map that is not finite.
+    A trial counts if the class's objects cover less than a quarter of the photo and another class is
+    present; the rest is NaN.
 
-    Source: pointing game, Zhang et al., "Top-down Neural Attention by Excitation Backprop", 2016,
-    with boxes and without its 15-pixel tolerance.
+    Source: Zhang et al., 2016, section 4.1 (the "difficult" set); TorchRay ships that set as lists.
     """
-    inside = box_mask(boxes, _checked(map_))
-    if map_.max() == map_.min():
-        return float("nan")
-    return float(inside.flatten()[map_.argmax()])
+    values = pointing_game(maps, objects, tolerance)
+    partners = paired(objects, others)
+    hard = [o.mask.float().mean() < 0.25 and other is not None for o, other in zip(objects, partners, strict=True)]
+    return values.masked_fill(~torch.tensor(hard, dtype=torch.bool), math.nan)
 
 
-def object_recall(map_: Tensor, boxes: Tensor, share: float = 0.2) -> float:
-    """Share of the boxes that hold at least one of the map's top pixels.
+def energy_inside(maps: Tensor, objects: Sequence[Objects]) -> Tensor:
+    """Share of the map's positive values that lies inside the objects.
 
-    Exactly ``round(share * H * W)`` pixels count as top, in stable order of value. A map of scattered
-    specks touches many boxes: compare with a random map of the same resolution, not only with methods.
-
-    Args:
-        map_: (H, W), finite.
-        boxes: (B, 4), B >= 1, one an object.
-        share: of the pixels, in (0, 1).
+    Compare it with the objects' share of the area, which is what a uniform map reaches.
 
     Returns:
-        The share of boxes in [0, 1]; NaN for a constant map, which has no top.
+        (N,) in [0, 1]; NaN for a non-finite map and one without positive values.
+
+    Source: energy-based pointing game, Wang et al., "Score-CAM", 2020, section 4.3; negative values count as 0.
+    """
+
+    def share(map_: Tensor, present: Objects) -> float:
+        positive = map_.clamp_min(0)
+        total = float(positive.sum())
+        return float((positive * present.mask).sum()) / total if total > 0 else math.nan
+
+    return each_map(maps, objects, share, flat_is_fine=True)
+
+
+def relevance_rank_accuracy(maps: Tensor, objects: Sequence[Objects]) -> Tensor:
+    """Share of the K largest values that lies inside the objects, K being the objects' number of pixels.
+
+    Equal values count in reading order. Returns (N,) in [0, 1]; NaN for a flat or non-finite map.
+
+    Source: Arras et al., "CLEVR-XAI", 2022, section 3.3 (relevance rank accuracy).
+    """
+
+    def accuracy(map_: Tensor, present: Objects) -> float:
+        inside = present.mask.flatten()
+        number = int(inside.sum())
+        order = map_.flatten().argsort(descending=True, stable=True)
+        return float(inside[order[:number]].float().mean())
+
+    return each_map(maps, objects, accuracy)
+
+
+def best_iou(maps: Tensor, objects: Sequence[Objects]) -> Tensor:
+    """Largest intersection over union of the objects' pixels with {map >= t}, over every threshold t.
+
+    Returns (N,) in [0, 1]; NaN for a flat or non-finite map. The threshold is chosen by the answer: an upper bound.
+    """
+
+    def best(map_: Tensor, present: Objects) -> float:
+        values, order = map_.flatten().sort(descending=True, stable=True)
+        inside = present.mask.flatten()[order].double()
+        hits, total = inside.cumsum(0), inside.sum()
+        taken = torch.arange(1, len(values) + 1)
+        last_of_equals = torch.cat([values[1:] != values[:-1], torch.ones(1, dtype=torch.bool)])
+        return float((hits / (taken + total - hits))[last_of_equals].max())
+
+    return each_map(maps, objects, best)
+
+
+def each_map(
+    maps: Tensor,
+    objects: Sequence[Objects],
+    score: Callable[[Tensor, Objects], float],
+    *,
+    flat_is_fine: bool = False,
+) -> Tensor:
+    """Score each map on its objects' grid, in order; NaN for non-finite ones and, unless they are fine, flat ones."""
+    if maps.dim() != 3 or len(maps) != len(objects):
+        raise InvalidInputError(f"expected N maps (N, h, w) and N Objects, got {tuple(maps.shape)} and {len(objects)}")
+    values = []
+    for map_, present, flaw in zip(maps.detach().cpu(), objects, flaws(maps), strict=True):
+        if flaw == "not finite" or (flaw and not flat_is_fine):
+            values.append(math.nan)
+        else:
+            values.append(score(upsample(map_[None], present.size)[0], present))
+    return torch.tensor(values)
+
+
+def paired(objects: Sequence[Objects], others: Sequence[Objects | None]) -> Sequence[Objects | None]:
+    """Return ``others`` if there is one for each of ``objects``.
 
     Raises:
-        InvalidInputError: wrong shapes or share, or a map that is not finite.
+        InvalidInputError: their numbers differ.
     """
-    _checked(map_)
-    objects = [box_mask(box[None], map_) for box in _checked_boxes(boxes)]
-    if not 0 < share < 1:
-        raise InvalidInputError(f"share must lie in (0, 1), got {share}")
-    if map_.max() == map_.min():
-        return float("nan")
-    order = map_.flatten().argsort(descending=True, stable=True)
-    top = torch.zeros(map_.numel(), dtype=torch.bool)
-    top[order[: round(share * map_.numel())]] = True
-    top = top.view(map_.shape)
-    return sum(bool((mask & top).any()) for mask in objects) / len(objects)
+    if len(objects) != len(others):
+        raise InvalidInputError(f"got {len(objects)} Objects but {len(others)} of other classes; use None for none")
+    return others
 
 
-def box_mask(boxes: Tensor, like: Tensor) -> Tensor:
-    """Return the union of the boxes as a bool mask shaped as ``like`` (H, W).
-
-    Raises:
-        InvalidInputError: no boxes, or not four numbers a box.
-    """
-    _checked_boxes(boxes)
-    height, width = like.shape
-    mask = torch.zeros(height, width, dtype=torch.bool)
-    for left, top, right, bottom in boxes.round().long().tolist():
-        left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
-        mask[top : max(bottom, top + 1), left : max(right, left + 1)] = True
-    return mask
+def _add(name: str, protocol: str, function: Callable[..., Tensor], definition: str, source: str, **rest: Any) -> None:
+    facts: dict[str, Any] = {
+        "needs": Needs.OBJECTS,
+        "subject": Subject.CLASSES,
+        "higher_is_better": True,
+        "range": (0.0, 1.0),
+        "units": "share",
+        "flat_counts_as": 0.0,
+    }
+    add(Metric(name, protocol, function, definition=definition, source=source, **(facts | rest)))
 
 
-def _checked(map_: Tensor) -> Tensor:
-    if map_.dim() != 2 or not bool(torch.isfinite(map_).all()):
-        raise InvalidInputError(f"expected one finite map (H, W), got shape {tuple(map_.shape)}")
-    return map_
-
-
-def _checked_boxes(boxes: Tensor) -> Tensor:
-    if boxes.dim() != 2 or boxes.shape[1] != 4 or len(boxes) == 0:
-        raise InvalidInputError(f"boxes must have shape (B, 4) with B >= 1, got {tuple(boxes.shape)}")
-    return boxes
+_add(
+    "pointing-game",
+    "torchray-15px",
+    pointing_game,
+    "The map's largest value, at the photo's own size, lies less than 15 pixels from an object of the class (outlines "
+    "where annotated, else boxes). A class whose objects are all difficult is left out. Mean over photos; TorchRay's "
+    "accuracy is the mean over classes, which stands in the per-class table.",
+    "Zhang et al., 2016; TorchRay 2019",
+    at_photo_size=True,
+    units="share of trials",
+)
+_add(
+    "pointing-game-difficult",
+    "torchray-15px",
+    difficult_pointing_game,
+    "As pointing-game, only where the class covers less than a quarter of the photo and another class is present.",
+    "Zhang et al., 2016, by its rule; TorchRay ships lists",
+    needs=Needs.CLASS_OBJECTS,
+    at_photo_size=True,
+    units="share of trials",
+)
+_add(
+    "peak-inside",
+    "xai-abn",
+    peak_inside,
+    "The largest value of the top-1 class's map, at the network's input size, lies inside any annotated object.",
+    "this project",
+    subject=Subject.PREDICTION,
+    units="share of photos",
+)
+_add(
+    "energy-pointing-game",
+    "score-cam-2020",
+    energy_inside,
+    "Share of the map's positive values inside the objects of the class, at the network's input size.",
+    "Wang et al., Score-CAM, 2020",
+    flat_counts_as=None,
+)
+_add(
+    "relevance-rank-accuracy",
+    "clevr-xai",
+    relevance_rank_accuracy,
+    "Share of the K top pixels inside the objects of the class, K being their number of pixels.",
+    "Arras et al., CLEVR-XAI, 2022",
+)
+_add(
+    "best-iou",
+    "xai-abn",
+    best_iou,
+    "Largest IoU of the objects' pixels with the thresholded map over all thresholds: an upper bound.",
+    "this project",
+)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
-from xai_abn.metrics.localisation import upsample
+from xai_abn.metrics.base import Metric, Needs, add
+from xai_abn.metrics.confidence import check_numbers, check_targets
+from xai_abn.metrics.maps import upsample, usable
 
 
 def polarity(
@@ -26,21 +28,20 @@ def polarity(
     Args:
         predict: inputs (N, 3, H, W) to logits (N, K).
         inputs: (N, 3, H, W), normalised.
-        maps: (N, h, w), finite.
+        maps: (N, h, w).
         targets: (N,) class indices.
         share: of the pixels removed each time, in (0, 0.5].
 
     Returns:
         (N,) in [-1, 1]: above 0 is the right way up, below 0 inverted, about 0 says nothing.
-        NaN where the map is constant.
+        NaN for a flat or non-finite map.
 
     Raises:
         InvalidInputError: numbers or shares that do not fit.
     """
     if not 0 < share <= 0.5:
         raise InvalidInputError(f"share must lie in (0, 0.5], got {share}")
-    if not len(inputs) == len(maps) == len(targets):
-        raise InvalidInputError(f"got {len(inputs)} inputs, {len(maps)} maps and {len(targets)} targets")
+    check_numbers(inputs, maps, targets)
     large = upsample(maps, (inputs.shape[2], inputs.shape[3])).flatten(1)
     order = large.argsort(dim=1, stable=True)
     count = round(share * large.shape[1])
@@ -49,6 +50,23 @@ def polarity(
     with torch.no_grad():
         for removed in (order[:, :count], order[:, -count:]):
             keep = torch.ones_like(large).scatter_(1, removed, 0).view(len(inputs), 1, *inputs.shape[2:])
-            left.append(predict(inputs * keep).float().softmax(dim=1)[rows, targets])
-    flat = large.amax(dim=1) == large.amin(dim=1)
-    return (left[0] - left[1]).masked_fill(flat, float("nan"))
+            logits = predict(inputs * keep).float()
+            check_targets(inputs, targets, logits.shape[1])
+            left.append(logits.softmax(dim=1)[rows, targets])
+    return (left[0] - left[1]).masked_fill(~usable(maps).to(left[0].device), float("nan"))
+
+
+add(
+    Metric(
+        name="polarity",
+        protocol="top-20%",
+        function=polarity,
+        needs=Needs.MODEL,
+        higher_is_better=True,
+        range=(-1, 1),
+        units="probability",
+        definition="Probability without the map's bottom 20 % of pixels minus that without its top 20 %; removed "
+        "pixels become the mean colour. Below 0 the map is inverted.",
+        source="this project",
+    )
+)

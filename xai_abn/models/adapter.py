@@ -85,6 +85,17 @@ class ModelAdapter:
         """Whether there is a linear layer for :attr:`classifier`."""
         return any(isinstance(m, nn.Linear) for m in self.module.modules())
 
+    @cached_property
+    def number_of_classes(self) -> int:
+        """K: how many classes the network scores."""
+        return self.forward_pass(self.blank_input).logits.shape[1]
+
+    def with_module(self, module: nn.Module) -> ModelAdapter:
+        """Return an adapter of another network of the same architecture, as one with other weights."""
+        return ModelAdapter(
+            module, name=self.name, preprocess=self.preprocess, labels=self.labels, layer=self._layer, weights="other"
+        )
+
     def check_layer(self, name: str) -> None:
         """Refuse the name of a layer that is not there.
 

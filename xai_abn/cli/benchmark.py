@@ -1,0 +1,142 @@
+"""``xai-abn benchmark``: photos, methods and metrics in, one file of values out."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xai_abn.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from xai_abn.data.annotated import AnnotatedData
+    from xai_abn.evaluation.runner import Summary
+
+
+def command(
+    data: Annotated[
+        str,
+        typer.Option("--data", "-d", help="coco:DIR, voc:DIR, imagenet-boxes:CSV or folder:DIR.", metavar="KIND:PATH"),
+    ],
+    methods: Annotated[
+        str, typer.Option("--methods", "-M", help="Comma-separated; see 'xai-abn list methods'.")
+    ] = "abn,abn-class,grad-cam,centre,random-14",
+    metrics: Annotated[
+        str,
+        typer.Option("--metrics", help="Comma-separated NAME or NAME:PROTOCOL; see 'xai-abn list metrics'."),
+    ] = "deletion,insertion",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="abn-lite0, lite0, timm:NAME, torchvision:NAME or a checkpoint.")
+    ] = "abn-lite0",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="For timm: and torchvision: models: weights file, or 'random'.", metavar="FILE|random"),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The run's file; run the same command again to go on.", metavar="RUN")
+    ] = Path("run.sqlite"),
+    grid: Annotated[
+        int | None, typer.Option(help="Set single-class photos into N x N grids first.", metavar="N", min=2)
+    ] = None,
+    crop: Annotated[
+        str, typer.Option(help="squash: the network sees the whole photo; center: its usual crop.")
+    ] = "squash",
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Only every N-th photo from the I-th; join the files with 'xai-abn merge'.", metavar="I/N"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first photos.", min=1)] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Predict perturbed pictures in bfloat16: faster.")] = False,
+    compile_: Annotated[bool, typer.Option("--compile", help="And through torch.compile: slow start.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Photos per step; a kill loses at most one step.", min=1)] = 8,
+    device: Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")] = "cpu",
+) -> None:
+    """Score methods on annotated photos; what is measured once is never measured again."""
+    from xai_abn.data import read_data
+    from xai_abn.evaluation import Settings, benchmark
+    from xai_abn.models.zoo import load_model
+
+    part = _shard(shard)
+    settings = Settings(batch_size=batch_size, bf16=bf16, compile=compile_, crop=crop, shard=part, limit=limit)
+    photos = read_data(data)
+    adapter = load_model(model, weights=weights, device=device)
+    photos = _in_grids(photos, grid, adapter.preprocess.size)
+    run = shard_file(output, part)
+    with _progress() as progress:
+        summary = benchmark(
+            adapter, photos, _listed(methods), _listed(metrics), run, settings, command=_command(), progress=progress
+        )
+    _report(summary)
+
+
+def shard_file(output: Path, part: tuple[int, int]) -> Path:
+    """Return the file of one shard: ``run.sqlite`` becomes ``run.2-of-8.sqlite``; of a whole run, the file itself."""
+    index, number = part
+    return output if number == 1 else output.with_name(f"{output.stem}.{index}-of-{number}{output.suffix}")
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    """Return (i, n) from I/N, else from torchrun's environment, else the whole."""
+    if text is None:
+        return int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1))
+    index, slash, number = text.partition("/")
+    if not (slash and index.isdigit() and number.isdigit()):
+        raise InvalidInputError(f"--shard takes I/N, such as 2/8, got {text!r}")
+    return int(index), int(number)
+
+
+def _in_grids(photos: AnnotatedData, grid: int | None, size: int) -> AnnotatedData:
+    if grid is None:
+        return photos
+    from xai_abn.data.grids import make_grids
+
+    return make_grids(photos, grid, size)
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _command() -> str:
+    return shlex.join(["xai-abn", *sys.argv[1:]])
+
+
+def _progress() -> Any:
+    """Return a context manager that gives a function to call with the photos done and in all."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextmanager
+    def bar() -> Any:
+        rate = TextColumn("{task.fields[rate]}")
+        columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("", total=None, rate="")
+
+            def update(done: int, total: int) -> None:
+                speed = progress.tasks[0].speed
+                progress.update(task, completed=done, total=total, rate=f"{speed:.2f} photos/s" if speed else "")
+
+            yield update
+
+    return bar()
+
+
+def _report(summary: Summary) -> None:
+    """Say what was done and what failed; exit 1 if anything did."""
+    typer.echo(
+        f"{summary.output}: {summary.measured} photos measured in {summary.seconds:.0f} s, "
+        f"{summary.known} were known, {len(summary.failed)} failed"
+    )
+    if summary.superseded:
+        typer.echo(f"note: {summary.superseded} photos changed since; their old values no longer count", err=True)
+    for source, reason in summary.failed:
+        typer.echo(f"xai-abn: {reason if reason.startswith(source) else f'{source}: {reason}'}", err=True)
+    if summary.failed:
+        raise typer.Exit(1)

@@ -1,0 +1,236 @@
+"""A report in words, and as Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+#: Words for a metric's better direction, and its arrow.
+DIRECTIONS = {True: ("higher is better", "↑"), False: ("lower is better", "↓"), None: ("neither end is better", "")}
+
+#: What the numbers of a report mean; each is shown where it matters.
+NOTES = {
+    "summary": "Mean over photos with its 95 % bootstrap interval (2000 resamples of photos). The maps of one photo "
+    "are averaged first. Flagged maps count as their metric says, or are left out; means can then rest on different "
+    "photos.",
+    "comparisons": "On the photos that both have: mean difference (method minus reference) with its 95 % bootstrap "
+    "interval, Wilcoxon's signed-rank test (two-sided; zero differences ranked as Pratt proposed) with Holm's "
+    "correction over all methods of one metric, and the matched-pairs rank-biserial correlation as effect (above 0: "
+    "the method's values are larger). Better and worse need an adjusted p below 0.05. Metrics that only a whole data "
+    "set has are not tested; look whether the interval holds 0.",
+    "agreement": "Spearman's rank correlation over photos and methods, values centred on each photo's own mean. 1: "
+    "the metrics prefer the same methods on the same photos; 0: they have nothing to do with each other; "
+    "\N{MINUS SIGN}1: they contradict each other. Controls are left out.",
+    "curves": "Mean over photos; the band is the 95 % bootstrap interval at each point.",
+    "time": "Time is the median a map, including the photo's share of the forward pass.",
+}
+#: Stands where there is no value.
+NONE = "\N{EN DASH}"
+
+
+def number(value: float | None) -> str:
+    """Return a value with three decimals, or four digits if it is large; zero has no sign."""
+    if value is None:
+        return NONE
+    shown = f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+    return "0.000" if shown == "-0.000" else shown.replace("-", "\N{MINUS SIGN}")
+
+
+def interval(cell: dict[str, Any]) -> str:
+    """Return ``[low, high]``, or nothing where there is none."""
+    return "" if cell["low"] is None else f"[{number(cell['low'])}, {number(cell['high'])}]"
+
+
+def p_value(p: float | None) -> str:
+    """Return p with three decimals."""
+    return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def flaws(counts: dict[str, int]) -> str:
+    """Return such as ``2 flat, 1 not finite``."""
+    return ", ".join(f"{n} {flaw}" for flaw, n in counts.items())
+
+
+def seconds(value: float | None) -> str:
+    """Return a time in ms, or s if long."""
+    if value is None:
+        return NONE
+    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def percent(share: float) -> str:
+    """Return such as ``63.0 %``, kept on one line."""
+    return f"{share * 100:.1f}\N{NO-BREAK SPACE}%"
+
+
+def span(ends: Sequence[float | None]) -> str:
+    """Return such as ``0 to 1``; an end that is None is without limit."""
+    low, high = ("any" if end is None else f"{end:g}" for end in ends)
+    return f"{low} to {high}"
+
+
+def plural(count: int, word: str) -> str:
+    """Return such as ``1 photo`` or ``2 photos``."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def title(section: dict[str, Any]) -> str:
+    """Return the section's models and kind of data."""
+    return f"{', '.join(section['models'])} on {section['data'].get('kind', 'data')}"
+
+
+def overview(section: dict[str, Any]) -> list[str]:
+    """Say in sentences what was measured and what came out."""
+    controls = sum(m["control"] for m in section["methods"])
+    methods = plural(len(section["methods"]) - controls, "method") + (
+        f" and {plural(controls, 'control')}" if controls else ""
+    )
+    lines = [f"{plural(section['photos'], 'photo')}, {methods}, {plural(len(section['metrics']), 'metric')}."]
+    failed = sum(f["count"] for f in section["failures"])
+    lines[0] += f" {plural(failed, 'measurement')} failed." if failed else " Every measurement succeeded."
+    methods_maps = [m for m in section["methods"] if not m["control"]]
+    flat = sum(n for m in methods_maps for n in m["flaws"].values())
+    maps = sum(m["maps"] for m in methods_maps)
+    if maps:
+        what = f"{flat} of {maps} maps are" if flat else f"None of {maps} maps is"
+        lines[0] += f" {what} flat or not finite, controls aside."
+    if section["superseded"]:
+        lines[0] += f" {plural(section['superseded'], 'photo')} changed since and no longer count."
+    return lines + _leaders(section) + _warnings(section)
+
+
+def _leaders(section: dict[str, Any]) -> list[str]:
+    """Say which method leads where."""
+    leads: dict[str, list[str]] = {}
+    names = _short_names(section)
+    for cell in section["summary"]:
+        if cell["best"]:
+            leads.setdefault(cell["method"], []).append(names[cell["metric"]])
+    if not leads or len(section["methods"]) < 2:
+        return []
+    total = len({metric for found in leads.values() for metric in found})
+    ordered = sorted(leads.items(), key=lambda item: -len(item[1]))
+    parts = [f"{name} on {len(found)} of {total} ({', '.join(found)})" for name, found in ordered]
+    return [f"Best mean: {'; '.join(parts)}."]
+
+
+def _warnings(section: dict[str, Any]) -> list[str]:
+    names = _short_names(section)
+    ahead = [f"{c['method']} on {names[c['metric']]}" for c in section["summary"] if c["beats_best"]]
+    return [f"Controls that do at least as well as every method: {', '.join(ahead)}."] if ahead else []
+
+
+def _short_names(section: dict[str, Any]) -> dict[str, str]:
+    """Return the metrics' names, with the protocol only where two share a name."""
+    names = [m["name"] for m in section["metrics"]]
+    return {m["full_name"]: m["name"] if names.count(m["name"]) == 1 else m["full_name"] for m in section["metrics"]}
+
+
+def outcomes(section: dict[str, Any]) -> str:
+    """Count what the paired tests show."""
+    verdicts = Counter(c["verdict"] for c in section["comparisons"] if not c["control"])
+    words = [f"{verdicts[v]} {v}" for v in ("better", "worse", "higher", "lower") if verdicts[v]]
+    words += [f"{verdicts[v]} {v}" for v in ("no difference shown", "not tested") if verdicts[v]]
+    if not words:
+        return "Only controls to compare with."
+    return f"{plural(sum(verdicts.values()), 'comparison')} with methods, controls aside: {', '.join(words)}."
+
+
+def cell_text(cell: dict[str, Any] | None, bold: bool = False) -> str:
+    """Return a cell of the summary: value, interval and flagged maps; ``bold`` marks the best in Markdown."""
+    if cell is None:
+        return NONE
+    value = f"**{number(cell['value'])}**" if bold and cell["best"] else number(cell["value"])
+    return " ".join(filter(None, [value, interval(cell), f"({flaws(cell['flaws'])})" if cell["flaws"] else ""]))
+
+
+def identity_lines(identity: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return nested facts as (name, value) lines."""
+    lines = []
+    for name, value in identity.items():
+        if isinstance(value, dict):
+            lines += [(f"{name} {inner}", text) for inner, text in identity_lines(value)]
+        elif value not in (None, ""):
+            lines.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return lines
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Return the tables of a report as Markdown."""
+    blocks = ["# Explanation benchmark", f"<!-- {report['about']} -->"]
+    for section in report["sections"]:
+        blocks += [f"## {_safe(title(section))}", *map(_safe, overview(section))]
+        blocks += ["### Summary", _summary(section), NOTES["summary"]]
+        if section["comparisons"]:
+            blocks += [
+                f"### Against {_safe(section['reference'])}",
+                _safe(outcomes(section)),
+                _comparisons(section),
+                NOTES["comparisons"],
+            ]
+        if len(section["agreement"]["metrics"]) > 1:
+            blocks += ["### Agreement between metrics", _agreement(section), NOTES["agreement"]]
+        if section["failures"]:
+            blocks += ["### Failures", _failures(section)]
+        blocks += ["### Protocols", _protocols(section)]
+    blocks += ["## Runs", *(_run(run) for run in report["runs"])]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _summary(section: dict[str, Any]) -> str:
+    metrics = [m["full_name"] for m in section["metrics"]]
+    arrows = [f"{m['full_name']} {DIRECTIONS[m['higher_is_better']][1]}".strip() for m in section["metrics"]]
+    cells = {(c["method"], c["metric"]): c for c in section["summary"]}
+    rows = []
+    for method in section["methods"]:
+        name = f"{method['name']} (control)" if method["control"] else method["name"]
+        rows.append([name, *(cell_text(cells.get((method["name"], metric)), bold=True) for metric in metrics)])
+    return _table(["method", *arrows], rows)
+
+
+def _comparisons(section: dict[str, Any]) -> str:
+    rows = [
+        [
+            c["metric"], c["method"], str(c["photos"]), f"{number(c['value'])} {interval(c)}".strip(),
+            p_value(c["p_holm"]), number(c["effect"]), c["verdict"],
+        ]
+        for c in section["comparisons"]
+    ]  # fmt: skip
+    return _table(["metric", "method", "photos", "difference", "p (Holm)", "effect", "method is"], rows)
+
+
+def _agreement(section: dict[str, Any]) -> str:
+    names, matrix = section["agreement"]["metrics"], section["agreement"]["matrix"]
+    return _table(["", *names], [[name, *map(number, row)] for name, row in zip(names, matrix, strict=True)])
+
+
+def _failures(section: dict[str, Any]) -> str:
+    columns = ("count", "method", "metric", "reason", "example")
+    return _table(columns, [[str(f[c]) for c in columns] for f in section["failures"]])
+
+
+def _protocols(section: dict[str, Any]) -> str:
+    lines = []
+    for m in section["metrics"]:
+        facts = [m["definition"], DIRECTIONS[m["higher_is_better"]][0] + ".", f"Source: {m['source'] or 'not stated'}"]
+        lines.append(f"- **{_safe(m['full_name'])}**: {_safe(' '.join(filter(None, facts)))}")
+    return "\n".join(lines)
+
+
+def _run(run: dict[str, Any]) -> str:
+    facts = [("files", ", ".join(run["files"])), *identity_lines(run["identity"])]
+    facts += [("command", str(s["command"])) for s in run["sessions"] if s.get("command")]
+    return "\n".join(f"- {_safe(name)}: {_safe(value)}" for name, value in facts)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(_safe(cell) for cell in line) + " |" for line in lines)
+
+
+def _safe(text: str) -> str:
+    """Escape what Markdown or HTML would read as more than text."""
+    for old, new in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
+        text = text.replace(old, new)
+    return text

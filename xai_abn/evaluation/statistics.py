@@ -1,0 +1,269 @@
+"""What the values of a run say, and how sure one can be: pure functions of arrays.
+
+The photo is the independent unit throughout. Several maps of one photo (one a class present) are averaged
+first, and every interval and test looks at photos only.
+
+Sources:
+    percentile bootstrap: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13;
+    signed-rank test: Wilcoxon, "Individual Comparisons by Ranking Methods", 1945;
+    zero differences: Pratt, "Remarks on Zeros and Ties in the Wilcoxon Signed Rank Procedures", 1959;
+    many tests: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979;
+    effect size: Kerby, "The Simple Difference Formula", 2014 (matched-pairs rank-biserial correlation);
+    agreement: Spearman, "The Proof and Measurement of Association between Two Things", 1904.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+#: How often photos are drawn again for an interval.
+RESAMPLES = 2000
+#: Share of the resampled means that an interval holds.
+LEVEL = 0.95
+#: Start of the random draws: the same run gives the same report.
+SEED = 0
+#: Differences below this share of the largest value count as none: they are rounding errors.
+ROUNDING = 1e-9
+
+#: Most numbers held at once while resampling.
+_CHUNK = 4_000_000
+Aggregate = Callable[[np.ndarray, np.ndarray], float]
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoValues:
+    """One metric of one method.
+
+    Attributes:
+        values: (P,) mean over the trials of each photo; NaN where the photo has none that counts.
+        trials: (P,) number of trials that count.
+        flagged: number of trials with a flaw, whether they count or not.
+    """
+
+    values: np.ndarray
+    trials: np.ndarray
+    flagged: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value over photos with its 95 % interval; the interval is None for fewer than two photos."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    photos: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against a reference on the photos that both have.
+
+    Attributes:
+        difference: mean of method minus reference.
+        p: of the two-sided signed-rank test; None without common photos or per-photo values.
+        effect: matched-pairs rank-biserial correlation; above 0 the method's values are larger.
+    """
+
+    difference: Estimate
+    p: float | None
+    effect: float | None
+
+
+def per_photo(
+    photos: np.ndarray, values: np.ndarray, flawed: np.ndarray, flat_counts_as: float | None, number: int
+) -> PhotoValues:
+    """Average the trials of each photo.
+
+    Args:
+        photos: (R,) index of each trial's photo, in [0, number).
+        values: (R,) NaN where there is none.
+        flawed: (R,) bool: the map could not be scored.
+        flat_counts_as: the value of a flawed trial; None leaves it out.
+        number: how many photos there are.
+    """
+    counted = np.where(flawed, np.nan if flat_counts_as is None else flat_counts_as, values.astype(float))
+    there = np.isfinite(counted)
+    trials = np.bincount(photos[there], minlength=number)
+    sums = np.bincount(photos[there], weights=counted[there], minlength=number)
+    means = np.divide(sums, trials, out=np.full(number, np.nan), where=trials > 0)
+    return PhotoValues(means, trials, int(flawed.sum()))
+
+
+def mean_interval(values: np.ndarray, seed: int = SEED) -> Estimate:
+    """Return the mean of (P,) values, NaN left out, with its percentile bootstrap interval over photos."""
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return Estimate(float(values[0]) if len(values) else None, None, None, len(values))
+    low, high = _interval(np.concatenate([weights @ values for weights in _resampled(len(values), seed)]))
+    return Estimate(float(values.mean()), float(low), float(high), len(values))
+
+
+def mean_curve(curves: np.ndarray, photos: np.ndarray, seed: int = SEED) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean, lower and upper end (T,) of curves (R, T), point by point; ``photos`` (R,) as in per_photo."""
+    _, index, counts = np.unique(photos, return_inverse=True, return_counts=True)
+    of_photo = np.zeros((len(counts), curves.shape[1]))
+    np.add.at(of_photo, index, curves / counts[index][:, None])
+    mean = of_photo.mean(axis=0)
+    if len(counts) < 2:
+        return mean, mean, mean
+    low, high = _interval(np.concatenate([weights @ of_photo for weights in _resampled(len(counts), seed)]))
+    return mean, low, high
+
+
+def aggregate_interval(aggregate: Aggregate, curves: np.ndarray, photos: np.ndarray, seed: int = SEED) -> Estimate:
+    """Return a value that only a whole data set has, with its interval from resampling photos.
+
+    Args:
+        aggregate: from curves (R, T) and weights (R,) that sum to 1.
+        curves: one a trial.
+        photos: (R,) of each trial; the trials of a photo share its weight.
+        seed: of the resampling.
+    """
+    known, index, counts = np.unique(photos, return_inverse=True, return_counts=True)
+    return _resampled_value(lambda weights: aggregate(curves, (weights / counts)[index]), len(known), seed)
+
+
+def compare(values: np.ndarray, reference: np.ndarray, seed: int = SEED) -> Comparison:
+    """Compare two methods' (P,) values photo by photo.
+
+    Zero differences keep their ranks but take no side (Pratt): with hits and misses most photos are
+    ties, and leaving them out would let two photos decide for a thousand. No difference at all gives p = 1.
+    """
+    differences = _differences(values, reference)
+    if not len(differences):
+        return Comparison(Estimate(None, None, None, 0), None, None)
+    p = 1.0
+    if differences.any():
+        p = float(stats.wilcoxon(differences, zero_method="pratt").pvalue)
+    return Comparison(mean_interval(differences, seed), p, rank_biserial(differences))
+
+
+def compare_aggregates(
+    aggregate: Aggregate,
+    method: tuple[np.ndarray, np.ndarray],
+    reference: tuple[np.ndarray, np.ndarray],
+    seed: int = SEED,
+) -> Comparison:
+    """Compare two methods by a value of the whole data set; arguments are (curves, photos) pairs.
+
+    Such values have no photo-wise differences, so there is an interval but no test.
+    """
+    both = np.intersect1d(method[1], reference[1])
+    parts = []
+    for curves, photos in (method, reference):
+        there = np.isin(photos, both)
+        _, index, counts = np.unique(photos[there], return_inverse=True, return_counts=True)
+        parts.append((curves[there], index, counts))
+
+    def difference(weights: np.ndarray) -> float:
+        first, second = (aggregate(curves, (weights / counts)[index]) for curves, index, counts in parts)
+        return first - second
+
+    return Comparison(_resampled_value(difference, len(both), seed), None, None)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return Holm's adjusted p values: rejecting those below 0.05 errs at all with a chance below 0.05.
+
+    The k-th smallest of m is multiplied by m - k + 1, never falls below the one before, and ends at 1.
+    None stays None and does not count.
+    """
+    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(order) - rank)))
+        adjusted[i] = largest
+    return adjusted
+
+
+def rank_biserial(differences: np.ndarray) -> float | None:
+    """Return the matched-pairs rank-biserial correlation of (P,) differences, in [-1, 1].
+
+    The rank sum of the positive differences minus that of the negative, over the sum of all ranks; zero
+    differences are ranked too and count for neither, so that ties pull the effect towards 0.
+    """
+    if not len(differences):
+        return None
+    ranks = stats.rankdata(np.abs(differences))
+    return float((ranks * np.sign(differences)).sum() / ranks.sum())
+
+
+def agreement(a: np.ndarray, b: np.ndarray, higher_a: bool, higher_b: bool) -> tuple[float | None, int]:
+    """Return how far two metrics agree on what is better: Spearman's rank correlation, and the photos used.
+
+    Values (P, M) of M methods are centred on each photo's own mean over the methods, and all photos and
+    methods are ranked together. Without that, photos that are hard for every method would make any two
+    metrics look alike. Photos with fewer than two methods scored by both are left out.
+
+    Args:
+        a: (P, M) values of one metric, NaN where missing.
+        b: (P, M) values of the other.
+        higher_a: larger is better in ``a``; else its sign is turned.
+        higher_b: the same for ``b``.
+    """
+    both = np.isfinite(a) & np.isfinite(b)
+    both &= both.sum(axis=1, keepdims=True) >= 2
+    photos = int(both.any(axis=1).sum())
+    pooled = [_centred(values, both) * (1 if higher else -1) for values, higher in ((a, higher_a), (b, higher_b))]
+    if not photos or any(not values.any() for values in pooled):
+        return None, photos
+    return _finite(stats.spearmanr(*pooled).statistic), photos
+
+
+def _centred(values: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Return the values that are there, less their row's mean, as one row."""
+    means = np.where(there, values, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+    centred = (values - means[:, None])[there]
+    return _without_rounding(centred, np.abs(values[there]).max(initial=0))
+
+
+def _differences(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    both = np.isfinite(values) & np.isfinite(reference)
+    scale = np.abs([values[both], reference[both]]).max(initial=0)
+    return _without_rounding(values[both] - reference[both], scale)
+
+
+def _without_rounding(values: np.ndarray, scale: float) -> np.ndarray:
+    """Round to a billionth of the scale, so that equal differences tie and none is exactly 0."""
+    unit = float(scale) * ROUNDING
+    return np.round(values / unit) * unit if unit else values
+
+
+def _resampled_value(function: Callable[[np.ndarray], float], number: int, seed: int) -> Estimate:
+    """Return a function of the photos' weights (number,) at equal weights, and its interval."""
+    if not number:
+        return Estimate(None, None, None, 0)
+    value = _finite(function(np.full(number, 1 / number)))
+    if number < 2 or value is None:
+        return Estimate(value, None, None, number)
+    low, high = _interval(np.array([function(row) for weights in _resampled(number, seed) for row in weights]))
+    return Estimate(value, _finite(low), _finite(high), number)
+
+
+def _resampled(number: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield weights (rows, number), each row one draw of photos with replacement, summing to 1."""
+    random = np.random.default_rng(seed)
+    step = max(1, _CHUNK // number)
+    for start in range(0, RESAMPLES, step):
+        rows = min(step, RESAMPLES - start)
+        drawn = random.integers(number, size=(rows, number)) + np.arange(rows)[:, None] * number
+        yield np.bincount(drawn.ravel(), minlength=rows * number).reshape(rows, number) / number
+
+
+def _interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends that hold the middle LEVEL of (R, ...) samples; NaN samples are left out."""
+    ends = 50 * (1 - LEVEL), 50 * (1 + LEVEL)
+    if not np.isfinite(samples).any():
+        return np.array(np.nan), np.array(np.nan)
+    low, high = np.nanpercentile(samples, ends, axis=0)
+    return low, high
+
+
+def _finite(value: float | np.floating | np.ndarray) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,184 @@
+"""Deletion and insertion under four named protocols.
+
+``xai-abn``, the project's own and the default, differs from RISE's where that one lets chance or artefacts in:
+the same wide, mirrored blur stands for missing pixels in both curves (grey patches have sharp edges that are
+objects themselves, a zero-padded blur darkens the border); twenty steps are equal to within a pixel and
+weighed by their true width; equal values, as in the zeros of Grad-CAM, go in one fixed random order instead of
+from the upper left corner.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from torch import Tensor
+
+from xai_abn.errors import InvalidInputError, UnknownNameError
+from xai_abn.metrics.base import Metric, Needs, Predict, Scores, add
+from xai_abn.metrics.perturbation import (
+    BLACK,
+    RISE_BLUR,
+    WIDE_BLUR,
+    ZERO,
+    CurveName,
+    PerturbationProtocol,
+    area,
+    at_most,
+    equal,
+    patch_ranks,
+    perturbation_curves,
+    reversed_ranks,
+    scattered_ranks,
+    stable_ranks,
+)
+
+
+def _rise_counts(height: int, width: int) -> list[int]:
+    step = 8 * width
+    return [*range(0, height * width, step), height * width]
+
+
+def _pid_counts(height: int, width: int) -> list[int]:
+    """Patches changed at each point of LABN's code: ten more each time, plus one; never none."""
+    patches = height * width // PID_PATCH**2
+    if patches <= 10:
+        raise InvalidInputError(
+            f"pid-2022 needs more than 10 patches of {PID_PATCH} pixels, got {height}x{width} pixels"
+        )
+    return [min(10 * (i + 1), patches - 1) + 1 for i in range(math.ceil(patches / 10))]
+
+
+PID_PATCH = 16
+
+PROTOCOLS = {
+    "xai-abn": PerturbationProtocol("xai-abn", scattered_ranks, equal(20), WIDE_BLUR, WIDE_BLUR),
+    "rise-2018": PerturbationProtocol("rise-2018", reversed_ranks, _rise_counts, ZERO, RISE_BLUR, even=True),
+    "torchcam-20": PerturbationProtocol("torchcam-20", stable_ranks, at_most(20), ZERO, ZERO),
+    "pid-2022": PerturbationProtocol(
+        "pid-2022", partial(patch_ranks, patch=PID_PATCH), _pid_counts, BLACK, BLACK, even=True, patch=PID_PATCH
+    ),
+}
+
+_DEFINITIONS = {
+    "xai-abn": (
+        "20 equal steps; missing pixels are a Gaussian blur (sigma 1/12 of the shorter side, mirrored edges) in both "
+        "curves; ties in a fixed random order; softmax probability, trapezoid area.",
+        "this project",
+    ),
+    "rise-2018": (
+        "Steps of 8 rows' pixels (28 at 224); deleted pixels are normalised zero, insertion starts from RISE's own "
+        "11x11 blur with zero padding; ties in reversed reading order; softmax probability, equal-width trapezoid.",
+        "Petsiuk et al., RISE, BMVC 2018, and its released evaluation code",
+    ),
+    "torchcam-20": (
+        "At most 20 steps of equal size, the last one shorter; missing pixels are normalised zero in both curves; ties "
+        "in reading order; softmax probability, trapezoid area over true shares.",
+        "torchcam 0.5.0, DeletionInsertionMetric with softmax",
+    ),
+    "pid-2022": (
+        f"Patches of {PID_PATCH} pixels ranked by their largest value, ten more at each point after the first eleven, "
+        "onto black, ties together; the unchanged picture is no point of the curve; softmax probability, equal-width "
+        "trapezoid.",
+        "Iida et al., Lambda ABN, ACCV 2022, released code with step 10",
+    ),
+}
+
+
+def deletion(
+    predict: Predict,
+    inputs: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    protocol: str | PerturbationProtocol = "xai-abn",
+    *,
+    batch_size: int = 16,
+    black: Tensor | None = None,
+) -> Tensor:
+    """Area under the target's probability while the map's top pixels are deleted first. Lower is better.
+
+    Args:
+        predict: inputs (B, 3, H, W) to logits (B, K).
+        inputs: (N, 3, H, W), normalised.
+        maps: (N, h, w), or (N, M, h, w) for M maps a picture.
+        targets: (N,) or (N, M) class indices.
+        protocol: one of ``PROTOCOLS``, or your own.
+        batch_size: pictures per call of ``predict``.
+        black: (3,) the normalised value of black, which ``pid-2022`` needs.
+
+    Returns:
+        (N,) or (N, M) in [0, 1]; NaN for a flat or non-finite map.
+
+    Raises:
+        InvalidInputError: shapes that do not fit.
+        UnknownNameError: no such protocol.
+
+    Source: see the protocol's definition in ``xai-abn list metrics``.
+    """  # fmt: skip
+    return _one_curve("deletion", predict, inputs, maps, targets, protocol, batch_size, black).values
+
+
+def insertion(
+    predict: Predict,
+    inputs: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    protocol: str | PerturbationProtocol = "xai-abn",
+    *,
+    batch_size: int = 16,
+    black: Tensor | None = None,
+) -> Tensor:
+    """Area under the target's probability while the map's top pixels come first. Higher is better.
+
+    Arguments, result, errors and source as for :func:`deletion`.
+    """  # fmt: skip
+    return _one_curve("insertion", predict, inputs, maps, targets, protocol, batch_size, black).values
+
+
+def get_protocol(protocol: str | PerturbationProtocol) -> PerturbationProtocol:
+    """Return a protocol by name.
+
+    Raises:
+        UnknownNameError: no such protocol; the message gives the nearest.
+    """
+    if isinstance(protocol, PerturbationProtocol):
+        return protocol
+    if protocol not in PROTOCOLS:
+        raise UnknownNameError("protocol", protocol, PROTOCOLS)
+    return PROTOCOLS[protocol]
+
+
+def _one_curve(
+    curve: CurveName,
+    predict: Predict,
+    inputs: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    protocol: str | PerturbationProtocol,
+    batch_size: int = 16,
+    black: Tensor | None = None,
+) -> Scores:
+    found = perturbation_curves(
+        predict, inputs, maps, targets, get_protocol(protocol), (curve,), batch_size=batch_size, black=black
+    )
+    points = found.deletion if curve == "deletion" else found.insertion
+    assert points is not None  # it was asked for
+    return Scores(area(points, found.axis), points)
+
+
+for _protocol in PROTOCOLS:
+    for _curve in ("deletion", "insertion"):
+        add(
+            Metric(
+                name=_curve,
+                protocol=_protocol,
+                function=partial(_one_curve, _curve, protocol=_protocol),
+                needs=Needs.MODEL,
+                higher_is_better=_curve == "insertion",
+                range=(0, 1),
+                units="probability",
+                definition=_DEFINITIONS[_protocol][0],
+                source=_DEFINITIONS[_protocol][1],
+                perturbation=PROTOCOLS[_protocol],
+            )
+        )

@@ -1,0 +1,340 @@
+"""Sanity and stability: a map must change when the network or the question does, and not with chance.
+
+These take an ``explain`` callable, ``explain(inputs, targets, module=None)`` to maps (N, h, w); ``module``
+replaces the network.
+"""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from xai_abn.errors import InvalidInputError
+from xai_abn.metrics.base import Metric, Needs, Predict, add
+from xai_abn.metrics.confidence import check_numbers, check_targets
+from xai_abn.metrics.maps import upsample, usable
+from xai_abn.metrics.perturbation import scattered_ranks
+
+
+class Explain(Protocol):
+    """Inputs (N, 3, H, W) and targets (N,) to maps (N, h, w), of the model or of ``module`` in its place."""
+
+    def __call__(self, inputs: Tensor, targets: Tensor, module: nn.Module | None = None) -> Tensor:
+        """Return the maps."""
+
+
+def cascading_randomisation(
+    explain: Explain, module: nn.Module, inputs: Tensor, targets: Tensor, *, stages: int = 5, seed: int = 0
+) -> Tensor:
+    """Rank correlation of the maps with those of the network, its layers randomised from the output backwards.
+
+    A map that stays the same when the weights are lost does not explain them: near 0 is good.
+
+    Args:
+        explain: see the module.
+        module: the network; it is copied, not changed.
+        inputs: (N, 3, H, W), normalised.
+        targets: (N,) class indices.
+        stages: points at which maps are compared; the layers with parameters are split evenly among them.
+        seed: of the new weights.
+
+    Returns:
+        (N, stages) Spearman correlations in [-1, 1], after 1/stages ... all of the layers; NaN where a map is flat.
+
+    Raises:
+        InvalidInputError: fewer than one stage, or no layer that can be randomised.
+
+    Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 3. Layers get their own
+    initialisation; parameters that belong to none (tokens, positions, projections) normal noise of 0.02, last.
+    """
+    layers = [name for name, m in module.named_modules() if callable(getattr(m, "reset_parameters", None))]
+    if stages < 1 or not layers:
+        raise InvalidInputError(f"need stages >= 1 and layers with reset_parameters, got {stages} and {len(layers)}")
+    original = explain(inputs, targets)
+    broken = copy.deepcopy(module)
+    own = {id(p) for name in layers for p in broken.get_submodule(name).parameters(recurse=False)}
+    bare = [p for p in broken.parameters() if id(p) not in own]
+    backwards, done, values = layers[::-1], 0, []
+    check_targets(inputs, targets)
+    with seeded(seed):
+        for stage in range(1, stages + 1):
+            until = round(stage * len(backwards) / stages)
+            for name in backwards[done:until]:
+                broken.get_submodule(name).reset_parameters()  # type: ignore[operator]
+            done = until
+            if stage == stages:
+                for parameter in bare:  # tokens, positions and such, which no layer initialises
+                    torch.nn.init.normal_(parameter.data, std=0.02)
+            values.append(rank_correlation(original, explain(inputs, targets, module=broken)))
+    return torch.stack(values, dim=1)
+
+
+def random_logit(explain: Explain, inputs: Tensor, targets: Tensor, classes: int, *, seed: int = 0) -> Tensor:
+    """Rank correlation of the target's map with that of another class drawn at random.
+
+    Near 1 means that the map does not depend on the class asked for. Class-agnostic maps give 1 by their nature.
+
+    Args:
+        explain: see the module.
+        inputs: (N, 3, H, W), normalised.
+        targets: (N,) class indices.
+        classes: number K of classes, at least 2.
+        seed: of the draw, together with the picture's content: the same in any batch.
+
+    Returns:
+        (N,) in [-1, 1]; NaN where a map is flat.
+
+    Source: Sixt et al., "When Explanations Lie", ICML 2020, section 4 (random logit), with Spearman's correlation.
+    """
+    if classes < 2:
+        raise InvalidInputError(f"another class needs at least 2, got {classes}")
+    check_targets(inputs, targets, classes)
+    steps = [torch.randint(1, classes, (), generator=_generator(picture, seed)) for picture in inputs]
+    others = (targets.cpu() + torch.stack(steps)) % classes
+    return rank_correlation(explain(inputs, targets), explain(inputs, others))
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Spearman correlation (N,) of maps (N, h, w), equal values sharing their mean rank; NaN where one is flat.
+
+    Raises:
+        InvalidInputError: different numbers of maps.
+    """
+    _check_pair(first, second)
+    if first.shape != second.shape:
+        second = upsample(second, (first.shape[1], first.shape[2]))
+    ranks = [_mean_ranks(m.detach().double().flatten(1).cpu()) for m in (first, second)]
+    centred = [r - r.mean(dim=1, keepdim=True) for r in ranks]
+    value = (centred[0] * centred[1]).sum(1) / (centred[0].norm(dim=1) * centred[1].norm(dim=1))
+    good = usable(first).cpu() & usable(second).cpu()
+    return value.float().masked_fill(~good, float("nan"))
+
+
+def map_agreement(first: Tensor, second: Tensor, share: float = 0.2) -> Tensor:
+    """Intersection over union of the top pixels of two maps, as of two training seeds.
+
+    Two unrelated maps agree by about share / (2 - share), 0.11 for a fifth. Of equal values on the border, as the
+    zeros of a sparse map, each map takes its own random choice, so that two sparse maps do not agree on nothing.
+
+    Args:
+        first: (N, h, w).
+        second: (N, h, w), enlarged or reduced to the first's size.
+        share: of the pixels that count as top, in (0, 1).
+
+    Returns:
+        (N,) in [0, 1]; NaN where a map is flat or not finite.
+
+    Source: Lee et al., "LFI-CAM", ICCV 2021, section 4.3 (IoU between models), by rank in place of a threshold.
+    """
+    if not 0 < share < 1:
+        raise InvalidInputError(f"share must lie in (0, 1), got {share}")
+    _check_pair(first, second)
+    second = upsample(second, (first.shape[1], first.shape[2]))
+    count = max(1, round(share * first[0].numel()))
+    tops = [scattered_ranks(maps.detach().float().cpu(), seed) < count for seed, maps in enumerate((first, second))]
+    value = (tops[0] & tops[1]).sum(1) / (tops[0] | tops[1]).sum(1)
+    return value.float().masked_fill(~(usable(first) & usable(second)).cpu(), float("nan"))
+
+
+def sensitivity_max(
+    explain: Explain, inputs: Tensor, targets: Tensor, *, radius: float = 0.02, samples: int = 10, seed: int = 0
+) -> Tensor:
+    """Largest relative change of the map under small uniform noise, by captum. Lower is steadier.
+
+    Args:
+        explain: see the module.
+        inputs: (N, 3, H, W), normalised.
+        targets: (N,) class indices.
+        radius: largest noise on any value, in normalised units.
+        samples: of the noise.
+        seed: of the noise.
+
+    Returns:
+        (N,) >= 0; NaN where the map is flat.
+
+    Source: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", 2019; captum's ``sensitivity_max``.
+    """
+    import captum.metrics
+
+    check_targets(inputs, targets)
+
+    def one(picture: Tensor, target: Tensor) -> Tensor:
+        def attribute(moved: tuple[Tensor, ...]) -> tuple[Tensor]:
+            return (explain(moved[0], target.expand(len(moved[0]))).detach(),)
+
+        with seeded(seed):
+            return captum.metrics.sensitivity_max(
+                attribute, picture, perturb_radius=radius, n_perturb_samples=samples
+            ).cpu()
+
+    values = torch.cat([one(inputs[n : n + 1], targets[n]) for n in range(len(inputs))])
+    return values.masked_fill(~usable(explain(inputs, targets)).cpu(), float("nan"))
+
+
+def infidelity(
+    predict: Predict,
+    inputs: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    *,
+    samples: int = 10,
+    noise: float = 0.2,
+    seed: int = 0,
+) -> Tensor:
+    """Squared error of the enlarged map as a linear model of the logit under Gaussian noise, by captum.
+
+    The map is scaled by the factor that fits best (captum's ``normalize=True``), since CAM maps have no scale of
+    their own. Lower is better.
+
+    Args:
+        predict: inputs (B, 3, H, W) to logits (B, K).
+        inputs: (N, 3, H, W), normalised.
+        maps: (N, h, w), the same for all channels.
+        targets: (N,) class indices.
+        samples: of the noise.
+        noise: its standard deviation, in normalised units.
+        seed: of the noise.
+
+    Returns:
+        (N,) >= 0; NaN for a flat or non-finite map.
+
+    Source: Yeh et al., 2019, eq. 1; captum's ``infidelity``.
+    """
+    import captum.metrics
+
+    check_numbers(inputs, maps, targets)
+    good = usable(maps).cpu()
+    large = upsample(maps, (inputs.shape[2], inputs.shape[3]))[:, None].expand_as(inputs).nan_to_num()
+
+    def perturb(values: Tensor) -> tuple[Tensor, Tensor]:
+        step = torch.randn_like(values) * noise
+        return step, values - step
+
+    def one(n: int) -> Tensor:
+        with seeded(seed), torch.no_grad():
+            return captum.metrics.infidelity(
+                lambda x: _logits(predict, x, targets[n : n + 1]),
+                perturb,
+                inputs[n : n + 1],
+                large[n : n + 1],
+                target=int(targets[n]),
+                n_perturb_samples=samples,
+                normalize=True,
+            ).cpu()
+
+    found = torch.cat([one(n) for n in range(len(inputs))])
+    return found.masked_fill(~good, float("nan"))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch, on every device, for a while; its state is as before afterwards."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _generator(picture: Tensor, seed: int) -> torch.Generator:
+    """Return a generator seeded by a picture's content."""
+    content = picture.detach().float().cpu().contiguous().numpy().tobytes()
+    return torch.Generator().manual_seed(zlib.crc32(content, seed))
+
+
+def _logits(predict: Predict, inputs: Tensor, target: Tensor) -> Tensor:
+    logits = predict(inputs).float()
+    check_targets(target, target, logits.shape[1])
+    return logits
+
+
+def _check_pair(first: Tensor, second: Tensor) -> None:
+    if first.dim() != 3 or second.dim() != 3 or len(first) != len(second):
+        raise InvalidInputError(f"expected two times N maps (N, h, w), got {tuple(first.shape)}, {tuple(second.shape)}")
+
+
+def _mean_ranks(flat: Tensor) -> Tensor:
+    """Ranks (N, P) from 0, equal values sharing the mean of theirs."""
+    ordered = flat.contiguous().sort(dim=1).values
+    below = torch.searchsorted(ordered, flat.contiguous())
+    not_above = torch.searchsorted(ordered, flat.contiguous(), right=True)
+    return (below + not_above - 1).double() / 2
+
+
+def _mean_randomisation(explain: Explain, module: nn.Module, inputs: Tensor, targets: Tensor, classes: int) -> Tensor:
+    return cascading_randomisation(explain, module, inputs, targets).nanmean(dim=1)
+
+
+def _random_logit(explain: Explain, module: nn.Module, inputs: Tensor, targets: Tensor, classes: int) -> Tensor:
+    return random_logit(explain, inputs, targets, classes)
+
+
+def _sensitivity(explain: Explain, module: nn.Module, inputs: Tensor, targets: Tensor, classes: int) -> Tensor:
+    return sensitivity_max(explain, inputs, targets)
+
+
+_Benchmarked = Callable[[Explain, nn.Module, Tensor, Tensor, int], Tensor]
+_TABLE: tuple[tuple[str, str, _Benchmarked, bool | None, tuple[float, float], str, str], ...] = (
+    (
+        "randomisation",
+        "cascading-5",
+        _mean_randomisation,
+        None,
+        (-1, 1),
+        "Spearman correlation with the map of the network randomised from the output backwards, mean of five stages "
+        "(a flat map at a stage is left out). Near 0 is sane; near 1 means the map ignores the weights.",
+        "Adebayo et al., NeurIPS 2018",
+    ),
+    (
+        "random-logit",
+        "spearman",
+        _random_logit,
+        None,
+        (-1, 1),
+        "Spearman correlation with the map of a class drawn at random. Near 1 means the map ignores the class asked "
+        "for; class-agnostic maps do by their nature.",
+        "Sixt et al., ICML 2020",
+    ),
+    (
+        "sensitivity-max",
+        "captum",
+        _sensitivity,
+        False,
+        (0, float("inf")),
+        "Largest relative change of the map under ten samples of uniform noise of radius 0.02.",
+        "Yeh et al., NeurIPS 2019; captum",
+    ),
+)
+for _name, _protocol, _function, _better, _range, _definition, _source in _TABLE:
+    add(
+        Metric(
+            name=_name,
+            protocol=_protocol,
+            function=_function,
+            needs=Needs.EXPLAIN,
+            higher_is_better=_better,
+            range=_range,
+            units="1",
+            definition=_definition,
+            source=_source,
+        )
+    )
+add(
+    Metric(
+        name="infidelity",
+        protocol="captum",
+        function=infidelity,
+        needs=Needs.MODEL,
+        higher_is_better=False,
+        range=(0, float("inf")),
+        units="logit squared",
+        definition="Squared error of the map, scaled to fit, as a linear model of the logit under ten samples of "
+        "Gaussian noise 0.2.",
+        source="Yeh et al., NeurIPS 2019; captum",
+    )
+)

@@ -1,0 +1,178 @@
+"""Weakly supervised object localisation: MaxBoxAcc, its second version, and PxAP.
+
+These belong to a whole data set: the threshold is chosen once for all photos, on the photos themselves. Per photo
+there is a curve over thresholds; :func:`max_box_accuracy` and :func:`pixel_average_precision` combine the curves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from xai_abn.errors import InvalidInputError
+from xai_abn.metrics.base import Metric, Needs, Scores, Subject, add
+from xai_abn.metrics.maps import flaws
+from xai_abn.metrics.objects import Objects
+
+#: Distance of the thresholds in the released evaluation script.
+INTERVAL = 0.01
+#: Overlaps at which MaxBoxAccV2 is averaged.
+OVERLAPS = (0.3, 0.5, 0.7)
+
+
+def box_overlaps(maps: Tensor, objects: Sequence[Objects], *, largest_only: bool, interval: float = INTERVAL) -> Scores:
+    """Return each photo's best box overlap (IoU) at every threshold, and the best of all as its value.
+
+    As released: the map is enlarged bicubically, scaled to [0, 1], turned to 8 bits, cut at
+    ``> int(t * max)``, and boxes are drawn round its contours; overlaps count boxes with both edges included.
+
+    Args:
+        maps: (N, h, w).
+        objects: N; their boxes, cut to whole numbers, are the truth.
+        largest_only: only the contour of the largest area (MaxBoxAcc), else all contours (MaxBoxAccV2).
+        interval: distance of the thresholds.
+
+    Returns:
+        values (N,) and curves (N, T) in [0, 1]; a flat or non-finite map overlaps nothing: NaN value, curve of 0.
+
+    Source: Choe et al., "Evaluating WSOL Methods Right", CVPR 2020, and its released code.
+    """
+    thresholds = np.arange(0, 1, interval)
+    curves = []
+    for map_, present, flaw in _rows(maps, objects):
+        curves.append(np.zeros(len(thresholds)) if flaw else _overlap_curve(map_, present, thresholds, largest_only))
+    stacked = torch.from_numpy(np.stack(curves)).float()
+    flawed = torch.tensor([f is not None for f in flaws(maps)])
+    return Scores(stacked.amax(dim=1).masked_fill(flawed, float("nan")), stacked)
+
+
+def max_box_accuracy(curves: np.ndarray, weights: np.ndarray, overlaps: Sequence[float]) -> float:
+    """Return the share of photos whose overlap reaches d at the best common threshold, averaged over ``overlaps``.
+
+    Args:
+        curves: (N, T) of :func:`box_overlaps`.
+        weights: (N,) that sum to 1.
+        overlaps: the d's; each has its own best threshold.
+    """
+    return float(np.mean([(weights @ (curves >= d)).max() for d in overlaps]))
+
+
+def pixel_histograms(maps: Tensor, objects: Sequence[Objects], interval: float = INTERVAL) -> Scores:
+    """Return how many pixels inside and outside the objects reach each threshold.
+
+    The value is the photo's own average precision; the published PxAP pools all photos first.
+
+    Returns:
+        values (N,) in [0, 1], NaN for a flat or non-finite map; curves (N, 2 (T + 2)): pixels inside at or above
+        each threshold, then outside, ascending thresholds. A flat or non-finite map counts as 0 everywhere, as
+        published.
+
+    Source: Choe et al., 2020, section 4.2 and released code (masks without ignored regions).
+    """
+    thresholds = np.arange(0, 1, interval)
+    curves = []
+    for map_, present, flaw in _rows(maps, objects):
+        large = np.zeros(present.size, np.float32) if flaw else _unit_map(map_, present.size)
+        edges = np.concatenate([thresholds, [1.0, 2.0, 3.0]])
+        inside = np.histogram(large[present.mask.numpy()], edges)[0][::-1].cumsum()[::-1]
+        outside = np.histogram(large[~present.mask.numpy()], edges)[0][::-1].cumsum()[::-1]
+        curves.append(np.concatenate([inside, outside]).astype(np.float64))
+    stacked = np.stack(curves)
+    own = [pixel_average_precision(row[None], np.ones(1)) for row in stacked]
+    values = torch.tensor(own).masked_fill(torch.tensor([f is not None for f in flaws(maps)]), float("nan"))
+    return Scores(values, torch.from_numpy(stacked).float())
+
+
+def pixel_average_precision(curves: np.ndarray, weights: np.ndarray) -> float:
+    """Return PxAP in [0, 1] of pooled pixels.
+
+    Args:
+        curves: (N, 2 (T + 2)) of :func:`pixel_histograms`.
+        weights: (N,); photos count by weight, all alike for the published value.
+    """
+    inside, outside = np.split((weights @ curves.astype(np.float64))[::-1].copy(), 2)[::-1]
+    recall = inside / max(inside[-1], 1e-12)
+    precision = inside / np.maximum(inside + outside, 1e-12)
+    return float((precision[1:] * np.diff(recall)).sum())
+
+
+def _rows(maps: Tensor, objects: Sequence[Objects]) -> list[tuple[np.ndarray, Objects, str | None]]:
+    if maps.dim() != 3 or len(maps) != len(objects) or not len(maps):
+        raise InvalidInputError(f"expected N maps (N, h, w) and N Objects, got {tuple(maps.shape)} and {len(objects)}")
+    return list(zip(maps.detach().float().cpu().numpy(), objects, flaws(maps), strict=True))
+
+
+def _unit_map(map_: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    large = np.asarray(cv2.resize(map_, (size[1], size[0]), interpolation=cv2.INTER_CUBIC))
+    low, high = np.min(large), np.max(large)
+    return (large - low) / (high - low) if high > low else np.zeros_like(large)
+
+
+def _overlap_curve(map_: np.ndarray, present: Objects, thresholds: np.ndarray, largest_only: bool) -> np.ndarray:
+    levels = np.floor(_unit_map(map_, present.size) * 255).astype(np.uint8)
+    cuts = (thresholds * int(np.max(levels))).astype(int)
+    truth = present.boxes.numpy().astype(int)
+    at_cut = {cut: _best_overlap(levels > cut, truth, largest_only) for cut in np.unique(cuts).tolist()}
+    return np.array([at_cut[cut] for cut in cuts.tolist()])
+
+
+def _best_overlap(region: np.ndarray, truth: np.ndarray, largest_only: bool) -> float:
+    contours, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
+    if not contours:
+        return float(_overlaps(np.zeros((1, 4), int), truth).max())
+    chosen = [max(contours, key=cv2.contourArea)] if largest_only else contours
+    height, width = region.shape
+    boxes = np.array([cv2.boundingRect(c) for c in chosen])
+    boxes[:, 2:] = np.minimum(boxes[:, :2] + boxes[:, 2:], [width - 1, height - 1])
+    return float(_overlaps(boxes, truth).max())
+
+
+def _overlaps(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return IoU (A, B) of boxes whose right and bottom edges are inside."""
+    corner = np.maximum(boxes[:, None, :2], truth[None, :, :2])
+    end = np.minimum(boxes[:, None, 2:], truth[None, :, 2:])
+    common = np.clip(end - corner + 1, 0, None).prod(axis=2)
+    areas = [(b[:, 2:] - b[:, :2] + 1).prod(axis=1) for b in (boxes, truth)]
+    return common / (areas[0][:, None] + areas[1][None] - common)
+
+
+for _protocol, _overlaps_at, _largest in (("wsol-v1", (0.5,), True), ("wsol-v2", OVERLAPS, False)):
+    add(
+        Metric(
+            name="max-box-acc",
+            protocol=_protocol,
+            function=partial(box_overlaps, largest_only=_largest),
+            needs=Needs.OBJECTS,
+            subject=Subject.CLASSES,
+            higher_is_better=True,
+            range=(0, 1),
+            units="share of trials",
+            definition=f"Box round the {'largest' if _largest else 'best'} contour of the thresholded map overlaps a "
+            f"true box by at least {', '.join(map(str, _overlaps_at))}, at the best common threshold, chosen on these "
+            "very photos.",
+            source="Choe et al., CVPR 2020, released code",
+            flat_counts_as=0.0,
+            aggregate=partial(max_box_accuracy, overlaps=_overlaps_at),
+        )
+    )
+add(
+    Metric(
+        name="pxap",
+        protocol="wsol-2020",
+        function=pixel_histograms,
+        needs=Needs.OBJECTS,
+        subject=Subject.CLASSES,
+        higher_is_better=True,
+        range=(0, 1),
+        units="share",
+        definition="Average precision of the pooled pixels of all photos against the objects' pixels.",
+        source="Choe et al., CVPR 2020, released code",
+        flat_counts_as=0.0,
+        aggregate=pixel_average_precision,
+    )
+)
