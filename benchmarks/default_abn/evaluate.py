@@ -21,7 +21,7 @@ from timm.data import ImageNetInfo
 from xai_abn import load_model
 from xai_abn.explainers import ABN, CAM, ABNClass, GradCAM
 from xai_abn.images import load_image
-from xai_abn.metrics import energy_inside, object_recall, peak_inside, polarity, upsample
+from xai_abn.metrics import Objects, energy_inside, object_recall, peak_inside, polarity
 
 SIZE = 224
 BATCH = 16
@@ -121,24 +121,19 @@ def localisation(abn, plain, photos: list[dict]) -> dict:
         }
         boxes = [scaled_boxes(photo) for photo in chunk]
         for name, batch in maps.items():
-            for map_, around in zip(upsample(batch.detach(), (SIZE, SIZE)), boxes, strict=True):
-                recall = object_recall(map_, around)
-                row = [
-                    energy_inside(map_, around),
-                    peak_inside(map_, around),
-                    recall,
-                    recall * len(around),
-                    len(around),
-                ]
-                values.setdefault(name, []).append(row)
+            found = [metric(batch.detach(), boxes).tolist() for metric in (energy_inside, peak_inside, object_recall)]
+            for energy, peak, recall, around in zip(*found, boxes, strict=True):
+                number = len(around.boxes)
+                values.setdefault(name, []).append([energy, peak, recall, recall * number, number])
     return {name: summary(np.array(rows)) for name, rows in values.items()}
 
 
-def scaled_boxes(photo: dict) -> torch.Tensor:
-    """Return the boxes (B, 4) in pixels of the whole photo squashed to 224x224."""
+def scaled_boxes(photo: dict) -> Objects:
+    """Return the boxes in pixels of the whole photo squashed to 224x224."""
     with Image.open(photo["path"]) as picture:
         width, height = picture.size
-    return torch.tensor(photo["boxes"]) * torch.tensor([SIZE / width, SIZE / height] * 2)
+    boxes = torch.tensor(photo["boxes"]) * torch.tensor([SIZE / width, SIZE / height] * 2)
+    return Objects.from_boxes(boxes, (SIZE, SIZE))
 
 
 def centre() -> torch.Tensor:

@@ -136,7 +136,7 @@ def benchmark(
         session |= {"shard": "/".join(map(str, settings.shard)), "photos": len(run.photos)}
         number = store.add_session(session)
         run.work(store, summary, progress or (lambda done, total: None))
-        summary.superseded = store.count("images") - len(store.images())
+        summary.superseded = len(store.superseded())
         summary.seconds = time.perf_counter() - started
         store.update_session(number, seconds=round(summary.seconds, 3), measured=summary.measured)
     return summary
@@ -186,7 +186,7 @@ class _Run:
             summary.failed.append((source, reason))
             store.write(Batch(failures=[FailureRow(source, reason)]))
         known, scorer = store.done(), None
-        superseded = {i.image for i in store.images(superseded=True) if i.superseded}
+        superseded = store.superseded()
         waiting: list[tuple[Photo, Work]] = []
         for done, (photo, failure) in enumerate(self._read(summary), 1):
             if failure is not None:

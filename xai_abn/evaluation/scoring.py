@@ -80,7 +80,7 @@ class Scorer:
         for metric, names in wanted:
             if metric.perturbation is None:
                 for name in names:
-                    results += batch.rows(metric, name, batch.scores(metric, name), key)
+                    results += batch.rows(metric, name, batch.scores(metric, name), key, batch.askable(metric, name))
         for group in _common(curves):
             results += batch.curves(group, key)
         return batch.map_rows(), results
@@ -226,15 +226,33 @@ class _Batch:
             return self.inputs
         return self.inputs[rows].contiguous(memory_format=torch.channels_last)
 
-    def rows(self, metric: Metric, name: str, scores: Scores, key: KeyOf) -> list[ResultRow]:
+    def askable(self, metric: Metric, name: str) -> list[bool]:
+        """Say of each trial whether any map could be scored; a flawed map counts as a miss only there.
+
+        Found out by scoring a sound map, a ramp, in place of each flawed one.
+        """
+        found, trials = self.maps[metric.subject, name], self.trials[metric.subject]
+        flawed = [i for i, flaw in enumerate(found.flaws) if flaw]
+        answers = [True] * len(trials)
+        if flawed and metric.needs in (Needs.OBJECTS, Needs.CLASS_OBJECTS):
+            ramps = torch.linspace(0, 1, 49).view(1, 7, 7).expand(len(flawed), -1, -1)
+            values = self._with_objects(metric, ramps, [trials[i] for i in flawed]).values
+            for i, value in zip(flawed, values.tolist(), strict=True):
+                answers[i] = math.isfinite(value)
+        return answers
+
+    def rows(
+        self, metric: Metric, name: str, scores: Scores, key: KeyOf, askable: Sequence[bool] | None = None
+    ) -> list[ResultRow]:
         """Return the values as rows; photos without a trial get one that says so, so that they count as done."""
         found, trials = self.maps[metric.subject, name], self.trials[metric.subject]
         values = scores.values.double().tolist()
+        curves = None if scores.curves is None else scores.curves.numpy().astype(np.float32)
         results = []
         for i, trial in enumerate(trials):
             value = values[i] if math.isfinite(values[i]) else None
-            curve = None if scores.curves is None or value is None else scores.curves[i].numpy().astype(np.float32)
-            flaw = found.flaws[i] if value is None else None
+            curve = curves[i] if curves is not None and np.isfinite(curves[i]).all() else None
+            flaw = found.flaws[i] if value is None and (askable is None or askable[i]) else None
             results.append(self._row(metric, name, trial, value, flaw, curve, key))
         without = set(range(len(self.photos))) - {t.row for t in trials}
         results += [self._row(metric, name, Trial(r, "", -1), None, None, None, key) for r in sorted(without)]

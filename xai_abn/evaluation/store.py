@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sqlite3
@@ -19,6 +20,8 @@ R = TypeVar("R")
 
 #: Format of the file. A newer format is refused, not guessed.
 FORMAT = 1
+#: Seconds to wait for another process that is writing.
+TIMEOUT = 10.0
 
 _SCHEMA = """
 CREATE TABLE run (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -142,9 +145,10 @@ class Store:
         0
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, writable: bool = True) -> None:
         self.path = path
         self._connection = connection
+        self._writable = writable
 
     @classmethod
     def create(cls, path: str | Path, identity: Mapping[str, Any]) -> Store:
@@ -167,7 +171,7 @@ class Store:
                 raise
             return store
         with _explained(path):
-            connection = sqlite3.connect(path, timeout=10, isolation_level=None)
+            connection = sqlite3.connect(path, timeout=TIMEOUT, isolation_level=None)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("BEGIN IMMEDIATE")
             for statement in _SCHEMA.split(";"):
@@ -202,12 +206,10 @@ class Store:
         with _explained(path):
             mode = "rw" if writable else "ro"
             uri = f"{path.absolute().as_uri()}?mode={mode}"
-            connection = sqlite3.connect(uri, uri=True, timeout=10, isolation_level=None)
+            connection = sqlite3.connect(uri, uri=True, timeout=TIMEOUT, isolation_level=None)
             try:
                 row = connection.execute("SELECT value FROM run WHERE name = 'format'").fetchone()
                 check = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-                if writable:
-                    connection.execute("PRAGMA journal_mode=WAL")
             except sqlite3.Error:
                 connection.close()
                 raise
@@ -219,7 +221,10 @@ class Store:
             raise RunError(
                 f"{path}: made by a newer xai-abn (format {row and row[0]}, this one reads {FORMAT}); update"
             )
-        return cls(path, connection)
+        if writable:
+            with _explained(path):
+                connection.execute("PRAGMA journal_mode=WAL")
+        return cls(path, connection, writable)
 
     def __enter__(self) -> Store:
         return self
@@ -228,7 +233,10 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; one that was written to is then a single plain file, unless another still has it open."""
+        with contextlib.suppress(sqlite3.Error):
+            if self._writable:
+                self._connection.execute("PRAGMA journal_mode=DELETE")
         self._connection.close()
 
     @property
@@ -309,6 +317,10 @@ class Store:
     def done(self) -> set[str]:
         """Return the ``work`` keys of everything measured so far."""
         return {k for (k,) in self._rows("SELECT DISTINCT work FROM results")}
+
+    def superseded(self) -> set[str]:
+        """Return the keys of photos that changed since they were measured; their values do not count."""
+        return {k for (k,) in self._rows("SELECT image FROM images WHERE superseded = 1")}
 
     def images(self, superseded: bool = False) -> list[ImageRow]:
         """Return the photos in the order of the data set; also those changed since, if asked for."""
