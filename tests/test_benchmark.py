@@ -23,9 +23,9 @@ from xai_abn.errors import DatasetError, InvalidInputError, OutputError, RunErro
 from xai_abn.evaluation import Settings, Store, benchmark
 from xai_abn.evaluation import store as store_module
 from xai_abn.evaluation.exchange import export_run, merge_runs
+from xai_abn.evaluation.records import Batch, FailureRow
 from xai_abn.evaluation.runner import fingerprint
 from xai_abn.evaluation.scoring import Scorer
-from xai_abn.evaluation.store import Batch, FailureRow
 from xai_abn.models.inference import FastPredictor
 
 METHODS = ["cam", "grad-cam", "centre", "uniform"]

@@ -15,8 +15,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from xai_abn.errors import OutputError, RunError, UnknownNameError
+from xai_abn.evaluation.records import Batch, FailureRow, ImageRow, MapRow, ResultRow
 from xai_abn.evaluation.report import make_report
-from xai_abn.evaluation.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store
+from xai_abn.evaluation.store import Store
 
 LABEL = "<b>&cat"
 PHOTOS = 12

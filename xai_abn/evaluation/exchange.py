@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from xai_abn.errors import InvalidInputError, OutputError, RunError
-from xai_abn.evaluation.store import Batch, Store
+from xai_abn.evaluation.records import Batch
+from xai_abn.evaluation.store import Store
 
 #: Columns of an exported table.
 COLUMNS = (

@@ -13,7 +13,7 @@ from PIL import Image
 
 from xai_abn.errors import RunError, UnusableMapError
 from xai_abn.evaluation.reading import Method, Section
-from xai_abn.evaluation.store import ImageRow, MapRow
+from xai_abn.evaluation.records import ImageRow, MapRow
 from xai_abn.explanation import Explanation
 from xai_abn.rendering import COLORMAPS, DEFAULT_COLORMAP, DEFAULT_OPACITY
 

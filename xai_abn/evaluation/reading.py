@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from xai_abn.errors import RunError, UnknownNameError
+from xai_abn.evaluation.records import FailureRow, ImageRow, MapRow, ResultRow
 from xai_abn.evaluation.statistics import PhotoValues, per_photo
-from xai_abn.evaluation.store import FailureRow, ImageRow, MapRow, ResultRow, Store
+from xai_abn.evaluation.store import Store
 
 #: The method that others are compared with where none is chosen and there is one of this name.
 USUAL_REFERENCE = "abn"

@@ -17,8 +17,9 @@ from PIL import Image
 
 from xai_abn.data.annotated import AnnotatedData
 from xai_abn.errors import DatasetError, InvalidInputError, NonFiniteError, XaiAbnError
+from xai_abn.evaluation.records import Batch, FailureRow, ImageRow
 from xai_abn.evaluation.scoring import Scorer
-from xai_abn.evaluation.store import Batch, FailureRow, ImageRow, Store, key_of
+from xai_abn.evaluation.store import Store, key_of
 from xai_abn.evaluation.trials import Photo, class_indices, short_names
 from xai_abn.explainers import Explainer
 from xai_abn.metrics.base import Metric, Needs, Subject

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from xai_abn.errors import NonFiniteError
-from xai_abn.evaluation.store import MapRow, ResultRow, key_of
+from xai_abn.evaluation.records import MapRow, ResultRow
+from xai_abn.evaluation.store import key_of
 from xai_abn.evaluation.trials import TOP, Photo, Trial, trials_of
 from xai_abn.explainers import Explainer
 from xai_abn.metrics.base import Metric, Needs, Scores, Subject

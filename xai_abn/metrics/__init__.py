@@ -1,5 +1,6 @@
 """Metrics of explanations: functions of maps, one value a photo, each under a named protocol."""
 
+from xai_abn.metrics.agreement import map_agreement, rank_correlation
 from xai_abn.metrics.base import Metric, Needs, Scores, Subject, add, get, metrics, names
 from xai_abn.metrics.complexity import entropy, gini
 from xai_abn.metrics.confidence import average_drop, increase_in_confidence
@@ -18,14 +19,7 @@ from xai_abn.metrics.objects import Objects
 from xai_abn.metrics.perturbation import PerturbationProtocol, perturbation_curves
 from xai_abn.metrics.polarity import polarity
 from xai_abn.metrics.road import road
-from xai_abn.metrics.sanity import (
-    cascading_randomisation,
-    infidelity,
-    map_agreement,
-    random_logit,
-    rank_correlation,
-    sensitivity_max,
-)
+from xai_abn.metrics.sanity import cascading_randomisation, infidelity, random_logit, sensitivity_max
 from xai_abn.metrics.wsol import box_overlaps, max_box_accuracy, pixel_average_precision, pixel_histograms
 
 __all__ = [

@@ -16,22 +16,9 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, UnknownNameError
 from xai_abn.metrics.base import Metric, Needs, Predict, Scores, add
-from xai_abn.metrics.perturbation import (
-    BLACK,
-    RISE_BLUR,
-    WIDE_BLUR,
-    ZERO,
-    CurveName,
-    PerturbationProtocol,
-    area,
-    at_most,
-    equal,
-    patch_ranks,
-    perturbation_curves,
-    reversed_ranks,
-    scattered_ranks,
-    stable_ranks,
-)
+from xai_abn.metrics.blanks import BLACK, RISE_BLUR, WIDE_BLUR, ZERO
+from xai_abn.metrics.perturbation import CurveName, PerturbationProtocol, area, perturbation_curves
+from xai_abn.metrics.ranks import at_most, equal, patch_ranks, reversed_ranks, scattered_ranks, stable_ranks
 
 
 def _rise_counts(height: int, width: int) -> list[int]:

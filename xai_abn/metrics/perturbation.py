@@ -7,34 +7,20 @@ the blank picture are predicted once, for all maps and both curves.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.metrics.base import Predict
+from xai_abn.metrics.blanks import BLACK, Blank
 from xai_abn.metrics.maps import upsample, usable
 
 CurveName = Literal["deletion", "insertion"]
-
-
-@dataclass(frozen=True)
-class Blank:
-    """What stands where pixels are missing.
-
-    Attributes:
-        name: for the record.
-        make: ``f(inputs (N, 3, H, W), black (3,))`` to (N, 3, H, W), or (1, 3, H, W) where it is the same for all.
-    """
-
-    name: str
-    make: Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -244,99 +230,3 @@ def _checked(inputs: Tensor, maps: Tensor, targets: Tensor, several: bool) -> tu
     if targets.numel() and int(targets.min()) < 0:
         raise InvalidInputError(f"targets are class indices from 0, got {int(targets.min())}")
     return maps, targets.cpu()
-
-
-def stable_ranks(maps: Tensor) -> Tensor:
-    """Largest first; equal values in reading order. (M, H, W) to (M, H * W)."""
-    return _positions(maps.flatten(1).argsort(dim=1, descending=True, stable=True))
-
-
-def reversed_ranks(maps: Tensor) -> Tensor:
-    """Largest first; equal values in reversed reading order, as flipping an ascending argsort gives."""
-    return _positions(maps.flatten(1).argsort(dim=1, stable=True).flip(1))
-
-
-def scattered_ranks(maps: Tensor, seed: int = 0) -> Tensor:
-    """Largest first; equal values in one fixed random order, so that a plateau is not eaten from its upper left."""
-    flat = maps.flatten(1)
-    generator = torch.Generator().manual_seed(seed)
-    shuffle = torch.randperm(flat.shape[1], generator=generator).to(flat.device)
-    return _positions(shuffle[flat[:, shuffle].argsort(dim=1, descending=True, stable=True)])
-
-
-def patch_ranks(maps: Tensor, patch: int) -> Tensor:
-    """Rank patches by their largest value; a pixel's rank is the number of patches above its own."""
-    height, width = maps.shape[1:]
-    if height % patch or width % patch:
-        raise InvalidInputError(f"the sides of {height}x{width} pixels must be multiples of the patch, {patch}")
-    largest = F.max_pool2d(maps[:, None], patch)[:, 0]
-    ordered = (-largest).flatten(1).contiguous().sort(dim=1).values
-    above = torch.searchsorted(ordered, (-largest).flatten(1).contiguous())
-    grid = above.view(largest.shape)
-    return grid.repeat_interleave(patch, 1).repeat_interleave(patch, 2).flatten(1)
-
-
-def _positions(order: Tensor) -> Tensor:
-    places = torch.arange(order.shape[1], device=order.device, dtype=torch.int32).expand_as(order)
-    return torch.empty_like(places, memory_format=torch.contiguous_format).scatter_(1, order, places)
-
-
-def every(step: int) -> Callable[[int, int], list[int]]:
-    """Counts 0, step, 2 step, ... and all pixels."""
-    return lambda height, width: [*range(0, height * width, step), height * width]
-
-
-def at_most(steps: int) -> Callable[[int, int], list[int]]:
-    """Counts of at most ``steps`` equal steps, the last one shorter, as torchcam takes them."""
-    return lambda height, width: every(math.ceil(height * width / steps))(height, width)
-
-
-def equal(steps: int) -> Callable[[int, int], list[int]]:
-    """Counts of exactly ``steps`` steps, equal to within a pixel."""
-    return lambda height, width: [round(i * height * width / steps) for i in range(steps + 1)]
-
-
-def rise_kernel() -> Tensor:
-    """RISE's 11x11 blur kernel: a unit impulse smoothed by SciPy with sigma 5 inside those 11 pixels.
-
-    Reflection at the impulse picture's edge makes it nearly flat (centre 0.00883, corner 0.00774); it is not a
-    truncated Gaussian of sigma 5.
-    """
-    from scipy.ndimage import gaussian_filter
-
-    impulse = np.zeros((11, 11))
-    impulse[5, 5] = 1
-    return torch.from_numpy(gaussian_filter(impulse, 5)).float()
-
-
-def _rise_blur(inputs: Tensor, black: Tensor) -> Tensor:
-    channels = inputs.shape[1]
-    kernel = rise_kernel().to(inputs).expand(channels, 1, 11, 11)
-    return F.conv2d(inputs.contiguous(), kernel, padding=5, groups=channels)
-
-
-def _wide_blur(inputs: Tensor, black: Tensor) -> Tensor:
-    """Gaussian of sigma = a twelfth of the shorter side, cut at two sigma, edges mirrored."""
-    sigma = min(inputs.shape[2:]) / 12
-    radius = min(round(2 * sigma), min(inputs.shape[2:]) - 1)
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=inputs.device)
-    line = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    line = (line / line.sum()).to(inputs.dtype)
-    channels = inputs.shape[1]
-    padded = F.pad(inputs.contiguous(), (radius,) * 4, mode="reflect")
-    rows = F.conv2d(padded, line.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
-    return F.conv2d(rows, line.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
-
-
-def _black(inputs: Tensor, black: Tensor) -> Tensor:
-    return black.view(1, -1, 1, 1).expand(1, -1, *inputs.shape[2:])
-
-
-#: Normalised 0: the mean colour.
-ZERO = Blank("normalised zero", lambda inputs, black: torch.zeros_like(inputs[:1]))
-#: Black, before normalising.
-BLACK = Blank("black", _black)
-#: RISE's own blur, with its zero padding.
-RISE_BLUR = Blank("RISE's 11x11 blur, zero padded", _rise_blur)
-#: A blur wide enough to leave no object, without dark borders.
-WIDE_BLUR = Blank("Gaussian blur, sigma 1/12 of the shorter side, mirrored edges", _wide_blur)

@@ -14,7 +14,7 @@ from xai_abn.errors import InvalidInputError
 from xai_abn.metrics.base import Metric, Needs, Predict, add
 from xai_abn.metrics.confidence import check_numbers, probabilities
 from xai_abn.metrics.maps import upsample, usable
-from xai_abn.metrics.perturbation import scattered_ranks
+from xai_abn.metrics.ranks import scattered_ranks
 
 #: Shares of the pixels removed.
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

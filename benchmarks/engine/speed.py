@@ -1,0 +1,219 @@
+"""Time deletion + insertion against the RISE loop, torchcam's metric and Quantus's pixel flipping; growth and overhead.
+
+    python benchmarks/engine/speed.py --photos DIR [--output results.json]
+
+DIR holds at least 16 photos (400 for the growth). All take the same kind of steps, an eighth of the pixels each time;
+what is compared is the time for one network evaluation, side by side in rounds, with medians. Quantus flips single
+channel values, not pixels, so its values are of another protocol and are not compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import quantus
+import timm
+import torch
+import torchvision
+from torch import nn
+from torchcam.methods import GradCAM as TorchcamGradCAM
+from torchcam.metrics import DeletionInsertionMetric
+
+import xai_abn
+from xai_abn.data import read_data
+from xai_abn.evaluation import Settings, benchmark
+from xai_abn.images import find_images, load_image
+from xai_abn.metrics.blanks import rise_kernel
+from xai_abn.metrics.deletion_insertion import PROTOCOLS
+from xai_abn.metrics.perturbation import area, perturbation_curves, upsample
+from xai_abn.metrics.ranks import at_most, every
+from xai_abn.models.inference import FastPredictor
+
+warnings.filterwarnings("ignore")
+PIXELS = 224 * 224
+STEP = PIXELS // 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", required=True, type=Path)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    result = {"torch": torch.__version__, "threads": 2, "rounds": arguments.rounds}
+    for name, module, adapter in networks():
+        photos = find_images(arguments.photos)[:16]
+        inputs = torch.stack([adapter.preprocess(load_image(p)).tensor for p in photos])
+        result[name] = compare(name, module, adapter, inputs, arguments.rounds)
+    result["growth"] = growth(arguments.photos)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def networks():
+    """Yield each network as its users have it (plain, NCHW) and wrapped."""
+    lite0 = xai_abn.load_model("lite0")
+    plain = timm.create_model("tf_efficientnet_lite0").eval()
+    plain.load_state_dict(lite0.module.state_dict())
+    yield "lite0", plain, lite0
+    resnet = torchvision.models.resnet50().eval()
+    yield "resnet50 (random weights)", resnet, xai_abn.wrap(resnet)
+
+
+def compare(name: str, module: nn.Module, adapter, inputs: torch.Tensor, rounds: int) -> dict:
+    targets = module(inputs).argmax(dim=1).detach()
+    with TorchcamGradCAM(module, adapter.target_layer) as extractor:
+        maps = extractor.fuse_cams(extractor(targets.tolist(), module(inputs).softmax(dim=-1))).detach()
+    fast, half = FastPredictor(adapter), FastPredictor(adapter, bf16=True)
+    ours = inputs.contiguous(memory_format=torch.channels_last)
+    rise = replace(PROTOCOLS["rise-2018"], counts=every(STEP))
+    cam = replace(PROTOCOLS["torchcam-20"], counts=at_most(8))
+    found: dict[str, tuple] = {}
+    seconds: dict[str, list[float]] = {}
+
+    def timed(label: str, work) -> None:
+        gc.collect()
+        started = time.perf_counter()
+        found[label] = work()
+        seconds.setdefault(label, []).append(time.perf_counter() - started)
+
+    for _ in range(rounds):
+        timed("RISE loop", lambda: rise_loop(module, inputs, maps, targets))
+        timed("ours, rise-2018, float32", lambda: our_curves(fast, ours, maps, targets, rise))
+        timed("ours, rise-2018, bf16", lambda: our_curves(half, ours, maps, targets, rise))
+        timed("torchcam", lambda: torchcam_metric(module, adapter, inputs, targets))
+        timed("ours, torchcam-20, float32", lambda: our_curves(fast, ours, maps, targets, cam))
+        timed("ours, torchcam-20, bf16", lambda: our_curves(half, ours, maps, targets, cam))
+        timed("Quantus", lambda: quantus_flipping(module, inputs, maps, targets))
+        number = found["ours, rise-2018, float32"][2]
+        timed("bare forwards, float32", partial(bare, fast, ours, number))
+        timed("bare forwards, bf16", partial(bare, half, ours, number))
+    return report(name, found, seconds)
+
+
+def report(name: str, found: dict, seconds: dict) -> dict:
+    """Return and print milliseconds for one evaluation, ratios of medians, and differences of the areas."""
+    cost = {label: 1000 * statistics.median(s) / found[label][2] for label, s in seconds.items()}
+    pairs = {
+        "RISE loop": "rise-2018",
+        "torchcam": "torchcam-20",
+        "Quantus": "rise-2018",
+    }
+    ratios, differences = {}, {}
+    for label, protocol in pairs.items():
+        for precision in ("float32", "bf16"):
+            own = f"ours, {protocol}, {precision}"
+            ratios[f"{label} / ours {precision}"] = cost[label] / cost[own]
+            if label != "Quantus":
+                gap = max(abs(np.subtract(found[label][i], found[own][i]).max()) for i in (0, 1))
+                differences[f"{label} - ours {precision}"] = float(gap)
+    for precision in ("float32", "bf16"):
+        overhead = cost[f"ours, rise-2018, {precision}"] / cost[f"bare forwards, {precision}"]
+        ratios[f"engine / bare forwards, {precision}"] = overhead
+    print(f"\n{name}")
+    for label, value in cost.items():
+        print(f"  {label:<28} {value:7.2f} ms an evaluation ({found[label][2]} evaluations)")
+    for label, value in (ratios | differences).items():
+        print(f"  {label:<38} {value:.6g}", flush=True)
+    counts = {label: found[label][2] for label in found}
+    return {
+        "ms per evaluation": cost,
+        "evaluations": counts,
+        "ratios": ratios,
+        "largest difference of areas": differences,
+    }
+
+
+def our_curves(predict, inputs, maps, targets, protocol) -> tuple:
+    curves = perturbation_curves(predict, inputs, maps, targets, protocol)
+    areas = [area(c, curves.axis) for c in (curves.deletion, curves.insertion)]
+    if protocol.name.startswith("torchcam"):  # torchcam keeps the mean alone
+        areas = [a.mean() for a in areas]
+    return areas[0].numpy(), areas[1].numpy(), curves.evaluations
+
+
+@torch.inference_mode()
+def rise_loop(module, inputs, maps, targets) -> tuple:
+    """The released single-image loop: one picture at a time, pixels copied step by step."""
+    large = upsample(maps, (224, 224)).flatten(1).numpy()
+    kernel = torch.zeros(3, 3, 11, 11)
+    for c in range(3):
+        kernel[c, c] = rise_kernel()
+    areas, evaluations = ([], []), 0
+    for n in range(len(inputs)):
+        picture = inputs[n : n + 1]
+        order = np.flip(np.argsort(large[n], kind="stable"))
+        blurred = nn.functional.conv2d(picture, kernel, padding=5)
+        for which, (start, finish) in enumerate(((picture, torch.zeros_like(picture)), (blurred, picture))):
+            now, end = start.clone().reshape(3, -1).numpy(), finish.reshape(3, -1).numpy()
+            scores = []
+            for step in range(9):
+                answer = module(torch.from_numpy(now).view(1, 3, 224, 224)).softmax(dim=1)
+                scores.append(float(answer[0, targets[n]]))
+                chosen = order[STEP * step : STEP * (step + 1)]
+                now[:, chosen] = end[:, chosen]
+            evaluations += len(scores)
+            areas[which].append((sum(scores) - scores[0] / 2 - scores[-1] / 2) / (len(scores) - 1))
+    return np.array(areas[0]), np.array(areas[1]), evaluations
+
+
+def torchcam_metric(module, adapter, inputs, targets) -> tuple:
+    """Its time holds its maps, one forward and backward pass of the 16 photos more."""
+    with TorchcamGradCAM(module, adapter.target_layer) as extractor:
+        metric = DeletionInsertionMetric(extractor, lambda x: x.softmax(dim=-1), steps=8, batch_size=16)
+        metric.update(inputs, targets.tolist())
+        summary = metric.summary()
+    return summary["deletion_auc"], summary["insertion_auc"], len(inputs) * (1 + 1 + 2 * 7)
+
+
+def quantus_flipping(module, inputs, maps, targets) -> tuple:
+    metric = quantus.PixelFlipping(
+        features_in_step=3 * STEP,
+        perturb_baseline="mean",
+        softmax=True,
+        disable_warnings=True,
+        return_auc_per_sample=False,
+    )
+    wide = upsample(maps, (224, 224))[:, None].expand(-1, 3, -1, -1).numpy()
+    with torch.no_grad():
+        metric(module, inputs.numpy(), targets.numpy(), wide, batch_size=16, device="cpu")
+    return None, None, len(inputs) * 8
+
+
+def bare(predict, inputs, evaluations: int) -> tuple:
+    """As many forward passes as the engine needs, in batches of 16, of pictures that need no making."""
+    for start in range(0, evaluations, 16):
+        predict(inputs[: min(16, evaluations - start)])
+    return None, None, evaluations
+
+
+def growth(folder: Path) -> dict:
+    """Seconds a photo, and memory, of runs over 100, 200 and 400 photos."""
+    model, data = xai_abn.load_model("lite0"), read_data(f"folder:{folder}")
+    rows = {}
+    with tempfile.TemporaryDirectory() as place:
+        for number in (20, 100, 200, 400):
+            settings = Settings(bf16=True, limit=number)
+            summary = benchmark(model, data, ["cam"], ["deletion"], f"{place}/{number}.sqlite", settings)
+            gc.collect()
+            memory = psutil.Process().memory_info().rss / 2**20
+            rows[str(number)] = {"seconds a photo": summary.seconds / number, "resident MiB afterwards": memory}
+            print(f"  {number} photos: {summary.seconds / number:.3f} s a photo, {memory:.0f} MiB", flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Measure abn-lite0 and lite0 on photos with several objects, photos of one object, and grids of photos.
+#
+#   benchmarks/multi_object/run.sh DATA OUTPUT
+#
+# DATA holds coco_multi/ (images/, instances.json) and imagenet_val/ (images/, boxes.csv). Run it again to go on.
+set -euo pipefail
+data=$1 output=$2
+mkdir -p "$output"
+maps=pointing-game,pointing-game-difficult,energy-pointing-game,energy-confusion,best-iou,max-box-acc:wsol-v2,pxap
+maps=$maps,object-recall,all-objects-found,peak-inside,gini
+curves=deletion,insertion
+abn=abn,abn-class,grad-cam,centre,random-14,sobel
+lite0=cam,grad-cam,centre,random-7,random-14,sobel
+coco=coco:$data/coco_multi imagenet=imagenet-boxes:$data/imagenet_val/boxes.csv
+
+run() { # name, model, methods, metrics, more
+    xai-abn benchmark --bf16 --output "$output/$1.sqlite" --model "$2" --methods "$3" --metrics "$4" "${@:5}"
+}
+
+# deletion and insertion on all 400 photos for lite0, on the first 200 elsewhere; everything else on all photos
+run imagenet-lite0 lite0 "$lite0" "$curves,pointing-game,energy-pointing-game" --data "$imagenet"
+run coco-lite0 lite0 "$lite0" "$curves" --data "$coco" --limit 200
+run coco-abn abn-lite0 "$abn" "$curves" --data "$coco" --limit 200
+run imagenet-abn abn-lite0 "$abn" "$curves" --data "$imagenet" --limit 200
+for model in lite0 abn; do
+    name=${model/#abn/abn-lite0}
+    methods=${!model},uniform
+    run coco-$model "$name" "$methods" "$maps" --data "$coco"
+    run imagenet-$model "$name" "$methods" "$maps" --data "$imagenet"
+    for grid in 2 3; do
+        run grid$grid-$model "$name" "$methods" grid-pointing,energy-confusion,pointing-game --data "$imagenet" --grid $grid
+    done
+done
+xai-abn report "$output"/coco-*.sqlite "$output"/imagenet-*.sqlite "$output"/grid*.sqlite --output "$output/report"
