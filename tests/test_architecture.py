@@ -93,24 +93,28 @@ def test_the_docs_python_runs(name, index, tmp_path, monkeypatch):
     from PIL import Image
 
     from xai_abn.explainers.base import explainers
+    from xai_abn.metrics.base import metrics
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "photos" / "a.png")
     code = blocks(name, "python")[index].replace("steps=1000", "steps=2, batch_size=1, mosaics=0, workers=0")
-    known = set(explainers.names())
+    known = {*explainers.names(), *metrics.names()}
     try:
         exec(compile(code, f"{name}, block {index}", "exec"), {"__name__": "docs"})
     finally:
-        for extra in set(explainers.names()) - known:
-            explainers._items.pop(extra)
+        for registry in (explainers, metrics):
+            for extra in set(registry.names()) - known:
+                registry._items.pop(extra)
 
 
 def test_the_commands_in_the_docs_have_real_options():
     """Every xai-abn command shown uses options that its --help names."""
     commands = re.findall(r"^xai-abn (\w+)(.*)$", "\n".join(blocks("docs/guide.md", "bash")), re.MULTILINE)
-    commands += re.findall(r"xai-abn (explain|list)(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    commands += re.findall(
+        r"xai-abn (explain|list|benchmark|report)(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
     assert len(commands) >= 8
     from typer.testing import CliRunner
 

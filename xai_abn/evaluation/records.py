@@ -33,7 +33,17 @@ class ImageRow:
 
 @dataclass(frozen=True, eq=False)
 class MapRow:
-    """One map. ``trial`` is ``"top-1"`` or the name of an annotated class; ``target`` the model's class index."""
+    """One map, kept for the report's pictures: of large ones, a reduced copy.
+
+    Attributes:
+        trial: ``"top-1"`` or the name of an annotated class.
+        target: the model's class index.
+        label: its name.
+        probability: of the target.
+        flaw: why the map means nothing, or None.
+        seconds: the photo's share of the forward pass, and the method's own.
+        map: (h, w) float32.
+    """
 
     key: str
     image: str

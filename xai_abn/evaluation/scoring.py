@@ -9,6 +9,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xai_abn.errors import NonFiniteError
@@ -25,6 +26,9 @@ from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.inference import FastPredictor
 from xai_abn.preprocess import Preprocess
+
+#: Largest side of the maps that are kept.
+MAP_SIDE = 56
 
 #: Metrics to compute and, for each, the methods to compute it for.
 Wanted = Sequence[tuple[Metric, Sequence[str]]]
@@ -301,10 +305,18 @@ class _Batch:
                         float(self.probabilities[trial.row, trial.target]),
                         found.flaws[i],
                         found.seconds,
-                        found.maps[i].numpy(),
+                        _small(found.maps[i]).numpy(),
                     )
                 )
         return made
+
+
+def _small(map_: Tensor) -> Tensor:
+    """Return a map of at most ``MAP_SIDE`` cells a side, larger ones averaged: only the report's pictures need it."""
+    if max(map_.shape) <= MAP_SIDE:
+        return map_
+    size = [min(side, MAP_SIDE) for side in map_.shape]
+    return F.interpolate(map_[None, None], size, mode="area")[0, 0]
 
 
 class _ExplainCall:

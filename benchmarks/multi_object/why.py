@@ -1,0 +1,71 @@
+"""Why does ABN's map not lead in deletion and insertion? Maps between ABN's and Grad-CAM's, scored alike.
+
+    python benchmarks/multi_object/why.py --data imagenet-boxes:CSV [--limit 40]
+
+The ladder: the attention map M; the logarithm behind it; the attention branch's evidence of any class at the same
+resolution; the same of the top-1 class; Grad-CAM mixed over the five likeliest classes; Grad-CAM of the top-1 class.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import torch
+
+import xai_abn
+from xai_abn.data import read_data
+from xai_abn.explainers import ABNClass, GradCAM
+from xai_abn.metrics import perturbation_curves, upsample
+from xai_abn.metrics.deletion_insertion import PROTOCOLS
+from xai_abn.metrics.perturbation import area
+from xai_abn.models.inference import FastPredictor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--limit", type=int, default=40)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    model = xai_abn.load_model()
+    predict, look = FastPredictor(model, bf16=True), replace(model.preprocess, crop="squash")
+    photos = read_data(arguments.data).images[: arguments.limit]
+    found: dict[str, list] = {}
+    for start in range(0, len(photos), 10):
+        tensors = [look(photo.load()).tensor for photo in photos[start : start + 10]]
+        inputs = torch.stack(tensors).contiguous(memory_format=torch.channels_last)
+        maps, top = ladder(model, inputs)
+        large = torch.stack([upsample(m, (224, 224)) for m in maps.values()], dim=1)
+        targets = top[:, None].expand(-1, len(maps))
+        curves = perturbation_curves(predict, inputs, large, targets, PROTOCOLS["xai-abn"])
+        for i, name in enumerate(maps):
+            areas = [area(c[:, i], curves.axis) for c in (curves.deletion, curves.insertion)]
+            found.setdefault(name, []).append(torch.stack(areas, dim=1))
+    print(f"{arguments.data.split(':')[0]}, {len(photos)} photos: deletion (lower is better), insertion (higher)")
+    for name, parts in found.items():
+        deletion, insertion = torch.cat(parts).mean(dim=0).tolist()
+        print(f"  {name:<44} {deletion:.3f} {insertion:.3f}")
+
+
+def ladder(model, inputs: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    kept = {}
+    handle = model.module.attention_branch.bn_att3.register_forward_hook(lambda m, i, o: kept.update(z=o.detach()))
+    shared = model.forward_pass(inputs, [model.target_layer], gradients=True)
+    handle.remove()
+    top = shared.logits.argmax(dim=1)
+    five = shared.probabilities.topk(5)
+    weights = five.values[:, :, None, None]
+    each = torch.stack([GradCAM().explain(shared, five.indices[:, k]) for k in range(5)], dim=1)
+    return {
+        "M": shared.attention_map[:, 0],
+        "M before sigmoid and smoothing": kept["z"][:, 0],
+        "attention branch, any class (log-sum-exp)": shared.class_maps.logsumexp(dim=1),
+        "attention branch, top-1 class (abn-class)": ABNClass().explain(shared, top),
+        "Grad-CAM, five classes by probability": (weights * each).sum(dim=1),
+        "Grad-CAM, top-1 class": GradCAM().explain(shared, top),
+    }, top
+
+
+if __name__ == "__main__":
+    main()
