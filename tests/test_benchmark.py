@@ -463,6 +463,17 @@ def test_a_normalisation_that_is_not_the_convolutions_only_reader_is_left(gap_ne
     torch.testing.assert_close(predictor(inputs), model.module(inputs))
 
 
+def test_large_maps_are_kept_small(gap_net, photos, tmp_path):
+    """Of a map finer than 56 cells a side a reduced copy is kept, with its mean; its values are scored as they are."""
+    from dataclasses import replace
+
+    gap_net.preprocess = replace(gap_net.preprocess, size=112)
+    run(gap_net, photos, tmp_path / "run.sqlite", ["sobel", "cam"], ["gini"], limit=1)
+    with Store.read(tmp_path / "run.sqlite") as store:
+        shapes = {m.method: m.map.shape for m in store.maps()}
+    assert shapes == {"sobel": (56, 56), "cam": (28, 28)}
+
+
 def test_an_annotated_image_knows_its_own_content(photos):
     """The digest changes with the file and with the annotations, and with nothing else."""
     image = AnnotatedImage(str(photos / "images" / "0.png"))

@@ -18,11 +18,11 @@ run() { # name, model, methods, metrics, more
     xai-abn benchmark --bf16 --output "$output/$1.sqlite" --model "$2" --methods "$3" --metrics "$4" "${@:5}"
 }
 
-# deletion and insertion on all 400 photos for lite0, on the first 200 elsewhere; everything else on all photos
+# deletion and insertion: lite0 on all 400 and on 200 COCO photos, abn-lite0 on 100 and 200; the rest on all photos
 run imagenet-lite0 lite0 "$lite0" "$curves,pointing-game,energy-pointing-game" --data "$imagenet"
 run coco-lite0 lite0 "$lite0" "$curves" --data "$coco" --limit 200
 run coco-abn abn-lite0 "$abn" "$curves" --data "$coco" --limit 200
-run imagenet-abn abn-lite0 "$abn" "$curves" --data "$imagenet" --limit 200
+run imagenet-abn abn-lite0 "$abn" "$curves" --data "$imagenet" --limit 100
 for model in lite0 abn; do
     name=${model/#abn/abn-lite0}
     methods=${!model},uniform

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xai_abn.cli import options
 from xai_abn.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -29,13 +30,8 @@ def command(
         str,
         typer.Option("--metrics", help="Comma-separated NAME or NAME:PROTOCOL; see 'xai-abn list metrics'."),
     ] = "deletion,insertion",
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="abn-lite0, lite0, timm:NAME, torchvision:NAME or a checkpoint.")
-    ] = "abn-lite0",
-    weights: Annotated[
-        str | None,
-        typer.Option(help="For timm: and torchvision: models: weights file, or 'random'.", metavar="FILE|random"),
-    ] = None,
+    model: options.Model = "abn-lite0",
+    weights: options.Weights = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The run's file; run the same command again to go on.", metavar="RUN")
     ] = Path("run.sqlite"),
@@ -53,7 +49,7 @@ def command(
     bf16: Annotated[bool, typer.Option("--bf16", help="Predict perturbed pictures in bfloat16: faster.")] = False,
     compile_: Annotated[bool, typer.Option("--compile", help="And through torch.compile: slow start.")] = False,
     batch_size: Annotated[int, typer.Option(help="Photos per step; a kill loses at most one step.", min=1)] = 8,
-    device: Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")] = "cpu",
+    device: options.Device = "cpu",
 ) -> None:
     """Score methods on annotated photos; what is measured once is never measured again."""
     from xai_abn.data import read_data

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xai_abn.cli import options
 from xai_abn.errors import XaiAbnError
 
 if TYPE_CHECKING:
@@ -30,13 +31,8 @@ def command(
         str | None,
         typer.Option("--target", "-t", help="Class to explain, as label or index. Default: the top-1 class."),
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="abn-lite0, lite0, timm:NAME, torchvision:NAME or a checkpoint.")
-    ] = "abn-lite0",
-    weights: Annotated[
-        str | None,
-        typer.Option(help="For timm: and torchvision: models: weights file, or 'random'.", metavar="FILE|random"),
-    ] = None,
+    model: options.Model = "abn-lite0",
+    weights: options.Weights = None,
     layer: Annotated[
         str | None, typer.Option("--layer", "-l", help="Layer to read; see 'xai-abn list layers'. Default: found.")
     ] = None,
@@ -48,7 +44,7 @@ def command(
     colormap: Annotated[
         str, typer.Option(help="Colours of the map: viridis, inferno, magma, plasma, cividis, turbo, jet.")
     ] = "viridis",
-    device: Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")] = "cpu",
+    device: options.Device = "cpu",
     overwrite: Annotated[bool, typer.Option(help="Replace files that xai-abn did not make, too.")] = False,
 ) -> None:
     """Explain pictures: where did the classifier look?"""

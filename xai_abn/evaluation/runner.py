@@ -172,7 +172,7 @@ class _Run:
         listed = list(zip(range(len(names)), names, data.images, strict=True))[: settings.limit]
         self.photos = listed[index - 1 :: number]
         self.identity = {
-            "model": {"name": model.name, "fingerprint": fingerprint(model), "weights": model.weights},
+            "model": {"name": model.name, "fingerprint": fingerprint(model), "weights": Path(model.weights).name},
             "preprocess": self.preprocess.to_dict(),
             "precision": "bfloat16" if settings.bf16 else "float32",
             "data": {"kind": data.kind},
