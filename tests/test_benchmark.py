@@ -440,7 +440,10 @@ def test_the_fast_copy_answers_as_the_model(abn_resnet18, resnet18, gap_net):
         torch.testing.assert_close(predictor(inputs), expected, atol=1e-4, rtol=1e-4)
         assert predictor.folded == folds
         assert fingerprint(model) == before
-        assert FastPredictor(model, bf16=True)(inputs).dtype == torch.float32
+        half = FastPredictor(model, bf16=True)(inputs)
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, expected, atol=0.05 * expected.abs().max().item(), rtol=0.05)
+        assert not torch.equal(half, predictor(inputs))
 
 
 def test_a_normalisation_that_is_not_the_convolutions_only_reader_is_left(gap_net):

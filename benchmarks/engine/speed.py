@@ -50,11 +50,14 @@ def main() -> None:
     parser.add_argument("--photos", required=True, type=Path)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--networks", default="lite0,resnet50", help="comma-separated")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     torch.manual_seed(0)
     result = {"torch": torch.__version__, "threads": 2, "rounds": arguments.rounds}
     for name, module, adapter in networks():
+        if name.split()[0] not in arguments.networks.split(","):
+            continue
         photos = find_images(arguments.photos)[:16]
         inputs = torch.stack([adapter.preprocess(load_image(p)).tensor for p in photos])
         result[name] = compare(name, module, adapter, inputs, arguments.rounds)
@@ -90,17 +93,16 @@ def compare(name: str, module: nn.Module, adapter, inputs: torch.Tensor, rounds:
         found[label] = work()
         seconds.setdefault(label, []).append(time.perf_counter() - started)
 
+    kinds = {"float32": fast, "bf16": half} if name == "lite0" else {"float32": fast}
     for _ in range(rounds):
         timed("RISE loop", lambda: rise_loop(module, inputs, maps, targets))
-        timed("ours, rise-2018, float32", lambda: our_curves(fast, ours, maps, targets, rise))
-        timed("ours, rise-2018, bf16", lambda: our_curves(half, ours, maps, targets, rise))
         timed("torchcam", lambda: torchcam_metric(module, adapter, inputs, targets))
-        timed("ours, torchcam-20, float32", lambda: our_curves(fast, ours, maps, targets, cam))
-        timed("ours, torchcam-20, bf16", lambda: our_curves(half, ours, maps, targets, cam))
         timed("Quantus", lambda: quantus_flipping(module, inputs, maps, targets))
-        number = found["ours, rise-2018, float32"][2]
-        timed("bare forwards, float32", partial(bare, fast, ours, number))
-        timed("bare forwards, bf16", partial(bare, half, ours, number))
+        for kind, predict in kinds.items():
+            for protocol in (rise, cam):
+                timed(f"ours, {protocol.name}, {kind}", partial(our_curves, predict, ours, maps, targets, protocol))
+            number = found[f"ours, rise-2018, {kind}"][2]
+            timed(f"bare forwards, {kind}", partial(bare, predict, ours, number))
     return report(name, found, seconds)
 
 
@@ -113,27 +115,30 @@ def report(name: str, found: dict, seconds: dict) -> dict:
         "Quantus": "rise-2018",
     }
     ratios, differences = {}, {}
+    precisions = [p for p in ("float32", "bf16") if f"bare forwards, {p}" in cost]
     for label, protocol in pairs.items():
-        for precision in ("float32", "bf16"):
+        for precision in precisions:
             own = f"ours, {protocol}, {precision}"
             ratios[f"{label} / ours {precision}"] = cost[label] / cost[own]
             if label != "Quantus":
-                gap = max(abs(np.subtract(found[label][i], found[own][i]).max()) for i in (0, 1))
-                differences[f"{label} - ours {precision}"] = float(gap)
-    for precision in ("float32", "bf16"):
+                gaps = [np.abs(np.subtract(found[label][i], found[own][i])) for i in (0, 1)]
+                differences[f"{label} - ours {precision}, largest"] = float(max(g.max() for g in gaps))
+                means = [np.mean(found[label][i]) - np.mean(found[own][i]) for i in (0, 1)]
+                differences[f"{label} - ours {precision}, of the means"] = float(max(map(abs, means)))
+    for precision in precisions:
         overhead = cost[f"ours, rise-2018, {precision}"] / cost[f"bare forwards, {precision}"]
         ratios[f"engine / bare forwards, {precision}"] = overhead
     print(f"\n{name}")
     for label, value in cost.items():
         print(f"  {label:<28} {value:7.2f} ms an evaluation ({found[label][2]} evaluations)")
     for label, value in (ratios | differences).items():
-        print(f"  {label:<38} {value:.6g}", flush=True)
+        print(f"  {label:<48} {value:.6g}", flush=True)
     counts = {label: found[label][2] for label in found}
     return {
         "ms per evaluation": cost,
         "evaluations": counts,
         "ratios": ratios,
-        "largest difference of areas": differences,
+        "differences of areas": differences,
     }
 
 
@@ -181,16 +186,15 @@ def torchcam_metric(module, adapter, inputs, targets) -> tuple:
 
 def quantus_flipping(module, inputs, maps, targets) -> tuple:
     metric = quantus.PixelFlipping(
-        features_in_step=3 * STEP,
+        features_in_step=PIXELS // 4,
         perturb_baseline="mean",
-        softmax=True,
         disable_warnings=True,
         return_auc_per_sample=False,
     )
     wide = upsample(maps, (224, 224))[:, None].expand(-1, 3, -1, -1).numpy()
     with torch.no_grad():
-        metric(module, inputs.numpy(), targets.numpy(), wide, batch_size=16, device="cpu")
-    return None, None, len(inputs) * 8
+        metric(module, inputs.numpy(), targets.numpy(), wide, batch_size=16, device="cpu", softmax=True)
+    return None, None, len(inputs) * 12  # three channels of four steps
 
 
 def bare(predict, inputs, evaluations: int) -> tuple:

@@ -7,7 +7,7 @@
 set -euo pipefail
 data=$1 output=$2
 mkdir -p "$output"
-maps=pointing-game,pointing-game-difficult,energy-pointing-game,energy-confusion,best-iou,max-box-acc:wsol-v2,pxap
+maps=pointing-game,pointing-game-difficult,energy-pointing-game,energy-confusion,best-iou,pxap
 maps=$maps,object-recall,all-objects-found,peak-inside,gini
 curves=deletion,insertion
 abn=abn,abn-class,grad-cam,centre,random-14,sobel
@@ -18,7 +18,7 @@ run() { # name, model, methods, metrics, more
     xai-abn benchmark --bf16 --output "$output/$1.sqlite" --model "$2" --methods "$3" --metrics "$4" "${@:5}"
 }
 
-# deletion and insertion: lite0 on all 400 and on 200 COCO photos, abn-lite0 on 100 and 200; the rest on all photos
+# deletion and insertion: lite0 on all 400 and 200 COCO photos, abn-lite0 on 100 and 200; the rest on 200 and all 382
 run imagenet-lite0 lite0 "$lite0" "$curves,pointing-game,energy-pointing-game" --data "$imagenet"
 run coco-lite0 lite0 "$lite0" "$curves" --data "$coco" --limit 200
 run coco-abn abn-lite0 "$abn" "$curves" --data "$coco" --limit 200
@@ -27,7 +27,7 @@ for model in lite0 abn; do
     name=${model/#abn/abn-lite0}
     methods=${!model},uniform
     run coco-$model "$name" "$methods" "$maps" --data "$coco"
-    run imagenet-$model "$name" "$methods" "$maps" --data "$imagenet"
+    run imagenet-$model "$name" "$methods" "$maps" --data "$imagenet" --limit 200
     for grid in 2 3; do
         run grid$grid-$model "$name" "$methods" grid-pointing,energy-confusion,pointing-game --data "$imagenet" --grid $grid
     done
