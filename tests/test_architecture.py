@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "xai_abn"
 LAYERS = [
     {"errors"},
-    {"registry", "images", "preprocess"},
+    {"registry", "images", "preprocess", "files", "randomness"},
     {"explanation", "metrics", "models"},
     {"explainers", "data", "rendering"},
     {"pipeline", "training"},

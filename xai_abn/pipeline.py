@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, NonFiniteError, XaiAbnError
-from xai_abn.explainers import Explainer, get
+from xai_abn.explainers import Explainer, get, run_pass
 from xai_abn.explanation import Explanation
 from xai_abn.images import from_array, load_image, to_rgb
 from xai_abn.models.adapter import ModelAdapter, wrap
@@ -140,9 +140,8 @@ def explain_batch(
     """
     started = perf_counter()
     inputs = torch.stack([p.tensor for p in prepared]).contiguous(memory_format=torch.channels_last)
-    layers = [layer for method in methods for layer in method.layers(model)]
-    shared = model.forward_pass(inputs, layers, gradients=any(m.needs_gradient for m in methods))
-    _check_finite(shared, prepared)
+    shared = run_pass(model, inputs, methods, [p.source for p in prepared])
+    check_finite(shared)
     top = shared.logits.argmax(dim=1)
     classes = shared.logits.shape[1]
     indices = torch.tensor(
@@ -216,7 +215,7 @@ def _explain_waiting(
             results = explain_batch(model, [p for _, p in left], methods, [target] * len(left))
         except NonFiniteError as error:
             for row in error.rows:
-                outcome[left[row][0]] = NonFiniteError(_non_finite_message(model, left[row][1]), [row])
+                outcome[left[row][0]] = NonFiniteError(_non_finite_message(model, left[row][1].source), [row])
             left = [item for row, item in enumerate(left) if row not in error.rows]
             continue
         for (i, _), result in zip(left, results, strict=True):
@@ -277,15 +276,21 @@ def _same_size_groups(prepared: list[PreparedImage]) -> Iterator[tuple[list[Prep
             start = i
 
 
-def _check_finite(shared: ForwardPass, prepared: Sequence[PreparedImage]) -> None:
+def check_finite(shared: ForwardPass) -> None:
+    """Refuse a pass with NaN or infinite logits.
+
+    Raises:
+        NonFiniteError: names the pictures; ``rows`` says which.
+    """
     rows = [i for i, good in enumerate(torch.isfinite(shared.logits).all(dim=1).tolist()) if not good]
     if rows:
-        raise NonFiniteError(_non_finite_message(shared.model, *(prepared[i] for i in rows)), rows)
+        raise NonFiniteError(_non_finite_message(shared.model, *(shared.sources[i] for i in rows)), rows)
 
 
-def _non_finite_message(model: ModelAdapter, *pictures: PreparedImage) -> str:
-    sources = ", ".join(p.source for p in pictures)
-    return f"{sources}: {model.name} answers with NaN or infinite scores; check its weights and preprocessing"
+def _non_finite_message(model: ModelAdapter, *sources: str) -> str:
+    return (
+        f"{', '.join(sources)}: {model.name} answers with NaN or infinite scores; check its weights and preprocessing"
+    )
 
 
 def _facts(shared: ForwardPass, method: Explainer) -> dict[str, Any]:

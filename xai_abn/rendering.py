@@ -50,7 +50,7 @@ def overlay(
         UnknownNameError: unknown colour map.
         InvalidInputError: ``opacity`` outside [0, 1].
     """
-    return _column(explanation, _blended(explanation, colormap, opacity), _heading(explanation), colormap)
+    return _column(explanation, blended(explanation, colormap, opacity), _heading(explanation), colormap)
 
 
 def sheet(
@@ -75,7 +75,7 @@ def sheet(
     if any(e.source != first.source or e.view.shape != first.view.shape for e in explanations):
         raise InvalidInputError("a sheet shows one picture; the explanations are of several")
     columns = [_column(first, first.view, [(first.model, "bold"), (f"top-1: {first.predicted_label}", "pale")], None)]
-    columns += [_column(e, _blended(e, colormap, opacity), _heading(e), colormap) for e in explanations]
+    columns += [_column(e, blended(e, colormap, opacity), _heading(e), colormap) for e in explanations]
     page = Image.new("RGB", (sum(c.width for c in columns), max(c.height for c in columns)), _PAPER)
     left = 0
     for column in columns:
@@ -91,8 +91,8 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _blended(explanation: Explanation, colormap: str, opacity: float) -> np.ndarray:
-    """Return the view (H, W, 3) uint8 with the map laid over it, or bare if the map has a flaw."""
+def blended(explanation: Explanation, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY) -> np.ndarray:
+    """Return the view (H, W, 3) uint8 with the map laid over it, or bare if the map has a flaw; see :func:`overlay`."""
     if colormap not in COLORMAPS:
         raise UnknownNameError("colour map", colormap, COLORMAPS)
     if not 0 <= opacity <= 1:

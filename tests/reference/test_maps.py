@@ -113,6 +113,14 @@ TARGET_LAYERS = {
     "timm:mobilenetv3_small_050": "blocks",
     "timm:convnext_atto": "stages",
     "timm:regnety_002": "s4",
+    "timm:vit_tiny_patch16_224": "blocks.11.norm1",
+    "timm:deit_tiny_distilled_patch16_224": "blocks.11.norm1",
+    "timm:beit_base_patch16_224": "blocks.11",
+    "timm:swin_tiny_patch4_window7_224": "norm",
+    "timm:pvt_v2_b0": "stages",
+    "timm:levit_128s": "stages",
+    "torchvision:vit_b_32": "encoder.layers.encoder_layer_11.ln_1",
+    "torchvision:swin_t": "permute",
 }
 
 
@@ -120,10 +128,3 @@ TARGET_LAYERS = {
 def test_the_target_layer_is_found(spec):
     """The last layer with positions that is no pooling, on every family promised."""
     assert xai_abn.load_model(spec, weights="random").target_layer == TARGET_LAYERS[spec]
-
-
-@pytest.mark.parametrize("spec", ["torchvision:vit_b_32", "timm:vit_tiny_patch16_224"])
-def test_transformers_have_no_target_layer_of_their_own(spec):
-    """The patch embedding is spatial, but nobody should look there: refused with the reason."""
-    with pytest.raises(UnsupportedModelError, match="tokens"):
-        _ = xai_abn.load_model(spec, weights="random").target_layer

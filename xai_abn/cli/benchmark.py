@@ -6,11 +6,12 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from xai_abn.cli import options
+from xai_abn.cli.progress import progress_bar
 from xai_abn.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def command(
     adapter = load_model(model, weights=weights, device=device)
     photos = _in_grids(photos, grid, adapter.preprocess.size)
     run = shard_file(output, part)
-    with _progress() as progress:
+    with progress_bar("measuring") as progress:
         summary = benchmark(
             adapter, photos, _listed(methods), _listed(metrics), run, settings, command=_command(), progress=progress
         )
@@ -99,29 +100,6 @@ def _listed(text: str) -> list[str]:
 
 def _command() -> str:
     return shlex.join(["xai-abn", *sys.argv[1:]])
-
-
-def _progress() -> Any:
-    """Return a context manager that gives a function to call with the photos done and in all."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    @contextmanager
-    def bar() -> Any:
-        rate = TextColumn("{task.fields[rate]}")
-        columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("", total=None, rate="")
-
-            def update(done: int, total: int) -> None:
-                speed = progress.tasks[0].speed
-                progress.update(task, completed=done, total=total, rate=f"{speed:.2f} photos/s" if speed else "")
-
-            yield update
-
-    return bar()
 
 
 def _report(summary: Summary) -> None:

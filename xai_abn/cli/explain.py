@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xai_abn.cli import options
+from xai_abn.cli.progress import progress_bar
 from xai_abn.errors import XaiAbnError
 
 if TYPE_CHECKING:
@@ -101,15 +102,15 @@ def _run(
     wanted = _resolve(model, target)
     records: list[dict[str, Any]] = []
     failures: list[tuple[str, str]] = []
-    with _progress(len(sources)) as advance:
-        for source, result in explain_each(model, sources, chosen, wanted):
+    with progress_bar("explaining", hidden=len(sources) < 2) as update:
+        for done, (source, result) in enumerate(explain_each(model, sources, chosen, wanted), 1):
             try:
                 if isinstance(result, XaiAbnError):
                     raise result
                 records += _saved(folder, source, result)
             except XaiAbnError as error:
                 failures.append((source, error.line))
-            advance()
+            update(done, len(sources))
     return records, failures
 
 
@@ -123,23 +124,6 @@ def _resolve(model: ModelAdapter, target: str | None) -> int | str | None:
 def _saved(folder: OutputFolder, source: str, result: ImageExplanations) -> list[dict[str, Any]]:
     files = folder.save(source, list(result.values()))
     return [{**e.to_dict(), "seconds": e.seconds, "files": [str(f) for f in files[e.method]]} for e in result.values()]
-
-
-def _progress(total: int) -> Any:
-    """Return a context manager that gives a function to call after each picture."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    @contextmanager
-    def bar() -> Any:
-        columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), disable=total < 2, transient=True) as progress:
-            task = progress.add_task("", total=total)
-            yield lambda: progress.advance(task)
-
-    return bar()
 
 
 def _report(records: list[dict[str, Any]]) -> None:

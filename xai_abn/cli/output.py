@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -16,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from xai_abn.errors import OutputError, UnknownNameError
 from xai_abn.explanation import Explanation
+from xai_abn.files import replacing
 from xai_abn.rendering import COLORMAPS, overlay, sheet
 
 #: PNG text key that marks a picture as ours; it holds the records of the maps drawn.
@@ -78,7 +78,8 @@ class OutputFolder:
         for path in contents:
             self._check_ours(path)
         for path, content in contents.items():
-            _write(path, content)
+            with replacing(path) as draft:
+                draft.write_bytes(content)
         return files
 
     def _stem(self, source: str) -> str:
@@ -123,15 +124,3 @@ def _npy(values: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
     return buffer.getvalue() + NPY_MARK
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from xai_abn.errors import InvalidInputError, OutputError, RunError
 from xai_abn.evaluation.records import Batch
 from xai_abn.evaluation.store import Store
+from xai_abn.files import replacing
 
 #: Columns of an exported table.
 COLUMNS = (
@@ -48,22 +48,17 @@ def merge_runs(output: str | Path, parts: Sequence[str | Path]) -> tuple[int, in
         raise OutputError(f"{output} exists; choose another name for the merged run, or delete it")
     if not parts:
         raise InvalidInputError("give at least one run to merge")
-    draft = output.with_name(f"{output.name}.part")
-    draft.unlink(missing_ok=True)
-    try:
-        with Store.read(parts[0]) as first:
-            identity = first.identity
-        with Store.create(draft, identity) as joined:
-            for part in parts:
-                _add(joined, part)
-            counts = joined.count("images"), joined.count("results")
-        os.replace(draft, output)
-    except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        for left in (draft, *(draft.with_name(draft.name + end) for end in ("-wal", "-shm"))):
-            left.unlink(missing_ok=True)
-    return counts
+    with Store.read(parts[0]) as first:
+        identity = first.identity
+    with replacing(output) as draft:
+        try:
+            with Store.create(draft, identity) as joined:
+                for part in parts:
+                    _add(joined, part)
+                return joined.count("images"), joined.count("results")
+        finally:
+            for end in ("-wal", "-shm"):
+                draft.with_name(draft.name + end).unlink(missing_ok=True)
 
 
 def _add(joined: Store, part: str | Path) -> None:
@@ -96,8 +91,7 @@ def export_run(run: str | Path, output: str | Path) -> int:
         raise InvalidInputError(f"{output}: the table must end in .csv or .parquet")
     with Store.read(run) as store:
         rows = list(_rows(store))
-    draft = output.with_name(f"{output.name}.part")
-    try:
+    with replacing(output) as draft:
         if output.suffix == ".csv":
             with draft.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
@@ -105,11 +99,6 @@ def export_run(run: str | Path, output: str | Path) -> int:
                 writer.writerows(rows)
         else:
             _write_parquet(draft, rows)
-        os.replace(draft, output)
-    except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
     return len(rows)
 
 

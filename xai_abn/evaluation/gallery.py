@@ -7,15 +7,14 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 
-from xai_abn.errors import RunError, UnusableMapError
+from xai_abn.errors import RunError
 from xai_abn.evaluation.reading import Method, Section
 from xai_abn.evaluation.records import ImageRow, MapRow
 from xai_abn.explanation import Explanation
-from xai_abn.rendering import COLORMAPS, DEFAULT_COLORMAP, DEFAULT_OPACITY
+from xai_abn.rendering import blended
 
 #: Longer side of a picture in pixels, and its JPEG quality: twelve photos of eight methods stay below 8 MB.
 SIDE = 288
@@ -157,12 +156,7 @@ def _drawn(image: ImageRow, row: MapRow) -> np.ndarray:
         map=row.map, method=row.method, target=row.target, label=row.label, score=0.0, probability=row.probability,
         predicted=row.target, predicted_label=row.label, class_specific=True, layer="", model="", view=view,
     )  # fmt: skip
-    try:
-        heat = np.round(explanation.heatmap() * 255).astype(np.uint8)
-    except UnusableMapError:
-        return view
-    colours = cv2.cvtColor(cv2.applyColorMap(heat, COLORMAPS[DEFAULT_COLORMAP]), cv2.COLOR_BGR2RGB)
-    return np.round(view * (1 - DEFAULT_OPACITY) + colours * DEFAULT_OPACITY).astype(np.uint8)
+    return blended(explanation)
 
 
 def _boxes(image: ImageRow, entries: list[dict[str, Any]], trial: str) -> list[dict[str, Any]]:

@@ -195,8 +195,11 @@ def _read(path: Path, runs: dict[str, Run]) -> None:
         run.failures.extend(f for f in store.failures() if f not in run.failures)
         for row in results:
             run.results.setdefault((row.metric, row.method), {})[row.image, row.trial] = row
-        for image in images:
-            _count_maps(run, store.maps(image.image))
+        for method, seconds, flaw in store.map_facts():
+            run.seconds.setdefault(method, []).append(seconds)
+            if flaw is not None:
+                counts = run.flaws.setdefault(method, {})
+                counts[flaw] = counts.get(flaw, 0) + 1
 
 
 def _check_methods(path: Path, run: Run, methods: dict[str, dict[str, Any]]) -> None:
@@ -205,14 +208,6 @@ def _check_methods(path: Path, run: Run, methods: dict[str, dict[str, Any]]) -> 
             raise RunError(
                 f"{path}: method {name!r} means something else than in {run.files[0]}; make two reports, one each"
             )
-
-
-def _count_maps(run: Run, maps: Iterable[MapRow]) -> None:
-    for row in maps:
-        run.seconds.setdefault(row.method, []).append(row.seconds)
-        if row.flaw is not None:
-            counts = run.flaws.setdefault(row.method, {})
-            counts[row.flaw] = counts.get(row.flaw, 0) + 1
 
 
 def _section(runs: list[Run]) -> Section:

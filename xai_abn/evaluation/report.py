@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from xai_abn.errors import OutputError
 from xai_abn.evaluation import tables
 from xai_abn.evaluation.gallery import make_gallery
 from xai_abn.evaluation.reading import Run, Section, read_sections
+from xai_abn.files import replacing
 
 #: Word that every file of a report holds near its start; files without it are not replaced.
 MARK = "made by xai-abn"
@@ -154,13 +154,6 @@ def _check_ours(path: Path) -> None:
 
 
 def _write(path: Path, content: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
+    with replacing(path) as draft:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        draft.write_text(content, encoding="utf-8")

@@ -6,7 +6,7 @@ import hashlib
 import io
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from xai_abn.data.annotated import AnnotatedData
-from xai_abn.errors import DatasetError, InvalidInputError, NonFiniteError, XaiAbnError
+from xai_abn.data.annotated import AnnotatedData, AnnotatedImage
+from xai_abn.errors import DatasetError, InvalidInputError, NonFiniteError, RunError, XaiAbnError
 from xai_abn.evaluation.records import Batch, FailureRow, ImageRow
 from xai_abn.evaluation.scoring import Scorer
 from xai_abn.evaluation.store import Store, key_of
@@ -189,17 +189,21 @@ class _Run:
         known, scorer = store.done(), None
         superseded = store.superseded()
         waiting: list[tuple[Photo, Work]] = []
-        for done, (photo, failure) in enumerate(self._read(summary), 1):
-            if failure is not None:
-                store.write(Batch(failures=[failure]))
-            elif photo is not None:
-                work = self._missing(photo, known)
+        for done, (position, name, annotated) in enumerate(self.photos, 1):
+            try:
+                key = key_of(digest=annotated.digest(), preprocess=self.preprocess.to_dict())
+                work = self._missing(key, known)
                 if work:
-                    waiting.append((photo, work))
+                    waiting.append((self._load(key, position, name, annotated), work))
                 else:
                     summary.known += 1
-                    if photo.key in superseded:  # the photo is again what it was
-                        store.write(Batch(images=[_image_row(photo)]))
+                    if key in superseded:  # the photo is again what it was
+                        store.write(Batch(images=[_image_row(self._load(key, position, name, annotated))]))
+            except RunError:
+                raise
+            except XaiAbnError as error:
+                summary.failed.append((name, error.line))
+                store.write(Batch(failures=[FailureRow(name, error.line)]))
             last = done == len(self.photos)
             if waiting and (last or len(waiting) == self.settings.batch_size):
                 scorer = scorer or self._scorer()
@@ -214,22 +218,15 @@ class _Run:
         predictor = FastPredictor(self.model, bf16=self.settings.bf16, compile=self.settings.compile)
         return Scorer(self.model, self.preprocess, predictor, self.indices, self.settings.evaluations)
 
-    def _read(self, summary: Summary) -> Iterator[tuple[Photo | None, FailureRow | None]]:
-        for position, name, annotated in self.photos:
-            try:
-                key = key_of(digest=annotated.digest(), preprocess=self.preprocess.to_dict())
-                loaded = annotated.load()
-                width, height = loaded.image.size
-                annotated.check((height, width))
-                region = self.preprocess.region(width, height)
-                prepared = self.preprocess(loaded)
-                yield Photo(key, name, position, annotated, prepared, (height, width), region), None
-            except XaiAbnError as error:
-                summary.failed.append((name, error.line))
-                yield None, FailureRow(name, error.line)
+    def _load(self, key: str, position: int, name: str, annotated: AnnotatedImage) -> Photo:
+        loaded = annotated.load()
+        width, height = loaded.image.size
+        annotated.check((height, width))
+        region = self.preprocess.region(width, height)
+        return Photo(key, name, position, annotated, self.preprocess(loaded), (height, width), region)
 
-    def _missing(self, photo: Photo, known: set[str]) -> Work:
-        """Return the methods still to be scored for each metric."""
+    def _missing(self, photo: str, known: set[str]) -> Work:
+        """Return the methods still to be scored for each metric on the photo of a key."""
         work = []
         for metric in self.metrics:
             methods = tuple(m for m in self.methods if self.key(photo, m, metric) not in known)
@@ -237,10 +234,10 @@ class _Run:
                 work.append((metric, methods))
         return tuple(work)
 
-    def key(self, photo: Photo, method: str, metric: str) -> str:
-        """Return the key under which a metric of a method on a photo is noted as done, whatever its trials."""
+    def key(self, photo: str, method: str, metric: str) -> str:
+        """Return the key under which a metric of a method on the photo of a key is noted as done."""
         return key_of(
-            image=photo.key,
+            image=photo,
             method=[method, self.method_records[method]],
             metric=[metric, self.metric_records[metric]],
             identity=self.identity,

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xai_abn.errors import NonFiniteError
 from xai_abn.evaluation.records import MapRow, ResultRow
 from xai_abn.evaluation.store import key_of
 from xai_abn.evaluation.trials import TOP, Photo, Trial, trials_of
-from xai_abn.explainers import Explainer
+from xai_abn.explainers import Explainer, run_pass
 from xai_abn.metrics.base import Metric, Needs, Scores, Subject
 from xai_abn.metrics.deletion_insertion import area
 from xai_abn.metrics.maps import flaws, upsample
@@ -25,6 +24,7 @@ from xai_abn.metrics.perturbation import PerturbationProtocol, perturbation_curv
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.inference import FastPredictor
+from xai_abn.pipeline import check_finite
 from xai_abn.preprocess import Preprocess
 
 #: Largest side of the maps that are kept.
@@ -32,8 +32,8 @@ MAP_SIDE = 56
 
 #: Metrics to compute and, for each, the methods to compute it for.
 Wanted = Sequence[tuple[Metric, Sequence[str]]]
-#: Photo, method and metric to the key of a value.
-KeyOf = Callable[[Photo, str, str], str]
+#: Photo's key, method and metric to the key of a value.
+KeyOf = Callable[[str, str, str], str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,8 @@ class _Batch:
         inputs = torch.stack([p.prepared.tensor for p in photos])
         self.inputs = inputs.contiguous(memory_format=torch.channels_last)
         started = perf_counter()
-        shared = self._pass(self.inputs, scorer.model)
+        shared = run_pass(scorer.model, self.inputs, methods.values(), [p.name for p in photos])
+        check_finite(shared)
         self.logits, self.top = shared.logits.cpu(), shared.logits.argmax(dim=1).cpu()
         self.probabilities = self.logits.softmax(dim=1)
         self.shared_seconds = (perf_counter() - started) / len(photos)
@@ -123,15 +124,6 @@ class _Batch:
         self.maps = {
             (s, name): self._explain(shared, e, self.trials[s]) for s in subjects for name, e in methods.items()
         }
-
-    def _pass(self, inputs: Tensor, model: ModelAdapter) -> ForwardPass:
-        layers = [layer for e in self.methods.values() for layer in e.layers(model)]
-        shared = model.forward_pass(inputs, layers, gradients=any(e.needs_gradient for e in self.methods.values()))
-        bad = [i for i, good in enumerate(torch.isfinite(shared.logits).all(dim=1).tolist()) if not good]
-        if bad:
-            names = ", ".join(self.photos[i].name for i in bad)
-            raise NonFiniteError(f"{names}: {model.name} answers with NaN or infinite scores", bad)
-        return shared
 
     def _explain(self, shared: ForwardPass, explainer: Explainer, trials: Sequence[Trial]) -> _Maps:
         """Explain every trial; a class-agnostic method is asked once, a class-specific one once for each class."""
@@ -274,7 +266,7 @@ class _Batch:
         key: KeyOf,
     ) -> ResultRow:
         photo = self.photos[trial.row]
-        work = key(photo, name, metric.full_name)
+        work = key(photo.key, name, metric.full_name)
         return ResultRow(
             key_of(work=work, trial=trial.name),
             photo.key,
@@ -328,7 +320,7 @@ class _ExplainCall:
     def __call__(self, inputs: Tensor, targets: Tensor, module: nn.Module | None = None) -> Tensor:
         model = self._model if module is None else self._model.with_module(module)
         with torch.enable_grad():
-            shared = model.forward_pass(inputs, self._explainer.layers(model), self._explainer.needs_gradient)
+            shared = run_pass(model, inputs, [self._explainer])
             return self._explainer.explain(shared, targets.to(shared.logits.device)).detach()
 
 

@@ -254,6 +254,11 @@ class Store:
             for r in self._rows(f"{query} ORDER BY rowid", values)
         ]
 
+    def map_facts(self) -> list[tuple[str, float, str | None]]:
+        """Return (method, seconds, flaw) of every map of photos that still count, without the maps."""
+        query = "SELECT method, seconds, flaw FROM maps WHERE image IN (SELECT image FROM images WHERE superseded = 0)"
+        return list(self._rows(f"{query} ORDER BY rowid"))
+
     def results(self, metric: str | None = None, *, all_rows: bool = False) -> list[ResultRow]:
         """Return the values of one metric, or all, of photos that still count.
 

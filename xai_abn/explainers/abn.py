@@ -70,5 +70,8 @@ class ABNClass(_AttentionBranchMap):
     def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the class maps of ``targets``, (N, h, w)."""
         assert forward_pass.class_maps is not None  # check() refused other models
-        rows = torch.arange(len(targets), device=forward_pass.class_maps.device)
-        return forward_pass.class_maps[rows, targets.to(rows.device)]
+        maps = forward_pass.class_maps
+        if targets.is_floating_point():
+            return torch.einsum("nk,nkhw->nhw", targets.to(maps), maps)
+        rows = torch.arange(len(targets), device=maps.device)
+        return maps[rows, targets.to(rows.device)]

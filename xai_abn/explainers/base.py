@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
@@ -22,6 +22,7 @@ class Explainer(ABC):
     Attributes:
         name: registered name, set by :func:`register`.
         needs_gradient: whether :meth:`explain` calls ``forward_pass.gradients``.
+        needs_attention: whether :meth:`explain` reads ``forward_pass.attentions``.
         class_specific: whether the map depends on the target.
         source: the paper.
         control: whether it only serves for comparison and explains nothing.
@@ -37,6 +38,7 @@ class Explainer(ABC):
 
     name: ClassVar[str] = ""
     needs_gradient: ClassVar[bool] = False
+    needs_attention: ClassVar[bool] = False
     class_specific: ClassVar[bool] = True
     source: ClassVar[str] = ""
     control: ClassVar[bool] = False
@@ -50,10 +52,11 @@ class Explainer(ABC):
 
         Args:
             forward_pass: a pass that captured :meth:`layers`, with gradients if ``needs_gradient``.
-            targets: (N,) class indices.
+            targets: (N,) class indices, or directions (N, K), one class minus another, say; what the method does
+                with them goes through ``forward_pass.gradients``, ``.scores`` and ``.weights``, which take both.
 
         Returns:
-            (N, h, w) maps at the layer's resolution.
+            (N, h, w) maps at the method's resolution: the layer's, or the input's.
 
         Raises:
             UnsupportedModelError: the method does not apply to this model; the message says why.
@@ -78,6 +81,21 @@ class Explainer(ABC):
     def parameters(self) -> dict[str, Any]:
         """Settings worth recording with a map."""
         return {}
+
+
+def run_pass(
+    model: ModelAdapter, inputs: Tensor, methods: Iterable[Explainer], sources: Sequence[str] = ()
+) -> ForwardPass:
+    """Run the network once on (N, 3, H, W) and keep what all of the methods need."""
+    chosen = list(methods)
+    layers = [layer for method in chosen for layer in method.layers(model)]
+    return model.forward_pass(
+        inputs,
+        layers,
+        any(m.needs_gradient for m in chosen),
+        attentions=any(m.needs_attention for m in chosen),
+        sources=sources,
+    )
 
 
 explainers: Registry[type[Explainer]] = Registry("method", "xai_abn.explainers")

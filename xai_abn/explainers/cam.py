@@ -38,9 +38,10 @@ class CAM(Explainer):
         found = (
             f"{linear.in_features} inputs to its last linear layer but a layer output of shape {tuple(output.shape)}"
         )
-        if output.dim() == 4 and output.shape[1] == linear.in_features and len(linear.weight) > int(targets.max()):
+        if output.shape[1] == linear.in_features and len(linear.weight) == forward_pass.logits.shape[1]:
+            weights = forward_pass.weights(targets, linear.weight.detach())
             for pooled in (output, output.relu()):  # torchvision's DenseNet pools a functional ReLU of its last layer
-                maps = torch.einsum("nkhw,nk->nhw", pooled, linear.weight.detach()[targets].to(pooled))
+                maps = torch.einsum("nkhw,nk->nhw", pooled, weights.to(pooled))
                 if _accounts_for_logits(maps, forward_pass, targets):
                     return maps
             found = "other steps between that layer and the logits"
@@ -53,7 +54,8 @@ class CAM(Explainer):
 def _accounts_for_logits(maps: Tensor, forward_pass: ForwardPass, targets: Tensor) -> bool:
     """Return whether mean(CAM) + bias is the target's logit, for every image."""
     bias = forward_pass.model.classifier.bias
-    expected = maps.mean(dim=(1, 2)).float() + (bias.detach().float()[targets] if bias is not None else 0.0)
-    logits = forward_pass.logits.gather(1, targets[:, None])[:, 0]
+    shift = forward_pass.weights(targets, bias.detach().float()) if bias is not None else 0.0
+    expected = maps.mean(dim=(1, 2)).float() + shift
+    logits = forward_pass.scores(forward_pass.logits, targets)
     largest = forward_pass.logits.abs().max().clamp_min(1.0)
     return bool((logits - expected).abs().max() <= TOLERANCE * largest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import ClassVar
 
 import torch
@@ -13,6 +12,7 @@ from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.randomness import content_generator
 
 #: Side of the maps of the controls that have no resolution of their own.
 SIDE = 28
@@ -69,10 +69,8 @@ class _Random(_Control):
 
     def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return uniform noise in [0, 1), (N, side, side)."""
-        maps = []
-        for picture in forward_pass.inputs.detach().float().cpu():
-            seed = zlib.crc32(picture.contiguous().numpy().tobytes())
-            maps.append(torch.rand(self.side, self.side, generator=torch.Generator().manual_seed(seed)))
+        generators = [content_generator(picture) for picture in forward_pass.inputs]
+        maps = [torch.rand(self.side, self.side, generator=generator) for generator in generators]
         return torch.stack(maps).to(forward_pass.inputs.device)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
-from xai_abn.metrics.base import Metric, Needs, Subject, add
+from xai_abn.metrics.base import Metric, Needs, Scores, Subject, add
 from xai_abn.metrics.maps import flaws, upsample
 from xai_abn.metrics.objects import Objects
 
@@ -157,7 +157,10 @@ def paired(objects: Sequence[Objects], others: Sequence[Objects | None]) -> Sequ
     return others
 
 
-def _add(name: str, protocol: str, function: Callable[..., Tensor], definition: str, source: str, **rest: Any) -> None:
+def add_share(
+    name: str, protocol: str, function: Callable[..., Tensor | Scores], definition: str, source: str, **rest: Any
+) -> None:
+    """Register a metric of maps and annotated objects with values in [0, 1], by class and higher better unless told."""
     facts: dict[str, Any] = {
         "needs": Needs.OBJECTS,
         "subject": Subject.CLASSES,
@@ -169,7 +172,7 @@ def _add(name: str, protocol: str, function: Callable[..., Tensor], definition: 
     add(Metric(name, protocol, function, definition=definition, source=source, **(facts | rest)))
 
 
-_add(
+add_share(
     "pointing-game",
     "torchray-15px",
     pointing_game,
@@ -180,7 +183,7 @@ _add(
     at_photo_size=True,
     units="share of trials",
 )
-_add(
+add_share(
     "pointing-game-difficult",
     "torchray-15px",
     difficult_pointing_game,
@@ -190,7 +193,7 @@ _add(
     at_photo_size=True,
     units="share of trials",
 )
-_add(
+add_share(
     "peak-inside",
     "xai-abn",
     peak_inside,
@@ -199,7 +202,7 @@ _add(
     subject=Subject.PREDICTION,
     units="share of photos",
 )
-_add(
+add_share(
     "energy-pointing-game",
     "score-cam-2020",
     energy_inside,
@@ -207,14 +210,14 @@ _add(
     "Wang et al., Score-CAM, 2020",
     flat_counts_as=None,
 )
-_add(
+add_share(
     "relevance-rank-accuracy",
     "clevr-xai",
     relevance_rank_accuracy,
     "Share of the K top pixels inside the objects of the class, K being their number of pixels.",
     "Arras et al., CLEVR-XAI, 2022",
 )
-_add(
+add_share(
     "best-iou",
     "xai-abn",
     best_iou,

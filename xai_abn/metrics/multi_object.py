@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
-from xai_abn.metrics.base import Metric, Needs, Subject, add
-from xai_abn.metrics.localisation import each_map, paired
+from xai_abn.metrics.base import Needs, Subject
+from xai_abn.metrics.localisation import add_share, each_map, paired
 from xai_abn.metrics.objects import Objects
 
 
@@ -113,55 +113,39 @@ def _top(map_: Tensor, share: float) -> Tensor:
     return top.view(map_.shape)
 
 
-for _name, _function, _definition in (
-    (
-        "object-recall",
-        object_recall,
-        "Share of the annotated objects, of any class, that hold one of the top 20 % of pixels of the top-1 class's "
-        "map (or of a class-agnostic map). Crowds are left out. Rewards scatter: read it beside random maps and "
-        "peak-inside.",
-    ),
-    ("all-objects-found", all_objects_found, "Share of photos whose object-recall is 1."),
-):
-    add(
-        Metric(
-            name=_name,
-            protocol="top-20%",
-            function=_function,
-            needs=Needs.OBJECTS,
-            higher_is_better=True,
-            range=(0, 1),
-            units="share",
-            definition=_definition,
-            source="this project",
-            flat_counts_as=0.0,
-        )
-    )
-add(
-    Metric(
-        name="energy-confusion",
-        protocol="xai-abn",
-        function=energy_confusion,
-        needs=Needs.CLASS_OBJECTS,
-        subject=Subject.CLASSES,
-        higher_is_better=False,
-        range=(0, 1),
-        units="share",
-        definition="Of a class map's positive values on annotated objects, the share on objects of other classes only.",
-        source="this project",
-    )
+add_share(
+    "object-recall",
+    "top-20%",
+    object_recall,
+    "Share of the annotated objects, of any class, that hold one of the top 20 % of pixels of the top-1 class's "
+    "map (or of a class-agnostic map). Crowds are left out. Rewards scatter: read it beside random maps and "
+    "peak-inside.",
+    "this project",
+    subject=Subject.PREDICTION,
 )
-add(
-    Metric(
-        name="grid-pointing",
-        protocol="gridpg-2021",
-        function=grid_pointing,
-        needs=Needs.OBJECTS,
-        subject=Subject.CLASSES,
-        higher_is_better=True,
-        range=(0, 1),
-        units="share",
-        definition="On grids of single-class photos: share of a class map's positive values in the class's own cells.",
-        source="Boehle et al., CVPR 2021",
-    )
+add_share(
+    "all-objects-found",
+    "top-20%",
+    all_objects_found,
+    "Share of photos whose object-recall is 1.",
+    "this project",
+    subject=Subject.PREDICTION,
+)
+add_share(
+    "energy-confusion",
+    "xai-abn",
+    energy_confusion,
+    "Of a class map's positive values on annotated objects, the share on objects of other classes only.",
+    "this project",
+    needs=Needs.CLASS_OBJECTS,
+    higher_is_better=False,
+    flat_counts_as=None,
+)
+add_share(
+    "grid-pointing",
+    "gridpg-2021",
+    grid_pointing,
+    "On grids of single-class photos: share of a class map's positive values in the class's own cells.",
+    "Boehle et al., CVPR 2021",
+    flat_counts_as=None,
 )

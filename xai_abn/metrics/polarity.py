@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.metrics.base import Metric, Needs, add
-from xai_abn.metrics.confidence import check_numbers, check_targets
+from xai_abn.metrics.confidence import check_numbers, probabilities
 from xai_abn.metrics.maps import upsample, usable
 
 
@@ -45,14 +45,10 @@ def polarity(
     large = upsample(maps, (inputs.shape[2], inputs.shape[3])).flatten(1)
     order = large.argsort(dim=1, stable=True)
     count = round(share * large.shape[1])
-    rows = torch.arange(len(inputs), device=inputs.device)
     left = []
-    with torch.no_grad():
-        for removed in (order[:, :count], order[:, -count:]):
-            keep = torch.ones_like(large).scatter_(1, removed, 0).view(len(inputs), 1, *inputs.shape[2:])
-            logits = predict(inputs * keep).float()
-            check_targets(inputs, targets, logits.shape[1])
-            left.append(logits.softmax(dim=1)[rows, targets])
+    for removed in (order[:, :count], order[:, -count:]):
+        keep = torch.ones_like(large).scatter_(1, removed, 0).view(len(inputs), 1, *inputs.shape[2:])
+        left.append(probabilities(predict, inputs * keep, targets))
     return (left[0] - left[1]).masked_fill(~usable(maps).to(left[0].device), float("nan"))
 
 

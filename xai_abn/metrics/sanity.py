@@ -7,9 +7,7 @@ replaces the network.
 from __future__ import annotations
 
 import copy
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -20,6 +18,7 @@ from xai_abn.metrics.agreement import rank_correlation
 from xai_abn.metrics.base import Metric, Needs, Predict, add
 from xai_abn.metrics.confidence import check_numbers, check_targets
 from xai_abn.metrics.maps import upsample, usable
+from xai_abn.randomness import content_generator, seeded
 
 
 class Explain(Protocol):
@@ -95,7 +94,7 @@ def random_logit(explain: Explain, inputs: Tensor, targets: Tensor, classes: int
     if classes < 2:
         raise InvalidInputError(f"another class needs at least 2, got {classes}")
     check_targets(inputs, targets, classes)
-    steps = [torch.randint(1, classes, (), generator=_generator(picture, seed)) for picture in inputs]
+    steps = [torch.randint(1, classes, (), generator=content_generator(picture, seed)) for picture in inputs]
     others = (targets.cpu() + torch.stack(steps)) % classes
     return rank_correlation(explain(inputs, targets), explain(inputs, others))
 
@@ -188,21 +187,6 @@ def infidelity(
 
     found = torch.cat([one(n) for n in range(len(inputs))])
     return found.masked_fill(~good, float("nan"))
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch, on every device, for a while; its state is as before afterwards."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-def _generator(picture: Tensor, seed: int) -> torch.Generator:
-    """Return a generator seeded by a picture's content."""
-    content = picture.detach().float().cpu().contiguous().numpy().tobytes()
-    return torch.Generator().manual_seed(zlib.crc32(content, seed))
 
 
 def _logits(predict: Predict, inputs: Tensor, target: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
-from xai_abn.metrics.base import Metric, Needs, Scores, Subject, add
+from xai_abn.metrics.base import Scores
+from xai_abn.metrics.localisation import add_share
 from xai_abn.metrics.maps import flaws
 from xai_abn.metrics.objects import Objects
 
@@ -142,37 +143,21 @@ def _overlaps(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 for _protocol, _overlaps_at, _largest in (("wsol-v1", (0.5,), True), ("wsol-v2", OVERLAPS, False)):
-    add(
-        Metric(
-            name="max-box-acc",
-            protocol=_protocol,
-            function=partial(box_overlaps, largest_only=_largest),
-            needs=Needs.OBJECTS,
-            subject=Subject.CLASSES,
-            higher_is_better=True,
-            range=(0, 1),
-            units="share of trials",
-            definition=f"Box round the {'largest' if _largest else 'best'} contour of the thresholded map overlaps a "
-            f"true box by at least {', '.join(map(str, _overlaps_at))}, at the best common threshold, chosen on these "
-            "very photos.",
-            source="Choe et al., CVPR 2020, released code",
-            flat_counts_as=0.0,
-            aggregate=partial(max_box_accuracy, overlaps=_overlaps_at),
-        )
+    add_share(
+        "max-box-acc",
+        _protocol,
+        partial(box_overlaps, largest_only=_largest),
+        f"Box round the {'largest' if _largest else 'best'} contour of the thresholded map overlaps a true box by at "
+        f"least {', '.join(map(str, _overlaps_at))}, at the best common threshold, chosen on these very photos.",
+        "Choe et al., CVPR 2020, released code",
+        units="share of trials",
+        aggregate=partial(max_box_accuracy, overlaps=_overlaps_at),
     )
-add(
-    Metric(
-        name="pxap",
-        protocol="wsol-2020",
-        function=pixel_histograms,
-        needs=Needs.OBJECTS,
-        subject=Subject.CLASSES,
-        higher_is_better=True,
-        range=(0, 1),
-        units="share",
-        definition="Average precision of the pooled pixels of all photos against the objects' pixels.",
-        source="Choe et al., CVPR 2020, released code",
-        flat_counts_as=0.0,
-        aggregate=pixel_average_precision,
-    )
+add_share(
+    "pxap",
+    "wsol-2020",
+    pixel_histograms,
+    "Average precision of the pooled pixels of all photos against the objects' pixels.",
+    "Choe et al., CVPR 2020, released code",
+    aggregate=pixel_average_precision,
 )

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
-from xai_abn.models.abn import AttentionBranchNetwork
+from xai_abn.models.abn import ABNOutput, AttentionBranchNetwork
 from xai_abn.models.forward_pass import ForwardPass
-from xai_abn.models.inspection import LayerOutput, find_classifier, find_target_layer, spatial_layers, trace_outputs
+from xai_abn.models.inspection import (
+    LayerOutput,
+    attention_blocks,
+    find_classifier,
+    find_target_layer,
+    spatial_layers,
+    trace_outputs,
+)
 from xai_abn.preprocess import Preprocess
+
+#: Where the logits are in what a network answers: None if they are the answer, a key or attribute, a position, or a
+#: function of the answer that gives logits (N, K) or one score an image (N,).
+Output: TypeAlias = str | int | Callable[[Any], Tensor] | None
 
 
 class ModelAdapter:
@@ -27,7 +39,13 @@ class ModelAdapter:
         labels: K names; without them, classes are called by number.
         layer: the target layer of CAM methods; default: found, see :attr:`target_layer`.
         weights: where the weights are from, for the record.
+        output: where the logits are in what the network answers; see ``Output``.
+
+    Attributes:
+        scores_only: whether the "logits" are a score that someone made up, of which no probability can be told.
     """
+
+    scores_only = False
 
     def __init__(
         self,
@@ -38,6 +56,7 @@ class ModelAdapter:
         labels: Sequence[str] | None = None,
         layer: str | None = None,
         weights: str = "as given",
+        output: Output = None,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(module).__name__}")
@@ -47,6 +66,7 @@ class ModelAdapter:
         self.labels = tuple(labels) if labels is not None else None
         self.weights = weights
         self._layer = layer
+        self.output = output
 
     def __repr__(self) -> str:
         """Return name and class."""
@@ -69,7 +89,12 @@ class ModelAdapter:
         Raises:
             UnsupportedModelError: none was given and none can be found.
         """
-        return self._layer or find_target_layer(self.module, self.blank_input)
+        return self._layer or find_target_layer(self.module, self.blank_input, self.logits_of)
+
+    @cached_property
+    def attention_blocks(self) -> tuple[str, ...]:
+        """Names of a transformer's blocks, one for each self-attention; empty for other networks."""
+        return tuple(attention_blocks(self.module, self.blank_input))
 
     @cached_property
     def classifier(self) -> nn.Linear:
@@ -93,7 +118,13 @@ class ModelAdapter:
     def with_module(self, module: nn.Module) -> ModelAdapter:
         """Return an adapter of another network of the same architecture, as one with other weights."""
         return ModelAdapter(
-            module, name=self.name, preprocess=self.preprocess, labels=self.labels, layer=self._layer, weights="other"
+            module,
+            name=self.name,
+            preprocess=self.preprocess,
+            labels=self.labels,
+            layer=self._layer,
+            weights="other",
+            output=self.output,
         )
 
     def check_layer(self, name: str) -> None:
@@ -113,9 +144,64 @@ class ModelAdapter:
         """Return every layer with a spatial output (N, C, h, w), in order of computing."""
         return spatial_layers(trace_outputs(self.module, self.blank_input))
 
-    def forward_pass(self, inputs: Tensor, layers: Sequence[str] = (), gradients: bool = False) -> ForwardPass:
+    def forward_pass(
+        self,
+        inputs: Tensor,
+        layers: Sequence[str] = (),
+        gradients: bool = False,
+        *,
+        attentions: bool = False,
+        sources: Sequence[str] = (),
+    ) -> ForwardPass:
         """Run the network once on (N, 3, H, W); see :class:`ForwardPass`."""
-        return ForwardPass(self, inputs, layers, gradients)
+        return ForwardPass(self, inputs, layers, gradients, attentions=attentions, sources=sources)
+
+    def logits_of(self, answer: object) -> Tensor:
+        """Return the logits (N, K) in what the network answers.
+
+        Raises:
+            UnsupportedModelError: there are none; the message says what came and what to do.
+        """
+        found = answer.logits if isinstance(answer, ABNOutput) else answer
+        if callable(self.output):
+            found = self.output(found)
+        elif self.output is not None:
+            found = self._part(found, self.output)
+        if isinstance(found, Tensor) and found.dim() == 1 and callable(self.output):
+            found = found[:, None]
+        if not isinstance(found, Tensor) or found.dim() != 2:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UnsupportedModelError(
+                f"{self.name} must answer with logits (N, K), got {shape}; say where they are with "
+                "xai_abn.wrap(..., output=...): a key, a position, or a function of the answer"
+            )
+        return found
+
+    def _part(self, answer: object, place: str | int) -> object:
+        try:
+            if isinstance(place, str) and hasattr(answer, place):
+                return getattr(answer, place)
+            return answer[place]  # type: ignore[index]
+        except (LookupError, TypeError) as error:
+            known = f" with {', '.join(map(str, answer))}" if isinstance(answer, dict) else ""
+            raise UnsupportedModelError(
+                f"{self.name} answers with {type(answer).__name__}{known}, which has no {place!r}"
+            ) from error
+
+    def with_output(self, score: Callable[[Any], Tensor], name: str) -> ModelAdapter:
+        """Return this model seen through a score: its answer to (N,); it has one "class", called ``name``."""
+        inner = ModelAdapter(self.module, name=self.name, preprocess=self.preprocess, output=self.output)
+        adapter = ModelAdapter(
+            self.module,
+            name=self.name,
+            preprocess=self.preprocess,
+            labels=[name],
+            layer=self._layer,
+            weights=self.weights,
+            output=lambda answer: score(inner.logits_of(answer) if inner.output is not None else answer),
+        )
+        adapter.scores_only = True
+        return adapter
 
     def label(self, index: int) -> str:
         """Return the name of a class, or ``"class 7"`` without labels."""
@@ -161,6 +247,7 @@ def wrap(
     preprocess: Preprocess | None = None,
     layer: str | None = None,
     name: str | None = None,
+    output: Output = None,
 ) -> ModelAdapter:
     """Make any classifier explainable.
 
@@ -170,9 +257,11 @@ def wrap(
         preprocess: how pictures become inputs; default: 224 pixels, ImageNet mean and deviation.
         layer: the target layer of CAM methods; default: found.
         name: how to call it in results; default: its class name.
+        output: where the logits are in what it answers, if they are not the answer: a key or attribute such as
+            ``"logits"``, a position in a tuple, or a function of the answer.
 
     Raises:
-        UnsupportedModelError: not a module.
+        UnsupportedModelError: not a module, weights on the meta device, or a scripted module.
         InvalidInputError: fewer or more labels than the last linear layer has outputs.
         UnknownNameError: there is no such layer.
 
@@ -188,6 +277,7 @@ def wrap(
         preprocess=preprocess or Preprocess(),
         labels=labels,
         layer=layer,
+        output=output,
     )
     if layer is not None:
         adapter.check_layer(layer)

@@ -5,9 +5,7 @@ The format is safetensors with a JSON description in its header, so that reading
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xai_abn.errors import CheckpointError, OutputError
+from xai_abn.files import replacing
 from xai_abn.preprocess import Preprocess
 
 #: Written to and expected in the header.
@@ -66,15 +65,12 @@ def save_checkpoint(path: str | Path, module: nn.Module, config: CheckpointConfi
         "config": json.dumps(vars(config), sort_keys=True),
     }
     path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
+    with replacing(path) as draft:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, part, metadata=header)
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise OutputError(f"cannot write checkpoint {path}: {error}") from error
+        try:
+            save_file(state, draft, metadata=header)
+        except SafetensorError as error:
+            raise OutputError(f"cannot write {path}: {error}") from error
 
 
 def read_checkpoint(path: str | Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.models.abn import ABNOutput
-from xai_abn.models.inspection import evaluating
+from xai_abn.models.attention import AttentionWatch
+from xai_abn.models.inspection import evaluating, prefix_tokens
+from xai_abn.models.layout import Layout, layout_of
 
 if TYPE_CHECKING:
     from xai_abn.models.adapter import ModelAdapter
@@ -28,10 +31,13 @@ class ForwardPass:
         inputs: (N, 3, H, W), normalised, on any device.
         layers: names of the layers whose outputs to keep.
         gradients: whether :meth:`gradients` will be called.
+        attentions: whether to keep the attention weights of a transformer.
+        sources: names of the pictures, where known.
 
     Attributes:
         model: the model.
         inputs: (N, 3, H, W) on the model's device.
+        sources: names of the pictures, or nothing.
         logits: (N, K) float32, detached.
         attention_map: ABN's map (N, 1, h, w), or None for another network.
         class_maps: the attention branch's class maps (N, K, h, w), or None.
@@ -50,7 +56,14 @@ class ForwardPass:
     """
 
     def __init__(
-        self, model: ModelAdapter, inputs: Tensor, layers: Sequence[str] = (), gradients: bool = False
+        self,
+        model: ModelAdapter,
+        inputs: Tensor,
+        layers: Sequence[str] = (),
+        gradients: bool = False,
+        *,
+        attentions: bool = False,
+        sources: Sequence[str] = (),
     ) -> None:
         if gradients and torch.is_inference_mode_enabled():
             raise InvalidInputError(
@@ -58,23 +71,25 @@ class ForwardPass:
             )
         self.model = model
         self.inputs = _on_device(inputs, model.module)
+        self.sources = tuple(sources)
         self._kept: dict[str, Tensor] = {}
+        self._attentions: list[Tensor] = []
+        self._predict: Callable[[Tensor], Tensor] | None = None
         self._gradients: dict[tuple[object, ...], Tensor] = {}
         self._differentiable = gradients
         self._linear_call: tuple[Tensor, Tensor, object] | None = None
-        output = self._run(model.module, list(dict.fromkeys(layers)))
+        watch = AttentionWatch(self._keep_attention) if attentions else nullcontext()
+        with watch:
+            output = self._run(model.module, list(dict.fromkeys(layers)))
         self.attention_map: Tensor | None = None
         self.class_maps: Tensor | None = None
         if isinstance(output, ABNOutput):
             self.attention_map = output.attention_map.detach()
             self.class_maps = output.class_maps.detach()
-            output = output.logits
-        if not isinstance(output, Tensor) or output.dim() != 2:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise UnsupportedModelError(f"{model.name} must answer with logits (N, K), got {shape}")
-        self._scores = output
-        self._pooled = self._input_of_last_linear(output)
-        self.logits = output.detach().float()
+        with torch.set_grad_enabled(gradients):
+            self._scores = model.logits_of(output)
+        self._pooled = self._input_of_last_linear(self._scores)
+        self.logits = self._scores.detach().float()
 
     def __len__(self) -> int:
         """Return the number of images N."""
@@ -82,58 +97,157 @@ class ForwardPass:
 
     @property
     def probabilities(self) -> Tensor:
-        """Softmax of the logits, (N, K)."""
-        return self.logits.softmax(dim=1)
+        """Softmax of the logits, (N, K); NaN where the model only has a made-up score."""
+        return self.logits * float("nan") if self.model.scores_only else self.logits.softmax(dim=1)
 
-    def activations(self, layer: str) -> Tensor:
-        """Return a captured layer's output, detached; do not change it in place.
+    @property
+    def attentions(self) -> list[Tensor]:
+        """Attention weights (N, heads, T, T) of each self-attention, in order, detached; empty unless asked for."""
+        return [a.detach() for a in self._attentions]
+
+    def layout(self, layer: str) -> Layout:
+        """Return where the positions are in a captured layer's output.
 
         Raises:
             InvalidInputError: the layer was not among ``layers``.
+            UnsupportedModelError: its output has no positions.
         """
+        shape = tuple(self._captured(layer).shape)
+        found = layout_of(shape, (self.inputs.shape[2], self.inputs.shape[3]), prefix_tokens(self.model.module))
+        if found is None:
+            raise UnsupportedModelError(f"layer {layer!r} gives {shape}, in which no grid of positions is seen")
+        return found
+
+    def activations(self, layer: str) -> Tensor:
+        """Return a captured layer's output as maps (N, C, h, w), detached; do not change it in place.
+
+        Of a transformer's tokens, the patches on their grid; class and register tokens are left out.
+
+        Raises:
+            InvalidInputError: the layer was not among ``layers``.
+            UnsupportedModelError: its output has no positions.
+        """
+        return self.layout(layer).to_maps(self._captured(layer).detach())
+
+    def tokens(self, layer: str) -> Tensor:
+        """Return a captured layer's output as it is, with its gradient history."""
+        return self._captured(layer)
+
+    def _captured(self, layer: str) -> Tensor:
         if layer not in self._kept:
             raise InvalidInputError(
                 f"layer {layer!r} was not captured; this pass has {', '.join(self._kept) or 'none'}"
             )
-        return self._kept[layer].detach()
+        return self._kept[layer]
 
     def gradients(self, layer: str, targets: Tensor) -> Tensor:
-        """Return d logit[target] / d activation, computed once per layer and targets.
+        """Return d score / d activation as maps, computed once per layer and targets.
 
         Only the part of the network behind the layer is differentiated.
 
         Args:
             layer: a captured layer.
             targets: class indices, (N,) for one an image, or (N, T) for T an image, which one
-                batched vector-Jacobian product answers.
+                batched vector-Jacobian product answers; or directions (N, K), see :meth:`scores`.
 
         Returns:
-            The gradients, shaped as the activation, or (N, T, ...) for several targets.
+            The gradients (N, C, h, w), or (N, T, C, h, w) for several targets.
 
         Raises:
             InvalidInputError: the pass was made without gradients, or ``targets`` has another shape.
             UnsupportedModelError: the scores do not depend on the layer.
         """
-        if not self._differentiable:
-            raise InvalidInputError("this pass was made without gradients; use forward_pass(..., gradients=True)")
-        self.activations(layer)
-        if targets.dim() not in (1, 2) or len(targets) != len(self):
-            raise InvalidInputError(
-                f"targets must have shape ({len(self)},) or ({len(self)}, T), got {tuple(targets.shape)}"
-            )
+        self._check_targets(targets)
+        layout = self.layout(layer)
         key = (layer, tuple(targets.shape), tuple(targets.flatten().tolist()))
         if key not in self._gradients:
-            self._gradients[key] = self._differentiate(layer, targets.to(self._scores.device))
+            (found,) = self._differentiate([self._captured(layer)], targets.to(self._scores.device), layer)
+            self._gradients[key] = layout.to_maps(found)
         return self._gradients[key]
 
-    def _differentiate(self, layer: str, targets: Tensor) -> Tensor:
-        several = targets.dim() == 2
-        columns = targets.T if several else targets
-        outputs, seeds = self._seeds(layer, columns)
+    def attention_gradients(self, targets: Tensor) -> list[Tensor]:
+        """Return d score / d attention weights, (N, heads, T, T) each; ``targets`` and errors as for gradients."""
+        self._check_targets(targets)
+        if not self._attentions:
+            raise InvalidInputError("this pass kept no attention; use forward_pass(..., attentions=True)")
+        return self._differentiate(self._attentions, targets.to(self._scores.device), "its attention")
+
+    def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the score (N,) of logits (N, K): that of a class, or along a direction.
+
+        Args:
+            logits: (N, K).
+            targets: (N,) class indices, or (N, K) floats, a weight for each logit: one class minus another, say.
+        """
+        if targets.is_floating_point():
+            return (logits * targets.to(logits)).sum(dim=1)
+        return logits.gather(1, targets.to(logits.device)[:, None])[:, 0]
+
+    def weights(self, targets: Tensor, rows: Tensor) -> Tensor:
+        """Return the targets' rows (N, ...) of rows (K, ...), one a class; for directions, the rows' mixture."""
+        if targets.is_floating_point():
+            return torch.tensordot(targets.to(rows), rows, dims=1)
+        return rows[targets.to(rows.device)]
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Return logits (B, K) float32 of other inputs (B, 3, H, W), from a fast copy made at the first call."""
+        if self._predict is None:
+            from xai_abn.models.inference import FastPredictor
+
+            self._predict = FastPredictor(self.model)
+        return self._predict(inputs)
+
+    def rerun(self, layer: str, row: int, values: Tensor) -> Tensor:
+        """Return the logits (B, K) of one image with a layer's output replaced, B times.
+
+        What lies before the layer runs for one image, what lies behind it for B, without autograd unless ``values``
+        has a history.
+
+        Args:
+            layer: its name.
+            row: of the image, in the batch.
+            values: (B, ...) outputs of the layer, as the layer gives them; see :meth:`Layout.from_maps`.
+        """
+        owner, picture = threading.get_ident(), self.inputs[row : row + 1]
+
+        def hook(_module: nn.Module, _inputs: object, _output: object) -> Tensor | None:
+            if threading.get_ident() != owner:
+                return None
+            torch.set_grad_enabled(values.requires_grad)
+            return values.clone()
+
+        module = self.model.module
+        handle = module.get_submodule(layer).register_forward_hook(hook)
         try:
-            (gradient,) = torch.autograd.grad(
+            with evaluating(module), torch.no_grad():
+                try:
+                    return self.model.logits_of(module(picture))
+                except RuntimeError:  # one image and B side by side, as where a dense block is cut open
+                    torch.set_grad_enabled(False)
+                    return self.model.logits_of(module(picture.expand(len(values), -1, -1, -1)))
+        finally:
+            handle.remove()
+
+    def _check_targets(self, targets: Tensor) -> None:
+        if not self._differentiable:
+            raise InvalidInputError("this pass was made without gradients; use forward_pass(..., gradients=True)")
+        fits = targets.dim() in (1, 2) and len(targets) == len(self)
+        if targets.is_floating_point():
+            fits = tuple(targets.shape) == tuple(self._scores.shape)
+        if not fits:
+            raise InvalidInputError(
+                f"targets must be indices ({len(self)},) or ({len(self)}, T), or directions "
+                f"{tuple(self._scores.shape)}, got {tuple(targets.shape)}"
+            )
+
+    def _differentiate(self, wanted: list[Tensor], targets: Tensor, place: str) -> list[Tensor]:
+        several = targets.dim() == 2 and not targets.is_floating_point()
+        columns = targets.T if several else targets
+        outputs, seeds = self._seeds(wanted[0], columns)
+        try:
+            gradients = torch.autograd.grad(
                 outputs,
-                self._kept[layer],
+                wanted,
                 grad_outputs=seeds,
                 retain_graph=True,
                 is_grads_batched=several,
@@ -142,20 +256,30 @@ class ForwardPass:
             if "not have been used" not in str(error) and "does not require grad" not in str(error):
                 raise
             raise UnsupportedModelError(
-                f"the scores of {self.model.name} do not depend on layer {layer!r} in a differentiable way"
+                f"the scores of {self.model.name} do not depend on layer {place!r} in a differentiable way"
             ) from error
-        return gradient.transpose(0, 1) if several else gradient
+        return [g.transpose(0, 1) if several else g for g in gradients]
 
-    def _seeds(self, layer: str, columns: Tensor) -> tuple[Tensor, Tensor]:
+    def _seeds(self, wanted: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Return where to start differentiating, and with what.
 
         Behind a final linear layer the derivative of a logit by the layer's input is a row of its weights. Looking
         the row up spares a product of a one-hot vector with all K rows, which counts at batch 1.
         """
-        if self._pooled is not None and self._kept[layer].dim() == 4:
-            return self._pooled, self.model.classifier.weight.detach()[columns].to(self._pooled)
+        if self._pooled is not None and wanted.dim() > 2:
+            rows = self.model.classifier.weight.detach()
+            return self._pooled, self.weights(columns, rows).to(self._pooled)
+        if columns.is_floating_point():
+            return self._scores, columns.to(self._scores)
         seeds = torch.zeros(*columns.shape, self._scores.shape[1], dtype=self._scores.dtype, device=columns.device)
         return self._scores, seeds.scatter_(-1, columns[..., None], 1)
+
+    def _keep_attention(self, weights: Tensor) -> Tensor:
+        if self._differentiable:
+            torch.set_grad_enabled(True)  # until the surrounding no_grad() block ends
+            weights = weights if weights.requires_grad else weights.detach().requires_grad_()
+        self._attentions.append(weights)
+        return weights
 
     def _run(self, module: nn.Module, layers: list[str]) -> object:
         for layer in layers:

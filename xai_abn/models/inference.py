@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from xai_abn.errors import NonFiniteError
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.inspection import evaluating
+from xai_abn.models.inspection import evaluating, trace_outputs
 
 #: With bfloat16, so many convolutions from the input on stay in float32: rounding there shifts every layer behind them,
 #: and was most of the error of deletion areas on lite0 (benchmarks/engine).
@@ -46,7 +46,8 @@ class FastPredictor:
             whole = model.module.as_classifier() if model.is_abn else model.module  # type: ignore[operator]
             plain = copy.deepcopy(whole).eval().requires_grad_(False)
         example = _probe(model.blank_input).to(self._device)
-        self._network, self.folded = _folded(plain, example, model.name)
+        self._logits_of = model.logits_of
+        self._network, self.folded = _folded(plain, example, model)
         if bf16:
             _keep_float32(self._network, example)
         self._network = self._network.to(memory_format=torch.channels_last)
@@ -58,7 +59,7 @@ class FastPredictor:
         inputs = inputs.to(self._device, memory_format=torch.channels_last)
         bf16 = self.precision == "bfloat16"
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            return self._network(inputs).float()
+            return self._logits_of(self._network(inputs)).float()
 
 
 def _probe(blank: Tensor) -> Tensor:
@@ -66,17 +67,17 @@ def _probe(blank: Tensor) -> Tensor:
     return torch.randn(2, *blank.shape[1:], generator=torch.Generator().manual_seed(0))
 
 
-def _folded(plain: nn.Module, example: Tensor, name: str) -> tuple[nn.Module, int]:
+def _folded(plain: nn.Module, example: Tensor, model: ModelAdapter) -> tuple[nn.Module, int]:
     """Return the network with batch normalisations folded where that changes nothing, and how many were."""
     with torch.no_grad():
-        expected = plain(example)
+        expected = model.logits_of(plain(example))
         if not bool(torch.isfinite(expected).all()):
-            raise NonFiniteError(f"{name} answers with NaN or infinite scores; check its weights", [0])
+            raise NonFiniteError(f"{model.name} answers with NaN or infinite scores; check its weights", [0])
         pairs = _pairs(plain, example)
         folded = copy.deepcopy(plain)
         for convolution, norm in pairs:
             _fold(folded, convolution, norm)
-        close = (folded(example) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+        close = (model.logits_of(folded(example)) - expected).abs().max() <= TOLERANCE * expected.abs().max()
     return (folded, len(pairs)) if bool(close) else (plain, 0)
 
 
@@ -130,15 +131,8 @@ class _Float32(nn.Module):
 
 def _keep_float32(network: nn.Module, example: Tensor) -> None:
     """Keep the first convolutions, in order of running, in float32."""
-    order: list[str] = []
-    names = {module: name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
-    handles = [m.register_forward_hook(lambda module, *_: order.append(names[module])) for m in names]
-    try:
-        with torch.no_grad():
-            network(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = [o.name for o in trace_outputs(network, example)]
+    order = [n for n in layers if isinstance(network.get_submodule(n), nn.Conv2d)]
     for name in dict.fromkeys(order[:FLOAT32_LAYERS]):
         if name:
             _replace(network, name, _Float32(network.get_submodule(name)))

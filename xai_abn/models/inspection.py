@@ -1,4 +1,4 @@
-"""Look at a network without changing it: its layers' outputs, its target layer, its classifier."""
+"""Look at a network without changing it: its layers' outputs, its target layer, its attention, its classifier."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from xai_abn.errors import UnsupportedModelError
+from xai_abn.models.attention import AttentionWatch
+from xai_abn.models.layout import Layout, layout_of
+from xai_abn.randomness import seeded
 
 
 @contextmanager
@@ -44,6 +47,7 @@ class LayerOutput:
         shape: shape of its output.
         order: position in the order in which modules finished.
         identity: equal for modules that returned the very same tensor.
+        layout: where positions of the image are in it, or None.
     """
 
     name: str
@@ -51,11 +55,13 @@ class LayerOutput:
     shape: tuple[int, ...]
     order: int
     identity: int
+    layout: Layout | None = None
 
     @property
     def spatial(self) -> bool:
-        """Whether the output is (N, C, h, w) with more than one position."""
-        return len(self.shape) == 4 and self.shape[2] * self.shape[3] > 1
+        """Whether the output is (N, C, h, w) or (N, h, w, C) with more than one position."""
+        found = self.layout
+        return found is not None and found.kind != "tokens" and found.grid[0] * found.grid[1] > 1
 
     @property
     def tokens(self) -> bool:
@@ -77,12 +83,14 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
     """Run ``sample`` (N, 3, H, W) once and return every module's tensor output, in order of finishing."""
     found: list[LayerOutput] = []
     kept: list[Tensor] = []  # keeps tensors alive, so that ids stay unique
+    size, prefix = (sample.shape[2], sample.shape[3]), prefix_tokens(module)
 
     def hook(name: str, kind: str) -> Callable[[nn.Module, object, object], None]:
         def record(_module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor):
                 kept.append(output)
-                found.append(LayerOutput(name, kind, tuple(output.shape), len(found), id(output)))
+                shape = tuple(output.shape)
+                found.append(LayerOutput(name, kind, shape, len(found), id(output), layout_of(shape, size, prefix)))
 
         return record
 
@@ -96,13 +104,24 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
     return found
 
 
+def prefix_tokens(module: nn.Module) -> int | None:
+    """Return how many tokens in front are no patches, where a transformer says so (timm's do), else None."""
+    number = getattr(module, "num_prefix_tokens", None)
+    return number if isinstance(number, int) else None
+
+
 def spatial_layers(outputs: list[LayerOutput]) -> list[LayerOutput]:
-    """Return the named layers with a spatial output of their own, leaving out pooling and pass-through modules."""
+    """Return the named layers with a spatial output of their own, leaving out pooling and pass-through modules.
+
+    What is as high as a token sequence is long (heads of an attention, its weights) is not spatial.
+    """
     pooled = {o.identity for o in outputs if o.pooling}
-    return [o for o in outputs if o.name and o.spatial and o.identity not in pooled and not o.transparent]
+    lengths = {o.shape[1] for o in outputs if o.tokens}
+    found = [o for o in outputs if o.name and o.spatial and o.identity not in pooled and not o.transparent]
+    return [o for o in found if o.shape[2] not in lengths]
 
 
-def find_target_layer(module: nn.Module, sample: Tensor) -> str:
+def find_target_layer(module: nn.Module, sample: Tensor, scores: Callable[[object], Tensor]) -> str:
     """Return the name of the last layer that still has positions: what CAM methods should look at.
 
     That is the last module to finish whose output is (N, C, h, w) with more than one position and
@@ -113,15 +132,102 @@ def find_target_layer(module: nn.Module, sample: Tensor) -> str:
     """
     outputs = trace_outputs(module, sample)
     candidates = spatial_layers(outputs)
+    behind = outputs[candidates[-1].order + 1 :] if candidates else outputs
+    tokens = [o for o in behind if o.name and o.layout is not None and o.layout.kind == "tokens" and not o.transparent]
+    if tokens:
+        return _last_token_layer(module, sample, scores, tokens)
     if not candidates:
         raise UnsupportedModelError(f"{type(module).__name__} has no layer with a spatial output; name one with layer=")
-    target = candidates[-1]
-    if any(o.tokens for o in outputs[target.order + 1 :]):
+    if any(o.tokens for o in behind):
         raise UnsupportedModelError(
-            f"{type(module).__name__} computes on tokens behind its last spatial layer {target.name!r}, "
-            "as transformers do, so no target layer can be chosen for it; name one with layer="
+            f"{type(module).__name__} computes, behind its last spatial layer {candidates[-1].name!r}, on tokens that "
+            "fit no grid of patches, so no target layer can be chosen for it; name one with layer="
         )
-    return target.name
+    return candidates[-1].name
+
+
+def _last_token_layer(
+    module: nn.Module, sample: Tensor, scores: Callable[[object], Tensor], tokens: list[LayerOutput]
+) -> str:
+    """Return the last layer, as wide as the network's last and in no attention, on whose patches the scores depend.
+
+    Behind the last attention of a network that reads its class token, patches have no say: their gradient is 0. It is
+    taken on noise, for a random mixture of what the last linear layer reads, since new networks often score 0.
+    """
+    inside = tuple(f"{place}." for place in attention_places(module, sample))
+    named = {o.name: o.layout for o in tokens if o.shape[2] == tokens[-1].shape[2] and not o.name.startswith(inside)}
+    kept: dict[str, Tensor] = {}
+    read: list[Tensor] = []
+
+    def hook(name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            kept[name] = output if output.requires_grad else output.detach().requires_grad_()
+            return kept[name]
+
+        return keep
+
+    with seeded(0):
+        noise = torch.randn_like(sample)
+        handles = [module.get_submodule(n).register_forward_hook(hook(n)) for n in named]
+        linear = [m for m in module.modules() if isinstance(m, nn.Linear)][-1:]
+        handles += [m.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])) for m in linear]
+        try:
+            with evaluating(module), torch.inference_mode(False), torch.enable_grad():
+                found = scores(module(noise.clone().to(next(module.parameters()))))
+        finally:
+            for handle in handles:
+                handle.remove()
+        found = read[-1] if read and read[-1].dim() == 2 else found
+        mixed = (found * torch.randn_like(found)).sum()
+    gradients = torch.autograd.grad(mixed, list(kept.values()), allow_unused=True)
+    depends = [
+        name
+        for name, gradient in zip(kept, gradients, strict=True)
+        if gradient is not None and bool(named[name].to_maps(gradient).abs().amax() > 0)  # type: ignore[union-attr]
+    ]
+    if not depends:
+        raise UnsupportedModelError(
+            f"the scores of {type(module).__name__} depend on the patches of no layer; name one with layer="
+        )
+    return depends[-1]
+
+
+def attention_blocks(module: nn.Module, sample: Tensor) -> list[str]:
+    """Return the name of the block around each self-attention, in order of computing; empty without any.
+
+    A block is the outermost module that holds that attention and no other.
+    """
+    places = attention_places(module, sample)
+    for depth in range(1, 1 + max((p.count(".") + 1 for p in places), default=0)):
+        blocks = [".".join(p.split(".")[:depth]) for p in places]
+        if len(set(blocks)) == len(blocks):
+            return blocks
+    return []
+
+
+def attention_places(module: nn.Module, sample: Tensor) -> list[str]:
+    """Return the name of the innermost module around each self-attention, in order of computing."""
+    active: list[str] = []
+    places: list[str] = []
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: active.append(name)
+
+    def note(weights: Tensor) -> Tensor:
+        places.append(active[-1] if active else "")
+        return weights
+
+    handles = []
+    for name, member in module.named_modules():
+        handles.append(member.register_forward_pre_hook(enter(name)))
+        handles.append(member.register_forward_hook(lambda *_: active.pop() and None))
+    try:
+        with evaluating(module), torch.no_grad(), AttentionWatch(note):
+            module(sample.to(next(module.parameters())))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return places
 
 
 def find_classifier(module: nn.Module) -> nn.Linear:

@@ -1,0 +1,31 @@
+"""Write files whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from xai_abn.errors import OutputError, XaiAbnError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a draft's path; the draft takes the place of ``path`` when the block ends, or is gone if it failed.
+
+    Raises:
+        OutputError: the file cannot be written; what was there stays.
+    """
+    draft = path.with_name(path.name + ".part")
+    try:
+        draft.unlink(missing_ok=True)
+        yield draft
+        os.replace(draft, path)
+    except XaiAbnError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+"""See the self-attention of transformers while they run, without changing them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from xai_abn.errors import UnsupportedModelError
+
+_SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
+_MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
+
+
+class AttentionWatch(TorchFunctionMode):
+    """While active in a thread, hands every attention matrix to a function and goes on with what that returns.
+
+    Sees ``F.scaled_dot_product_attention`` (timm), ``nn.MultiheadAttention`` (torchvision) and softmax over square
+    matrices (attention written out). Computes the weights that fused kernels never form, so it costs memory.
+
+    Args:
+        seen: called with weights (N, heads, T, T), after softmax; returns the weights to use.
+    """
+
+    def __init__(self, seen: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._scaled_dot_product(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            return self._multi_head(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func in _SOFTMAXES and result.dim() == 4 and result.shape[-1] == result.shape[-2] > 1:
+            return self._seen(result)
+        return result
+
+    def _scaled_dot_product(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if is_causal or enable_gqa or query.shape[-2] != key.shape[-2] or query.dim() != 4:  # not over all positions
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+        if attn_mask is not None:
+            blocked = attn_mask.dtype == torch.bool
+            scores = scores.masked_fill(~attn_mask, float("-inf")) if blocked else scores + attn_mask
+        return self._seen(scores.softmax(dim=-1)) @ value
+
+    def _multi_head(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        call = _MULTI_HEAD.bind(*args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        if given["in_proj_weight"] is None or given["bias_k"] is not None or given["add_zero_attn"]:
+            raise UnsupportedModelError("attention with separate projections or added tokens is not supported")
+        wanted, averaged = given["need_weights"], given["average_attn_weights"]
+        given["need_weights"], given["average_attn_weights"] = True, False
+        weights: Any
+        _, weights = F.multi_head_attention_forward(*call.args, **call.kwargs)
+        weights = self._seen(weights)
+        value, bias = given["value"], given["in_proj_bias"]  # (T, N, E)
+        width = value.shape[-1]
+        projected = F.linear(value, given["in_proj_weight"][2 * width :], None if bias is None else bias[2 * width :])
+        heads = projected.unflatten(-1, (given["num_heads"], -1)).permute(1, 2, 0, 3)  # (N, heads, T, E / heads)
+        merged = (weights @ heads).permute(2, 0, 1, 3).flatten(2)
+        output = F.linear(merged, given["out_proj_weight"], given["out_proj_bias"])
+        return output, (weights.mean(dim=1) if averaged else weights) if wanted else None

@@ -1,0 +1,35 @@
+"""Random numbers that repeat: seeded for a while, or drawn from a picture's own content."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: torch has one random state for all threads: whoever seeds it keeps the others waiting.
+_SEEDING = threading.RLock()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch and numpy for a while, one thread at a time; their states are as before afterwards."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with _SEEDING, torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        state = np.random.get_state()
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)
+
+
+def content_generator(picture: Tensor, seed: int = 0) -> torch.Generator:
+    """Return a generator seeded by a picture's content, so that a picture gets the same numbers in any batch."""
+    content = picture.detach().float().cpu().contiguous().numpy().tobytes()
+    return torch.Generator().manual_seed(zlib.crc32(content, seed))
