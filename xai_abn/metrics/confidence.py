@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.metrics.base import Metric, Needs, Predict, add
-from xai_abn.metrics.maps import upsample, usable
+from xai_abn.metrics.maps import unit_range, upsample, usable
 
 
 def average_drop(predict: Predict, inputs: Tensor, maps: Tensor, targets: Tensor, *, divided: bool = True) -> Tensor:
@@ -87,8 +87,7 @@ def _before_and_after(predict: Predict, inputs: Tensor, maps: Tensor, targets: T
     check_numbers(inputs, maps, targets)
     good = usable(maps)
     sound = torch.where(good[:, None, None], maps.float(), torch.zeros(()))
-    low, high = (bound.view(-1, 1, 1) for bound in (sound.flatten(1).amin(1), sound.flatten(1).amax(1)))
-    scaled = upsample((sound - low) / torch.where(high > low, high - low, 1.0), (inputs.shape[2], inputs.shape[3]))
+    scaled = upsample(unit_range(sound), (inputs.shape[2], inputs.shape[3]))
     before = probabilities(predict, inputs, targets)
     after = probabilities(predict, inputs * scaled[:, None].to(inputs), targets)
     return before, after.masked_fill(~good.to(after.device), float("nan"))

@@ -37,3 +37,9 @@ def flaws(maps: Tensor) -> list[str | None]:
 def usable(maps: Tensor) -> Tensor:
     """Return (N,) bool: which maps have no flaw."""
     return torch.tensor([f is None for f in flaws(maps)], dtype=torch.bool, device=maps.device)
+
+
+def unit_range(maps: Tensor) -> Tensor:
+    """Return maps (..., h, w) scaled to [0, 1], each by its own smallest and largest value; a flat one becomes 0."""
+    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
+    return (maps - low) / torch.where(high > low, high - low, 1.0)

@@ -97,6 +97,14 @@ class ModelAdapter:
         return tuple(attention_blocks(self.module, self.blank_input))
 
     @cached_property
+    def reads_class_token(self) -> bool:
+        """Whether a transformer's answer is read from its class token: behind its last attention no patch counts."""
+        if not self.attention_blocks:
+            return False
+        found = find_target_layer(self.module, self.blank_input, self.logits_of)
+        return found.startswith(f"{self.attention_blocks[-1]}.")
+
+    @cached_property
     def classifier(self) -> nn.Linear:
         """The last linear layer.
 

@@ -172,6 +172,25 @@ class ForwardPass:
             raise InvalidInputError("this pass kept no attention; use forward_pass(..., attentions=True)")
         return self._differentiate(self._attentions, targets.to(self._scores.device), "its attention")
 
+    def attention_gradients_of(self, block_scores: Tensor) -> list[Tensor]:
+        """Return, for the scores (L,) of L blocks, the gradient of each by its own block's attention weights."""
+        pairs = zip(block_scores, self._attentions, strict=True)
+        return [torch.autograd.grad(score, weights, retain_graph=True)[0] for score, weights in pairs]
+
+    def curvature(self, layer: str, targets: Tensor) -> Tensor:
+        """Return the change of a layer's gradients along its activations, (d2 score / dA2) A, as maps (N, C, h, w).
+
+        Arguments and errors as for :meth:`gradients`. Zero where the score is linear in the layer.
+        """
+        self._check_targets(targets)
+        wanted = self._captured(layer)
+        with torch.enable_grad():
+            (gradient,) = self._differentiate([wanted], targets.to(self._scores.device), layer, keep_history=True)
+            change = None
+            if gradient.requires_grad:
+                (change,) = torch.autograd.grad(gradient, wanted, wanted.detach(), retain_graph=True, allow_unused=True)
+        return self.layout(layer).to_maps(torch.zeros_like(gradient).detach() if change is None else change)
+
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the score (N,) of logits (N, K): that of a class, or along a direction.
 
@@ -240,7 +259,9 @@ class ForwardPass:
                 f"{tuple(self._scores.shape)}, got {tuple(targets.shape)}"
             )
 
-    def _differentiate(self, wanted: list[Tensor], targets: Tensor, place: str) -> list[Tensor]:
+    def _differentiate(
+        self, wanted: list[Tensor], targets: Tensor, place: str, keep_history: bool = False
+    ) -> list[Tensor]:
         several = targets.dim() == 2 and not targets.is_floating_point()
         columns = targets.T if several else targets
         outputs, seeds = self._seeds(wanted[0], columns)
@@ -251,6 +272,7 @@ class ForwardPass:
                 grad_outputs=seeds,
                 retain_graph=True,
                 is_grads_batched=several,
+                create_graph=keep_history,
             )
         except RuntimeError as error:
             if "not have been used" not in str(error) and "does not require grad" not in str(error):

@@ -1,0 +1,139 @@
+"""Vision Transformers: what their attention says."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xai_abn.errors import UnsupportedModelError
+from xai_abn.explainers.base import Explainer, register
+from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.models.inspection import prefix_tokens
+from xai_abn.models.layout import Layout, layout_of
+
+
+class _AttentionExplainer(Explainer):
+    """A map read off the attention of every block, from the token that the answer is read from to the patches."""
+
+    needs_attention = True
+
+    def check(self, model: ModelAdapter) -> None:
+        """Refuse networks without self-attention over all patches, and a layer by name."""
+        if self.layer is not None:
+            raise UnsupportedModelError(f"{self.name} reads the attention of all blocks; it takes no layer")
+        if not model.attention_blocks:
+            raise UnsupportedModelError(
+                f"{self.name} needs a Vision Transformer, and no self-attention was seen in {model.name}; use grad-cam"
+            )
+
+    def layers(self, model: ModelAdapter) -> tuple[str, ...]:
+        """Return nothing: attention is kept beside the layers."""
+        return ()
+
+    def layer_of(self, model: ModelAdapter) -> str:
+        """Return the name recorded with the map."""
+        return f"attention of {len(model.attention_blocks)} blocks"
+
+    def patches(self, forward_pass: ForwardPass) -> Layout:
+        """Return where the patches are among the tokens.
+
+        Raises:
+            UnsupportedModelError: attention is not over all tokens of a picture at once, as in windows.
+        """
+        shapes = {tuple(a.shape) for a in forward_pass.attentions}
+        size = (forward_pass.inputs.shape[2], forward_pass.inputs.shape[3])
+        first = next(iter(shapes))
+        layout = layout_of((1, first[-1], 1), size, prefix_tokens(forward_pass.model.module))
+        if len({s[-1] for s in shapes}) > 1 or first[0] != len(forward_pass) or layout is None:
+            raise UnsupportedModelError(
+                f"{self.name} needs attention over all patches in every block; {forward_pass.model.name} attends in "
+                "windows, stages or without patches. Use grad-cam"
+            )
+        return layout
+
+    def read_out(self, forward_pass: ForwardPass, relevance: Tensor) -> Tensor:
+        """Return maps (N, h, w) of relevance (N, T, T): from the class token, or from all patches if those are read."""
+        layout = self.patches(forward_pass)
+        from_class = forward_pass.model.reads_class_token
+        rows = relevance[:, 0] if from_class else relevance[:, layout.prefix :].mean(dim=1)
+        return layout.to_maps(rows[..., None])[:, 0]
+
+
+@register("attention-rollout")
+class AttentionRollout(_AttentionExplainer):
+    """Attention of all blocks multiplied, half of each being the skip connection. Knows no class.
+
+    Source: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, eq. 1; heads averaged.
+    """
+
+    class_specific = False
+    source = "Abnar and Zuidema, ACL 2020"
+
+    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+        """Return the maps, (N, h, w), at least 0; ``targets`` do not matter."""
+        self.patches(forward_pass)
+        rolled: Tensor | None = None
+        for attention in forward_pass.attentions:
+            mean = attention.float().mean(dim=1)
+            step = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
+            rolled = step if rolled is None else step @ rolled
+        assert rolled is not None  # check() refused networks without attention
+        return self.read_out(forward_pass, rolled)
+
+
+@register("attention-relevance")
+class AttentionRelevance(_AttentionExplainer):
+    """Attention weighted by the positive part of its gradient, added up from block to block.
+
+    ``R <- R + mean_heads(ReLU(dA * A)) R``, from the identity.
+
+    Source: Chefer et al., "Generic Attention-model Explainability", ICCV 2021, eq. 5 and 6 (self-attention).
+    """
+
+    needs_gradient = True
+    source = "Chefer et al., ICCV 2021"
+
+    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+        """Return the maps of ``targets``, (N, h, w), at least 0."""
+        self.patches(forward_pass)
+        attentions, gradients = forward_pass.attentions, forward_pass.attention_gradients(targets)
+        tokens = attentions[0].shape[-1]
+        relevance = torch.eye(tokens, device=attentions[0].device).expand(len(forward_pass), -1, -1)
+        for attention, gradient in zip(attentions, gradients, strict=True):
+            relevance = relevance + (attention * gradient).relu().mean(dim=1).float() @ relevance
+        if not forward_pass.model.reads_class_token:  # a patch's relevance for itself is no more than the start
+            relevance = relevance - torch.eye(tokens, device=relevance.device)
+        return self.read_out(forward_pass, relevance)
+
+
+@register("legrad")
+class LeGrad(_AttentionExplainer):
+    """How much each block's own score would gain from more attention to a patch, averaged over blocks.
+
+    A block's score is that of the mean of its tokens, put through the norm and head of the network. Positive
+    gradients of it by the block's attention are averaged over heads and queries.
+
+    Source: Bousselham et al., "LeGrad", ICCV 2025, eq. 6 to 9; all blocks.
+    """
+
+    needs_gradient = True
+    source = "Bousselham et al., ICCV 2025"
+
+    def layers(self, model: ModelAdapter) -> tuple[str, ...]:
+        """Return the blocks: their tokens are scored."""
+        return model.attention_blocks
+
+    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+        """Return the maps of ``targets``, (N, h, w), at least 0."""
+        layout = self.patches(forward_pass)
+        blocks = forward_pass.model.attention_blocks
+        means = torch.stack([forward_pass.tokens(name).mean(dim=1) for name in blocks])
+        length = forward_pass.tokens(blocks[-1]).shape[1]
+        scores = []
+        for row in range(len(forward_pass)):
+            logits = forward_pass.rerun(blocks[-1], row, means[:, row, None].expand(-1, length, -1))
+            scores.append(forward_pass.scores(logits, targets[row : row + 1].expand(len(blocks), *targets.shape[1:])))
+        gradients = forward_pass.attention_gradients_of(torch.stack(scores).sum(dim=0))
+        keys = torch.stack([g.relu().float().mean(dim=(1, 2)) for g in gradients]).mean(dim=0)
+        return layout.to_maps(keys[..., None])[:, 0]
