@@ -18,7 +18,7 @@ LAYERS = [
     {"errors"},
     {"registry", "images", "preprocess", "files", "randomness"},
     {"explanation", "metrics", "models"},
-    {"explainers", "data", "rendering"},
+    {"explainers", "data", "rendering", "targets"},
     {"pipeline", "training"},
     {"evaluation"},
     {"cli"},

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from xai_abn.models.zoo import load_model
     from xai_abn.pipeline import explain
     from xai_abn.preprocess import Preprocess
+    from xai_abn.targets import Difference
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ABNOutput": "xai_abn.models.abn",
     "AttentionBranchNetwork": "xai_abn.models.abn",
+    "Difference": "xai_abn.targets",
     "Explanation": "xai_abn.explanation",
     "ModelAdapter": "xai_abn.models.adapter",
     "Preprocess": "xai_abn.preprocess",
@@ -35,6 +37,7 @@ _MODULES = ("errors", "explainers", "images", "metrics", "models", "rendering", 
 __all__ = [
     "ABNOutput",
     "AttentionBranchNetwork",
+    "Difference",
     "Explanation",
     "ModelAdapter",
     "Preprocess",

@@ -25,8 +25,10 @@ class Explanation:
         method: registered name of the explainer.
         target: class index that was explained (or, if not ``class_specific``, the one predicted).
         label: that class's name, or ``"class 7"`` where the model has no labels.
-        score: the model's logit for the target, from the same pass.
-        probability: its softmax probability, in [0, 1].
+        versus: index of the class compared with, or None.
+        score: what was explained, from the same pass: the target's logit, or the difference of two.
+        probability: its softmax probability, in [0, 1]; of this class rather than the other where two are compared;
+            NaN where a function of the answer is explained.
         predicted: index of the top-1 class.
         predicted_label: its name.
         class_specific: False where the map is the same for every class, as ABN's attention map.
@@ -57,10 +59,17 @@ class Explanation:
     seconds: float = 0.0
     parameters: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    versus: int | None = None
 
     def __post_init__(self) -> None:
         """Make the map read-only: a frozen record should not change through its array."""
         self.map.flags.writeable = False
+
+    @property
+    def answer(self) -> str:
+        """The label with its probability, or with its score where there is none."""
+        certain = f"{self.probability:.1%}" if np.isfinite(self.probability) else f"score {self.score:.3g}"
+        return f"{self.label}  {certain}"
 
     @property
     def flaw(self) -> str | None:
@@ -114,7 +123,8 @@ class Explanation:
             "target": self.target,
             "label": self.label,
             "score": self.score,
-            "probability": self.probability,
+            "probability": _finite_or_none(self.probability),
+            "versus": self.versus,
             "predicted": self.predicted,
             "predicted_label": self.predicted_label,
             "class_specific": self.class_specific,
@@ -134,5 +144,5 @@ class Explanation:
         return buffer.getvalue()
 
 
-def _finite_or_none(value: np.floating) -> float | None:
+def _finite_or_none(value: float | np.floating) -> float | None:
     return float(value) if np.isfinite(value) else None

@@ -20,15 +20,26 @@ from xai_abn.images import from_array, load_image, to_rgb
 from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.preprocess import PreparedImage, Preprocess
+from xai_abn.targets import Difference, Question, Score, Target, as_tensor
 
 #: Pictures per forward pass.
 BATCH_SIZE = 8
 
-Target = int | str
 
+class ImageExplanations(dict[str | tuple[str, str], Explanation]):
+    """The explanations of one picture by method name, or, for several targets, by (method, label).
 
-class ImageExplanations(dict[str, Explanation]):
-    """The explanations of one picture by method name. Shows their sheet in a notebook."""
+    With several targets the name alone gives the first of them. Shows their sheet in a notebook.
+    """
+
+    def __missing__(self, key: Any) -> Explanation:
+        """Return the first explanation of a method."""
+        for name, explanation in self.items():
+            if key in (name, name[0]):
+                return explanation
+            if isinstance(key, tuple) and name == key[0]:  # one map for every target
+                return explanation
+        raise KeyError(key)
 
     def _repr_png_(self) -> bytes:
         from xai_abn.rendering import png_bytes, sheet
@@ -59,7 +70,7 @@ def explain(
     model: ModelAdapter | torch.nn.Module,
     images: Any,
     methods: str | Explainer | Sequence[str | Explainer] | None = None,
-    targets: Target | Sequence[Target] | None = None,
+    targets: Target | Score | Sequence[Target | Sequence[Target]] | None = None,
 ) -> Explanations:
     """Explain one or many pictures with one or many methods, from one forward pass a batch.
 
@@ -68,10 +79,13 @@ def explain(
         images: one or a sequence of: path or ``"example:cat"``, Pillow image, uint8 array (H, W, 3),
             uint8 tensor (3, H, W), or normalised float tensor (3, H, W) or (N, 3, H, W), used as it is.
         methods: names or :class:`Explainer` objects; default ``"abn"`` for an ABN, else ``"grad-cam"``.
-        targets: None for each picture's top-1 class, one index or label for all, or one a picture.
+        targets: None for each picture's top-1 class; one for all, or one a picture: an index, a label or a
+            :class:`Difference` of two classes. A list inside the list asks for several of one picture. Or a function
+            that takes the network's answer to a batch and gives one score an image (N,), for all.
 
     Returns:
-        A list with, for each picture, a dictionary from method to :class:`Explanation`.
+        A list with, for each picture, a dictionary from method to :class:`Explanation`; with several targets from
+        (method, label).
 
     Raises:
         ImageLoadError: a picture cannot be read.
@@ -88,6 +102,9 @@ def explain(
     """
     model = model if isinstance(model, ModelAdapter) else wrap(model)
     methods = make_explainers(model, methods)
+    if callable(targets):
+        model = model.with_output(targets, getattr(targets, "__name__", type(targets).__name__))
+        targets = None
     prepared = [prepare(image, model.preprocess, i) for i, image in enumerate(_listed(images))]
     chosen = _targets_per_image(targets, len(prepared))
     result = Explanations()
@@ -131,9 +148,15 @@ def explain_batch(
     model: ModelAdapter,
     prepared: Sequence[PreparedImage],
     methods: Sequence[Explainer],
-    targets: Sequence[Target | None],
+    targets: Sequence[Sequence[Target | None]],
 ) -> list[ImageExplanations]:
     """Explain prepared pictures of one size in one forward pass.
+
+    Args:
+        model: the model to explain.
+        prepared: pictures.
+        methods: explainers.
+        targets: for each picture one or more.
 
     Raises:
         NonFiniteError: scores of some pictures are not finite; ``rows`` says which.
@@ -142,44 +165,62 @@ def explain_batch(
     inputs = torch.stack([p.tensor for p in prepared]).contiguous(memory_format=torch.channels_last)
     shared = run_pass(model, inputs, methods, [p.source for p in prepared])
     check_finite(shared)
-    top = shared.logits.argmax(dim=1)
+    top = shared.logits.argmax(dim=1).tolist()
     classes = shared.logits.shape[1]
-    indices = torch.tensor(
-        [int(t) if w is None else model.target_index(w, classes) for w, t in zip(targets, top, strict=True)],
-        device=top.device,
-    )
+    asked = [[Question.of(model, w, t, classes) for w in wanted] for wanted, t in zip(targets, top, strict=True)]
+    plain = [[Question.of(model, None, t, classes)] for t in top]
     results = [ImageExplanations() for _ in prepared]
     shared_seconds = perf_counter() - started
     for method in methods:
-        started = perf_counter()
-        subject = indices if method.class_specific else top
-        maps = method.explain(shared, subject).detach().float().cpu().numpy()
-        facts = _facts(shared, method)
-        seconds = (shared_seconds + perf_counter() - started) / len(prepared)
-        for row, picture in enumerate(prepared):
-            index = int(subject[row])
-            results[row][method.name] = Explanation(
-                map=np.ascontiguousarray(maps[row]),
-                target=index,
-                label=model.label(index),
-                score=float(shared.logits[row, index]),
-                probability=float(shared.probabilities[row, index]),
-                predicted=int(top[row]),
-                predicted_label=model.label(int(top[row])),
-                view=picture.view,
-                source=picture.source,
-                notes=picture.notes,
-                seconds=seconds,
-                **facts,
-            )
+        questions = asked if method.class_specific else plain
+        for turn in range(max(map(len, questions), default=0)):
+            _explain_turn(shared, method, prepared, questions, turn, results, shared_seconds)
     return results
+
+
+def _explain_turn(
+    shared: ForwardPass,
+    method: Explainer,
+    prepared: Sequence[PreparedImage],
+    questions: Sequence[Sequence[Question]],
+    turn: int,
+    results: Sequence[ImageExplanations],
+    shared_seconds: float,
+) -> None:
+    """Ask one method the pictures' questions number ``turn``, and file the answers."""
+    started, model = perf_counter(), shared.model
+    now = [several[min(turn, len(several) - 1)] for several in questions]
+    targets = as_tensor(now, shared.logits)
+    maps = method.explain(shared, targets).detach().float().cpu().numpy()
+    scores, facts = shared.scores(shared.logits, targets), _facts(shared, method)
+    seconds = (shared_seconds + perf_counter() - started) / len(prepared)
+    for row, (picture, question) in enumerate(zip(prepared, now, strict=True)):
+        if turn >= len(questions[row]):
+            continue
+        logits = shared.logits[row]
+        key = method.name if len(questions[row]) == 1 else (method.name, question.label)
+        results[row][key] = Explanation(
+            map=np.ascontiguousarray(maps[row]),
+            target=question.index,
+            label=question.label,
+            versus=question.versus,
+            score=float(scores[row]),
+            probability=question.probability(logits, model),
+            predicted=int(logits.argmax()),
+            predicted_label=model.label(int(logits.argmax())),
+            view=picture.view,
+            source=picture.source,
+            notes=picture.notes,
+            seconds=seconds,
+            **facts,
+        )
 
 
 def explain_each(
     model: ModelAdapter,
     sources: Iterable[str],
     methods: Sequence[Explainer],
-    target: Target | None = None,
+    target: Target | Sequence[Target] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[tuple[str, ImageExplanations | XaiAbnError]]:
     """Explain many files; one that fails gives its error in place of its explanations, the rest go on.
@@ -203,7 +244,7 @@ def _explain_waiting(
     model: ModelAdapter,
     waiting: list[tuple[str, PreparedImage | XaiAbnError]],
     methods: Sequence[Explainer],
-    target: Target | None,
+    target: Target | Sequence[Target] | None,
 ) -> Iterator[tuple[str, ImageExplanations | XaiAbnError]]:
     """Explain what could be read; pictures whose scores are not finite are set aside and the rest run again."""
     outcome: list[ImageExplanations | XaiAbnError | None] = [
@@ -212,7 +253,7 @@ def _explain_waiting(
     left = [(i, w) for i, (_, w) in enumerate(waiting) if isinstance(w, PreparedImage)]
     while left:
         try:
-            results = explain_batch(model, [p for _, p in left], methods, [target] * len(left))
+            results = explain_batch(model, [p for _, p in left], methods, [_several(target) for _ in left])
         except NonFiniteError as error:
             for row in error.rows:
                 outcome[left[row][0]] = NonFiniteError(_non_finite_message(model, left[row][1].source), [row])
@@ -257,13 +298,27 @@ def _listed(images: Any) -> list[Any]:
     return list(images)
 
 
-def _targets_per_image(targets: Target | Sequence[Target] | None, number: int) -> list[Target | None]:
-    if targets is None or isinstance(targets, (int, str)):
-        return [targets] * number
-    chosen: list[Target | None] = targets.tolist() if isinstance(targets, (Tensor, np.ndarray)) else list(targets)
+def _targets_per_image(targets: Any, number: int) -> list[list[Target | None]]:
+    if targets is None or isinstance(targets, (int, str, Difference)):
+        return [[targets]] * number
+    chosen = targets.tolist() if isinstance(targets, (Tensor, np.ndarray)) else list(targets)
     if len(chosen) != number:
-        raise InvalidInputError(f"got {len(chosen)} targets for {number} images; give one for all, or one each")
-    return chosen
+        raise InvalidInputError(
+            f"got {len(chosen)} targets for {number} images; give one for all, or one each (several as a list in the "
+            "list)"
+        )
+    return [_several(target) for target in chosen]
+
+
+def _several(target: Any) -> list[Target | None]:
+    """Return the targets of one picture as a list."""
+    if isinstance(target, (list, tuple)):
+        if not target:
+            raise InvalidInputError("a picture's list of targets is empty; leave it out for the top-1 class")
+        return list(target)
+    if callable(target):
+        raise InvalidInputError("a function as target goes for all pictures at once: targets=function")
+    return [target]
 
 
 def _same_size_groups(prepared: list[PreparedImage]) -> Iterator[tuple[list[PreparedImage], int]]:

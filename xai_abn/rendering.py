@@ -112,8 +112,8 @@ def _colours(values: np.ndarray, colormap: str) -> np.ndarray:
 def _heading(explanation: Explanation) -> list[tuple[str, str]]:
     first = (explanation.method, "bold")
     if explanation.class_specific:
-        return [first, (f"{explanation.label}  {explanation.probability:.1%}", "pale")]
-    return [first, (f"any class; top-1: {explanation.label}  {explanation.probability:.1%}", "pale")]
+        return [first, (explanation.answer, "pale")]
+    return [first, (f"any class; top-1: {explanation.answer}", "pale")]
 
 
 def _column(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from xai_abn.cli.output import OutputFolder
     from xai_abn.models.adapter import ModelAdapter
     from xai_abn.pipeline import ImageExplanations
+    from xai_abn.targets import Difference
 
 
 def command(
@@ -29,8 +30,13 @@ def command(
         typer.Option("--method", "-M", help="Method, repeatable or comma-separated; see 'xai-abn list methods'."),
     ] = None,
     target: Annotated[
-        str | None,
-        typer.Option("--target", "-t", help="Class to explain, as label or index. Default: the top-1 class."),
+        list[str] | None,
+        typer.Option(
+            "--target", "-t", help="Class to explain, as label or index, repeatable. Default: the top-1 class."
+        ),
+    ] = None,
+    versus: Annotated[
+        str | None, typer.Option("--versus", help="Why the target and not this class? Label or index.")
     ] = None,
     model: options.Model = "abn-lite0",
     weights: options.Weights = None,
@@ -59,7 +65,7 @@ def command(
         _finish(failures, len(failures))
         return
     methods = [name.strip() for text in method or [] for name in text.split(",") if name.strip()] or None
-    records, failed = _run(model, weights, device, methods, layer, target, sources, folder)
+    records, failed = _run(model, weights, device, methods, layer, (target or [], versus), sources, folder)
     failures += failed
     if as_json:
         failed_json = [{"source": s, "error": e} for s, e in failures]
@@ -89,7 +95,7 @@ def _run(
     device: str,
     methods: list[str] | None,
     layer: str | None,
-    target: str | None,
+    asked: tuple[list[str], str | None],
     sources: list[str],
     folder: OutputFolder,
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
@@ -99,7 +105,7 @@ def _run(
 
     model = load_model(spec, weights=weights, device=device)
     chosen = make_explainers(model, methods, layer)
-    wanted = _resolve(model, target)
+    wanted = _resolve(model, *asked)
     records: list[dict[str, Any]] = []
     failures: list[tuple[str, str]] = []
     with progress_bar("explaining", hidden=len(sources) < 2) as update:
@@ -114,16 +120,25 @@ def _run(
     return records, failures
 
 
-def _resolve(model: ModelAdapter, target: str | None) -> int | str | None:
-    """Look a label up before any picture is read."""
-    if target is None or model.labels is None:
-        return target
-    return model.target_index(target, len(model.labels))
+def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> list[int | str | Difference] | None:
+    """Look labels up before any picture is read."""
+    from xai_abn.targets import Difference
+
+    def found(target: str) -> int | str:
+        return target if model.labels is None else model.target_index(target, len(model.labels))
+
+    chosen: list[int | str | None] = [found(target) for target in targets]
+    if versus is not None:
+        return [Difference(target, found(versus)) for target in chosen or [None]]
+    return [target for target in chosen if target is not None] or None
 
 
 def _saved(folder: OutputFolder, source: str, result: ImageExplanations) -> list[dict[str, Any]]:
     files = folder.save(source, list(result.values()))
-    return [{**e.to_dict(), "seconds": e.seconds, "files": [str(f) for f in files[e.method]]} for e in result.values()]
+    return [
+        {**e.to_dict(), "seconds": e.seconds, "files": [str(f) for f in made]}
+        for e, made in zip(result.values(), files, strict=True)
+    ]
 
 
 def _report(records: list[dict[str, Any]]) -> None:
@@ -132,7 +147,7 @@ def _report(records: list[dict[str, Any]]) -> None:
     rows = [
         (
             r["label"] if r["class_specific"] else f"{r['label']} (map: any class)",
-            f"{r['probability']:.1%}",
+            "" if r["probability"] is None else f"{r['probability']:.1%}",
             r["method"],
             r["layer"],
             r["files"][0],

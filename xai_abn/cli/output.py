@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,30 +51,32 @@ class OutputFolder:
         except OSError as error:
             raise OutputError(f"cannot write to output folder {path}: {error.strerror or error}") from error
 
-    def save(self, source: str, explanations: Sequence[Explanation]) -> dict[str, list[Path]]:
+    def save(self, source: str, explanations: Sequence[Explanation]) -> list[list[Path]]:
         """Save one picture's explanations; with several, a sheet too.
 
         Returns:
-            For each method the files that show it: its overlay, then its map and the sheet if made.
+            For each explanation the files that show it: its overlay, then its map and the sheet if made.
 
         Raises:
             OutputError: a file cannot be written, or is there and not ours; then none is written.
         """
         stem = self._stem(source)
-        files: dict[str, list[Path]] = {e.method: [] for e in explanations}
+        files: list[list[Path]] = [[] for _ in explanations]
+        several = {e.method for e in explanations if [o.method for o in explanations].count(e.method) > 1}
         contents: dict[Path, bytes] = {}
-        for explanation in explanations:
-            path = self.path / f"{stem}.{explanation.method}.png"
+        for explanation, made in zip(explanations, files, strict=True):
+            which = f".{_plain(explanation.label)}" if explanation.method in several else ""
+            path = self.path / f"{stem}.{explanation.method}{which}.png"
             contents[path] = _png(overlay(explanation, colormap=self.colormap), [explanation])
-            files[explanation.method].append(path)
+            made.append(path)
             if self.maps:
-                path = path.with_suffix(".npy")
+                path = path.with_name(path.name.removesuffix(".png") + ".npy")
                 contents[path] = _npy(explanation.map)
-                files[explanation.method].append(path)
+                made.append(path)
         if len(explanations) > 1:
             path = self.path / f"{stem}.sheet.png"
             contents[path] = _png(sheet(explanations, colormap=self.colormap), explanations)
-            for made in files.values():
+            for made in files:
                 made.append(path)
         for path in contents:
             self._check_ours(path)
@@ -103,6 +106,11 @@ class OutputFolder:
             raise OutputError(
                 f"{path} is there and was not made by xai-abn; choose another --output or give --overwrite"
             )
+
+
+def _plain(label: str) -> str:
+    """Return a label as part of a file name."""
+    return re.sub(r"[^\w]+", "-", label).strip("-").lower()
 
 
 def _is_ours(path: Path) -> bool:

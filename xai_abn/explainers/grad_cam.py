@@ -201,12 +201,14 @@ class FinerCAM(GradCAM):
 class ShapleyCAM(Explainer):
     """Channels weighted by their gradient less half its change along the activations: ``mean(G - H A / 2)``.
 
-    H is the second derivative of the score; behind a linear head it is 0, and this is Grad-CAM.
+    H is the second derivative of the score; behind a linear head it is 0, and this is Grad-CAM. Attention is written
+    out for it, since fused kernels have no second derivative.
 
     Source: Cai, "CAMs as Shapley Value-based Explainers", 2025, eq. 14.
     """
 
     needs_gradient = True
+    needs_attention = True
     source = "Cai, The Visual Computer 2025"
 
     def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:

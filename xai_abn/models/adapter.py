@@ -279,6 +279,7 @@ def wrap(
         >>> model.target_layer
         'layer4'
     """
+    module = plain_module(module)
     adapter = ModelAdapter(
         module,
         name=name or type(module).__name__,
@@ -294,3 +295,31 @@ def wrap(
         if outputs and outputs[-1] != len(labels):
             raise InvalidInputError(f"got {len(labels)} labels for a model with {outputs[-1]} classes")
     return adapter
+
+
+def plain_module(module: nn.Module) -> nn.Module:
+    """Return the network inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``.
+
+    Hooks inside a compiled graph are not called, and replicas of a parallel wrapper are not seen; the network inside
+    has the same weights.
+
+    Raises:
+        UnsupportedModelError: not a module, a TorchScript module, or weights on the meta device.
+    """
+    while isinstance(module, nn.Module):
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
+            module = module._orig_mod  # type: ignore[assignment]
+        else:
+            break
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "a TorchScript module does not let its layers be seen or differentiated; give the network it was made of"
+        )
+    if isinstance(module, nn.Module) and any(p.is_meta for p in module.parameters()):
+        raise UnsupportedModelError(
+            f"the weights of {type(module).__name__} are on the meta device, so there is nothing to compute with; load "
+            "them first, as with module.to_empty(device=...) and load_state_dict"
+        )
+    return module
