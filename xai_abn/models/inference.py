@@ -41,11 +41,12 @@ class FastPredictor:
 
     def __init__(self, model: ModelAdapter, *, bf16: bool = False, compile: bool = False) -> None:
         self.precision = "bfloat16" if bf16 else "float32"
-        self._device = next((p.device for p in model.module.parameters()), torch.device("cpu"))
+        weights = next(model.module.parameters(), torch.zeros(()))
+        self._device, self._dtype = weights.device, weights.dtype
         with evaluating(model.module):
             whole = model.module.as_classifier() if model.is_abn else model.module  # type: ignore[operator]
             plain = copy.deepcopy(whole).eval().requires_grad_(False)
-        example = _probe(model.blank_input).to(self._device)
+        example = _probe(model.blank_input).to(self._device, self._dtype)
         self._logits_of = model.logits_of
         self._network, self.folded = _folded(plain, example, model)
         if bf16:
@@ -56,7 +57,7 @@ class FastPredictor:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return logits (N, K) float32 of inputs (N, 3, H, W)."""
-        inputs = inputs.to(self._device, memory_format=torch.channels_last)
+        inputs = inputs.to(self._device, self._dtype, memory_format=torch.channels_last)
         bf16 = self.precision == "bfloat16"
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
             return self._logits_of(self._network(inputs)).float()

@@ -1,0 +1,181 @@
+"""Do the CAM family's maps equal the peer that follows the paper, after the same ReLU, scaling and resize?
+
+    pip install "xai-abn[benchmarks]"
+    python benchmarks/cam_family/agreement.py [--output agreement.json]
+
+Networks have seeded random weights; BatchNorm statistics come from one training-mode pass. Pictures are
+scikit-image's, 224x224 (96x96 for the methods that predict once a channel). The figure is the largest difference
+anywhere on a [0, 1] map, of all photos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pytorch_grad_cam as grad_cam
+import timm
+import torch
+import torchcam.methods as torchcam
+import torchvision
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+import xai_abn
+from xai_abn import explainers as ours
+from xai_abn.images import load_image
+from xai_abn.metrics import upsample
+
+PHOTOS, TARGETS = ("astronaut", "cat"), [1, 300]
+
+#: Method: how we make it, which peer follows the paper.
+METHODS: dict[str, tuple[Callable[[], ours.Explainer], object]] = {
+    "grad-cam": (ours.GradCAM, grad_cam.GradCAM),
+    "grad-cam++ (its epsilon)": (lambda: ours.GradCAMPlusPlus(epsilon=1e-6), grad_cam.GradCAMPlusPlus),
+    "grad-cam++ (as published)": (ours.GradCAMPlusPlus, grad_cam.GradCAMPlusPlus),
+    "xgrad-cam": (ours.XGradCAM, grad_cam.XGradCAM),
+    "hires-cam": (ours.HiResCAM, grad_cam.HiResCAM),
+    "grad-cam-elementwise": (ours.GradCAMElementwise, grad_cam.GradCAMElementWise),
+    "layer-cam": (ours.LayerCAM, grad_cam.LayerCAM),
+    "shapley-cam": (ours.ShapleyCAM, grad_cam.ShapleyCAM),
+    "eigen-cam": (ours.EigenCAM, grad_cam.EigenCAM),
+    "eigengrad-cam": (ours.EigenGradCAM, grad_cam.EigenGradCAM),
+    "kpca-cam": (ours.KPCACAM, grad_cam.KPCA_CAM),
+    "finer-cam": (ours.FinerCAM, torchcam.FinerCAM),
+    "layer-cam, torchcam": (ours.LayerCAM, torchcam.LayerCAM),
+    "xgrad-cam, torchcam": (ours.XGradCAM, torchcam.XGradCAM),
+    "grad-cam++, torchcam": (ours.GradCAMPlusPlus, torchcam.GradCAMpp),
+    "legrad": (ours.LeGrad, torchcam.LeGrad),
+}
+#: Methods with a prediction for each channel.
+SLOW: dict[str, tuple[Callable[[], ours.Explainer], object]] = {
+    "score-cam (corners)": (lambda: ours.ScoreCAM(corners=True), grad_cam.ScoreCAM),
+    "score-cam (scale first)": (lambda: ours.ScoreCAM(scale_first=True), torchcam.ScoreCAM),
+    "is-cam (scale first)": (lambda: ours.ISCAM(scale_first=True, steps=2), torchcam.ISCAM),
+    "ablation-cam": (ours.AblationCAM, grad_cam.AblationCAM),
+}
+#: A component's sign is arbitrary in grad-cam.
+SIGNLESS = ("eigen-cam", "eigengrad-cam", "kpca-cam")
+
+
+class _OutOfPlace:
+    """torch.nn.functional with a ReLU that never works in place: grad-cam and torchcam read what it overwrites."""
+
+    def __getattr__(self, name: str):
+        return getattr(torch.nn.functional, name)
+
+    @staticmethod
+    def relu(x: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+        return torch.relu(x)
+
+
+def networks() -> dict[str, Callable[[int], torch.nn.Module]]:
+    def vit(size: int) -> torch.nn.Module:
+        return timm.create_model("vit_tiny_patch16_224", img_size=size)
+
+    def torchvision_vit(size: int) -> torch.nn.Module:
+        network = torchvision.models.VisionTransformer(size, 16, 6, 4, 128, 512)
+        torch.nn.init.normal_(network.heads.head.weight, std=0.1)
+        return network
+
+    plain = {n: lambda _, n=n: torchvision.models.get_model(n) for n in ("resnet18", "resnet50", "densenet121")}
+    return {**plain, "vit_tiny (timm)": vit, "vit (torchvision)": torchvision_vit}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(arguments.threads)
+    result: dict[str, dict[str, float | str]] = {}
+    with patch.object(torchvision.models.densenet, "F", _OutOfPlace()):
+        for name, build in networks().items():
+            for size, methods in ((224, METHODS), (96, SLOW)):
+                if size == 96 and name not in ("resnet18", "vit_tiny (timm)"):
+                    continue
+                for method, found in compare(build(size), size, methods).items():
+                    result.setdefault(method, {})[name] = found
+    columns = list(networks())
+    print("| method | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
+    for method, row in result.items():
+        cells = [row.get(c, "") for c in columns]
+        print(f"| {method} | " + " | ".join(f"{c:.1e}" if isinstance(c, float) else c for c in cells) + " |")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def compare(module: torch.nn.Module, size: int, methods: dict) -> dict[str, float | str]:
+    torch.manual_seed(0)
+    for member in module.modules():
+        if hasattr(member, "reset_parameters"):
+            member.reset_parameters()
+    model = xai_abn.wrap(module)
+    model.preprocess = replace(model.preprocess, size=size)
+    inputs = torch.stack([model.preprocess(load_image(f"example:{p}")).tensor for p in PHOTOS])
+    module.train()
+    with torch.no_grad():
+        module(inputs)
+    module.eval()
+    found = {}
+    for method, (make, peer) in methods.items():
+        try:
+            explainer = make()
+            explainer.check(model)
+            theirs = peer_maps(peer, model, inputs, explainer)
+        except (xai_abn.errors.UnsupportedModelError, NotImplementedError) as error:
+            found[method] = "n/a" if isinstance(error, xai_abn.errors.UnsupportedModelError) else str(error)
+            continue
+        raw = explainer.explain(ours.run_pass(model, inputs, [explainer]), torch.tensor(TARGETS)).detach()
+        signs = [raw, -raw] if method in SIGNLESS else [raw]
+        found[method] = float(torch.stack([gap(sign, theirs) for sign in signs]).amin(dim=0).max())
+    return found
+
+
+def gap(raw: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Return the largest difference of each map; both pass a ReLU, ours is then resized as theirs was."""
+    size = (theirs.shape[1], theirs.shape[2])
+    return (scaled(upsample(scaled(raw.relu()), size)) - scaled(theirs)).abs().amax(dim=(1, 2))
+
+
+def scaled(maps: torch.Tensor) -> torch.Tensor:
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low).clamp_min(1e-12)
+
+
+def peer_maps(peer, model, inputs: torch.Tensor, explainer: ours.Explainer) -> torch.Tensor:
+    module = model.module
+    if peer is torchcam.LeGrad:
+        if not hasattr(module, "encoder"):
+            raise NotImplementedError("peer refuses")
+        with peer(module, list(module.encoder.layers)) as extractor:
+            module(inputs)
+            return extractor(TARGETS, normalized=False)[0].detach()
+    layer = module.get_submodule(model.target_layer)
+    tokens = model.forward_pass(inputs, [model.target_layer]).layout(model.target_layer)
+    reshape = tokens.to_maps if tokens.kind == "tokens" else None
+    if peer.__module__.startswith("pytorch_grad_cam"):
+        extra = {}
+        if peer is grad_cam.AblationCAM and reshape is not None:
+            extra["ablation_layer"] = grad_cam.ablation_layer.AblationLayerVit()
+        with peer(model=module, target_layers=[layer], reshape_transform=reshape, **extra) as extractor:
+            maps = extractor(inputs, [ClassifierOutputTarget(t) for t in TARGETS])
+        return torch.from_numpy(maps)
+    extra = {"num_samples": 2} if peer is torchcam.ISCAM else {}
+    if reshape is not None:
+        if peer is torchcam.FinerCAM:
+            extra["reshape_transform"] = reshape
+        else:
+            raise NotImplementedError("")
+    with peer(module, model.target_layer, **extra) as extractor:
+        scores = module(inputs)
+        return extractor(TARGETS, scores, normalized=True)[0].detach()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,376 @@
+"""The CAM family against slow versions written from the papers, closed forms, and peers that follow them."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import xai_abn
+from xai_abn.errors import UnsupportedModelError
+from xai_abn.explainers import (
+    ISCAM,
+    AblationCAM,
+    AttentionRelevance,
+    AttentionRollout,
+    EigenCAM,
+    FinerCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    LeGrad,
+    RefineCAM,
+    ScoreCAM,
+    ShapleyCAM,
+    SmoothGradCAMPlusPlus,
+    XGradCAM,
+    run_pass,
+)
+from xai_abn.metrics.maps import unit_range
+from xai_abn.preprocess import Preprocess
+
+TARGETS = torch.tensor([3, 1, 4])
+
+
+def maps(model, explainer, inputs, targets=TARGETS):
+    return explainer.explain(run_pass(model, inputs, [explainer]), targets).detach()
+
+
+def parts(model, inputs, targets=TARGETS):
+    """Activations and gradients of the target layer, by plain autograd."""
+    kept = []
+    layer = model.module.get_submodule(model.target_layer)
+    handle = layer.register_forward_hook(lambda m, i, o: kept.append(o))
+    logits = model.module(inputs)
+    handle.remove()
+    (gradient,) = torch.autograd.grad(logits[torch.arange(len(inputs)), targets].sum(), kept[0])
+    return kept[0].detach(), gradient
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """A seeded, untrained ViT of three blocks with a class token, for 64-pixel inputs."""
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=10, depth=3)
+    return xai_abn.wrap(network.eval(), preprocess=Preprocess(size=64), name="vit")
+
+
+@pytest.fixture(scope="module")
+def pooled_vit():
+    """The same without class token: its patches are averaged."""
+    torch.manual_seed(0)
+    network = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, num_classes=10, depth=3, class_token=False, global_pool="avg"
+    )
+    return xai_abn.wrap(network.eval(), preprocess=Preprocess(size=64), name="pooled-vit")
+
+
+@pytest.fixture(scope="module")
+def torchvision_vit():
+    """torchvision's, whose attention is ``nn.MultiheadAttention``."""
+    torch.manual_seed(0)
+    network = torchvision.models.VisionTransformer(64, 16, 3, 4, 32, 64, num_classes=10)
+    nn.init.normal_(network.heads.head.weight)
+    return xai_abn.wrap(network.eval(), preprocess=Preprocess(size=64), name="torchvision-vit")
+
+
+def test_grad_cam_plus_plus_is_equation_19(gap_net, inputs):
+    """Weights written out pixel by pixel, with squares, cubes and a division, in float64."""
+    activations, gradients = (t.double() for t in parts(gap_net, inputs))
+    expected = torch.zeros(3, *activations.shape[2:], dtype=torch.float64)
+    for n in range(3):
+        for k in range(activations.shape[1]):
+            a, g = activations[n, k], gradients[n, k]
+            alpha = torch.where(g != 0, g**2 / (2 * g**2 + a.sum() * g**3), 0.0)
+            expected[n] += (alpha * g.clamp_min(0)).sum() * a
+    torch.testing.assert_close(maps(gap_net, GradCAMPlusPlus(), inputs).double(), expected.relu(), rtol=1e-4, atol=1e-7)
+
+
+def test_grad_cam_plus_plus_with_epsilon_is_the_published_fraction_plus_it(gap_net, inputs):
+    """As grad-cam adds it."""
+    a, g = parts(gap_net, inputs)
+    alpha = g**2 / (2 * g**2 + a.sum((2, 3), keepdim=True) * g**3 + 1e-6)
+    expected = ((alpha * g.relu()).sum((2, 3), keepdim=True) * a).sum(1).relu()
+    torch.testing.assert_close(maps(gap_net, GradCAMPlusPlus(epsilon=1e-6), inputs), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_xgrad_layer_and_hires_cam_are_their_equations(gap_net, inputs):
+    """Summed channel by channel."""
+    a, g = parts(gap_net, inputs)
+    weights = torch.nan_to_num((g * a).sum((2, 3)) / a.sum((2, 3)))
+    torch.testing.assert_close(
+        maps(gap_net, XGradCAM(), inputs), (a * weights[..., None, None]).sum(1).relu(), rtol=1e-4, atol=1e-6
+    )
+    torch.testing.assert_close(maps(gap_net, LayerCAM(), inputs), (g.relu() * a).sum(1).relu())
+    torch.testing.assert_close(maps(gap_net, HiResCAM(), inputs), (g * a).sum(1))
+
+
+def test_hires_cam_sums_to_the_logit_behind_a_linear_head(gap_net, inputs):
+    """Its completeness: the map's sum plus the bias is the logit."""
+    found = maps(gap_net, HiResCAM(), inputs)
+    logits = gap_net.forward_pass(inputs).logits[torch.arange(3), TARGETS]
+    torch.testing.assert_close(found.sum((1, 2)) + gap_net.classifier.bias.detach()[TARGETS], logits)
+
+
+def test_shapley_cam_is_grad_cam_where_the_score_is_linear(gap_net, inputs):
+    """The second derivative of a linear head is 0."""
+    torch.testing.assert_close(maps(gap_net, ShapleyCAM(), inputs), maps(gap_net, GradCAM(), inputs))
+
+
+def test_shapley_cam_halves_the_curvature(inputs):
+    """With the score sum(mean(A)^2) the second derivative is known: weights are halved."""
+
+    class Squared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 6, 3, 4), nn.ReLU())
+
+        def forward(self, x):
+            return self.features(x).mean((2, 3)).square()
+
+    torch.manual_seed(0)
+    model = xai_abn.wrap(Squared(), preprocess=Preprocess(size=64))
+    linear, found = maps(model, GradCAM(), inputs), maps(model, ShapleyCAM(), inputs)
+    torch.testing.assert_close(found, linear / 2)
+
+
+def test_eigen_cam_is_the_first_principal_component_with_a_fixed_sign(resnet18, inputs):
+    """Numpy's singular vectors, up to the sign, which makes the largest magnitude positive."""
+    shared = resnet18.forward_pass(inputs, ["layer4"])
+    found = EigenCAM().explain(shared, TARGETS)
+    for n in range(3):
+        flat = shared.activations("layer4")[n].flatten(1).T
+        centred = (flat - flat.mean(0)).double()
+        projection = (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[0]).view(2, 2).float()
+        expected = projection if projection.max() > -projection.min() else -projection
+        torch.testing.assert_close(found[n], expected, rtol=1e-3, atol=1e-4)
+        assert found[n].max() >= found[n].abs().max()
+
+
+def test_eigen_cam_of_many_positions_equals_that_of_few_channels(gap_net):
+    """Both ways of finding the component agree: more positions than channels, and fewer."""
+    from xai_abn.explainers.eigen_cam import first_component
+
+    values = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([values, torch.zeros(2, 20, 3, 4)], dim=1)
+    torch.testing.assert_close(first_component(values), first_component(padded), rtol=1e-4, atol=1e-5)
+
+
+def test_finer_cam_of_strength_0_is_grad_cam(gap_net, inputs):
+    """Nothing is compared."""
+    torch.testing.assert_close(maps(gap_net, FinerCAM(strength=0.0), inputs), maps(gap_net, GradCAM(), inputs))
+
+
+def test_finer_cam_compares_with_the_closest_classes(gap_net, inputs):
+    """Gradients of y_c - 0.6 mean(y_d), d being the three classes closest in logits."""
+    logits = gap_net.forward_pass(inputs).logits
+    expected = []
+    for n in range(3):
+        target = int(TARGETS[n])
+        others = sorted(
+            (k for k in range(5) if k != target), key=lambda k: abs(float(logits[n, k] - logits[n, target]))
+        )
+        a, own = parts(gap_net, inputs[n : n + 1], TARGETS[n : n + 1])
+        rest = [parts(gap_net, inputs[n : n + 1], torch.tensor([k]))[1] for k in others[:3]]
+        weights = (own - 0.6 * torch.stack(rest).mean(0)).mean((2, 3))
+        expected.append((a * weights[..., None, None]).sum(1).relu()[0])
+    torch.testing.assert_close(maps(gap_net, FinerCAM(), inputs), torch.stack(expected), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale_first", [False, True])
+def test_score_cam_is_its_algorithm(gap_net, inputs, scale_first):
+    """One masked picture at a time, dead channels too; softmax of the logits over channels."""
+    a, _ = parts(gap_net, inputs)
+    a = a.clone()
+    expected = []
+    for n in range(3):
+        scores = []
+        for channel in a[n]:
+            mask = channel[None, None]
+            mask = unit_range(mask) if scale_first else mask
+            mask = nn.functional.interpolate(mask, inputs.shape[2:], mode="bilinear")
+            mask = mask if scale_first else unit_range(mask)
+            scores.append(gap_net.module(inputs[n : n + 1] * mask)[0, TARGETS[n]])
+        weights = torch.stack(scores).softmax(0)
+        expected.append((weights[:, None, None] * a[n]).sum(0).relu())
+    found = maps(gap_net, ScoreCAM(scale_first=scale_first, batch_size=5), inputs)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_is_cam_of_one_step_is_score_cam(gap_net, inputs):
+    """The only mask is the whole one."""
+    torch.testing.assert_close(maps(gap_net, ISCAM(steps=1), inputs), maps(gap_net, ScoreCAM(), inputs))
+
+
+@pytest.mark.parametrize("layer", [None, "layer2"])
+def test_ablation_cam_is_its_equation(resnet18, inputs, layer):
+    """Each channel set to 0 in a forward pass of its own; the layer is the last, or one in the middle."""
+    name = layer or "layer4"
+    shared = resnet18.forward_pass(inputs[:1], [name])
+    a, whole = shared.activations(name)[0], shared.logits[0, 3]
+    drops = []
+    for k in range(0, len(a), 16):
+
+        def cut(module, inputs, output, k=k):
+            output = output.clone()
+            output[:, k] = 0
+            return output
+
+        handle = resnet18.module.get_submodule(name).register_forward_hook(cut)
+        with torch.no_grad():
+            drops.append((whole - resnet18.module(inputs[:1])[0, 3]) / whole)
+        handle.remove()
+    explainer = AblationCAM(name)
+    lost = explainer._without_each(shared, name, TARGETS[:1], 0)
+    torch.testing.assert_close(((whole - lost) / whole)[::16], torch.stack(drops), rtol=1e-3, atol=1e-5)
+    found = explainer.explain(shared, TARGETS[:1])[0]
+    torch.testing.assert_close(found, (((whole - lost) / whole)[:, None, None] * a).sum(0).relu())
+
+
+def test_running_again_from_inside_a_dense_block_works(inputs):
+    """Behind such a layer the picture's own features and the B others are joined."""
+    torch.manual_seed(0)
+    model = xai_abn.wrap(torchvision.models.densenet121().eval(), preprocess=Preprocess(size=64))
+    name = "features.denseblock4.denselayer15"
+    shared = model.forward_pass(inputs[:1], [name])
+    again = model.forward_pass(inputs[:1], [name]).rerun(name, 0, shared.activations(name).expand(3, -1, -1, -1))
+    torch.testing.assert_close(again, shared.logits.expand(3, -1), rtol=1e-4, atol=1e-5)
+
+
+def test_smooth_grad_cam_plus_plus_without_noise_is_grad_cam_plus_plus(gap_net, inputs):
+    """All copies are the picture itself."""
+    found = maps(gap_net, SmoothGradCAMPlusPlus(samples=2, deviation=0.0), inputs)
+    torch.testing.assert_close(found, maps(gap_net, GradCAMPlusPlus(), inputs), rtol=1e-3, atol=1e-6)
+
+
+def test_refine_cam_multiplies_scaled_maps(resnet18, inputs):
+    """At the first layer's resolution; the layers found are the last of three resolutions."""
+    explainer = RefineCAM()
+    assert explainer.layers(resnet18) == ("layer2", "layer3", "layer4")
+    each = [maps(resnet18, GradCAMPlusPlus(name), inputs) for name in explainer.layers(resnet18)]
+    large = [
+        nn.functional.interpolate(unit_range(m)[:, None], (8, 8), mode="bilinear", align_corners=False)[:, 0]
+        for m in each
+    ]
+    torch.testing.assert_close(maps(resnet18, explainer, inputs), large[0] * large[1] * large[2])
+
+
+def test_refine_cam_refuses_one_resolution(vit, inputs):
+    """A ViT has one; layers can be named."""
+    with pytest.raises(UnsupportedModelError, match="name layers="):
+        RefineCAM().layers(vit)
+    found = maps(vit, RefineCAM(layers=("blocks.1.norm1", "blocks.2.norm1")), inputs)
+    assert found.shape == (3, 4, 4)
+
+
+def plain_attention(model, inputs):
+    """Attention weights of a timm ViT written out from its own projections, and its logits."""
+    network, kept = model.module, []
+    x = network._pos_embed(network.patch_embed(inputs))
+    for block in network.blocks:
+        attn, y = block.attn, block.norm1(x)
+        n, t, c = y.shape
+        q, k, v = attn.qkv(y).reshape(n, t, 3, attn.num_heads, c // attn.num_heads).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) * attn.scale).softmax(-1)
+        kept.append(weights)
+        x = x + attn.proj((weights @ v).transpose(1, 2).reshape(n, t, c))
+        x = x + block.mlp(block.norm2(x))
+    return kept, network.forward_head(network.norm(x))
+
+
+@pytest.mark.parametrize("name", ["vit", "pooled_vit"])
+def test_attention_is_what_the_projections_give(name, inputs, request):
+    """Seen without changing the logits."""
+    model = request.getfixturevalue(name)
+    shared = model.forward_pass(inputs, attentions=True)
+    expected, logits = plain_attention(model, inputs)
+    torch.testing.assert_close(shared.logits, logits.detach(), rtol=1e-4, atol=1e-5)
+    assert len(shared.attentions) == 3
+    for found, own in zip(shared.attentions, expected, strict=True):
+        torch.testing.assert_close(found, own.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_watching_attention_does_not_change_torchvisions_logits(torchvision_vit, inputs):
+    """``nn.MultiheadAttention`` with its weights handed out gives the same answer; rows sum to 1."""
+    plain = torchvision_vit.forward_pass(inputs)
+    shared = torchvision_vit.forward_pass(inputs, attentions=True, gradients=True)
+    torch.testing.assert_close(shared.logits, plain.logits, rtol=1e-4, atol=1e-5)
+    assert [tuple(a.shape) for a in shared.attentions] == [(3, 4, 17, 17)] * 3
+    torch.testing.assert_close(shared.attentions[0].sum(-1), torch.ones(3, 4, 17))
+    assert all(float(g.abs().max()) > 0 for g in shared.attention_gradients(TARGETS))
+
+
+def test_rollout_is_its_equation(vit, pooled_vit, inputs):
+    """A product of half attention, half identity; read from the class token, or averaged over patches."""
+    for model, first in ((vit, 1), (pooled_vit, 0)):
+        weights, _ = plain_attention(model, inputs)
+        rolled = torch.eye(16 + first).expand(3, -1, -1)
+        for attention in weights:
+            rolled = (attention.mean(1) / 2 + torch.eye(16 + first) / 2) @ rolled
+        expected = rolled[:, 0, 1:] if first else rolled.mean(1)
+        found = maps(model, AttentionRollout(), inputs)
+        torch.testing.assert_close(found, expected.detach().view(3, 4, 4), rtol=1e-4, atol=1e-6)
+
+
+def test_attention_relevance_is_its_equations(vit, inputs):
+    """R <- R + mean(ReLU(dA A)) R, with gradients by plain autograd."""
+    weights, logits = plain_attention(vit, inputs)
+    gradients = torch.autograd.grad(logits[torch.arange(3), TARGETS].sum(), weights)
+    relevance = torch.eye(17).expand(3, -1, -1)
+    for attention, gradient in zip(weights, gradients, strict=True):
+        relevance = relevance + (attention * gradient).clamp_min(0).mean(1) @ relevance
+    found = maps(vit, AttentionRelevance(), inputs)
+    torch.testing.assert_close(found, relevance[:, 0, 1:].detach().view(3, 4, 4), rtol=1e-3, atol=1e-7)
+
+
+def test_legrad_equals_torchcam(torchvision_vit, inputs):
+    """The peer that follows the paper."""
+    torchcam = pytest.importorskip("torchcam.methods")
+    if not hasattr(torchcam, "LeGrad"):
+        pytest.skip("torchcam before 0.5 has no LeGrad")
+    network = torchvision_vit.module
+    with torchcam.LeGrad(network, list(network.encoder.layers)) as extractor:
+        network(inputs)
+        expected = extractor(TARGETS.tolist(), normalized=False)[0]
+    torch.testing.assert_close(maps(torchvision_vit, LeGrad(), inputs), expected, rtol=1e-3, atol=1e-8)
+
+
+def test_attention_methods_refuse_what_they_do_not_describe(resnet18, inputs):
+    """No attention at all, or attention in windows."""
+    with pytest.raises(UnsupportedModelError, match="no self-attention"):
+        AttentionRollout().check(resnet18)
+    swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=64, window_size=2, depths=(1, 1, 1, 1))
+    model = xai_abn.wrap(swin, preprocess=Preprocess(size=64))
+    with pytest.raises(UnsupportedModelError, match="windows"):
+        maps(model, AttentionRollout(), inputs)
+
+
+@pytest.mark.parametrize("explainer", [GradCAM, LayerCAM, XGradCAM, GradCAMPlusPlus, EigenCAM])
+def test_patches_are_set_on_their_grid(vit, inputs, explainer):
+    """The same map as from tokens without the class token, reshaped by hand."""
+    shared = vit.forward_pass(inputs, ["blocks.2.norm1"], gradients=True)
+    kept = []
+    handle = vit.module.blocks[2].norm1.register_forward_hook(lambda m, i, o: kept.append(o))
+    logits = vit.module(inputs)
+    handle.remove()
+    (gradient,) = torch.autograd.grad(logits[torch.arange(3), TARGETS].sum(), kept[0])
+
+    def grid(tokens):
+        return tokens[:, 1:].transpose(1, 2).reshape(3, -1, 4, 4)
+
+    torch.testing.assert_close(shared.activations("blocks.2.norm1"), grid(kept[0].detach()))
+    torch.testing.assert_close(shared.gradients("blocks.2.norm1", TARGETS), grid(gradient), rtol=1e-3, atol=1e-7)
+    assert explainer().explain(shared, TARGETS).shape == (3, 4, 4)
+
+
+def test_swins_channels_are_last(inputs):
+    """Its layers give (N, h, w, C); the map equals that of the permuted layer."""
+    torch.manual_seed(0)
+    swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=64, window_size=2, depths=(1, 1, 1, 1)).eval()
+    model = xai_abn.wrap(swin, preprocess=Preprocess(size=64))
+    shared = model.forward_pass(inputs, ["norm"], gradients=True)
+    assert shared.activations("norm").shape == (3, 768, 2, 2)
+    torch.testing.assert_close(shared.activations("norm"), shared.tokens("norm").detach().permute(0, 3, 1, 2))
