@@ -159,6 +159,19 @@ def test_eigen_cam_of_many_positions_equals_that_of_few_channels(gap_net):
     torch.testing.assert_close(first_component(values), first_component(padded), rtol=1e-4, atol=1e-5)
 
 
+def test_the_leading_eigenvector_of_a_large_matrix_is_that_of_its_decomposition():
+    """Found in a few steps where it stands out, and by decomposition where two are nearly equal."""
+    from xai_abn.explainers.eigen_cam import _scaled_eigenvector
+
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(2, 100, 100, generator=generator, dtype=torch.float64)).Q
+    for second in (0.5, 0.999999):
+        values = torch.cat([torch.linspace(0, 0.4, 98), torch.tensor([second, 1.0])]).double()
+        found = _scaled_eigenvector(basis * values @ basis.mT)
+        expected = basis[..., -1] * torch.sign((basis[..., -1] * found).sum(1, keepdim=True))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_finer_cam_of_strength_0_is_grad_cam(gap_net, inputs):
     """Nothing is compared."""
     torch.testing.assert_close(maps(gap_net, FinerCAM(strength=0.0), inputs), maps(gap_net, GradCAM(), inputs))

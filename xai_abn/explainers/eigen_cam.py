@@ -8,20 +8,55 @@ from torch import Tensor
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.forward_pass import ForwardPass
 
+#: Side of matrices decomposed in full; of larger ones only the leading eigenvector is found, in so many steps and to
+#: this share of the eigenvalue.
+SMALL, STEPS, TOLERANCE = 64, 24, 1e-7
+
 
 def first_component(values: Tensor) -> Tensor:
     """Return, for values (N, C, h, w), each position's projection on the first principal component, (N, h, w).
 
     A component has no sign of its own: the one is taken whose largest magnitude is positive.
     """
-    positions = values.double().flatten(2).transpose(1, 2)
-    centred = positions - positions.mean(dim=1, keepdim=True)
+    centred = _centred(values)
     if centred.shape[1] <= centred.shape[2]:
-        scale, vectors = torch.linalg.eigh(centred @ centred.mT)
-        projected = vectors[..., -1] * scale[..., -1:].clamp_min(0).sqrt()
+        projected = _scaled_eigenvector(centred @ centred.mT)
     else:
-        projected = (centred @ torch.linalg.eigh(centred.mT @ centred).eigenvectors[..., -1:])[..., 0]
+        direction = _scaled_eigenvector(centred.mT @ centred)
+        projected = (centred @ torch.nn.functional.normalize(direction, dim=1).to(centred)[..., None])[..., 0]
     return _upright(projected).unflatten(1, values.shape[2:]).float()
+
+
+def _centred(values: Tensor) -> Tensor:
+    """Return values (N, C, h, w) as (N, h w, C), each channel less its mean."""
+    positions = values.float().flatten(2).transpose(1, 2)
+    return positions - positions.mean(dim=1, keepdim=True)
+
+
+def _scaled_eigenvector(gram: Tensor) -> Tensor:
+    """Return the eigenvector of the largest eigenvalue of symmetric matrices (N, P, P), times the root of it: (N, P).
+
+    Large matrices by Lanczos' method, started from the heaviest column; where that has not converged, and for small
+    ones, by a full decomposition.
+    """
+    gram = gram.double()
+    if gram.shape[1] > SMALL:
+        heaviest = gram.diagonal(dim1=1, dim2=2).argmax(dim=1)
+        newest = gram[torch.arange(len(gram)), heaviest][..., None]
+        basis = newest / newest.norm(dim=1, keepdim=True)
+        for _ in range(STEPS):
+            newest = gram @ basis[..., -1:]
+            for _ in range(2):
+                newest = newest - basis @ (basis.mT @ newest)
+            basis = torch.cat([basis, newest / newest.norm(dim=1, keepdim=True)], dim=2)
+        if bool(basis.isfinite().all()):
+            value, inner = (part[..., -1:] for part in torch.linalg.eigh(basis.mT @ gram @ basis))
+            vector = (basis @ inner)[..., 0]
+            missed = ((gram @ vector[..., None])[..., 0] - value * vector).norm(dim=1)
+            if bool((missed <= TOLERANCE * value[:, 0]).all()):
+                return vector * value.sqrt()
+    values, vectors = torch.linalg.eigh(gram)
+    return vectors[..., -1] * values[..., -1:].clamp_min(0).sqrt()
 
 
 def _upright(projected: Tensor) -> Tensor:
@@ -76,11 +111,8 @@ class KPCACAM(Explainer):
     def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return signed maps, (N, h, w); ``targets`` do not matter."""
         values = forward_pass.activations(self.layer_of(forward_pass.model))
-        positions = values.double().flatten(2).transpose(1, 2)
-        centred = positions - positions.mean(dim=1, keepdim=True)
+        centred = _centred(values)
         kernel = (centred @ centred.mT / centred.shape[2] + 1).tanh()
         kernel = kernel - kernel.mean(dim=1, keepdim=True)
         kernel = kernel - kernel.mean(dim=2, keepdim=True)
-        scale, vectors = torch.linalg.eigh(kernel)
-        projected = vectors[..., -1] * scale[..., -1:].clamp_min(0).sqrt()
-        return _upright(projected).unflatten(1, values.shape[2:]).float()
+        return _upright(_scaled_eigenvector(kernel)).unflatten(1, values.shape[2:]).float()
