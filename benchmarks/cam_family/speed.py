@@ -1,0 +1,184 @@
+"""What do ten CAM methods cost together, and Score-CAM and Ablation-CAM beside their peers? One run.
+
+    pip install "xai-abn[benchmarks]"
+    python benchmarks/cam_family/speed.py [--repeats 7] [--output speed.json]
+
+Random weights, 224x224, float32, channels_last. Within a round every contender takes its turn between two turns of
+the bare forward (``torch.inference_mode()``); the figure is the median over rounds of the ratio to their mean.
+Score-CAM and Ablation-CAM take turns with their peers on one picture and the last layer cut to --channels channels
+(the same for all: the cost is linear in them), and the maps are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import io
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytorch_grad_cam as grad_cam
+import timm
+import torch
+import torchcam.methods as torchcam
+import torchvision
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+import xai_abn
+from xai_abn import explainers as ours
+from xai_abn.metrics import upsample
+
+NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
+    "resnet50": torchvision.models.resnet50,
+    "lite0": lambda: timm.create_model("tf_efficientnet_lite0"),
+    "vit_small": lambda: timm.create_model("vit_small_patch16_224"),
+}
+TEN = {
+    "cnn": "cam grad-cam grad-cam++ hires-cam xgrad-cam layer-cam eigen-cam eigengrad-cam grad-cam-elementwise "
+    "finer-cam",
+    "vit": "kpca-cam grad-cam grad-cam++ hires-cam xgrad-cam layer-cam eigen-cam eigengrad-cam grad-cam-elementwise "
+    "finer-cam",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--channels", type=int, default=128)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(arguments.threads)
+    result: dict = {"torch": torch.__version__, "threads": arguments.threads, "ten": {}, "masked": {}}
+    for name, build in NETWORKS.items():
+        torch.manual_seed(0)
+        module = build().eval().to(memory_format=torch.channels_last)
+        for batch in (1, 8):
+            title = f"{name}, batch {batch}"
+            result["ten"][title] = ten(module, batch, "vit" if "vit" in name else "cnn", arguments.repeats)
+            print(title, result["ten"][title], flush=True)
+        if "vit" not in name:
+            result["masked"][name] = masked(module, arguments.channels, max(3, arguments.repeats // 2))
+            print(name, json.dumps(result["masked"][name], indent=1), flush=True)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def ten(module: torch.nn.Module, batch: int, kind: str, repeats: int) -> dict[str, float]:
+    """Return the cost of contenders as multiples of a bare forward."""
+    inputs = torch.randn(batch, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    model, targets = xai_abn.wrap(module), torch.arange(batch)
+    methods = [ours.get(name)() for name in TEN[kind].split()]
+    assert len(methods) == 10
+
+    def bare() -> None:
+        with torch.inference_mode():
+            module(inputs)
+
+    def all_ten() -> None:
+        shared = ours.run_pass(model, inputs, methods)
+        for method in methods:
+            method.explain(shared, targets)
+
+    def one() -> None:
+        ours.GradCAM().explain(ours.run_pass(model, inputs, [ours.GradCAM()]), targets)
+
+    layer = module.get_submodule(model.target_layer)
+    reshape = model.forward_pass(inputs, [model.target_layer]).layout(model.target_layer).to_maps
+
+    def peer_grad_cam() -> None:
+        with grad_cam.GradCAM(model=module, target_layers=[layer], reshape_transform=reshape) as peer:
+            peer(inputs, [ClassifierOutputTarget(int(t)) for t in targets])
+        module.zero_grad(set_to_none=True)
+
+    def peer_torchcam() -> None:
+        with torchcam.GradCAM(module, model.target_layer, reshape_transform=reshape) as peer:
+            peer(targets.tolist(), module(inputs))
+
+    contenders = {
+        "ours: ten methods": all_ten,
+        "ours: grad-cam": one,
+        "grad-cam: grad-cam": peer_grad_cam,
+        "torchcam: grad-cam": peer_torchcam,
+    }
+    timings: dict[str, list[float]] = {name: [] for name in contenders}
+    for call in (bare, *contenders.values()):
+        call()
+        call()
+    for _ in range(repeats):
+        gc.collect()
+        for name, call in contenders.items():
+            before, own, after = seconds(bare), seconds(call), seconds(bare)
+            timings[name].append(2 * own / (before + after))
+    return {name: round(statistics.median(values), 3) for name, values in timings.items()}
+
+
+def masked(module: torch.nn.Module, channels: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Return the peers' times as multiples of ours, and the largest difference of the maps."""
+    cut = FewChannels(module, channels).eval()
+    model = xai_abn.wrap(cut, layer="few")
+    inputs = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    contenders = {
+        "score-cam, grad-cam": (ours.ScoreCAM(corners=True), grad_cam.ScoreCAM),
+        "score-cam, torchcam": (ours.ScoreCAM(scale_first=True), torchcam.ScoreCAM),
+        "ablation-cam, grad-cam": (ours.AblationCAM(), grad_cam.AblationCAM),
+    }
+    found = {}
+    for title, (explainer, peer) in contenders.items():
+        ratios, gap = [], 0.0
+        for _ in range(repeats):
+            start = time.perf_counter()
+            mine = explainer.explain(ours.run_pass(model, inputs, [explainer]), torch.tensor([3]))
+            middle = time.perf_counter()
+            theirs = run_peer(peer, cut, inputs)
+            ratios.append((time.perf_counter() - middle) / (middle - start))
+            gap = float((scaled(upsample(scaled(mine), theirs.shape[1:])) - scaled(theirs)).abs().max())
+        found[title] = {"times ours": round(statistics.median(ratios), 2), "largest difference": gap}
+    return found
+
+
+class FewChannels(torch.nn.Module):
+    """A network whose last layer gives only some channels; its own head reads those, the rest being 0."""
+
+    def __init__(self, network: torch.nn.Module, channels: int) -> None:
+        super().__init__()
+        self.network, self.few, self.channels = network, torch.nn.Identity(), channels
+        name = xai_abn.wrap(network).target_layer
+        network.get_submodule(name).register_forward_hook(self._cut)
+
+    def _cut(self, _module, _inputs, output: torch.Tensor) -> torch.Tensor:
+        kept = self.few(output[:, : self.channels])
+        return torch.cat([kept, output.new_zeros(len(kept), output.shape[1] - self.channels, *output.shape[2:])], 1)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return self.network(inputs)
+
+
+def run_peer(peer, module: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    with contextlib.redirect_stderr(io.StringIO()):
+        if peer.__module__.startswith("pytorch_grad_cam"):
+            with peer(model=module, target_layers=[module.few]) as extractor:
+                return torch.from_numpy(extractor(inputs, [ClassifierOutputTarget(3)]))
+        with torch.no_grad(), peer(module, "few") as extractor:
+            return extractor([3], module(inputs))[0]
+
+
+def scaled(maps: torch.Tensor) -> torch.Tensor:
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low).clamp_min(1e-12)
+
+
+def seconds(call: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
