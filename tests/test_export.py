@@ -34,7 +34,7 @@ def test_an_abn_gives_logits_and_both_maps(request, fixture, tmp_path):
     made = export_onnx(model, tmp_path / "abn.onnx")
     assert made.any_size
     assert max(made.differences.values()) < 1e-3
-    for batch, size in ((1, (224, 224)), (3, (192, 288)), (2, (129, 97))):
+    for batch, size in ((1, (224, 224)), (3, (160, 97))):
         inputs = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(batch))
         found = answers(made.path, inputs)
         with torch.no_grad():

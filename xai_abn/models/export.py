@@ -172,7 +172,7 @@ def _differences(
     largest = dict.fromkeys(network.names, 0.0)
     try:
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        for batch, size in [(1, sizes[0]), *((3, size) for size in sizes)]:
+        for batch, size in [(3, sizes[0]), *((1, size) for size in sizes)]:
             images = _noise(batch, size)
             answers = session.run(None, {INPUT: images.numpy()})
             for output, got, expected in zip(network.names, answers, network(images), strict=True):
