@@ -15,8 +15,8 @@ from xai_abn.data import read_data
 from xai_abn.errors import InvalidInputError, RunError, UnknownNameError
 from xai_abn.evaluation import Store, benchmark
 from xai_abn.explainers.adapted import CaptumExplainer, GradCAMExplainer, TorchCAMExplainer
-from xai_abn.explainers.map_folder import MapFolder
 from xai_abn.explainers.base import run_pass
+from xai_abn.explainers.map_folder import MapFolder
 
 TARGETS = torch.tensor([3, 1, 4])
 

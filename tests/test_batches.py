@@ -47,7 +47,7 @@ def test_every_way_to_hold_a_picture_gives_the_same(gap_net, files):
 
 def test_a_bad_picture_is_raised_or_recorded(gap_net, files):
     """Never left out: an error, or a row with its reason."""
-    with pytest.raises(ImageLoadError, match="bad.png: not a picture"):
+    with pytest.raises(ImageLoadError, match=r"bad\.png: not a picture"):
         BatchExplainer(gap_net, "cam")({"image": files})
     held = [*files, b"", None, {"bytes": b"x", "path": "in/a.zip"}, {}]
     found = BatchExplainer(gap_net, "cam", errors="record")({"image": held})

@@ -116,5 +116,8 @@ def test_the_command_writes_what_the_ending_says(gap_net, tmp_path, monkeypatch)
     assert out.startswith("small.onnx: logits; any batch, any size\nlargest difference from PyTorch: logits ")
     assert (tmp_path / "small.onnx").is_file()
     code, _, err = call("export", "small", "small.pt")
-    assert (code, err) == (1, "xai-abn: small.pt: the file must end in .csv or .parquet, or in .onnx to export a model\n")
+    assert (code, err) == (
+        1,
+        "xai-abn: small.pt: the file must end in .csv or .parquet, or in .onnx to export a model\n",
+    )
     assert call("export", "run.sqlite", "run.csv", "--weights", "random")[0] == 1

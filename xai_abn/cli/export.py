@@ -15,9 +15,7 @@ def command(
     source: Annotated[
         str, typer.Argument(help="A benchmark run; for .onnx: abn-lite0, timm:NAME, a checkpoint.", metavar="RUN|MODEL")
     ],
-    output: Annotated[
-        Path, typer.Argument(help="A table, .csv or .parquet, or a network, .onnx.", metavar="FILE")
-    ],
+    output: Annotated[Path, typer.Argument(help="A table, .csv or .parquet, or a network, .onnx.", metavar="FILE")],
     weights: options.Weights = None,
 ) -> None:
     """Write every value of a benchmark run as a table, or a model as ONNX; the file's ending decides."""

@@ -44,7 +44,7 @@ class MapFolder(Explainer):
             raise InvalidInputError(f"{self.folder}: no {ending} files there; give a folder with one map a picture")
 
     @cached_property
-    def parameters(self) -> dict[str, Any]:  # type: ignore[override]
+    def parameters(self) -> dict[str, Any]:
         """A hash of all files, so that a benchmark notices other maps."""
         content = hashlib.sha256()
         for path in sorted(self.folder.rglob(f"*{self.ending}")):
@@ -88,7 +88,12 @@ class MapFolder(Explainer):
             values = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InvalidInputError(f"{source}: its map {path} cannot be read ({error})") from error
-        if not isinstance(values, np.ndarray) or values.ndim != 2 or 0 in values.shape or values.dtype.kind not in "fiub":
+        if (
+            not isinstance(values, np.ndarray)
+            or values.ndim != 2
+            or 0 in values.shape
+            or values.dtype.kind not in "fiub"
+        ):
             shape = getattr(values, "shape", "several arrays")
             raise InvalidInputError(f"{source}: its map {path} must be numbers (h, w), got {shape}")
         values = values.astype(np.float32)
@@ -104,8 +109,12 @@ class MapFolder(Explainer):
         places.append(self.folder / same_place.name)
         found = next((path for path in places if path.is_file()), None)
         if found is None:
-            raise InvalidInputError(f"{source}: no map for it, looked for {' and '.join(map(str, dict.fromkeys(places)))}")
+            raise InvalidInputError(
+                f"{source}: no map for it, looked for {' and '.join(map(str, dict.fromkeys(places)))}"
+            )
         owner = self._owners.setdefault(found, source)
         if not (owner.endswith(source) or source.endswith(owner)):
-            raise InvalidInputError(f"{found} would serve {owner} and {source}; keep maps in folders as the pictures are")
+            raise InvalidInputError(
+                f"{found} would serve {owner} and {source}; keep maps in folders as the pictures are"
+            )
         return found

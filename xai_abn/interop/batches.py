@@ -154,10 +154,10 @@ def _prepared(image: Any, preprocess: Preprocess, row: int) -> tuple[str, Prepar
         return name, ImageLoadError(f"{name}: damaged or cut short ({error})")
 
 
-def _stacked(maps: list[np.ndarray | None]) -> np.ndarray | list[np.ndarray | None]:
+def _stacked(maps: list[np.ndarray | None]) -> Any:
     """Return maps of one shape as (N, h, w), others as a list."""
-    shapes = {m.shape for m in maps if m is not None}
-    return np.stack(maps) if len(shapes) == 1 else maps  # type: ignore[arg-type]
+    whole = [m for m in maps if m is not None]
+    return np.stack(whole) if len({m.shape for m in whole}) == 1 else maps
 
 
 def _listed(maps: list[np.ndarray | None]) -> list[list[list[float]] | None]:

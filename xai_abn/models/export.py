@@ -159,9 +159,7 @@ def _metadata(model: ModelAdapter) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _differences(
-    network: _Outputs, content: bytes, sizes: Sequence[tuple[int, int]], name: str
-) -> dict[str, float]:
+def _differences(network: _Outputs, content: bytes, sizes: Sequence[tuple[int, int]], name: str) -> dict[str, float]:
     """Return the largest absolute difference between file and network by output.
 
     Raises:

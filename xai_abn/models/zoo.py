@@ -24,7 +24,6 @@ DEFAULT_MODEL = "abn-lite0"
 RANDOM = "random"
 
 
-
 def _callable_name(name: str, item: object) -> str:
     """Return the name of a plug-in's model, the entry point's."""
     if not callable(item):
@@ -80,7 +79,7 @@ def _built(name: str) -> ModelAdapter:
     adapter = models.get(name)()
     if not isinstance(adapter, ModelAdapter):
         raise InvalidInputError(
-            f"the model {name} is no ModelAdapter but {type(adapter).__name__}; its plug-in must return xai_abn.wrap(...)"
+            f"the plug-in's model {name} must be a ModelAdapter, as from xai_abn.wrap(...), got {type(adapter).__name__}"
         )
     return adapter
 
