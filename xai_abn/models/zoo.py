@@ -79,7 +79,7 @@ def _built(name: str) -> ModelAdapter:
     adapter = models.get(name)()
     if not isinstance(adapter, ModelAdapter):
         raise InvalidInputError(
-            f"the plug-in's model {name} must be a ModelAdapter, as from xai_abn.wrap(...), got {type(adapter).__name__}"
+            f"the plug-in's model {name} must be a ModelAdapter, as of xai_abn.wrap(...), got {type(adapter).__name__}"
         )
     return adapter
 
