@@ -24,6 +24,7 @@ from xai_abn.models.adapter import ModelAdapter
 OPSET = 17
 #: Outputs must agree with PyTorch within this share of each output's largest value (at least 1).
 TOLERANCE = 1e-4
+_ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 #: Name of the input, (N, 3, H, W), normalised as the metadata's ``preprocess`` says.
 INPUT = "images"
 
@@ -96,7 +97,10 @@ class _Outputs(nn.Module):
 
 
 def _why_fixed(network: _Outputs, side: int) -> str:
-    """Return why the network takes no other size than (side, side), or nothing if it does."""
+    """Return why there is no other size than (side, side), in the network or in ONNX, or nothing if there is."""
+    for name, module in network.network.named_modules():
+        if isinstance(module, _ADAPTIVE) and set(np.atleast_1d(module.output_size)) != {1}:
+            return f"ONNX has no adaptive pooling to {module.output_size}, which {name} does, but for one size"
     try:
         network(_noise(1, (side + 32, side)))
     except (RuntimeError, ValueError, AssertionError) as error:
