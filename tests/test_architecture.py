@@ -20,7 +20,7 @@ LAYERS = [
     {"explanation", "metrics", "models"},
     {"explainers", "data", "rendering", "targets"},
     {"pipeline", "training"},
-    {"evaluation"},
+    {"evaluation", "interop"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import io
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -65,17 +67,33 @@ def load_image(source: str | Path) -> LoadedImage:
         return load_example(text[len(EXAMPLE_PREFIX) :])
     path = Path(source)
     _check_file(path)
+    with path.open("rb") as file:
+        return _decoded(file, text)
+
+
+def decode_image(content: bytes, source: str = "bytes") -> LoadedImage:
+    """Read a picture from a file's content; see :func:`load_image`.
+
+    Raises:
+        ImageLoadError: empty, damaged, not a picture, too small or too large.
+    """
+    if not content:
+        raise ImageLoadError(f"{source}: empty (0 bytes)")
+    return _decoded(io.BytesIO(content), source)
+
+
+def _decoded(file: BinaryIO, text: str) -> LoadedImage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            with Image.open(file) as picture:
                 _check_size(picture.size, text)
                 picture.load()
                 return to_rgb(picture, text)
     except ImageLoadError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageLoadError(f"{text}: not a picture in a format that can be read{_looks_like(path)}") from error
+        raise ImageLoadError(f"{text}: not a picture in a format that can be read{_looks_like(file)}") from error
     except Image.DecompressionBombError as error:
         raise ImageLoadError(f"{text}: too large to be a photo ({error}); shrink it first") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
@@ -184,11 +202,10 @@ def _check_size(size: tuple[int, int], source: str) -> None:
         )
 
 
-def _looks_like(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(512)
+def _looks_like(file: BinaryIO) -> str:
+    file.seek(0)
     try:
-        start.decode("utf-8")
+        file.read(512).decode("utf-8")
     except UnicodeDecodeError:
         return ""
     return ", it looks like text"

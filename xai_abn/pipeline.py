@@ -235,18 +235,28 @@ def explain_each(
         except XaiAbnError as error:
             waiting.append((source, error))
         if len(waiting) == batch_size:
-            yield from _explain_waiting(model, waiting, methods, target)
+            yield from explain_prepared(model, waiting, methods, target)
             waiting = []
-    yield from _explain_waiting(model, waiting, methods, target)
+    yield from explain_prepared(model, waiting, methods, target)
 
 
-def _explain_waiting(
+def explain_prepared(
     model: ModelAdapter,
     waiting: list[tuple[str, PreparedImage | XaiAbnError]],
     methods: Sequence[Explainer],
-    target: Target | Sequence[Target] | None,
+    target: Target | Sequence[Target] | None = None,
 ) -> Iterator[tuple[str, ImageExplanations | XaiAbnError]]:
-    """Explain what could be read; pictures whose scores are not finite are set aside and the rest run again."""
+    """Explain one batch of what could be read; pictures whose scores are not finite are set aside, the rest run again.
+
+    Args:
+        model: the model.
+        waiting: (name, prepared picture of one size with the others, or why there is none).
+        methods: from :func:`make_explainers`.
+        target: explained in all of them; default: each one's top-1 class.
+
+    Yields:
+        ``(name, explanations or error)`` in the order of ``waiting``.
+    """
     outcome: list[ImageExplanations | XaiAbnError | None] = [
         w if isinstance(w, XaiAbnError) else None for _, w in waiting
     ]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import Any
 
 import typer
 
-from xai_abn.cli import benchmark, explain, listing, report, runs
+from xai_abn.cli import benchmark, explain, export, listing, report, runs
 from xai_abn.errors import XaiAbnError
+from xai_abn.registry import PlugInWarning
 
 #: Exit code after Ctrl-C, as in a shell.
 INTERRUPTED = 130
@@ -25,7 +28,7 @@ app.command("list")(listing.command)
 app.command("benchmark")(benchmark.command)
 app.command("report")(report.command)
 app.command("merge")(runs.merge)
-app.command("export")(runs.export)
+app.command("export")(export.command)
 
 
 @app.callback(invoke_without_command=True)
@@ -42,6 +45,7 @@ def version_option(
 
 def main() -> None:
     """Run the command; a mistake of the user's is one line on stderr and exit code 1."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except XaiAbnError as error:
@@ -51,3 +55,14 @@ def main() -> None:
         if stop.code == INTERRUPTED:
             typer.echo("xai-abn: interrupted; the files written so far are complete", err=True)
         raise
+
+
+_show_as_python_does = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Show what is wrong with a plug-in on one line; other warnings as Python does."""
+    if issubclass(category, PlugInWarning):
+        typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+    else:
+        _show_as_python_does(message, category, *place, **more)

@@ -1,4 +1,4 @@
-"""``xai-abn merge`` and ``xai-abn export``: what to do with the files of benchmark runs."""
+"""``xai-abn merge``: join the files of a benchmark run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,3 @@ def merge(
 
     photos, values = merge_runs(output, shards)
     typer.echo(f"{output}: {photos} photos, {values} values from {len(shards)} files")
-
-
-def export(
-    run: Annotated[Path, typer.Argument(help="A benchmark run.", metavar="RUN")],
-    output: Annotated[Path, typer.Argument(help="The table to write: .csv or .parquet.", metavar="FILE")],
-) -> None:
-    """Write every value of a benchmark run as a table."""
-    from xai_abn.evaluation.exchange import export_run
-
-    rows = export_run(run, output)
-    typer.echo(f"{output}: {rows} rows")

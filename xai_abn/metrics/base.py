@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from xai_abn.errors import UnknownNameError
+from xai_abn.errors import InvalidInputError, UnknownNameError
 from xai_abn.registry import Registry
 
 if TYPE_CHECKING:
@@ -119,7 +119,14 @@ class Metric:
         return values
 
 
-metrics: Registry[Metric] = Registry("metric", "xai_abn.metrics")
+def _full_name(name: str, item: object) -> str:
+    """Return the name of a plug-in's metric, which its record holds."""
+    if not isinstance(item, Metric):
+        raise InvalidInputError(f"{name!r} must be a xai_abn.metrics.Metric, not {type(item).__name__}")
+    return item.full_name
+
+
+metrics: Registry[Metric] = Registry("metric", "xai_abn.metrics", _full_name)
 
 
 def add(metric: Metric) -> Metric:

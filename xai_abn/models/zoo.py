@@ -23,7 +23,16 @@ DEFAULT_MODEL = "abn-lite0"
 #: ``weights=`` value for an untrained network.
 RANDOM = "random"
 
-models: Registry[Callable[..., ModelAdapter]] = Registry("model", "xai_abn.models")
+
+def _callable_name(name: str, item: object) -> str:
+    """Return the name of a plug-in's model, the entry point's."""
+    if not callable(item):
+        raise InvalidInputError(f"{name!r} must be a function that returns a ModelAdapter, not {type(item).__name__}")
+    return name
+
+
+#: Functions without arguments that return a model; the first line of their docstring is listed.
+models: Registry[Callable[[], ModelAdapter]] = Registry("model", "xai_abn.models", _callable_name)
 
 
 def load_model(
@@ -33,7 +42,8 @@ def load_model(
 
     Args:
         spec: ``"abn-lite0"`` (an ImageNet-1k ABN, shipped), ``"lite0"`` (the classifier it was made from,
-            EfficientNet-Lite0), ``"timm:NAME"``, ``"torchvision:NAME"``, or the path of a checkpoint.
+            EfficientNet-Lite0), the name of a plug-in's model, ``"timm:NAME"``, ``"torchvision:NAME"``, or the
+            path of a checkpoint.
         weights: for ``timm:`` and ``torchvision:``: a file with a state dict, or ``"random"`` for an
             untrained network; default: the library's own pretrained weights, which it downloads.
         device: where to put the model, such as ``"cpu"`` or ``"cuda"``.
@@ -42,7 +52,8 @@ def load_model(
         UnknownNameError: no such model; the message gives the nearest.
         WeightsError: the pretrained weights cannot be had, as without a network.
         CheckpointError: a checkpoint or weights file is damaged or does not fit.
-        InvalidInputError: ``weights`` for a model that has its own, or an unknown device.
+        InvalidInputError: ``weights`` for a model that has its own, an unknown device, or a plug-in that returns
+            something else.
     """
     text = str(spec)
     library, _, name = text.partition(":")
@@ -51,7 +62,7 @@ def load_model(
     elif text in models:
         if weights is not None:
             raise InvalidInputError(f"{text} has its own weights; weights= is for timm: and torchvision: models")
-        adapter = models.get(text)()
+        adapter = _built(text)
     elif Path(text).suffix == ".safetensors" or Path(text).is_file():
         adapter = load_checkpoint(text)
     else:
@@ -61,6 +72,15 @@ def load_model(
         adapter.module.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
         raise InvalidInputError(f"cannot use device {device!r}: {str(error).splitlines()[0]}") from error
+    return adapter
+
+
+def _built(name: str) -> ModelAdapter:
+    adapter = models.get(name)()
+    if not isinstance(adapter, ModelAdapter):
+        raise InvalidInputError(
+            f"the plug-in's model {name} must be a ModelAdapter, as of xai_abn.wrap(...), got {type(adapter).__name__}"
+        )
     return adapter
 
 

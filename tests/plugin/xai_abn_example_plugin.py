@@ -1,0 +1,54 @@
+"""A method, a metric and a model from a package of their own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import xai_abn
+from xai_abn.explainers import Explainer
+from xai_abn.metrics import Metric, Needs
+from xai_abn.models.forward_pass import ForwardPass
+
+
+class Brightness(Explainer):
+    """How bright the picture is, at every pixel of the network's input."""
+
+    class_specific = False
+    source = "the example plug-in"
+
+    def layers(self, model: xai_abn.ModelAdapter) -> tuple[str, ...]:
+        """Return nothing: only the input is read."""
+        return ()
+
+    def layer_of(self, model: xai_abn.ModelAdapter) -> str:
+        """Return the name recorded with the map."""
+        return "input"
+
+    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+        """Return the mean of the channels, (N, H, W)."""
+        return forward_pass.inputs.mean(dim=1)
+
+
+MEAN_VALUE = Metric(
+    name="mean-value",
+    protocol="example",
+    function=lambda maps: maps.mean(dim=(1, 2)),
+    needs=Needs.MAPS,
+    higher_is_better=None,
+    range=(float("-inf"), float("inf")),
+    units="the map's own",
+    source="the example plug-in",
+    definition="Mean of the raw map.",
+)
+
+
+def two_colours() -> xai_abn.ModelAdapter:
+    """Tells red pictures from blue ones."""
+    network = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])[:, :, None, None])
+        network[3].weight.copy_(torch.eye(2))
+        network[3].bias.zero_()
+    look = xai_abn.Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return xai_abn.wrap(network.eval(), labels=["red", "blue"], preprocess=look, name="two-colours")

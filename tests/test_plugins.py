@@ -1,0 +1,77 @@
+"""Another package adds a method, a metric and a model; a broken one is named and left out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xai_abn.evaluation import Store
+
+PLUGIN = Path(__file__).parent / "plugin"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder into which pip installed the example plug-in."""
+    folder = tmp_path_factory.mktemp("plugins")
+    source = shutil.copytree(PLUGIN, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*install, "--target", str(folder / "site"), str(source)], check=True, capture_output=True)
+    return folder / "site"
+
+
+def run(site, *command, cwd):
+    """Run Python in a process that sees the packages in ``site``."""
+    path = os.pathsep.join([str(site), str(PLUGIN.parent.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "COLUMNS": "200"}
+    return subprocess.run([sys.executable, *command], env=environment, cwd=cwd, capture_output=True, text=True)
+
+
+def test_an_installed_plugin_is_listed(installed, tmp_path):
+    """``xai-abn list`` shows what it adds, beside our own."""
+    code = "from xai_abn.cli.main import app\n"
+    code += "for subject in ('methods', 'metrics', 'models'): app(['list', subject], standalone_mode=False)"
+    done = run(installed, "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line]
+    for name in ("brightness", "grad-cam", "mean-value:example", "deletion:xai-abn", "two-colours", "abn-lite0"):
+        assert [row[0] for row in rows].count(name) == 1
+    assert "Tells red pictures from blue ones." in done.stdout
+
+
+def test_a_benchmark_of_plugins_alone(installed, tmp_path):
+    """A model, a method and a metric from elsewhere are enough for a run."""
+    for name, colour in (("red", (220, 20, 20)), ("blue", (20, 20, 220))):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        picture = np.full((40, 50, 3), colour, np.uint8)
+        picture[:10] = 128
+        Image.fromarray(picture).save(tmp_path / "set" / name / "a.png")
+    wanted = ["--data", "folder:set", "--model", "two-colours", "--methods", "brightness", "--metrics", "mean-value"]
+    done = run(installed, "-m", "xai_abn.cli", "benchmark", *wanted, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 photos measured" in done.stdout
+    with Store.read(tmp_path / "run.sqlite") as store:
+        assert store.identity["model"]["name"] == "two-colours"
+        rows = store.results("mean-value:example")
+    assert [row.method for row in rows] == ["brightness", "brightness"]
+    assert all(row.value is not None for row in rows)
+
+
+def test_a_broken_plugin_is_named_once_and_the_rest_works(installed, tmp_path):
+    """A module that cannot be imported costs one line on stderr; the exit code is 0."""
+    site = shutil.copytree(installed, tmp_path / "site")
+    (site / "xai_abn_example_plugin.py").write_text("import a_module_that_is_not_there")
+    done = run(site, "-m", "xai_abn.cli", "list", "methods", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "grad-cam" in done.stdout
+    assert "brightness" not in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: the plug-in xai-abn-example-plugin cannot be used (xai_abn_example_plugin: Mod")
+    assert line.endswith("No module named 'a_module_that_is_not_there'); repair or uninstall it")

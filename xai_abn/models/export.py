@@ -1,0 +1,210 @@
+"""Write a model as ONNX, and check the file against PyTorch before it is kept."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xai_abn import __version__
+from xai_abn.errors import InvalidInputError, UnsupportedModelError
+from xai_abn.files import replacing
+from xai_abn.models.adapter import ModelAdapter
+
+#: ONNX operator set written.
+OPSET = 17
+#: Outputs must agree with PyTorch within this share of each output's largest value (at least 1).
+TOLERANCE = 1e-4
+_ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+#: Name of the input, (N, 3, H, W), normalised as the metadata's ``preprocess`` says.
+INPUT = "images"
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What was written.
+
+    Attributes:
+        path: the file.
+        outputs: their names: logits (N, K), and of an ABN attention_map (N, 1, h, w) and class_maps (N, K, h, w).
+        any_size: whether H and W are free; else they are the model's own.
+        differences: largest absolute difference from PyTorch by output, empty if not checked.
+        fixed_because: why H and W are not free.
+    """
+
+    path: Path
+    outputs: tuple[str, ...]
+    any_size: bool
+    differences: dict[str, float]
+    fixed_because: str = ""
+
+
+def export_onnx(model: ModelAdapter, path: str | Path, *, check: bool = True) -> OnnxExport:
+    """Write a model as one ONNX file, whole or not at all, with any batch size, and any input size if it allows that.
+
+    Labels, preprocessing, name and version are in the file's metadata (``preprocess``, ``labels`` are JSON).
+
+    Args:
+        model: from :func:`xai_abn.load_model` or :func:`xai_abn.wrap`; it is not changed.
+        path: a ``.onnx`` file.
+        check: run the file in onnxruntime on noise of several batch and input sizes and compare with PyTorch. Without
+            it, whether other sizes give the right answer is not known.
+
+    Raises:
+        InvalidInputError: another ending, or a package is missing.
+        UnsupportedModelError: the network cannot be exported, or the file's answers differ.
+        OutputError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise InvalidInputError(f"{path}: the file must end in .onnx")
+    _require_packages(check)
+    network, side = _Outputs(model), model.preprocess.size
+    why_fixed = _why_fixed(network, side)
+    with replacing(path) as draft:
+        if not why_fixed:
+            try:
+                differences = _write(network, model, draft, [(side, side), (side + 32, side), (side, side + 64)], check)
+                return OnnxExport(path, network.names, True, differences)
+            except UnsupportedModelError as error:
+                why_fixed = error.line
+        differences = _write(network, model, draft, [(side, side)], check)
+        return OnnxExport(path, network.names, False, differences, why_fixed)
+
+
+class _Outputs(nn.Module):
+    """A copy of a model's network that answers with plain tensors, by ``names``."""
+
+    def __init__(self, model: ModelAdapter) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(model.module).cpu()
+        self.logits_of = model.logits_of
+        self.names = ("logits", "attention_map", "class_maps") if model.is_abn else ("logits",)
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        answer = self.network(images)
+        return (self.logits_of(answer), *(getattr(answer, name) for name in self.names[1:]))
+
+
+def _why_fixed(network: _Outputs, side: int) -> str:
+    """Return why there is no other size than (side, side), in the network or in ONNX, or nothing if there is."""
+    for name, module in network.network.named_modules():
+        if isinstance(module, _ADAPTIVE) and set(np.atleast_1d(module.output_size)) != {1}:
+            return f"ONNX has no adaptive pooling to {module.output_size}, which {name} does, but for one size"
+    try:
+        network(_noise(1, (side + 32, side)))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        return f"the network takes no other size: {str(error).strip().splitlines()[0]}"
+    return ""
+
+
+def _write(
+    network: _Outputs, model: ModelAdapter, path: Path, sizes: Sequence[tuple[int, int]], check: bool
+) -> dict[str, float]:
+    """Write the file and return the largest differences from PyTorch; one size means that no other is allowed.
+
+    Raises:
+        UnsupportedModelError: it cannot be exported, or gives other answers.
+    """
+    try:
+        content = _exported(network, _metadata(model), sizes)
+    except Exception as error:  # the exporter raises whatever it stumbles over
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnsupportedModelError(f"{model.name} cannot be exported to ONNX: {reason}") from error
+    differences = _differences(network, content, sizes, model.name) if check else {}
+    path.write_bytes(content)
+    return differences
+
+
+def _exported(network: _Outputs, metadata: dict[str, str], sizes: Sequence[tuple[int, int]]) -> bytes:
+    import onnx
+
+    free = {0: "batch", 2: "height", 3: "width"} if len(sizes) > 1 else {0: "batch"}
+    maps = {0: "batch", 2: "map_height", 3: "map_width"} if len(sizes) > 1 else {0: "batch"}
+    axes = {INPUT: free, "logits": {0: "batch"}, **dict.fromkeys(network.names[1:], maps)}
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():  # of tracing, which the check answers, and of torch's newer exporter, see below
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (_noise(2, sizes[0]),),
+            buffer,  # type: ignore[arg-type]
+            input_names=[INPUT],
+            output_names=list(network.names),
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,  # the newer one works for minutes on free heights and widths
+        )
+    made = onnx.load_model_from_string(buffer.getvalue())
+    onnx.helper.set_model_props(made, metadata)
+    made.producer_name, made.producer_version = "xai-abn", __version__
+    return made.SerializeToString()
+
+
+def _metadata(model: ModelAdapter) -> dict[str, str]:
+    """Return what a user of the file has to know, as text."""
+    return {
+        "xai-abn": __version__,
+        "model": model.name,
+        "weights": Path(model.weights).name,
+        "preprocess": json.dumps(model.preprocess.to_dict()),
+        "labels": json.dumps(model.labels),
+    }
+
+
+@torch.no_grad()
+def _differences(network: _Outputs, content: bytes, sizes: Sequence[tuple[int, int]], name: str) -> dict[str, float]:
+    """Return the largest absolute difference between file and network by output.
+
+    Raises:
+        UnsupportedModelError: one is above ``TOLERANCE``, or the file does not run.
+    """
+    import onnxruntime
+
+    largest = dict.fromkeys(network.names, 0.0)
+    try:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        for batch, size in [(3, sizes[0]), *((1, size) for size in sizes)]:
+            images = _noise(batch, size)
+            answers = session.run(None, {INPUT: images.numpy()})
+            for output, got, expected in zip(network.names, answers, network(images), strict=True):
+                largest[output] = max(largest[output], _difference(output, got, expected, size, name))
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # onnxruntime's errors have no common base
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedModelError(f"{name}: the exported file does not run in onnxruntime: {reason}") from error
+    return largest
+
+
+def _difference(output: str, got: np.ndarray, expected: Tensor, size: tuple[int, int], name: str) -> float:
+    difference = float((torch.from_numpy(got) - expected).abs().max()) if got.shape == expected.shape else math.nan
+    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise UnsupportedModelError(
+            f"{name}: the exported file's {output} differ from PyTorch's by {difference:.2g} at {size[0]}x{size[1]}"
+        )
+    return difference
+
+
+def _noise(batch: int, size: tuple[int, int]) -> Tensor:
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def _require_packages(check: bool) -> None:
+    try:
+        import onnx  # noqa: F401
+
+        if check:
+            import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise InvalidInputError(f"writing .onnx needs {error.name}: pip install 'xai-abn[onnx]'") from error
