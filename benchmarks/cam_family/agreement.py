@@ -158,7 +158,7 @@ def peer_maps(peer, model, inputs: torch.Tensor, explainer: ours.Explainer) -> t
             return extractor(TARGETS, normalized=False)[0].detach()
     layer = module.get_submodule(model.target_layer)
     tokens = model.forward_pass(inputs, [model.target_layer]).layout(model.target_layer)
-    reshape = tokens.to_maps if tokens.kind == "tokens" else None
+    reshape = (lambda values: tokens.to_maps(values).clone()) if tokens.kind == "tokens" else None
     if peer.__module__.startswith("pytorch_grad_cam"):
         extra = {}
         if peer is grad_cam.AblationCAM and reshape is not None:

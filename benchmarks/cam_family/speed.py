@@ -90,7 +90,10 @@ def ten(module: torch.nn.Module, batch: int, kind: str, repeats: int) -> dict[st
         ours.GradCAM().explain(ours.run_pass(model, inputs, [ours.GradCAM()]), targets)
 
     layer = module.get_submodule(model.target_layer)
-    reshape = model.forward_pass(inputs, [model.target_layer]).layout(model.target_layer).to_maps
+    layout = model.forward_pass(inputs, [model.target_layer]).layout(model.target_layer)
+
+    def reshape(values: torch.Tensor) -> torch.Tensor:
+        return layout.to_maps(values).clone()
 
     def peer_grad_cam() -> None:
         with grad_cam.GradCAM(model=module, target_layers=[layer], reshape_transform=reshape) as peer:

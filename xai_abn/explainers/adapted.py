@@ -40,8 +40,8 @@ class Adapted(Explainer):
 
     def __init__(self, name: str, make: Callable[..., Any], layer: str | None = None, **options: Any) -> None:
         super().__init__(layer)
-        self.name = name  # type: ignore[misc]
-        self.source = self.package  # type: ignore[misc]
+        self.name = name
+        self.source = self.package
         self.make = make
         self.options = options
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
+from xai_abn.errors import InvalidInputError
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.registry import Registry
@@ -36,11 +37,11 @@ class Explainer(ABC):
         ...         return forward_pass.activations(self.layer_of(forward_pass.model)).mean(dim=1)
     """
 
-    name: ClassVar[str] = ""
+    name: str = ""
     needs_gradient: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = False
     class_specific: ClassVar[bool] = True
-    source: ClassVar[str] = ""
+    source: str = ""
     control: ClassVar[bool] = False
 
     def __init__(self, layer: str | None = None) -> None:
@@ -98,7 +99,13 @@ def run_pass(
     )
 
 
-explainers: Registry[type[Explainer]] = Registry("method", "xai_abn.explainers")
+def _class_name(name: str, item: object) -> str:
+    if not (isinstance(item, type) and issubclass(item, Explainer)):
+        raise InvalidInputError(f"{name!r} must be a subclass of xai_abn.explainers.Explainer, got {item!r}")
+    return name
+
+
+explainers: Registry[type[Explainer]] = Registry("method", "xai_abn.explainers", _class_name)
 
 E = TypeVar("E", bound=type[Explainer])
 

@@ -38,7 +38,7 @@ class MapFolder(Explainer):
     def __init__(self, folder: str | Path, name: str | None = None, ending: str = ".npy") -> None:
         super().__init__()
         self.folder, self.ending = Path(folder), ending
-        self.name = name or self.folder.resolve().name  # type: ignore[misc]
+        self.name = name or self.folder.resolve().name
         self._owners: dict[Path, str] = {}
         if not any(self.folder.rglob(f"*{ending}")):
             raise InvalidInputError(f"{self.folder}: no {ending} files there; give a folder with one map a picture")
