@@ -3,10 +3,29 @@
 from xai_abn.explainers.abn import ABN, ABNClass
 from xai_abn.explainers.base import Explainer, get, names, register, run_pass
 from xai_abn.explainers.cam import CAM
+from xai_abn.explainers.captum_gradients import InputXGradient, IntegratedGradients, Saliency
+from xai_abn.explainers.captum_noise import GradientSHAP, SmoothGrad, VarGrad
+from xai_abn.explainers.captum_perturbations import LIME, FeatureAblation, KernelSHAP, Occlusion
+from xai_abn.explainers.captum_rules import DeepLIFT, GuidedBackprop, GuidedGradCAM
 from xai_abn.explainers.controls import Centre, Random7, Random14, Sobel, Uniform
 from xai_abn.explainers.grad_cam import GradCAM
+from xai_abn.explainers.rise import RISE
 
 __all__ = [
+    "InputXGradient",
+    "IntegratedGradients",
+    "Saliency",
+    "GradientSHAP",
+    "SmoothGrad",
+    "VarGrad",
+    "LIME",
+    "FeatureAblation",
+    "KernelSHAP",
+    "Occlusion",
+    "DeepLIFT",
+    "GuidedBackprop",
+    "GuidedGradCAM",
+    "RISE",
     "ABN",
     "CAM",
     "ABNClass",
