@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
-from xai_abn.explainers.input_space import CaptumExplainer, Score
+from xai_abn.explainers.input_space import CaptumExplainer, Score, largest_magnitude
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.nonlinear import nonlinear_steps
@@ -77,7 +77,7 @@ class GuidedBackprop(_ChangedRule):
 
     def merge_channels(self, attributions: Tensor) -> Tensor:
         """Return the largest magnitude among the channels."""
-        return attributions.abs().amax(dim=1)
+        return largest_magnitude(attributions)
 
     def refuse(self, model: ModelAdapter, copy: nn.Module, steps: set[str]) -> None:
         """Refuse a network without ReLU modules, or with rectifiers that are none."""

@@ -117,7 +117,5 @@ def enlargement(side: int, cell: int) -> Tensor:
     """
     from skimage.transform import resize
 
-    weights = resize(
-        torch.eye(side).numpy(), ((side + 1) * cell, side), order=1, mode="reflect", anti_aliasing=False
-    )
+    weights = resize(torch.eye(side).numpy(), ((side + 1) * cell, side), order=1, mode="reflect", anti_aliasing=False)
     return torch.from_numpy(weights)

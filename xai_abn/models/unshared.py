@@ -46,9 +46,7 @@ class SeparateWindows(nn.Module):
         height, width = F.max_pool2d(
             place, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode
         ).shape[1:]
-        edges = [
-            self._behind(axis, number, inputs.shape[2 + axis]) for axis, number in enumerate((height, width))
-        ]
+        edges = [self._behind(axis, number, inputs.shape[2 + axis]) for axis, number in enumerate((height, width))]
         padding = (self.padding[1], edges[1], self.padding[0], edges[0])
         padded = F.pad(inputs, padding, value=torch.finfo(inputs.dtype).min)
         windows = F.unfold(padded, self.kernel, self.dilation, 0, self.stride)  # (N, C k, h w)
