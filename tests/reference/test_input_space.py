@@ -30,17 +30,17 @@ METHODS = [n for n in explainers.names() if issubclass(explainers.get(n), InputS
 
 
 class PlainNet(nn.Module):
-    """Each activation a module of its own, run once: what captum can take as it is. The pooling has no overlap."""
+    """What captum can take as it is: no activation runs twice or next to another, the pooling has no overlap."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv1, self.relu1, self.pool = nn.Conv2d(3, 6, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2)
-        self.conv2, self.relu2 = nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU()
+        self.conv2, self.conv3, self.relu2 = nn.Conv2d(6, 6, 3, 1, 1), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU()
         self.fc = nn.Linear(8, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.relu2(self.conv2(self.pool(self.relu1(self.conv1(x)))))
-        return self.fc(x.mean(dim=(2, 3)))
+        x = self.pool(self.conv2(self.relu1(self.conv1(x))))
+        return self.fc(self.relu2(self.conv3(x)).mean(dim=(2, 3)))
 
 
 class SharedNet(nn.Module):
@@ -96,7 +96,7 @@ def shared_pass(model, explainer, pictures):
 
 
 def spread(picture, share):
-    return share * float(picture.max() - picture.min())
+    return share * float(picture.detach().max() - picture.detach().min())
 
 
 def noisy(kind):
@@ -135,9 +135,7 @@ BY_HAND = {
     "input-x-gradient": ({}, lambda net, x, t: captum.attr.InputXGradient(net).attribute(x, t)),
     "integrated-gradients": (
         {"steps": 6, "batch_size": 4},
-        lambda net, x, t: captum.attr.IntegratedGradients(net).attribute(
-            x, target=t, n_steps=6, internal_batch_size=4
-        ),
+        lambda net, x, t: captum.attr.IntegratedGradients(net).attribute(x, target=t, n_steps=6, internal_batch_size=4),
     ),
     "smooth-grad": noisy("smoothgrad"),
     "var-grad": noisy("vargrad"),
@@ -275,6 +273,31 @@ def test_deep_lift_adds_up(shared_net, pictures):
     assert not torch.allclose(without, expected, rtol=1e-2, atol=1e-3)
 
 
+class Offset(nn.Module):
+    """Adds other values at every position, so that the blank's activations are not all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.randn(6, 22, 22))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.values
+
+
+def test_deep_lift_adds_up_where_a_pooling_reads_a_relu(pictures):
+    """In captum alone, the ReLU takes the gradient from before the pooling's rule, and the sum is wrong."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 6, 3), Offset(), nn.ReLU(), nn.MaxPool2d(2)
+    layers = nn.Sequential(*first, nn.Flatten(), nn.Linear(6 * 11 * 11, 5))
+    model = xai_abn.wrap(layers.eval(), preprocess=Preprocess(size=SIDE))
+    explainer = explainers.DeepLIFT()
+    maps = explainer.explain(shared_pass(model, explainer, pictures), TARGETS)
+    expected = completed(model, pictures)
+    torch.testing.assert_close(maps.sum(dim=(1, 2)), expected, rtol=1e-3, atol=1e-4)
+    raw = captum.attr.DeepLift(layers).attribute(pictures.clone().requires_grad_(), 0, target=TARGETS).detach()
+    assert not torch.allclose(raw.sum(dim=(1, 2, 3)), expected, rtol=1e-2, atol=1e-3)
+
+
 def test_our_rules_are_for_modules_that_captum_has_rules_for():
     """Nothing is let through that captum would pass back as a plain gradient."""
     assert set(explainers.DeepLIFT.kinds) <= set(SUPPORTED_NON_LINEAR)
@@ -408,8 +431,8 @@ class Functional(PlainNet):
     """One ReLU is called as a function."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.conv2(self.pool(self.relu1(self.conv1(x)))))
-        return self.fc(x.mean(dim=(2, 3)))
+        x = self.pool(self.conv2(self.relu1(self.conv1(x))))
+        return self.fc(F.relu(self.conv3(x)).mean(dim=(2, 3)))
 
 
 class Product(PlainNet):
@@ -417,7 +440,7 @@ class Product(PlainNet):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.relu1(self.conv1(x))
-        return self.fc(self.relu2(self.conv2(x * x.mean(dim=(2, 3), keepdim=True))).mean(dim=(2, 3)))
+        return self.fc(self.relu2(self.conv3(x * x.mean(dim=(2, 3), keepdim=True))).mean(dim=(2, 3)))
 
 
 class Smooth(PlainNet):

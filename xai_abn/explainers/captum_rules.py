@@ -56,24 +56,10 @@ class _ChangedRule(CaptumExplainer):
 RECTIFIERS = {"Relu", "Gelu", "Silu", "Hardswish", "Hardtanh", "LeakyRelu", "Elu", "Mish", "Softplus", "Prelu", "Clamp"}
 
 
-@register("guided-backprop")
-class GuidedBackprop(_ChangedRule):
-    """The gradient, cut to its positive part at every ReLU, then the largest magnitude among the channels.
+class _Guided(_ChangedRule):
+    """A method that cuts the gradient at every ReLU to its positive part."""
 
-    One forward and one backward an image, on a copy made for each batch. The map changes little with the class and
-    with the weights of the upper layers (Adebayo et al., NeurIPS 2018).
-
-    Source: Springenberg et al., "Striving for Simplicity: The All Convolutional Net", ICLR workshop 2015.
-    """
-
-    source = "Springenberg et al., ICLR workshop 2015"
     kinds = (nn.ReLU,)
-
-    def attribute_one(self, score: Score, picture: Tensor) -> Tensor:
-        """Return the guided gradient."""
-        from captum.attr import GuidedBackprop
-
-        return GuidedBackprop(score).attribute(picture)
 
     def merge_channels(self, attributions: Tensor) -> Tensor:
         """Return the largest magnitude among the channels."""
@@ -90,8 +76,27 @@ class GuidedBackprop(_ChangedRule):
             )
 
 
+@register("guided-backprop")
+class GuidedBackprop(_Guided):
+    """The gradient, cut to its positive part at every ReLU, then the largest magnitude among the channels.
+
+    One forward and one backward an image, on a copy made for each batch. The map changes little with the class and
+    with the weights of the upper layers (Adebayo et al., NeurIPS 2018).
+
+    Source: Springenberg et al., "Striving for Simplicity: The All Convolutional Net", ICLR workshop 2015.
+    """
+
+    source = "Springenberg et al., ICLR workshop 2015"
+
+    def attribute_one(self, score: Score, picture: Tensor) -> Tensor:
+        """Return the guided gradient."""
+        from captum.attr import GuidedBackprop
+
+        return GuidedBackprop(score).attribute(picture)
+
+
 @register("guided-grad-cam")
-class GuidedGradCAM(GuidedBackprop):
+class GuidedGradCAM(_Guided):
     """Guided backpropagation times Grad-CAM, enlarged bilinearly; then the largest magnitude among the channels.
 
     Two forwards and two backwards an image, on a copy made for each batch.
@@ -142,8 +147,8 @@ class DeepLIFT(_ChangedRule):
 
     The blank is 0 in the normalised input, the mean colour. The map adds up to the difference between the picture's
     logit and the blank's. One forward and one backward of picture and blank an image, on a copy made for each batch.
-    Max poolings whose windows overlap are computed window by window in the copy: captum's rule loses what two windows
-    share.
+    That holds where captum alone would lose some of it: each activation of the copy is a module of its own that reads
+    a tensor of its own, and max poolings whose windows overlap are computed window by window.
 
     Source: Shrikumar et al., "Learning Important Features Through Propagating Activation Differences", ICML 2017,
     section 3.5.1, as Ancona et al., ICLR 2018, write it as a gradient.

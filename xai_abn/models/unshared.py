@@ -14,8 +14,9 @@ from torch import Tensor, nn
 class Turns(nn.Module):
     """Stands in for a module that runs several times a forward pass: the n-th call goes to the n-th instance.
 
-    Each instance reads a view of its own, so that a hook on its input sees the gradient of that path alone, also
-    where others read the same tensor.
+    Each instance reads a view of its own. A hook on its input then sees the gradient of that path alone where others
+    read the same tensor; and it cannot come after the hook on the output of the activation before, which would take
+    the gradient too early.
     """
 
     def __init__(self, module: nn.Module, calls: int) -> None:
