@@ -14,7 +14,7 @@ from xai_abn.explainers.input_space import CaptumExplainer, Score, largest_magni
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.nonlinear import nonlinear_steps
-from xai_abn.models.unshared import separate_windows, unshared
+from xai_abn.models.unshared import Turns, separate_windows, unshared
 
 # captum says at each call that it puts hooks on the network: here they are on a copy that is thrown away.
 warnings.filterwarnings("ignore", message=r"Setting (forward, )?backward hooks", category=UserWarning)
@@ -66,10 +66,10 @@ class _Guided(_ChangedRule):
         return largest_magnitude(attributions)
 
     def refuse(self, model: ModelAdapter, copy: nn.Module, steps: set[str]) -> None:
-        """Refuse a network without ReLU modules, or with rectifiers that are none."""
+        """Refuse a network that runs no ReLU modules, or rectifiers that are none."""
         others = sorted(steps & RECTIFIERS)
-        found = f"computes {', '.join(others)} outside of nn.ReLU modules" if others else "has no nn.ReLU"
-        if others or not any(type(member) is nn.ReLU for member in copy.modules()):
+        found = f"computes {', '.join(others)} outside of nn.ReLU modules" if others else "runs no nn.ReLU"
+        if others or not any(isinstance(member, Turns) for member in copy.modules()):
             raise UnsupportedModelError(
                 f"{self.name} changes the gradient of nn.ReLU modules alone and {model.name} {found}; use smooth-grad, "
                 "which fits any network"
