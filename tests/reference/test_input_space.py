@@ -474,7 +474,8 @@ REFUSALS = [
 @pytest.mark.parametrize(("name", "kind", "message"), REFUSALS)
 def test_rules_that_do_not_fit_are_refused(name, kind, message, pictures):
     """Where captum would pass on a plain gradient in silence; in check() as in explain()."""
-    model, explainer = seeded_model(kind, layer=None if issubclass(kind, LinearNet) else "conv2"), explainers.get(name)()
+    model = seeded_model(kind, layer=None if issubclass(kind, LinearNet) else "conv2")
+    explainer = explainers.get(name)()
     with pytest.raises(UnsupportedModelError, match=message):
         explainer.check(model)
     shared = shared_pass(model, explainer, pictures)
