@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from PIL import Image
@@ -49,6 +50,31 @@ def abn_resnet18() -> xai_abn.ModelAdapter:
     torch.manual_seed(0)
     network = xai_abn.abn_from(torchvision.models.resnet18(), input_size=64)
     return xai_abn.wrap(network, preprocess=Preprocess(size=64), name="abn-resnet18")
+
+
+@pytest.fixture(scope="session")
+def small_resnet() -> xai_abn.ModelAdapter:
+    """A seeded, untrained ResNet of few channels and ten classes, for 64-pixel inputs."""
+    torch.manual_seed(0)
+    network = timm.create_model("resnet10t", channels=(8, 12, 16, 24), num_classes=10)
+    return xai_abn.wrap(network.eval(), preprocess=Preprocess(size=64), name="small-resnet")
+
+
+@pytest.fixture(scope="session")
+def small_abn() -> xai_abn.ModelAdapter:
+    """A seeded, untrained ABN made from such a ResNet."""
+    torch.manual_seed(0)
+    backbone = timm.create_model("resnet10t", channels=(8, 12, 16, 24), num_classes=10)
+    return xai_abn.wrap(xai_abn.abn_from(backbone, input_size=64), preprocess=Preprocess(size=64), name="small-abn")
+
+
+@pytest.fixture(scope="session")
+def small_vit() -> xai_abn.ModelAdapter:
+    """A seeded, untrained Vision Transformer of three blocks with a class token, for 64-pixel inputs."""
+    torch.manual_seed(0)
+    options = {"img_size": 64, "num_classes": 10, "depth": 3, "embed_dim": 48}
+    network = timm.create_model("vit_tiny_patch16_224", **options)
+    return xai_abn.wrap(network.eval(), preprocess=Preprocess(size=64), name="small-vit")
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,9 @@ class Registry(Generic[T]):
         self._entry_points_loaded = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that files its object under ``name``, and tells it, if it has an empty ``name``.
+        """Return a decorator that files its object under ``name``, and tells it, unless it has a ``name`` of its own.
+
+        A class does not have the ``name`` of the class it is derived from.
 
         Raises:
             InvalidInputError: the name is taken.
@@ -55,7 +57,8 @@ class Registry(Generic[T]):
             if name in self._items:
                 raise InvalidInputError(f"{self.kind} {name!r} is registered already; choose another name")
             self._items[name] = item
-            if getattr(item, "name", None) == "":
+            own = vars(item).get("name", "") if isinstance(item, type) else getattr(item, "name", None)
+            if own == "" and hasattr(item, "name"):
                 item.name = name  # type: ignore[attr-defined]
             return item
 

@@ -17,20 +17,41 @@ from xai_abn.pipeline import explain, make_explainers
 NAMES = explainers.names()
 TARGETS = torch.tensor([3, 1, 4])
 
+#: Constructor arguments that make a costly method quick here; the rules do not depend on them.
+QUICK = {
+    "integrated-gradients": {"steps": 4},
+    "smooth-grad": {"samples": 3},
+    "var-grad": {"samples": 3},
+    "gradient-shap": {"samples": 3},
+    "occlusion": {"window": 0.5, "stride": 0.5},
+    "feature-ablation": {"segments": 4},
+    "kernel-shap": {"segments": 4, "samples": 8},
+    "lime": {"segments": 4, "samples": 8},
+    "rise": {"masks": 8, "side": 3},
+    "ss-cam": {"samples": 2},
+    "is-cam": {"steps": 2},
+    "smooth-grad-cam++": {"samples": 2},
+}
+
+
+def make(name):
+    """The explainer under its name, quick."""
+    return explainers.get(name)(**QUICK.get(name, {}))
+
 
 def run(model, name, inputs, targets):
-    explainer = explainers.get(name)()
-    shared = model.forward_pass(inputs, explainer.layers(model), gradients=explainer.needs_gradient)
-    return explainer.explain(shared, targets)
+    explainer = make(name)
+    return explainer.explain(explainers.run_pass(model, inputs, [explainer]), targets)
 
 
 def models_for(name, request):
     """The test models this explainer applies to: at least one."""
-    candidates = [request.getfixturevalue(n) for n in ("resnet18", "abn_resnet18")]
+    candidates = [request.getfixturevalue(n) for n in ("small_resnet", "small_abn", "small_vit")]
     fitting = []
     for model in candidates:
         try:
-            explainers.get(name)().check(model)
+            make(name).check(model)
+            make(name).layers(model)
         except UnsupportedModelError:
             continue
         fitting.append(model)
@@ -84,7 +105,7 @@ def test_class_specific_is_true_to_its_word(case, inputs):
 def test_needs_gradient_is_true_to_its_word(case, inputs):
     """An explainer that needs no gradient works on a pass without, also in inference mode."""
     name, models = case
-    explainer = explainers.get(name)()
+    explainer = make(name)
     for model in models:
         if explainer.needs_gradient:
             with torch.inference_mode(), pytest.raises(ValueError, match="no_grad"):
@@ -197,7 +218,7 @@ def test_records_are_complete(case, photo):
     """Every explanation tells method, layer, target, probability, versions, and is class-specific or not."""
     name, models = case
     for model in models:
-        record = explain(model, photo, name)[name]
+        record = explain(model, photo, make(name))[name]
         assert record.method == name
         assert record.layer or explainers.get(name).control  # controls read no layer
         assert record.versions["torch"] == torch.__version__

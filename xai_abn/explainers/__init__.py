@@ -4,6 +4,10 @@ from xai_abn.explainers.abn import ABN, ABNClass
 from xai_abn.explainers.attention import AttentionRelevance, AttentionRollout, LeGrad
 from xai_abn.explainers.base import Explainer, get, names, register, run_pass
 from xai_abn.explainers.cam import CAM
+from xai_abn.explainers.captum_gradients import InputXGradient, IntegratedGradients, Saliency
+from xai_abn.explainers.captum_noise import GradientSHAP, SmoothGrad, VarGrad
+from xai_abn.explainers.captum_perturbations import LIME, FeatureAblation, KernelSHAP, Occlusion
+from xai_abn.explainers.captum_rules import DeepLIFT, GuidedBackprop, GuidedGradCAM
 from xai_abn.explainers.controls import Centre, Random7, Random14, Sobel, Uniform
 from xai_abn.explainers.eigen_cam import KPCACAM, EigenCAM, EigenGradCAM
 from xai_abn.explainers.grad_cam import (
@@ -18,36 +22,51 @@ from xai_abn.explainers.grad_cam import (
 )
 from xai_abn.explainers.many_passes import RefineCAM, SmoothGradCAMPlusPlus
 from xai_abn.explainers.masked_cam import ISCAM, SSCAM, AblationCAM, ScoreCAM
+from xai_abn.explainers.rise import RISE
 
 __all__ = [
     "ABN",
     "CAM",
     "ISCAM",
     "KPCACAM",
+    "LIME",
+    "RISE",
     "SSCAM",
     "ABNClass",
     "AblationCAM",
     "AttentionRelevance",
     "AttentionRollout",
     "Centre",
+    "DeepLIFT",
     "EigenCAM",
     "EigenGradCAM",
     "Explainer",
+    "FeatureAblation",
     "FinerCAM",
     "GradCAM",
     "GradCAMElementwise",
     "GradCAMPlusPlus",
+    "GradientSHAP",
+    "GuidedBackprop",
+    "GuidedGradCAM",
     "HiResCAM",
+    "InputXGradient",
+    "IntegratedGradients",
+    "KernelSHAP",
     "LayerCAM",
     "LeGrad",
+    "Occlusion",
     "Random7",
     "Random14",
     "RefineCAM",
+    "Saliency",
     "ScoreCAM",
     "ShapleyCAM",
+    "SmoothGrad",
     "SmoothGradCAMPlusPlus",
     "Sobel",
     "Uniform",
+    "VarGrad",
     "XGradCAM",
     "get",
     "names",

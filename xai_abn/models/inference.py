@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from xai_abn.errors import NonFiniteError
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.inspection import evaluating, trace_outputs
+from xai_abn.models.inspection import copied, evaluating, trace_outputs
 
 #: With bfloat16, so many convolutions from the input on stay in float32: rounding there shifts every layer behind them,
 #: and was most of the error of deletion areas on lite0 (benchmarks/engine).
@@ -45,7 +45,7 @@ class FastPredictor:
         self._device, self._dtype = weights.device, weights.dtype
         with evaluating(model.module):
             whole = model.module.as_classifier() if model.is_abn else model.module  # type: ignore[operator]
-            plain = copy.deepcopy(whole).eval().requires_grad_(False)
+            plain = copied(whole).eval().requires_grad_(False)
         example = _probe(model.blank_input).to(self._device, self._dtype)
         self._logits_of = model.logits_of
         self._network, self.folded = _folded(plain, example, model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """Return a deep copy with the hooks of this moment: another thread's pass may add its own meanwhile."""
+    tables = [t for m in network.modules() for t in (m._forward_hooks, m._forward_pre_hooks)]
+    with torch.inference_mode(False):
+        return copy.deepcopy(network, {id(table): OrderedDict(dict.copy(table)) for table in tables})
 
 
 def _family(module: nn.Module) -> list[nn.Module]:

@@ -1,0 +1,80 @@
+"""Which steps of a network's computation are not linear, read off the graph that autograd records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: Steps linear in what depends on the input (up to a constant), whatever their inputs are.
+LINEAR = {
+    "AccumulateGrad", "Add", "AdaptiveAvgPool2D", "Alias", "AsStrided", "AvgPool2D", "Cat", "Clone", "ConstantPadNd",
+    "Expand", "Flip", "Im2Col", "Index", "IndexSelect", "Mean", "Narrow", "Neg", "Permute", "PixelShuffle",
+    "ReflectionPad2D", "Repeat", "ReplicationPad2D", "ReshapeAlias", "Roll", "Select", "Slice", "Split",
+    "SplitWithSizes", "Squeeze", "Stack", "Sub", "Sum", "T", "ToCopy", "Transpose", "Unbind", "UnsafeView",
+    "Unsqueeze", "UpsampleBilinear2D", "UpsampleNearest2D", "View",
+}  # fmt: skip
+#: Steps linear only as long as one of their inputs depends on the input of the network: the first, for a quotient.
+PRODUCTS = {"Addmm", "Baddbmm", "Bmm", "Convolution", "Div", "Mm", "Mul", "Mv"}
+#: Steps linear in evaluation mode, where they use the statistics they learnt.
+NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
+
+
+def nonlinear_steps(
+    network: nn.Module, sample: Tensor, kinds: Sequence[type[nn.Module]], logits_of: Callable[[object], Tensor]
+) -> set[str]:
+    """Return the names of the steps that are neither known as linear nor the doing of modules of the kinds.
+
+    The names are autograd's, such as ``"Gelu"``: a step is found wherever it is written, in a module, as a function,
+    or as an operator. ``"Mul"`` is a product of two things that both depend on the input.
+
+    Args:
+        network: its parameters must be frozen, so that the graph holds what depends on the input and nothing else.
+        sample: (N, 3, H, W) input to run once.
+        kinds: classes of modules, each of whose calls is one step.
+        logits_of: finds the logits in what the network answers.
+    """
+    known: set[Any] = set()
+
+    def note(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        known.add(output.grad_fn)
+
+    handles = [m.register_forward_hook(note) for m in network.modules() if type(m) in kinds]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            picture = sample.clone().to(next(network.parameters(), sample)).requires_grad_()
+            last = logits_of(network(picture)).grad_fn
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {_name(step) for step in _behind(last) if step not in known and not _is_linear(step)}
+
+
+def _behind(last: Any) -> Iterator[Any]:
+    """Yield a step and every one that it depends on, once each."""
+    waiting = [] if last is None else [last]
+    seen = set(waiting)
+    while waiting:
+        step = waiting.pop()
+        yield step
+        new = {before for before, _ in step.next_functions if before is not None} - seen
+        seen |= new
+        waiting += new
+
+
+def _name(step: Any) -> str:
+    """Return a step's name without "Backward" and its number."""
+    return str(step.name()).split("::")[-1].split("Backward")[0]
+
+
+def _is_linear(step: Any) -> bool:
+    name, depends = _name(step), [before is not None for before, _ in step.next_functions]
+    if name == "Div":
+        return depends[0] and not any(depends[1:])
+    if name in PRODUCTS:
+        return sum(depends) == 1
+    if name in NORMS:
+        return not getattr(step, "_saved_training", False)
+    return name in LINEAR
