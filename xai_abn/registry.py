@@ -59,7 +59,7 @@ class Registry(Generic[T]):
             self._items[name] = item
             own = vars(item).get("name", "") if isinstance(item, type) else getattr(item, "name", None)
             if own == "" and hasattr(item, "name"):
-                item.name = name  # type: ignore[attr-defined]
+                item.name = name
             return item
 
         return add

@@ -127,6 +127,13 @@ class LeGrad(_AttentionExplainer):
     def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of ``targets``, (N, h, w), at least 0."""
         layout = self.patches(forward_pass)
+        with torch.enable_grad():
+            gradients = forward_pass.attention_gradients_of(self._block_scores(forward_pass, targets))
+        keys = torch.stack([g.relu().float().mean(dim=(1, 2)) for g in gradients]).mean(dim=0)
+        return layout.to_maps(keys[..., None])[:, 0]
+
+    def _block_scores(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+        """Return each block's score, summed over the batch, (L,)."""
         blocks = forward_pass.model.attention_blocks
         means = torch.stack([forward_pass.tokens(name).mean(dim=1) for name in blocks])
         length = forward_pass.tokens(blocks[-1]).shape[1]
@@ -134,6 +141,4 @@ class LeGrad(_AttentionExplainer):
         for row in range(len(forward_pass)):
             logits = forward_pass.rerun(blocks[-1], row, means[:, row, None].expand(-1, length, -1))
             scores.append(forward_pass.scores(logits, targets[row : row + 1].expand(len(blocks), *targets.shape[1:])))
-        gradients = forward_pass.attention_gradients_of(torch.stack(scores).sum(dim=0))
-        keys = torch.stack([g.relu().float().mean(dim=(1, 2)) for g in gradients]).mean(dim=0)
-        return layout.to_maps(keys[..., None])[:, 0]
+        return torch.stack(scores).sum(dim=0)

@@ -111,7 +111,7 @@ class KPCACAM(Explainer):
     def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return signed maps, (N, h, w); ``targets`` do not matter."""
         values = forward_pass.activations(self.layer_of(forward_pass.model))
-        centred = _centred(values)
+        centred = _centred(values).double()
         kernel = (centred @ centred.mT / centred.shape[2] + 1).tanh()
         kernel = kernel - kernel.mean(dim=1, keepdim=True)
         kernel = kernel - kernel.mean(dim=2, keepdim=True)

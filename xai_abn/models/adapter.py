@@ -150,6 +150,10 @@ class ModelAdapter:
 
     def spatial_layers(self) -> list[LayerOutput]:
         """Return every layer with a spatial output (N, C, h, w), in order of computing."""
+        return list(self._spatial_layers)
+
+    @cached_property
+    def _spatial_layers(self) -> list[LayerOutput]:
         return spatial_layers(trace_outputs(self.module, self.blank_input))
 
     def forward_pass(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +90,12 @@ class LayerOutput:
         return self.kind in ("Identity", "Dropout", "Dropout2d", "DropPath", "StochasticDepth")
 
 
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook that does nothing in other threads, which may run the same network meanwhile."""
+    owner = threading.get_ident()
+    return lambda *arguments: hook(*arguments) if threading.get_ident() == owner else None
+
+
 def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
     """Run ``sample`` (N, 3, H, W) once and return every module's tensor output, in order of finishing."""
     found: list[LayerOutput] = []
@@ -103,7 +111,7 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
 
         return record
 
-    handles = [m.register_forward_hook(hook(n, type(m).__name__)) for n, m in module.named_modules()]
+    handles = [m.register_forward_hook(in_this_thread(hook(n, type(m).__name__))) for n, m in module.named_modules()]
     try:
         with evaluating(module), torch.no_grad():
             module(sample.to(next(module.parameters())))
@@ -177,9 +185,10 @@ def _last_token_layer(
 
     with seeded(0):
         noise = torch.randn_like(sample)
-        handles = [module.get_submodule(n).register_forward_hook(hook(n)) for n in named]
+        handles = [module.get_submodule(n).register_forward_hook(in_this_thread(hook(n))) for n in named]
         linear = [m for m in module.modules() if isinstance(m, nn.Linear)][-1:]
-        handles += [m.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])) for m in linear]
+        note = in_this_thread(lambda _, inputs: read.append(inputs[0]))
+        handles += [m.register_forward_pre_hook(note) for m in linear]
         try:
             with evaluating(module), torch.inference_mode(False), torch.enable_grad():
                 found = scores(module(noise.clone().to(next(module.parameters()))))
@@ -228,8 +237,8 @@ def attention_places(module: nn.Module, sample: Tensor) -> list[str]:
 
     handles = []
     for name, member in module.named_modules():
-        handles.append(member.register_forward_pre_hook(enter(name)))
-        handles.append(member.register_forward_hook(lambda *_: active.pop() and None))
+        handles.append(member.register_forward_pre_hook(in_this_thread(enter(name))))
+        handles.append(member.register_forward_hook(in_this_thread(lambda *_: active.pop() and None)))
     try:
         with evaluating(module), torch.no_grad(), AttentionWatch(note):
             module(sample.to(next(module.parameters())))
