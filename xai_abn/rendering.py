@@ -24,6 +24,8 @@ COLORMAPS = {
 }
 #: The colour map used where none is named.
 DEFAULT_COLORMAP = "viridis"
+#: Columns of a sheet before it goes on below.
+ROW = 6
 #: How much the map covers the picture, in [0, 1].
 DEFAULT_OPACITY = 0.6
 
@@ -59,7 +61,7 @@ def sheet(
     colormap: str = DEFAULT_COLORMAP,
     opacity: float = DEFAULT_OPACITY,
 ) -> Image.Image:
-    """Draw the picture and several maps of it side by side.
+    """Draw the picture and several maps of it side by side, six a row.
 
     Args:
         explanations: of one picture, at least one.
@@ -76,11 +78,11 @@ def sheet(
         raise InvalidInputError("a sheet shows one picture; the explanations are of several")
     columns = [_column(first, first.view, [(first.model, "bold"), (f"top-1: {first.predicted_label}", "pale")], None)]
     columns += [_column(e, blended(e, colormap, opacity), _heading(e), colormap) for e in explanations]
-    page = Image.new("RGB", (sum(c.width for c in columns), max(c.height for c in columns)), _PAPER)
-    left = 0
-    for column in columns:
-        page.paste(column, (left, 0))
-        left += column.width
+    width, height = max(c.width for c in columns), max(c.height for c in columns)
+    across = min(len(columns), ROW)
+    page = Image.new("RGB", (across * width, -(-len(columns) // across) * height), _PAPER)
+    for number, column in enumerate(columns):
+        page.paste(column, (number % across * width, number // across * height))
     return page
 
 

@@ -128,8 +128,11 @@ def compare(module: torch.nn.Module, size: int, methods: dict) -> dict[str, floa
             explainer = make()
             explainer.check(model)
             theirs = peer_maps(peer, model, inputs, explainer)
-        except (xai_abn.errors.UnsupportedModelError, NotImplementedError) as error:
-            found[method] = "n/a" if isinstance(error, xai_abn.errors.UnsupportedModelError) else str(error)
+        except xai_abn.errors.UnsupportedModelError:
+            found[method] = "n/a"
+            continue
+        except (RuntimeError, NotImplementedError) as error:
+            found[method] = str(error) if isinstance(error, NotImplementedError) else "peer fails"
             continue
         raw = explainer.explain(ours.run_pass(model, inputs, [explainer]), torch.tensor(TARGETS)).detach()
         signs = [raw, -raw] if method in SIGNLESS else [raw]

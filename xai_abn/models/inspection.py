@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,18 +19,33 @@ from xai_abn.models.attention import AttentionWatch
 from xai_abn.models.layout import Layout, layout_of
 from xai_abn.randomness import seeded
 
+#: Networks in evaluation mode for a while: how many passes want that, and which submodules were in training mode.
+_EVALUATING: weakref.WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = weakref.WeakKeyDictionary()
+_MODES = threading.Lock()
+
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put the whole module into evaluation mode, and every submodule back into its own mode afterwards."""
-    training = [m for m in _family(module) if m.training]
-    for m in training:
-        m.training = False
+    """Put the whole module into evaluation mode, and every submodule back into its own mode afterwards.
+
+    Of several passes at once, in different threads, the first sets the mode and the last sets it back.
+    """
+    with _MODES:
+        passes, training = _EVALUATING.get(module, (0, []))
+        training = training if passes else [m for m in _family(module) if m.training]
+        _EVALUATING[module] = (passes + 1, training)
+        for m in training:
+            m.training = False
     try:
         yield
     finally:
-        for m in training:
-            m.training = True
+        with _MODES:
+            passes, training = _EVALUATING.pop(module)
+            if passes > 1:
+                _EVALUATING[module] = (passes - 1, training)
+            else:
+                for m in training:
+                    m.training = True
 
 
 def copied(network: nn.Module) -> nn.Module:
