@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from xai_abn.models.forward_pass import ForwardPass
 
 #: Side of matrices decomposed in full; of larger ones only the leading eigenvector is found, in so many steps and to
 #: this share of the eigenvalue.
-SMALL, STEPS, TOLERANCE = 64, 24, 1e-7
+SMALL, STEPS, TOLERANCE = 64, 12, 1e-5
 
 
 def first_component(values: Tensor) -> Tensor:
@@ -39,7 +41,6 @@ def _scaled_eigenvector(gram: Tensor) -> Tensor:
     Large matrices by Lanczos' method, started from the heaviest column; where that has not converged, and for small
     ones, by a full decomposition.
     """
-    gram = gram.double()
     if gram.shape[1] > SMALL:
         heaviest = gram.diagonal(dim1=1, dim2=2).argmax(dim=1)
         newest = gram[torch.arange(len(gram)), heaviest][..., None]
@@ -55,7 +56,7 @@ def _scaled_eigenvector(gram: Tensor) -> Tensor:
             missed = ((gram @ vector[..., None])[..., 0] - value * vector).norm(dim=1)
             if bool((missed <= TOLERANCE * value[:, 0]).all()):
                 return vector * value.sqrt()
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = torch.linalg.eigh(gram.double())
     return vectors[..., -1] * values[..., -1:].clamp_min(0).sqrt()
 
 
@@ -111,8 +112,9 @@ class KPCACAM(Explainer):
     def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return signed maps, (N, h, w); ``targets`` do not matter."""
         values = forward_pass.activations(self.layer_of(forward_pass.model))
-        centred = _centred(values).double()
-        kernel = (centred @ centred.mT / centred.shape[2] + 1).tanh()
+        centred = _centred(values)
+        inner = centred @ centred.mT / centred.shape[2]
+        kernel = inner.tanh() * (1 - math.tanh(1) * (inner + 1).tanh())  # tanh(inner + 1) - tanh(1), without cancelling
         kernel = kernel - kernel.mean(dim=1, keepdim=True)
         kernel = kernel - kernel.mean(dim=2, keepdim=True)
         return _upright(_scaled_eigenvector(kernel)).unflatten(1, values.shape[2:]).float()

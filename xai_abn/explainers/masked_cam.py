@@ -28,7 +28,7 @@ class ScoreCAM(Explainer):
 
     Args:
         layer: see :class:`Explainer`.
-        batch_size: masked pictures per forward pass.
+        batch_size: masked pictures per forward pass; default: 8 on a CPU, whose caches hold no more, else 32.
         corners: enlarge with aligned corners, as grad-cam 1.5 does; default: half-pixel centres, as torchcam.
         scale_first: scale to [0, 1] before enlarging, as torchcam 0.5 does; default: after, as published.
         progress: show a bar on standard error.
@@ -46,13 +46,13 @@ class ScoreCAM(Explainer):
         self,
         layer: str | None = None,
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         corners: bool = False,
         scale_first: bool = False,
         progress: bool = False,
     ) -> None:
         super().__init__(layer)
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise InvalidInputError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size, self.corners, self.scale_first, self.progress = batch_size, corners, scale_first, progress
 
@@ -75,7 +75,8 @@ class ScoreCAM(Explainer):
         plain = float(self._score(forward_pass, empty, targets, row)[0])
         scores = torch.full((len(channels),), plain, device=channels.device)
         live = self._live(spread)
-        for chunk in self._shown(live.split(self.batch_size)):
+        size = self.batch_size or (8 if picture.device.type == "cpu" else 32)
+        for chunk in self._shown(live.split(size)):
             masks = self._masks(channels[chunk], (picture.shape[2], picture.shape[3]))
             seen = [self._score(forward_pass, picture * m, targets, row) for m in self._variants(masks, chunk)]
             scores[chunk] = torch.stack(seen).mean(dim=0)
