@@ -98,7 +98,7 @@ def explain(
         >>> import xai_abn
         >>> result = xai_abn.explain(xai_abn.load_model("lite0"), "example:cat", ["cam", "grad-cam"])
         >>> result["cam"].label
-        'Egyptian cat'
+        'tiger cat'
     """
     model = model if isinstance(model, ModelAdapter) else wrap(model)
     methods = make_explainers(model, methods)
