@@ -44,10 +44,16 @@ def run(model, name, inputs, targets):
     return explainer.explain(explainers.run_pass(model, inputs, [explainer]), targets)
 
 
+#: For each method the test models it applies to, found out once.
+FITTING = {}
+
+
 def models_for(name, request):
     """The test models this explainer applies to: at least one."""
     candidates = [request.getfixturevalue(n) for n in ("small_resnet", "small_abn", "small_vit")]
-    fitting = []
+    if name in FITTING:
+        return FITTING[name]
+    fitting = FITTING.setdefault(name, [])
     for model in candidates:
         try:
             make(name).check(model)
