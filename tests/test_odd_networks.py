@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import xai_abn
+from xai_abn.cli.output import OutputFolder
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.explainers import get
 from xai_abn.models.inspection import prefix_tokens
@@ -186,3 +187,18 @@ def test_a_picture_whose_top_class_is_compared_with_itself_does_not_stop_the_oth
     answers = dict(explain_prepared(model, waiting, make_explainers(model, "cam"), xai_abn.Difference(versus=0)))
     assert isinstance(answers["a"], InvalidInputError)
     assert answers["b"]["cam"].target == 1
+
+
+@pytest.mark.parametrize("target", [-1, 10])
+def test_a_pass_refuses_targets_out_of_range(small, target):
+    shared = wrapped(Net()).forward_pass(small, ["body"], gradients=True)
+    with pytest.raises(InvalidInputError, match="from 0 to 9"):
+        shared.gradients("body", torch.tensor([0, target]))
+
+
+def test_labels_that_look_alike_as_file_names_get_files_of_their_own(small, tmp_path):
+    model = wrapped(Net(), labels=["C", "C++", *"defghijk"])
+    (result,) = xai_abn.explain(model, small[:1], "cam", [[0, 1]])
+    files = OutputFolder(tmp_path, maps=True).save("a.png", list(result.values()))
+    np.testing.assert_array_equal(np.load(files[0][1]), result["cam", "C"].map)
+    np.testing.assert_array_equal(np.load(files[1][1]), result["cam", "C++"].map)

@@ -271,6 +271,9 @@ class ForwardPass:
         if not self._differentiable:
             raise InvalidInputError("this pass was made without gradients; use forward_pass(..., gradients=True)")
         fits = targets.dim() in (1, 2) and len(targets) == len(self)
+        classes = self._scores.shape[1]
+        if fits and not targets.is_floating_point() and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+            raise InvalidInputError(f"targets must be from 0 to {classes - 1}, got {targets.tolist()}")
         if targets.is_floating_point():
             fits = tuple(targets.shape) == tuple(self._scores.shape)
         if not fits:
