@@ -20,7 +20,7 @@ from xai_abn.images import from_array, load_image, to_rgb
 from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.preprocess import PreparedImage, Preprocess
-from xai_abn.targets import Difference, Question, Score, Target, as_tensor
+from xai_abn.targets import Difference, Question, Score, Target, as_tensor, distinct
 
 #: Pictures per forward pass.
 BATCH_SIZE = 8
@@ -35,9 +35,10 @@ class ImageExplanations(dict[str | tuple[str, str], Explanation]):
     def __missing__(self, key: Any) -> Explanation:
         """Return the first explanation of a method."""
         for name, explanation in self.items():
-            if key in (name, name[0]):
+            if isinstance(name, tuple) and key == name[0]:
                 return explanation
-            if isinstance(key, tuple) and name == key[0]:  # one map for every target
+            one_for_all = not explanation.class_specific
+            if isinstance(key, tuple) and name == key[0] and (one_for_all or explanation.label == key[1]):
                 return explanation
         raise KeyError(key)
 
@@ -101,10 +102,10 @@ def explain(
         'tiger cat'
     """
     model = model if isinstance(model, ModelAdapter) else wrap(model)
-    methods = make_explainers(model, methods)
     if callable(targets):
         model = model.with_output(targets, getattr(targets, "__name__", type(targets).__name__))
         targets = None
+    methods = make_explainers(model, methods)
     prepared = [prepare(image, model.preprocess, i) for i, image in enumerate(_listed(images))]
     chosen = _targets_per_image(targets, len(prepared))
     result = Explanations()
@@ -162,12 +163,19 @@ def explain_batch(
         NonFiniteError: scores of some pictures are not finite; ``rows`` says which.
     """
     started = perf_counter()
-    inputs = torch.stack([p.tensor for p in prepared]).contiguous(memory_format=torch.channels_last)
-    shared = run_pass(model, inputs, methods, [p.source for p in prepared])
+    inputs, sources = torch.stack([p.tensor for p in prepared]), [p.source for p in prepared]
+    try:
+        shared = run_pass(model, inputs.contiguous(memory_format=torch.channels_last), methods, sources)
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        shared = run_pass(model, inputs, methods, sources)  # view() of a feature map takes channels first only
     check_finite(shared)
     top = shared.logits.argmax(dim=1).tolist()
     classes = shared.logits.shape[1]
-    asked = [[Question.of(model, w, t, classes) for w in wanted] for wanted, t in zip(targets, top, strict=True)]
+    asked = [
+        distinct([Question.of(model, w, t, classes) for w in wanted]) for wanted, t in zip(targets, top, strict=True)
+    ]
     plain = [[Question.of(model, None, t, classes)] for t in top]
     results = [ImageExplanations() for _ in prepared]
     shared_seconds = perf_counter() - started
@@ -269,6 +277,15 @@ def explain_prepared(
                 outcome[left[row][0]] = NonFiniteError(_non_finite_message(model, left[row][1].source), [row])
             left = [item for row, item in enumerate(left) if row not in error.rows]
             continue
+        except InvalidInputError as error:
+            if not any(isinstance(t, Difference) and t.target is None for t in _several(target)):
+                raise
+            if len(left) > 1:  # a picture whose top-1 class is the one compared with: the others go on
+                for i, item in left:
+                    ((_, outcome[i]),) = explain_prepared(model, [(waiting[i][0], item)], methods, target)
+            else:
+                outcome[left[0][0]] = InvalidInputError(f"{left[0][1].source}: {error}")
+            break
         for (i, _), result in zip(left, results, strict=True):
             outcome[i] = result
         break
@@ -309,9 +326,11 @@ def _listed(images: Any) -> list[Any]:
 
 
 def _targets_per_image(targets: Any, number: int) -> list[list[Target | None]]:
-    if targets is None or isinstance(targets, (int, str, Difference)):
-        return [[targets]] * number
-    chosen = targets.tolist() if isinstance(targets, (Tensor, np.ndarray)) else list(targets)
+    if isinstance(targets, (Tensor, np.ndarray, np.generic)):
+        targets = targets.tolist()
+    if targets is None or isinstance(targets, (int, float, str, Difference)):
+        return [[targets]] * number  # type: ignore[list-item]
+    chosen = list(targets)
     if len(chosen) != number:
         raise InvalidInputError(
             f"got {len(chosen)} targets for {number} images; give one for all, or one each (several as a list in the "
@@ -322,6 +341,8 @@ def _targets_per_image(targets: Any, number: int) -> list[list[Target | None]]:
 
 def _several(target: Any) -> list[Target | None]:
     """Return the targets of one picture as a list."""
+    if isinstance(target, (Tensor, np.ndarray, np.generic)):
+        target = target.tolist()
     if isinstance(target, (list, tuple)):
         if not target:
             raise InvalidInputError("a picture's list of targets is empty; leave it out for the top-1 class")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -80,6 +80,13 @@ class Question:
         if self.versus is not None:
             return float((logits[self.index] - logits[self.versus]).sigmoid())
         return float(logits.softmax(dim=0)[self.index])
+
+
+def distinct(questions: Sequence[Question]) -> list[Question]:
+    """Return one picture's questions, each once; different classes of one label get their index behind it."""
+    once = list(dict.fromkeys(questions))
+    labels = [q.label for q in once]
+    return [replace(q, label=f"{q.label} ({q.index})") if labels.count(q.label) > 1 else q for q in once]
 
 
 def as_tensor(questions: Sequence[Question], logits: Tensor) -> Tensor:

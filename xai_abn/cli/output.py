@@ -67,6 +67,8 @@ class OutputFolder:
         for explanation, made in zip(explanations, files, strict=True):
             which = f".{_plain(explanation.label)}" if explanation.method in several else ""
             path = self.path / f"{stem}.{explanation.method}{which}.png"
+            if path in contents:  # C and C++
+                path = path.with_name(f"{stem}.{explanation.method}{which}-{explanation.target}.png")
             contents[path] = _png(overlay(explanation, colormap=self.colormap), [explanation])
             made.append(path)
             if self.maps:

@@ -102,7 +102,11 @@ class ModelAdapter:
         if not self.attention_blocks:
             return False
         found = find_target_layer(self.module, self.blank_input, self.logits_of)
-        return found.startswith(f"{self.attention_blocks[-1]}.")
+        last = self.attention_blocks[-1]
+        if found.startswith(f"{last}."):
+            return True
+        order = {o.name: o.order for o in trace_outputs(self.module, self.blank_input)}
+        return order.get(found, len(order)) < order.get(last, -1)
 
     @cached_property
     def classifier(self) -> nn.Linear:
@@ -203,6 +207,14 @@ class ModelAdapter:
     def with_output(self, score: Callable[[Any], Tensor], name: str) -> ModelAdapter:
         """Return this model seen through a score: its answer to (N,); it has one "class", called ``name``."""
         inner = ModelAdapter(self.module, name=self.name, preprocess=self.preprocess, output=self.output)
+
+        def one_each(answer: object) -> Tensor:
+            found = score(inner.logits_of(answer) if inner.output is not None else answer)
+            if not isinstance(found, Tensor) or found.dim() not in (1, 2) or found[:1].numel() != 1:
+                got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise InvalidInputError(f"the score {name} must give one number an image, (N,), got {got}")
+            return found
+
         adapter = ModelAdapter(
             self.module,
             name=self.name,
@@ -210,7 +222,7 @@ class ModelAdapter:
             labels=[name],
             layer=self._layer,
             weights=self.weights,
-            output=lambda answer: score(inner.logits_of(answer) if inner.output is not None else answer),
+            output=one_each,
         )
         adapter.scores_only = True
         return adapter

@@ -73,6 +73,7 @@ class ForwardPass:
         self.inputs = _on_device(inputs, model.module)
         self.sources = tuple(sources)
         self._kept: dict[str, Tensor] = {}
+        self._runs: dict[str, int] = {}
         self._attentions: list[Tensor] = []
         self._predict: Callable[[Tensor], Tensor] | None = None
         self._gradients: dict[tuple[object, ...], Tensor] = {}
@@ -90,6 +91,10 @@ class ForwardPass:
             self._scores = model.logits_of(output)
         self._pooled = self._input_of_last_linear(self._scores)
         self.logits = self._scores.detach().float()
+        if len(self.logits) != len(self.inputs):
+            raise UnsupportedModelError(
+                f"{model.name} must answer with one row an image, got {tuple(self.logits.shape)} for {len(self.inputs)}"
+            )
 
     def __len__(self) -> int:
         """Return the number of images N."""
@@ -113,6 +118,11 @@ class ForwardPass:
             UnsupportedModelError: its output has no positions.
         """
         shape = tuple(self._captured(layer).shape)
+        if shape and shape[0] != len(self.inputs):
+            raise UnsupportedModelError(
+                f"layer {layer!r} gives {shape} for {len(self.inputs)} images, as where pictures are cut into windows; "
+                "name another"
+            )
         found = layout_of(shape, (self.inputs.shape[2], self.inputs.shape[3]), prefix_tokens(self.model.module))
         if found is None:
             raise UnsupportedModelError(f"layer {layer!r} gives {shape}, in which no grid of positions is seen")
@@ -159,7 +169,7 @@ class ForwardPass:
         """
         self._check_targets(targets)
         layout = self.layout(layer)
-        key = (layer, tuple(targets.shape), tuple(targets.flatten().tolist()))
+        key = (layer, targets.is_floating_point(), tuple(targets.shape), tuple(targets.flatten().tolist()))
         if key not in self._gradients:
             (found,) = self._differentiate([self._captured(layer)], targets.to(self._scores.device), layer)
             self._gradients[key] = layout.to_maps(found)
@@ -227,10 +237,14 @@ class ForwardPass:
             row: of the image, in the batch.
             values: (B, ...) outputs of the layer, as the layer gives them; see :meth:`Layout.from_maps`.
         """
-        owner, picture = threading.get_ident(), self.inputs[row : row + 1]
+        owner, picture, left = threading.get_ident(), self.inputs[row : row + 1], 0
 
         def hook(_module: nn.Module, _inputs: object, _output: object) -> Tensor | None:
+            nonlocal left
             if threading.get_ident() != owner:
+                return None
+            left -= 1
+            if left > 0:  # a layer used several times: its last output is what was captured
                 return None
             torch.set_grad_enabled(values.requires_grad)
             return values.clone()
@@ -239,11 +253,17 @@ class ForwardPass:
         handle = module.get_submodule(layer).register_forward_hook(hook)
         try:
             with evaluating(module), torch.no_grad():
+                left = self._runs.get(layer, 1)
                 try:
-                    return self.model.logits_of(module(picture))
-                except RuntimeError:  # one image and B side by side, as where a dense block is cut open
-                    torch.set_grad_enabled(False)
-                    return self.model.logits_of(module(picture.expand(len(values), -1, -1, -1)))
+                    logits = self.model.logits_of(module(picture))
+                    if len(logits) == len(values):
+                        return logits
+                except RuntimeError:
+                    pass
+                # one image and B side by side, as where a dense block is cut open, or all taken for one image
+                torch.set_grad_enabled(False)
+                left = self._runs.get(layer, 1)
+                return self.model.logits_of(module(picture.expand(len(values), -1, -1, -1)))
         finally:
             handle.remove()
 
@@ -251,6 +271,9 @@ class ForwardPass:
         if not self._differentiable:
             raise InvalidInputError("this pass was made without gradients; use forward_pass(..., gradients=True)")
         fits = targets.dim() in (1, 2) and len(targets) == len(self)
+        classes = self._scores.shape[1]
+        if fits and not targets.is_floating_point() and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+            raise InvalidInputError(f"targets must be from 0 to {classes - 1}, got {targets.tolist()}")
         if targets.is_floating_point():
             fits = tuple(targets.shape) == tuple(self._scores.shape)
         if not fits:
@@ -334,6 +357,7 @@ class ForwardPass:
                 torch.set_grad_enabled(True)  # until the surrounding no_grad() block ends
                 output = output if output.requires_grad else output.detach().requires_grad_()
             self._kept[layer] = output
+            self._runs[layer] = self._runs.get(layer, 0) + 1
             return output.clone()  # an in-place operation behind the layer changes the copy
 
         return hook
@@ -348,8 +372,12 @@ class ForwardPass:
     def _note_linear(self) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         owner = threading.get_ident()
 
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if threading.get_ident() == owner and inputs[0].dim() == 2 and inputs[0].requires_grad:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if threading.get_ident() != owner or inputs[0].dim() != 2 or not inputs[0].requires_grad:
+                return
+            # a subclass (cosine, LoRA) or another hook may compute something else than the product with the weights
+            plain = type(module).forward is nn.Linear.forward
+            if plain and type(output.grad_fn).__name__ in ("AddmmBackward0", "MmBackward0"):
                 self._linear_call = (inputs[0], output, output.grad_fn)
 
         return hook

@@ -51,13 +51,21 @@ class FastPredictor:
         self._network, self.folded = _folded(plain, example, model)
         if bf16:
             _keep_float32(self._network, example)
-        self._network = self._network.to(memory_format=torch.channels_last)
+        self._layout = torch.channels_last
+        self._network = self._network.to(memory_format=self._layout)
+        try:
+            self(example)
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+            self._layout = torch.contiguous_format  # view() of a feature map takes channels first only
+            self._network = self._network.to(memory_format=self._layout)
         if compile:
             self._network = torch.compile(self._network)  # type: ignore[assignment]
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return logits (N, K) float32 of inputs (N, 3, H, W)."""
-        inputs = inputs.to(self._device, self._dtype, memory_format=torch.channels_last)
+        inputs = inputs.to(self._device, self._dtype, memory_format=self._layout)
         bf16 = self.precision == "bfloat16"
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
             return self._logits_of(self._network(inputs)).float()

@@ -140,7 +140,10 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
 def prefix_tokens(module: nn.Module) -> int | None:
     """Return how many tokens in front are no patches, where a transformer says so (timm's do), else None."""
     number = getattr(module, "num_prefix_tokens", None)
-    return number if isinstance(number, int) else None
+    if isinstance(number, int):
+        return number
+    inside = {n for m in module.modules() if isinstance(n := getattr(m, "num_prefix_tokens", None), int)}
+    return inside.pop() if len(inside) == 1 else None
 
 
 def spatial_layers(outputs: list[LayerOutput]) -> list[LayerOutput]:
