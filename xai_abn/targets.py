@@ -73,13 +73,13 @@ class Question:
     def probability(self, logits: Tensor, model: ModelAdapter) -> float:
         """Return the softmax probability of the class, or of this class rather than the other; logits are (K,).
 
-        NaN where the model has no probabilities.
+        Of a single logit the sigmoid. NaN where the model has no probabilities.
         """
         if model.scores_only:
             return float("nan")
         if self.versus is not None:
             return float((logits[self.index] - logits[self.versus]).sigmoid())
-        return float(logits.softmax(dim=0)[self.index])
+        return float(logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=0)[self.index])
 
 
 def distinct(questions: Sequence[Question]) -> list[Question]:

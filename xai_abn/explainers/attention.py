@@ -9,7 +9,6 @@ from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
-from xai_abn.models.inspection import prefix_tokens
 from xai_abn.models.layout import Layout, layout_of
 
 
@@ -44,7 +43,7 @@ class _AttentionExplainer(Explainer):
         shapes = {tuple(a.shape) for a in forward_pass.attentions}
         size = (forward_pass.inputs.shape[2], forward_pass.inputs.shape[3])
         first = next(iter(shapes))
-        layout = layout_of((1, first[-1], 1), size, prefix_tokens(forward_pass.model.module))
+        layout = layout_of((1, first[-1], 1), size, forward_pass.model.prefix_tokens)
         if len({s[-1] for s in shapes}) > 1 or first[0] != len(forward_pass) or layout is None:
             raise UnsupportedModelError(
                 f"{self.name} needs attention over all patches in every block; {forward_pass.model.name} attends in "
@@ -53,7 +52,10 @@ class _AttentionExplainer(Explainer):
         return layout
 
     def read_out(self, forward_pass: ForwardPass, relevance: Tensor) -> Tensor:
-        """Return maps (N, h, w) of relevance (N, T, T): from the class token, or from all patches if those are read."""
+        """Return maps (N, h, w) of relevance (N, T, T): from the class token, or from all patches if those are read.
+
+        Of a network that reads a distillation token, too, only the class token's are shown.
+        """
         layout = self.patches(forward_pass)
         from_class = forward_pass.model.reads_class_token
         rows = relevance[:, 0] if from_class else relevance[:, layout.prefix :].mean(dim=1)

@@ -101,6 +101,10 @@ class RefineCAM(Explainer):
         """The method multiplied."""
         return {"base": self.base.name, "layers": list(self._layers) if self._layers else "last of three resolutions"}
 
+    def layer_of(self, model: ModelAdapter) -> str:
+        """Return the last of the layers."""
+        return self._layers[-1] if self._layers else super().layer_of(model)
+
     def layers(self, model: ModelAdapter) -> tuple[str, ...]:
         """Return the layers multiplied.
 

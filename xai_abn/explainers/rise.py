@@ -80,7 +80,7 @@ class RISE(InputSpaceExplainer):
             stack = stack.to(pictures.device)
             for row, picture in enumerate(pictures):
                 seen = picture * stack[:, None].to(picture)
-                probabilities = forward_pass.predict(seen).softmax(dim=1)
+                probabilities = forward_pass.as_probabilities(forward_pass.predict(seen))
                 target = targets[row : row + 1]
                 scores = forward_pass.scores(probabilities, target.expand(len(stack), *target.shape[1:]))
                 maps[row] += torch.tensordot(scores, stack, dims=1)

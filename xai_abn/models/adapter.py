@@ -17,6 +17,7 @@ from xai_abn.models.inspection import (
     attention_blocks,
     find_classifier,
     find_target_layer,
+    prefix_tokens,
     spatial_layers,
     trace_outputs,
 )
@@ -89,12 +90,27 @@ class ModelAdapter:
         Raises:
             UnsupportedModelError: none was given and none can be found.
         """
-        return self._layer or find_target_layer(self.module, self.blank_input, self.logits_of)
+        if self._layer:
+            return self._layer
+        try:
+            return find_target_layer(self.module, self.blank_input, self.logits_of)
+        except (AssertionError, RuntimeError) as error:
+            size = self.preprocess.size
+            raise UnsupportedModelError(
+                f"{self.name} does not take a blank input of {size}x{size}, with which its target layer is looked for "
+                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); give "
+                "wrap(..., preprocess=Preprocess(size=...)), or name the layer"
+            ) from error
 
     @cached_property
     def attention_blocks(self) -> tuple[str, ...]:
         """Names of a transformer's blocks, one for each self-attention; empty for other networks."""
         return tuple(attention_blocks(self.module, self.blank_input))
+
+    @cached_property
+    def prefix_tokens(self) -> int | None:
+        """How many of a transformer's tokens are no patches, where it says so."""
+        return prefix_tokens(self.module)
 
     @cached_property
     def reads_class_token(self) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.models.abn import ABNOutput
 from xai_abn.models.attention import AttentionWatch
-from xai_abn.models.inspection import evaluating, prefix_tokens
+from xai_abn.models.inspection import evaluating, on_device
 from xai_abn.models.layout import Layout, layout_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class ForwardPass:
                 "gradients cannot be had inside torch.inference_mode(); use torch.no_grad() or leave the block"
             )
         self.model = model
-        self.inputs = _on_device(inputs, model.module)
+        self.inputs = on_device(inputs, model.module)
         self.sources = tuple(sources)
         self._kept: dict[str, Tensor] = {}
         self._runs: dict[str, int] = {}
@@ -102,8 +102,14 @@ class ForwardPass:
 
     @property
     def probabilities(self) -> Tensor:
-        """Softmax of the logits, (N, K); NaN where the model only has a made-up score."""
-        return self.logits * float("nan") if self.model.scores_only else self.logits.softmax(dim=1)
+        """The logits as probabilities, (N, K); see :meth:`as_probabilities`."""
+        return self.as_probabilities(self.logits)
+
+    def as_probabilities(self, logits: Tensor) -> Tensor:
+        """Return the softmax of logits (B, K), of a single logit the sigmoid, of a made-up score NaN."""
+        if self.model.scores_only:
+            return logits * float("nan")
+        return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
 
     @property
     def attentions(self) -> list[Tensor]:
@@ -123,7 +129,8 @@ class ForwardPass:
                 f"layer {layer!r} gives {shape} for {len(self.inputs)} images, as where pictures are cut into windows; "
                 "name another"
             )
-        found = layout_of(shape, (self.inputs.shape[2], self.inputs.shape[3]), prefix_tokens(self.model.module))
+        prefix = self.model.prefix_tokens if len(shape) == 3 else None
+        found = layout_of(shape, (self.inputs.shape[2], self.inputs.shape[3]), prefix)
         if found is None:
             raise UnsupportedModelError(f"layer {layer!r} gives {shape}, in which no grid of positions is seen")
         return found
@@ -381,10 +388,3 @@ class ForwardPass:
                 self._linear_call = (inputs[0], output, output.grad_fn)
 
         return hook
-
-
-def _on_device(inputs: Tensor, module: nn.Module) -> Tensor:
-    parameter = next(module.parameters(), None)
-    if parameter is None:
-        return inputs
-    return inputs.to(parameter.device, parameter.dtype)

@@ -130,7 +130,7 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
     handles = [m.register_forward_hook(in_this_thread(hook(n, type(m).__name__))) for n, m in module.named_modules()]
     try:
         with evaluating(module), torch.no_grad():
-            module(sample.to(next(module.parameters())))
+            module(on_device(sample, module))
     finally:
         for handle in handles:
             handle.remove()
@@ -138,12 +138,24 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
 
 
 def prefix_tokens(module: nn.Module) -> int | None:
-    """Return how many tokens in front are no patches, where a transformer says so (timm's do), else None."""
+    """Return how many tokens in front are no patches, where a transformer says so, else None.
+
+    timm's do; networks that tell their registers (DINOv2's do) have a class token, too.
+    """
     number = getattr(module, "num_prefix_tokens", None)
     if isinstance(number, int):
         return number
     inside = {n for m in module.modules() if isinstance(n := getattr(m, "num_prefix_tokens", None), int)}
+    inside = inside or {
+        n + 1 for m in module.modules() if isinstance(n := getattr(m, "num_register_tokens", None), int)
+    }
     return inside.pop() if len(inside) == 1 else None
+
+
+def on_device(inputs: Tensor, module: nn.Module) -> Tensor:
+    """Return inputs on the device and in the precision of a network's weights; as they are if it has none."""
+    weights = next(module.parameters(), None)
+    return inputs if weights is None else inputs.to(weights.device, weights.dtype)
 
 
 def spatial_layers(outputs: list[LayerOutput]) -> list[LayerOutput]:
@@ -210,7 +222,7 @@ def _last_token_layer(
         handles += [m.register_forward_pre_hook(note) for m in linear]
         try:
             with evaluating(module), torch.inference_mode(False), torch.enable_grad():
-                found = scores(module(noise.clone().to(next(module.parameters()))))
+                found = scores(module(on_device(noise.clone(), module)))
         finally:
             for handle in handles:
                 handle.remove()
@@ -260,7 +272,7 @@ def attention_places(module: nn.Module, sample: Tensor) -> list[str]:
         handles.append(member.register_forward_hook(in_this_thread(lambda *_: active.pop() and None)))
     try:
         with evaluating(module), torch.no_grad(), AttentionWatch(note):
-            module(sample.to(next(module.parameters())))
+            module(on_device(sample, module))
     finally:
         for handle in handles:
             handle.remove()
