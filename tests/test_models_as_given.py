@@ -11,7 +11,7 @@ from torch import nn
 
 import xai_abn
 from xai_abn.errors import UnsupportedModelError
-from xai_abn.explainers import CAM, AblationCAM, GradCAM, LayerCAM, ScoreCAM, run_pass
+from xai_abn.explainers import CAM, AblationCAM, GradCAM, LayerCAM, ScoreCAM, get, run_pass
 from xai_abn.preprocess import Preprocess
 
 METHODS = [CAM, GradCAM, LayerCAM, ScoreCAM, AblationCAM]
@@ -69,6 +69,45 @@ def test_half_and_double_precision_work(inputs, explainer, dtype):
     expected, found = maps(net(), inputs, explainer), maps(net().to(dtype), inputs, explainer).float()
     scale = float(expected.abs().max())
     assert float((found - expected).abs().max()) < (0.15 if dtype != torch.float64 else 1e-4) * scale
+
+
+INPUT_SPACE = {
+    "saliency": {},
+    "input-x-gradient": {},
+    "integrated-gradients": {"steps": 4},
+    "smooth-grad": {"samples": 2},
+    "var-grad": {"samples": 2},
+    "gradient-shap": {"samples": 2},
+    "occlusion": {"window": 0.5, "stride": 0.5},
+    "feature-ablation": {"segments": 4},
+    "kernel-shap": {"segments": 4, "samples": 12},
+    "lime": {"segments": 4, "samples": 12},
+    "guided-backprop": {},
+    "guided-grad-cam": {},
+    "rise": {"masks": 16, "side": 3},
+}
+
+
+@pytest.mark.parametrize("name", INPUT_SPACE)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_methods_of_the_input_work_in_half_and_double_precision(inputs, name, dtype):
+    """The map correlates with that in float32, in which noise, masks and results are."""
+    found = []
+    for module in (net(), net().to(dtype)):
+        model = xai_abn.wrap(module, preprocess=Preprocess(size=64), layer="relu")
+        chosen = get(name)(**INPUT_SPACE[name])
+        found.append(chosen.explain(run_pass(model, inputs, [chosen]), TARGETS).float().flatten(1))
+    assert found[1].isfinite().all()
+    together = torch.nn.functional.cosine_similarity(found[0], found[1])
+    assert float(together.min()) > 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_deep_lift_refuses_half_precision(inputs, dtype):
+    """Its divisors are too small for it."""
+    with pytest.raises(UnsupportedModelError, match=r"module\.float"):
+        maps(net().to(dtype), inputs, get("deep-lift"))
+    maps(net().double(), inputs, get("deep-lift"))
 
 
 @pytest.mark.parametrize("explainer", METHODS)

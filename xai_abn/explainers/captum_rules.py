@@ -6,6 +6,7 @@ import warnings
 from abc import abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from xai_abn.errors import UnsupportedModelError
@@ -164,7 +165,17 @@ class DeepLIFT(_ChangedRule):
         return DeepLift(score).attribute(picture, baselines=0)
 
     def network(self, model: ModelAdapter) -> nn.Module:
-        """Return the copy, its overlapping max poolings computed window by window."""
+        """Return the copy, its overlapping max poolings computed window by window.
+
+        Raises:
+            UnsupportedModelError: half precision, in which the rule's small differences overflow, or a step without
+                a rule.
+        """
+        if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.module.parameters()):
+            raise UnsupportedModelError(
+                f"{self.name} divides by small differences of activations, which {model.name}'s half precision does "
+                "not hold; give it in single precision, as with module.float()"
+            )
         copy = super().network(model)
         separate_windows(copy)
         return copy

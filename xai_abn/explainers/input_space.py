@@ -13,7 +13,7 @@ from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
-from xai_abn.models.inspection import evaluating
+from xai_abn.models.inspection import evaluating, on_device
 from xai_abn.randomness import seeded
 
 
@@ -35,7 +35,7 @@ class Score(nn.Module):
 
     def forward(self, versions: Tensor) -> Tensor:
         """Return the logit, or the mixture of logits, (B,) of versions (B, 3, H, W)."""
-        logits = self.model.logits_of(self.network(versions))
+        logits = self.model.logits_of(self.network(on_device(versions, self.network))).to(versions.dtype)
         return self._forward_pass.scores(logits, self._target.expand(len(versions), *self._target.shape[1:]))
 
 
@@ -93,7 +93,10 @@ class CaptumMethod(InputSpaceExplainer):
         with evaluating(network), torch.inference_mode(torch.is_inference_mode_enabled() and not self.needs_gradient):
             for row in range(len(forward_pass)):
                 score = Score(network, forward_pass, targets[row : row + 1])
-                picture = forward_pass.inputs[row : row + 1].detach().clone().requires_grad_(self.needs_gradient)
+                # in single precision, as captum's noise and masks; the network computes in its own
+                picture = (
+                    forward_pass.inputs[row : row + 1].detach().float().clone().requires_grad_(self.needs_gradient)
+                )
                 with torch.set_grad_enabled(self.needs_gradient), self._repeating():
                     found.append(self.attribute_one(score, picture).detach())
         return torch.cat(found)
