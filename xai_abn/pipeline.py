@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, NonFiniteError, XaiAbnError
-from xai_abn.explainers import Explainer, get, run_pass
+from xai_abn.explainers import Explainer, get, run_batch
 from xai_abn.explanation import Explanation
 from xai_abn.images import from_array, load_image, to_rgb
 from xai_abn.models.adapter import ModelAdapter, wrap
@@ -163,13 +163,7 @@ def explain_batch(
         NonFiniteError: scores of some pictures are not finite; ``rows`` says which.
     """
     started = perf_counter()
-    inputs, sources = torch.stack([p.tensor for p in prepared]), [p.source for p in prepared]
-    try:
-        shared = run_pass(model, inputs.contiguous(memory_format=torch.channels_last), methods, sources)
-    except RuntimeError as error:
-        if "view size is not compatible" not in str(error):
-            raise
-        shared = run_pass(model, inputs, methods, sources)  # view() of a feature map takes channels first only
+    shared = run_batch(model, torch.stack([p.tensor for p in prepared]), methods, [p.source for p in prepared])
     check_finite(shared)
     top = shared.logits.argmax(dim=1).tolist()
     classes = shared.logits.shape[1]

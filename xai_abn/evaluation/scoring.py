@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from xai_abn.evaluation.records import MapRow, ResultRow
 from xai_abn.evaluation.store import key_of
 from xai_abn.evaluation.trials import TOP, Photo, Trial, trials_of
-from xai_abn.explainers import Explainer, run_pass
+from xai_abn.explainers import Explainer, run_batch, run_pass
 from xai_abn.metrics.base import Metric, Needs, Scores, Subject
 from xai_abn.metrics.deletion_insertion import area
 from xai_abn.metrics.maps import flaws, upsample
@@ -109,7 +109,7 @@ class _Batch:
         inputs = torch.stack([p.prepared.tensor for p in photos])
         self.inputs = inputs.contiguous(memory_format=torch.channels_last)
         started = perf_counter()
-        shared = run_pass(scorer.model, self.inputs, methods.values(), [p.name for p in photos])
+        shared = run_batch(scorer.model, self.inputs, methods.values(), [p.name for p in photos])
         check_finite(shared)
         self.logits, self.top = shared.logits.cpu(), shared.logits.argmax(dim=1).cpu()
         self.probabilities = self.logits.softmax(dim=1)

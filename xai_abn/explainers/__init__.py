@@ -2,7 +2,7 @@
 
 from xai_abn.explainers.abn import ABN, ABNClass
 from xai_abn.explainers.attention import AttentionRelevance, AttentionRollout, LeGrad
-from xai_abn.explainers.base import Explainer, get, names, register, run_pass
+from xai_abn.explainers.base import Explainer, get, names, register, run_batch, run_pass
 from xai_abn.explainers.cam import CAM
 from xai_abn.explainers.captum_gradients import InputXGradient, IntegratedGradients, Saliency
 from xai_abn.explainers.captum_noise import GradientSHAP, SmoothGrad, VarGrad
@@ -71,5 +71,6 @@ __all__ = [
     "get",
     "names",
     "register",
+    "run_batch",
     "run_pass",
 ]
