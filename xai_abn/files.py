@@ -11,8 +11,12 @@ from xai_abn.errors import OutputError, XaiAbnError
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, kind: str = "") -> Iterator[Path]:
     """Give a draft's path; the draft takes the place of ``path`` when the block ends, or is gone if it failed.
+
+    Args:
+        path: the file to make or replace.
+        kind: what it is, for the message, such as ``"checkpoint "``.
 
     Raises:
         OutputError: the file cannot be written; what was there stays.
@@ -25,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except XaiAbnError:
         raise
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write {kind}{path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)

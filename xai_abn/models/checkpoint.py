@@ -65,12 +65,12 @@ def save_checkpoint(path: str | Path, module: nn.Module, config: CheckpointConfi
         "config": json.dumps(vars(config), sort_keys=True),
     }
     path = Path(path)
-    with replacing(path) as draft:
+    with replacing(path, "checkpoint ") as draft:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             save_file(state, draft, metadata=header)
         except SafetensorError as error:
-            raise OutputError(f"cannot write {path}: {error}") from error
+            raise OutputError(f"cannot write checkpoint {path}: {error}") from error
 
 
 def read_checkpoint(path: str | Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:
