@@ -193,3 +193,10 @@ def test_layers_that_do_not_run_or_do_not_matter_are_refused(inputs):
     shared = model.forward_pass(inputs, ["blind"], gradients=True)
     with pytest.raises(UnsupportedModelError, match="do not depend"):
         shared.gradients("blind", torch.tensor([0, 0, 0]))
+
+
+def test_layers_of_a_transformer_are_listed(small_vit):
+    """Token layers on the patch grid are layers to choose from."""
+    names = [o.name for o in small_vit.spatial_layers()]
+    assert {"patch_embed.proj", "blocks.0", "blocks.2.norm1"} <= set(names)
+    assert small_vit.target_layer in names

@@ -169,12 +169,15 @@ class ModelAdapter:
             raise UnknownNameError("layer", name, [n for n, _ in self.module.named_modules() if n])
 
     def spatial_layers(self) -> list[LayerOutput]:
-        """Return every layer with a spatial output (N, C, h, w), in order of computing."""
+        """Return every layer with positions in its output, on a grid or as tokens, in order of computing."""
         return list(self._spatial_layers)
 
     @cached_property
     def _spatial_layers(self) -> list[LayerOutput]:
-        return spatial_layers(trace_outputs(self.module, self.blank_input))
+        outputs = trace_outputs(self.module, self.blank_input)
+        spatial = {o.order for o in spatial_layers(outputs)}
+        tokens = {o.order for o in outputs if o.name and o.layout and o.layout.kind == "tokens" and not o.transparent}
+        return [o for o in outputs if o.order in spatial | tokens]
 
     def forward_pass(
         self,
