@@ -12,6 +12,7 @@ from torch import Tensor
 from xai_abn.errors import InvalidInputError
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.models.inspection import takes_channels_first
 from xai_abn.registry import Registry
 
 
@@ -108,11 +109,9 @@ def run_batch(
     try:
         return run_pass(model, inputs.contiguous(memory_format=torch.channels_last), chosen, sources)
     except RuntimeError as error:
-        if "view size is not compatible" not in str(error):
+        if not takes_channels_first(error):
             raise
-        return run_pass(
-            model, inputs.contiguous(), chosen, sources
-        )  # view() of a feature map takes channels first only
+        return run_pass(model, inputs.contiguous(), chosen, sources)
 
 
 def _class_name(name: str, item: object) -> str:

@@ -90,8 +90,10 @@ class ModelAdapter:
         Raises:
             UnsupportedModelError: none was given and none can be found.
         """
-        if self._layer:
-            return self._layer
+        return self._layer or self._found_layer
+
+    @cached_property
+    def _found_layer(self) -> str:
         try:
             return find_target_layer(self.module, self.blank_input, self.logits_of)
         except (AssertionError, RuntimeError) as error:
@@ -117,11 +119,10 @@ class ModelAdapter:
         """Whether a transformer's answer is read from its class token: behind its last attention no patch counts."""
         if not self.attention_blocks:
             return False
-        found = find_target_layer(self.module, self.blank_input, self.logits_of)
-        last = self.attention_blocks[-1]
+        found, last = self._found_layer, self.attention_blocks[-1]
         if found.startswith(f"{last}."):
             return True
-        order = {o.name: o.order for o in trace_outputs(self.module, self.blank_input)}
+        order = {o.name: o.order for o in self._outputs}
         return order.get(found, len(order)) < order.get(last, -1)
 
     @cached_property
@@ -170,14 +171,14 @@ class ModelAdapter:
 
     def spatial_layers(self) -> list[LayerOutput]:
         """Return every layer with positions in its output, on a grid or as tokens, in order of computing."""
-        return list(self._spatial_layers)
+        spatial = {o.order for o in spatial_layers(self._outputs)}
+        tokens = [o for o in self._outputs if o.layout is not None and o.layout.kind == "tokens"]
+        named = {o.order for o in tokens if o.name and not o.transparent}
+        return [o for o in self._outputs if o.order in spatial | named]
 
     @cached_property
-    def _spatial_layers(self) -> list[LayerOutput]:
-        outputs = trace_outputs(self.module, self.blank_input)
-        spatial = {o.order for o in spatial_layers(outputs)}
-        tokens = {o.order for o in outputs if o.name and o.layout and o.layout.kind == "tokens" and not o.transparent}
-        return [o for o in outputs if o.order in spatial | tokens]
+    def _outputs(self) -> list[LayerOutput]:
+        return trace_outputs(self.module, self.blank_input)
 
     def forward_pass(
         self,

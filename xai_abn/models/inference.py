@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from xai_abn.errors import NonFiniteError
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.inspection import copied, evaluating, trace_outputs
+from xai_abn.models.inspection import copied, evaluating, takes_channels_first, trace_outputs
 
 #: With bfloat16, so many convolutions from the input on stay in float32: rounding there shifts every layer behind them,
 #: and was most of the error of deletion areas on lite0 (benchmarks/engine).
@@ -56,9 +56,9 @@ class FastPredictor:
         try:
             self(example)
         except RuntimeError as error:
-            if "view size is not compatible" not in str(error):
+            if not takes_channels_first(error):
                 raise
-            self._layout = torch.contiguous_format  # view() of a feature map takes channels first only
+            self._layout = torch.contiguous_format
             self._network = self._network.to(memory_format=self._layout)
         if compile:
             self._network = torch.compile(self._network)  # type: ignore[assignment]
