@@ -99,8 +99,9 @@ class _Outputs(nn.Module):
 def _why_fixed(network: _Outputs, side: int) -> str:
     """Return why there is no other size than (side, side), in the network or in ONNX, or nothing if there is."""
     for name, module in network.network.named_modules():
-        if isinstance(module, _ADAPTIVE) and set(np.atleast_1d(module.output_size)) != {1}:
-            return f"ONNX has no adaptive pooling to {module.output_size}, which {name} does, but for one size"
+        size = module.output_size if isinstance(module, _ADAPTIVE) else 1
+        if any(side != 1 for side in (size if isinstance(size, tuple) else (size,))):
+            return f"ONNX has no adaptive pooling to {size}, which {name} does, but for one size"
     try:
         network(_noise(1, (side + 32, side)))
     except (RuntimeError, ValueError, AssertionError) as error:
