@@ -1,6 +1,6 @@
 """Data: pictures to train on (:func:`read_training_data`), and annotated photos to measure on (:func:`read_data`).
 
-Importing this package fills the registries of readers. Unlabelled photos for training are in :mod:`xai_abn.data.photos`, which
+Importing this package fills the registries of readers. Unlabelled photos are in :mod:`xai_abn.data.photos`, which
 is not imported here.
 """
 
