@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from timm.layers import Conv2dSame
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, fx, nn
 
-from xai_abn.errors import UnknownNameError, UnsupportedModelError
+from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.models.abn import AttentionBranch, AttentionBranchNetwork, mechanisms
 from xai_abn.models.inspection import evaluating, find_classifier, spatial_layers, trace_outputs
 
@@ -201,10 +202,12 @@ def abn_from(
     Everything is copied; the backbone is left as it was.
 
     Args:
-        backbone: a torchvision, timm or other CNN classifier (N, 3, H, W) -> (N, K).
+        backbone: a torchvision, timm or other CNN classifier (N, 3, H, W) -> (N, K), or a timm Vision Transformer
+            (:func:`xai_abn.models.vit_abn.abn_from_vit`).
         mechanism: ``"residual"`` g(1+M) as published, ``"product"`` g*M, or ``"concatenation"``.
-        layer: where to split; default the last module before the final downsampling.
-        input_size: height and width of the blank image used to find shapes.
+        layer: where to split; default the last module before the final downsampling, of a Vision Transformer
+            the block before the last two, such as ``"blocks.9"``.
+        input_size: height and width of the blank image used to find shapes; a Vision Transformer needs none.
         dilate: give the convolutions behind the removed stride twice the dilation, so that they see
             at every position what they were trained to see (Yu et al., 2017). The released code,
             which trains from scratch, does not; pass False for its exact branch.
@@ -216,6 +219,7 @@ def abn_from(
 
     Raises:
         UnsupportedModelError: the model cannot be split.
+        InvalidInputError: ``dilate=False`` for a Vision Transformer.
 
     Example:
         >>> import torch, torchvision, xai_abn
@@ -223,6 +227,13 @@ def abn_from(
         >>> network(torch.zeros(1, 3, 224, 224)).attention_map.shape
         torch.Size([1, 1, 14, 14])
     """
+    if isinstance(backbone, VisionTransformer):
+        from xai_abn.models.vit_abn import abn_from_vit, blocks_behind
+
+        if not dilate:
+            raise InvalidInputError("dilate=False is for networks with strides to remove, not for a Vision Transformer")
+        behind = blocks_behind(backbone, layer)
+        return abn_from_vit(backbone, blocks=behind, mechanism=mechanism, smoothing=smoothing)
     combine = mechanisms.get(mechanism)
     parts = split_classifier(backbone, layer, input_size)
     classifier = find_classifier(backbone)
