@@ -16,6 +16,7 @@ from xai_abn.cli.main import app
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.models.abn import ABNOutput, mechanisms
 from xai_abn.models.checkpoint import CheckpointConfig, save_checkpoint
+from xai_abn.models.export import export_onnx
 from xai_abn.models.layout import Layout
 from xai_abn.models.vit_abn import OnPatches, Tokens, abn_from_vit
 from xai_abn.preprocess import Preprocess
@@ -253,6 +254,14 @@ def test_the_command_line_explains_with_it(checkpoint, photo_file, tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "out").glob("*.png"))) >= 3
+
+
+def test_it_is_exported_with_its_maps(tmp_path):
+    """The ONNX file gives logits, M and class maps for any batch, checked against PyTorch."""
+    model = xai_abn.wrap(abn_from_vit(transformer(), blocks=1), preprocess=Preprocess(size=64))
+    done = export_onnx(model, tmp_path / "vit.onnx")
+    assert done.outputs == ("logits", "attention_map", "class_maps")
+    assert max(done.differences.values()) < 1e-4
 
 
 def test_attention_methods_refuse_two_branches(checkpoint):
