@@ -64,11 +64,20 @@ def save_checkpoint(path: str | Path, module: nn.Module, config: CheckpointConfi
         "format_version": str(FORMAT_VERSION),
         "config": json.dumps(vars(config), sort_keys=True),
     }
+    write_tensors(path, state, header)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write contiguous tensors and a header as safetensors, replacing the file at once or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     path = Path(path)
     with replacing(path, "checkpoint ") as draft:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file(state, draft, metadata=header)
+            save_file(dict(tensors), draft, metadata=dict(header))
         except SafetensorError as error:
             raise OutputError(f"cannot write checkpoint {path}: {error}") from error
 
@@ -79,12 +88,7 @@ def read_checkpoint(path: str | Path) -> tuple[CheckpointConfig, dict[str, Tenso
     Raises:
         CheckpointError: missing, damaged, of another kind, or of a newer format.
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors checkpoint ({error})") from error
+    header, state = read_tensors(path)
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: weights without a description; load them with load_model('timm:NAME', weights={str(path)!r})"
@@ -97,6 +101,19 @@ def read_checkpoint(path: str | Path) -> tuple[CheckpointConfig, dict[str, Tenso
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the description is damaged ({error})") from error
     return config, {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read the header and the tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors checkpoint ({error})") from error
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

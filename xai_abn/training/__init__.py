@@ -1,5 +1,7 @@
 """Training Attention Branch Networks."""
 
 from xai_abn.training.distillation import DistillationConfig, distill
+from xai_abn.training.distillation_run import run_distillation
+from xai_abn.training.distillation_settings import DistillationSettings
 
-__all__ = ["DistillationConfig", "distill"]
+__all__ = ["DistillationConfig", "DistillationSettings", "distill", "run_distillation"]
