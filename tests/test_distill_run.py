@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from xai_abn.models.checkpoint import CheckpointConfig, read_checkpoint, save_ch
 from xai_abn.preprocess import Preprocess
 from xai_abn.training import DistillationConfig, DistillationSettings, distillation, distillation_run, run_distillation
 from xai_abn.training.distillation import Distillation
+from xai_abn.training.distillation_folder import RunFolder
 from xai_abn.training.distillation_settings import gather_settings
 from xai_abn.training.draws import Draws, batches
 from xai_abn.training.map_check import check_map
@@ -163,7 +165,8 @@ def test_a_run_may_be_ended_early_and_gone_on_with(settings, tmp_path):
     assert (tmp_path / "run/state.safetensors").exists()
     settings = gather_settings({}, run=tmp_path / "run")
     assert settings.stop_after is None
-    assert run_distillation(tmp_path / "run", settings, resume=True).done == 6
+    assert run_distillation(tmp_path / "run", settings, resume=True, command="again").done == 6
+    assert RunFolder(tmp_path / "run").commands() == ["", "again"]
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
     before = (tmp_path / "run/model.safetensors").stat().st_mtime_ns
     again = run_distillation(tmp_path / "run", settings, resume=True)
@@ -190,6 +193,8 @@ def test_a_run_is_not_touched_unasked(settings, tmp_path, photos):
     with pytest.raises(RunError, match=r"state.safetensors is gone.*step 2.*continue_from"):
         run_distillation(run, settings, resume=True)
     assert run_distillation(run, changed(settings, steps=1), overwrite=True).done == 1
+    with pytest.raises(InvalidInputError, match="give one of them"):
+        run_distillation(run, settings, resume=True, overwrite=True)
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="it is a file"):
         run_distillation(tmp_path / "file", settings)
@@ -470,3 +475,14 @@ def test_the_help_knows_every_setting_and_its_default():
             assert field.default == (float(shown[1]) if value is None else value)
     assert sum(bool(re.search(r"\((yes|no|[\d.e-]+)\)\.", str(a))) for a in annotations.values()) >= 18
     assert {f.name for f in dataclasses.fields(DistillationConfig)} < set(annotations)
+
+
+def test_the_recipe_in_the_model_card_has_real_options():
+    """Every option of the shipped model's commands is one of the command's."""
+    from xai_abn.cli import distill as module
+
+    card = (Path(xai_abn.__file__).parent / "weights/abn_lite0.md").read_text()
+    recipe = re.search(r"```bash\n(.*?)```", card, re.DOTALL)[1]
+    options = set(re.findall(r"--([a-z-]+)", recipe))
+    assert {"continue-from", "restore-head", "least-area", "stop-after", "half", "no-match-scale"} <= options
+    assert {o.removeprefix("no-").replace("-", "_") for o in options} <= set(module.command.__annotations__)

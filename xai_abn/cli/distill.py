@@ -93,7 +93,7 @@ def command(
 
     known = DistillationSettings.__dataclass_fields__
     given = {n: v for n, v in context.params.items() if n in known and v not in (None, [], ())}
-    settings = gather_settings(given, config, output if resume and not overwrite else None)
+    settings = gather_settings(given, config, output if resume else None)
     with progress_bar("distilling") as progress:
         summary = run_distillation(
             output,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xai_abn.errors import OutputError, RunError
+from xai_abn.errors import InvalidInputError, OutputError, RunError
 from xai_abn.files import replacing
 from xai_abn.models.checkpoint import read_tensors, write_tensors
 from xai_abn.training.distillation import Distillation
@@ -41,9 +41,12 @@ class RunFolder:
         """Return whether there is a run to go on with; nothing is changed.
 
         Raises:
+            InvalidInputError: both flags were given.
             RunError: there is a run, and neither flag was given; or it was made with other settings.
             OutputError: the path is not a folder.
         """
+        if resume and overwrite:
+            raise InvalidInputError("resume goes on with a run, overwrite replaces it: give one of them")
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"cannot write to output folder {self.path}: it is a file")
         if not self._files or overwrite:
@@ -62,6 +65,10 @@ class RunFolder:
         if other:
             raise RunError(f"{self.path} was made with {'; '.join(other)}: give it another folder, or --overwrite")
         return True
+
+    def commands(self) -> list[str]:
+        """Return how the run was called so far."""
+        return list(read_settings(self.settings).get("commands", []))
 
     def clear(self) -> None:
         """Make the folder, without files of an earlier run.

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xai_abn.models.abn import AttentionBranchNetwork, Residual
-
-if TYPE_CHECKING:
-    from xai_abn.training.distillation import DistillationConfig
+from xai_abn.training.distillation_config import DistillationConfig
 
 
 def losses(

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 import xai_abn
 from xai_abn.data.held_out import HeldOut, hold_out
 from xai_abn.data.photos import PhotoFolder, find_photos
-from xai_abn.errors import ImageLoadError, NonFiniteError, RunError, UnsupportedModelError
-from xai_abn.models.abn import AttentionBranchNetwork
+from xai_abn.errors import ImageLoadError, NonFiniteError, RunError
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.checkpoint import CheckpointConfig, load_weights, read_checkpoint, save_checkpoint
-from xai_abn.models.split import abn_from
-from xai_abn.models.zoo import imagenet_labels, load_checkpoint, load_model
+from xai_abn.models.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
+from xai_abn.models.zoo import load_checkpoint, load_model
 from xai_abn.randomness import seeded
 from xai_abn.training.distillation import Distillation
 from xai_abn.training.distillation_folder import RunFolder
 from xai_abn.training.distillation_settings import DistillationSettings, write_settings
+from xai_abn.training.distillation_student import Student
 from xai_abn.training.map_check import check_map
 
 
@@ -92,15 +87,17 @@ def run_distillation(
     paths = find_photos(settings.photos, settings.exclude)
     with seeded(settings.seed):  # what does not come from the classifier is drawn
         classifier = load_model(settings.model, weights=settings.weights, device=settings.device)
-        student = _Student.of(classifier, settings)
+        student = Student.of(classifier, settings)
     held = hold_out(paths, classifier.preprocess, settings.held_out)
     settings.check_number(len(held.rest))
     if held.unreadable and settings.on_unreadable == "stop":
         raise ImageLoadError(held.unreadable[0])
     run = _Run(folder, settings, student, held, progress)
+    commands = folder.commands() if going_on else []
     if not going_on:
         folder.clear()
-    write_settings(folder.settings, settings, {"command": command, "xai_abn_version": xai_abn.__version__})
+    notes = {"commands": [*commands, command], "xai_abn_version": xai_abn.__version__}
+    write_settings(folder.settings, settings, notes)
     if going_on:
         folder.restore(run.distillation, run.photos_digest)
     else:
@@ -139,68 +136,6 @@ def _crops(paths: Sequence[str], classifier: ModelAdapter, settings: Distillatio
     return PhotoFolder(paths, size=look.size, mean=look.mean, std=look.std, scale=(settings.least_area, 1.0))
 
 
-@dataclass(frozen=True)
-class _Student:
-    """The network to train, its teacher, and all that its checkpoint says but how it was trained."""
-
-    network: AttentionBranchNetwork
-    teacher: nn.Module
-    description: dict[str, Any]
-    earlier: list[dict[str, Any]]
-
-    @classmethod
-    def of(cls, classifier: ModelAdapter, settings: DistillationSettings) -> _Student:
-        backbone = _backbone(classifier, settings.model)
-        look = classifier.preprocess
-        recipe: dict[str, Any] = {
-            "mechanism": settings.mechanism,
-            "smoothing": settings.smoothing,
-            "input_size": look.size,
-        }
-        if settings.layer is not None:
-            recipe["layer"] = settings.layer
-        network = abn_from(classifier.module, **recipe).to(memory_format=torch.channels_last)
-        teacher = copy.deepcopy(network.perception_branch)
-        earlier = _continue(network, teacher, settings)
-        labels = classifier.labels
-        description = {
-            "backbone": backbone,
-            "classes": classifier.number_of_classes,
-            "abn": recipe,
-            "preprocess": look.to_dict(),
-            "labels": "imagenet" if labels == imagenet_labels() else labels and list(labels),
-        }
-        return cls(network, teacher, description, earlier)
-
-
-def _backbone(classifier: ModelAdapter, spec: str) -> str:
-    """Return the name under which a checkpoint's reader finds the architecture."""
-    if classifier.is_abn:
-        raise UnsupportedModelError(
-            f"{spec} is an Attention Branch Network already; to train it further, name the classifier it was made of "
-            "as model, and it as continue_from"
-        )
-    if spec == "lite0" or spec.partition(":")[0] in ("timm", "torchvision"):
-        return spec
-    if Path(spec).is_file():
-        return read_checkpoint(spec)[0].backbone
-    raise UnsupportedModelError(
-        f"{spec} is a plug-in's model, which a checkpoint cannot rebuild; use xai_abn.training.distill in Python"
-    )
-
-
-def _continue(network: AttentionBranchNetwork, teacher: nn.Module, settings: DistillationSettings) -> list[dict]:
-    """Load the checkpoint to go on from, if any; return the records of its training, the oldest first."""
-    if settings.continue_from is None:
-        return []
-    before, state = read_checkpoint(settings.continue_from)
-    load_weights(network, state, settings.continue_from)
-    if settings.restore_head:
-        network.perception_branch.load_state_dict(teacher.state_dict())
-    last = {name: value for name, value in before.training.items() if name != "earlier"}
-    return [*before.training.get("earlier", []), last]
-
-
 class _Run:
     """A run under way: its distillation, checked and saved as it goes."""
 
@@ -208,7 +143,7 @@ class _Run:
         self,
         folder: RunFolder,
         settings: DistillationSettings,
-        student: _Student,
+        student: Student,
         held: HeldOut,
         progress: Callable[[int, int], None] | None,
     ) -> None:

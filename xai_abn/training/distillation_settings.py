@@ -12,14 +12,14 @@ import yaml
 
 from xai_abn.errors import InvalidInputError, UnknownNameError
 from xai_abn.files import replacing
-from xai_abn.training.distillation import DistillationConfig
+from xai_abn.training.distillation_config import DistillationConfig
 
 #: Settings that may differ when a run goes on: they do not change what it makes.
 FREE = frozenset(("photos", "device", "workers", "check_every", "stop_after"))
 #: A run's settings, in its folder.
 SETTINGS_FILE = "config.yaml"
 #: What a run writes into its file beside the settings.
-_NOTES = frozenset(("command", "xai_abn_version"))
+_NOTES = frozenset(("commands", "xai_abn_version"))
 #: Settings that may name a file; a checkpoint holds the file's name alone.
 _PATHS = frozenset(("model", "weights", "continue_from"))
 
@@ -77,7 +77,7 @@ class DistillationSettings(DistillationConfig):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DistillationSettings:
-        """Build from plain values, as of a YAML file; the command and version that a run notes are passed over.
+        """Build from plain values, as of a YAML file; the commands and version that a run notes are passed over.
 
         Raises:
             UnknownNameError: there is no such setting.
@@ -148,8 +148,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def write_settings(path: Path, settings: DistillationSettings, notes: Mapping[str, str]) -> None:
-    """Write settings and notes (the command, the version) as YAML.
+def write_settings(path: Path, settings: DistillationSettings, notes: Mapping[str, Any]) -> None:
+    """Write settings and notes (the commands, the version) as YAML.
 
     Raises:
         OutputError: the file cannot be written.
