@@ -415,10 +415,11 @@ def test_a_map_is_said_to_be_upright_inverted_or_flat(sign, verdict):
     assert json.loads(json.dumps(check.to_dict(), allow_nan=False))["verdict"] == verdict
 
 
-def test_of_one_photo_the_polarity_is_undecided(small_abn, inputs):
-    """One value has no standard error, so nothing is claimed of it."""
+def test_a_polarity_of_next_to_nothing_is_undecided(small_abn, inputs):
+    """One value has no standard error, and an untrained network's answers do not depend on what is removed."""
     network = small_abn.module
     assert check_map(network, network.perception_branch, inputs[:1]).verdict == "undecided"
+    assert check_map(network, network.perception_branch, inputs).verdict == "undecided"
 
 
 def call(*arguments):

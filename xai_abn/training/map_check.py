@@ -14,7 +14,11 @@ from xai_abn.models.abn import AttentionBranchNetwork
 from xai_abn.models.inspection import evaluating
 
 #: A map whose values differ by less than this weighs all positions alike.
-FLAT_RANGE = 0.01
+FLAT_RANGE = (
+    0.01  #: A mean polarity nearer to 0 than this says nothing, however sure it is: a hundredth of the probability.
+)
+LEAST_POLARITY = 0.01
+
 #: What is said of each verdict but ``"upright"``, which needs no warning.
 WARNINGS = {
     "inverted": "the map is inverted: it lights what the answer does not need (polarity {polarity:.3f}, above 0 on "
@@ -42,8 +46,9 @@ class MapCheck:
         kept: probability the teacher gives its top-1 class when it sees what the map keeps, g*M.
         hidden: the same when it sees what the map hides, g(1 - M). Both depend on the map's size as well as on its
             sign, so the verdict rests on polarity, which does not.
-        verdict: ``"upright"``, ``"inverted"`` (mean polarity above or below 0 by more than two standard errors),
-            ``"undecided"`` (neither), or ``"flat"`` (on most photos M differs by less than ``FLAT_RANGE``).
+        verdict: ``"upright"``, ``"inverted"`` (mean polarity above or below 0 by more than two standard errors
+            and ``LEAST_POLARITY``), ``"undecided"`` (neither), or ``"flat"`` (on most photos M differs by less than
+            ``FLAT_RANGE``).
     """
 
     photos: int
@@ -125,6 +130,6 @@ def _verdict(signs: Tensor, ranges: Tensor) -> str:
         return "flat"
     mean = signs.mean().item()
     error = signs.std().item() / math.sqrt(len(signs)) if len(signs) > 1 else math.inf
-    if abs(mean) > 2 * error:
+    if abs(mean) > max(2 * error, LEAST_POLARITY):
         return "upright" if mean > 0 else "inverted"
     return "undecided"
