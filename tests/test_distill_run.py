@@ -174,8 +174,8 @@ def test_a_run_may_be_ended_early_and_gone_on_with(settings, tmp_path):
     assert (tmp_path / "run/model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_run_is_not_touched_unasked(settings, tmp_path, photos):
-    """Another run's folder, other settings, other photos and a lost state are refused, and nothing changes."""
+def test_a_run_is_not_touched_unasked(settings, tmp_path, photos, monkeypatch):
+    """Another run's folder, other settings, photos and weights, and a lost state are refused, and nothing changes."""
     run = tmp_path / "run"
     run_distillation(run, changed(settings, stop_after=2))
     before = {f.name: f.read_bytes() for f in run.iterdir()}
@@ -189,6 +189,18 @@ def test_a_run_is_not_touched_unasked(settings, tmp_path, photos):
     shutil.copytree(photos, tmp_path / "fewer", ignore=shutil.ignore_patterns("03.png", "04.png"))
     with pytest.raises(RunError, match="made with other photos"):
         run_distillation(run, changed(settings, photos=(str(tmp_path / "fewer"),)), resume=True)
+    build = distillation_run.load_model
+
+    def other(*arguments, **more):
+        adapter = build(*arguments, **more)
+        with torch.no_grad():
+            next(adapter.module.parameters()).add_(1)
+        return adapter
+
+    monkeypatch.setattr(distillation_run, "load_model", other)
+    with pytest.raises(RunError, match="another classifier"):
+        run_distillation(run, settings, resume=True)
+    monkeypatch.undo()
     (run / "state.safetensors").unlink()
     with pytest.raises(RunError, match=r"state.safetensors is gone.*step 2.*continue_from"):
         run_distillation(run, settings, resume=True)

@@ -5,6 +5,7 @@ The format is safetensors with a JSON description in its header, so that reading
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -128,6 +129,15 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
         lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
         detail = " ".join(lines)[:300]
         raise CheckpointError(f"{source}: the weights do not fit {type(module).__name__}: {detail}") from error
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return a hash of a network's architecture and weights."""
+    content = hashlib.sha256(f"{type(module).__name__} {module}".encode())
+    for name, values in module.state_dict().items():
+        content.update(name.encode())
+        content.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()[:32]
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

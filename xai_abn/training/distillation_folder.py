@@ -14,6 +14,10 @@ from xai_abn.training.distillation import Distillation
 from xai_abn.training.distillation_settings import FREE, SETTINGS_FILE, DistillationSettings, read_settings
 
 _STATE_FORMAT = "xai-abn-distillation-state-1"
+_OTHER = {
+    "photos": "other photos: their names or their number differ",
+    "classifier": "another classifier: its weights differ",
+}
 
 
 class RunFolder:
@@ -83,26 +87,27 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"cannot write to output folder {self.path}: {error.strerror or error}") from error
 
-    def save_state(self, distillation: Distillation, photos: str) -> None:
-        """Save where to go on, and of which photos.
+    def save_state(self, distillation: Distillation, origin: Mapping[str, str]) -> None:
+        """Save where to go on, and what it was made of: ``"photos"`` and ``"classifier"``, a hash of each.
 
         Raises:
             OutputError: the file cannot be written; an older one stays.
         """
-        write_tensors(self.state, distillation.state(), {"format": _STATE_FORMAT, "photos": photos})
+        write_tensors(self.state, distillation.state(), {"format": _STATE_FORMAT, **origin})
 
-    def restore(self, distillation: Distillation, photos: str) -> None:
+    def restore(self, distillation: Distillation, origin: Mapping[str, str]) -> None:
         """Go back to the saved state, and cut the log there.
 
         Raises:
             CheckpointError: the state is damaged or does not fit.
-            RunError: it is of other photos.
+            RunError: it was made of other photos or another classifier.
         """
         header, state = read_tensors(self.state)
         if header.get("format") != _STATE_FORMAT:
             raise RunError(f"{self.state} is not a distillation's state that this version knows")
-        if header.get("photos") != photos:
-            raise RunError(f"{self.path} was made with other photos: their names or their number differ")
+        for what, value in origin.items():
+            if header.get(what) != value:
+                raise RunError(f"{self.path} was made with {_OTHER[what]}")
         distillation.restore(state)
         kept = [record for record in self.records() if record["step"] <= distillation.done]
         with replacing(self.log) as draft:

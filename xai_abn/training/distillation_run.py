@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import xai_abn
 from xai_abn.data.held_out import HeldOut, hold_out
 from xai_abn.data.photos import PhotoFolder, find_photos
 from xai_abn.errors import ImageLoadError, NonFiniteError, RunError
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
+from xai_abn.models.checkpoint import CheckpointConfig, fingerprint, read_checkpoint, save_checkpoint
 from xai_abn.models.zoo import load_checkpoint, load_model
 from xai_abn.randomness import seeded
 from xai_abn.training.distillation import Distillation
@@ -99,7 +101,7 @@ def run_distillation(
     notes = {"commands": [*commands, command], "xai_abn_version": xai_abn.__version__}
     write_settings(folder.settings, settings, notes)
     if going_on:
-        folder.restore(run.distillation, run.photos_digest)
+        folder.restore(run.distillation, run.origin)
     else:
         run.check_and_save()
         load_checkpoint(folder.checkpoint)  # found out now, not after hours: can it be loaded again?
@@ -152,7 +154,10 @@ class _Run:
         self.student = student
         self.held = held.inputs
         names = "\n".join(Path(p).name for p in held.rest)
-        self.photos_digest = hashlib.sha256(names.encode()).hexdigest()[:16]
+        self.origin = {
+            "photos": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:32],
+            "classifier": fingerprint(nn.ModuleList([student.network.feature_extractor, student.teacher])),
+        }
         self.progress = progress
         self.distillation = Distillation(student.network, settings, student.teacher)
         self.last = min(settings.stop_after or settings.steps, settings.steps)
@@ -193,5 +198,5 @@ class _Run:
         description = CheckpointConfig(**self.student.description, training=training)
         save_checkpoint(self.folder.checkpoint, self.student.network, description, half=self.settings.half)
         if done < self.settings.steps:
-            self.folder.save_state(self.distillation, self.photos_digest)
+            self.folder.save_state(self.distillation, self.origin)
         self.saved = done
