@@ -34,6 +34,7 @@ from xai_abn.errors import (
 )
 from xai_abn.models import zoo
 from xai_abn.models.abn import AttentionBranchNetwork, Residual
+from xai_abn.models.architectures import create_model
 from xai_abn.models.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
 from xai_abn.preprocess import Preprocess
 from xai_abn.training import DistillationConfig, DistillationSettings, distillation, distillation_run, run_distillation
@@ -50,7 +51,7 @@ SIZE = 32
 def classifier(tmp_path_factory):
     """The checkpoint of a tiny seeded classifier of ten classes for 32-pixel inputs."""
     torch.manual_seed(0)
-    network = zoo._architecture("timm:test_resnet", 10).eval()
+    network = create_model("timm:test_resnet", 10, mechanism=None).eval()
     path = tmp_path_factory.mktemp("classifier") / "tiny.safetensors"
     look = Preprocess(size=SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3)).to_dict()
     save_checkpoint(path, network, CheckpointConfig("timm:test_resnet", 10, None, look, [f"c{i}" for i in range(10)]))
@@ -271,7 +272,7 @@ def test_a_full_disk_keeps_what_was_saved(settings, tmp_path, monkeypatch):
         ({"model": "lite1"}, UnknownNameError, "did you mean 'lite0'"),
         ({"model": "abn-lite0"}, UnsupportedModelError, "Attention Branch Network already"),
         ({"model": "small"}, UnsupportedModelError, "plug-in"),
-        ({"model": "timm:vit_tiny_patch16_224", "weights": "random"}, UnsupportedModelError, "spatial|layer"),
+        ({"model": "timm:vit_tiny_patch16_224", "weights": "random"}, UnsupportedModelError, "Vision Transformer"),
         ({"mechanism": "sum"}, UnknownNameError, "mechanism"),
         ({"layer": "layer9"}, UnknownNameError, "layer9"),
         ({"continue_from": "gone.safetensors"}, CheckpointError, "gone.safetensors"),

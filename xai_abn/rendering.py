@@ -99,10 +99,16 @@ def blended(explanation: Explanation, colormap: str = DEFAULT_COLORMAP, opacity:
         raise UnknownNameError("colour map", colormap, COLORMAPS)
     if not 0 <= opacity <= 1:
         raise InvalidInputError(f"opacity must lie in [0, 1], got {opacity}")
-    if explanation.flaw:
-        return explanation.view
-    colours = _colours(explanation.heatmap(), colormap)
-    return np.round(explanation.view * (1 - opacity) + colours * opacity).astype(np.uint8)
+    return (
+        explanation.view if explanation.flaw else laid_over(explanation.view, explanation.heatmap(), colormap, opacity)
+    )
+
+
+def laid_over(
+    view: np.ndarray, values: np.ndarray, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY
+) -> np.ndarray:
+    """Return a picture (H, W, 3) uint8 with values (H, W) in [0, 1] laid over it in colour."""
+    return np.round(view * (1 - opacity) + _colours(values, colormap) * opacity).astype(np.uint8)
 
 
 def _colours(values: np.ndarray, colormap: str) -> np.ndarray:

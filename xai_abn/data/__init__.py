@@ -1,12 +1,22 @@
-"""Data: photos for training, and annotated photos in the formats that :func:`read_data` knows.
+"""Data: pictures to train on (:func:`read_training_data`), and annotated photos to measure on (:func:`read_data`).
 
-Importing this package fills the registry of readers. Photos for training are in :mod:`xai_abn.data.photos`, which
+Importing this package fills the registries of readers. Unlabelled photos are in :mod:`xai_abn.data.photos`, which
 is not imported here.
 """
 
 from __future__ import annotations
 
-from xai_abn.data import coco, folder, imagenet_boxes, voc  # noqa: F401 (each registers its reader)
+from xai_abn.data import cifar, coco, folder, imagenet_boxes, voc  # noqa: F401 (each registers its reader)
 from xai_abn.data.annotated import AnnotatedData, AnnotatedImage, AnnotatedObject, datasets, read_data
+from xai_abn.data.training_data import TrainingData, read_training_data, training_data
 
-__all__ = ["AnnotatedData", "AnnotatedImage", "AnnotatedObject", "datasets", "read_data"]
+__all__ = [
+    "AnnotatedData",
+    "AnnotatedImage",
+    "AnnotatedObject",
+    "TrainingData",
+    "datasets",
+    "read_data",
+    "read_training_data",
+    "training_data",
+]

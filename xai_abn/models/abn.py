@@ -122,6 +122,22 @@ class Product(nn.Module):
         return features * attention
 
 
+@mechanisms.register("auxiliary")
+class Auxiliary(nn.Module):
+    """``g``: the map is computed and not used, so that the attention branch is an auxiliary classifier alone.
+
+    The control that tells what of an ABN's accuracy comes from looking, and what from the second loss. The map gets
+    no gradient, so it stays as it was drawn.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, features: Tensor, attention: Tensor) -> Tensor:
+        """Return the features (N, C, h, w) as they are."""
+        return features
+
+
 @mechanisms.register("concatenation")
 class Concatenation(nn.Module):
     """``conv1x1([g * M, g])``: attended and original features side by side, mixed back to C channels.
@@ -138,6 +154,17 @@ class Concatenation(nn.Module):
     def forward(self, features: Tensor, attention: Tensor) -> Tensor:
         """Weigh features (N, C, h, w) by attention (N, 1, h, w); same shape as the features."""
         return self.mix(torch.cat([features * attention, features], dim=1))
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw weights, in place, as the released code does: convolutions N(0, 2 / (k * k * out)), BatchNorms 1 and 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.BatchNorm2d | nn.Linear):
+            part.reset_parameters()
 
 
 class AttentionBranchNetwork(nn.Module):

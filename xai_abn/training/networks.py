@@ -1,0 +1,74 @@
+"""The network that a configuration asks for, and its description in a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from xai_abn.data.training_data import TrainingData
+from xai_abn.errors import CheckpointError
+from xai_abn.models.abn import Auxiliary
+from xai_abn.models.architectures import abn_arguments, create_model
+from xai_abn.models.checkpoint import CheckpointConfig, load_weights, read_weights
+from xai_abn.models.split import abn_from
+from xai_abn.preprocess import Preprocess
+from xai_abn.training.config import BASELINE, TrainConfig
+
+
+def build_network(config: TrainConfig, data: TrainingData) -> nn.Module:
+    """Build the network, with weights drawn from torch's random state or, of the backbone, read from a file.
+
+    A seed gives the backbone the same weights for every mechanism.
+
+    Raises:
+        UnknownNameError: no such architecture or mechanism.
+        CheckpointError: ``config.weights`` cannot be read or do not fit.
+    """
+    network = create_model(config.arch, len(data.labels), mechanism=None)
+    if config.weights is not None:
+        load_backbone(network, config.weights)
+    if config.mechanism != BASELINE:
+        network = abn_from(network, **abn_settings(config, data))
+        if isinstance(network.mechanism, Auxiliary):
+            network.attention_branch.att_conv3.requires_grad_(False)
+            network.attention_branch.bn_att3.requires_grad_(False)
+    return network.train()
+
+
+def abn_settings(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
+    """Return the arguments of :func:`xai_abn.abn_from`."""
+    start = "random" if config.weights is None else "classifier"
+    more = {"mechanism": config.mechanism, "smoothing": config.smoothing, "input_size": data.size, "start": start}
+    return abn_arguments(config.arch, **more)
+
+
+def load_backbone(network: nn.Module, path: str) -> None:
+    """Load weights into a classifier, but for its last layer where that has another number of classes.
+
+    Raises:
+        CheckpointError: anything else is missing or of another shape.
+    """
+    own, given = network.state_dict(), read_weights(path)
+    other = [name for name in given if name in own and own[name].shape != given[name].shape]
+    modules = {name.rpartition(".")[0] for name in other}
+    if len(modules) > 1:
+        raise CheckpointError(f"{path}: more than the last layer has another shape: {', '.join(sorted(modules)[:4])}")
+    load_weights(network, {**given, **{name: own[name] for name in other}}, path)
+
+
+def describe(config: TrainConfig, data: TrainingData, command: str, reached: dict[str, float]) -> CheckpointConfig:
+    """Return everything about a trained network but its weights."""
+    preprocess = Preprocess(
+        size=data.size, crop_pct=data.crop_pct, interpolation="bilinear", mean=tuple(data.mean), std=tuple(data.std)
+    )
+    settings = {k: v for k, v in asdict(config).items() if k not in ("data", "weights")}
+    return CheckpointConfig(
+        backbone=config.arch,
+        classes=len(data.labels),
+        abn=None if config.mechanism == BASELINE else abn_settings(config, data),
+        preprocess=preprocess.to_dict(),
+        labels=list(data.labels),
+        training={"data": data.name, "settings": settings, "command": command, "reached": reached},
+    )
