@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from xai_abn.errors import InvalidInputError, UnknownNameError
-from xai_abn.files import replacing
+from xai_abn.training.settings_file import typed_settings
 
 #: ``mechanism`` of a network without an attention branch.
 BASELINE = "none"
@@ -85,8 +82,6 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without data or network."""
-        if self.milestones is not None:
-            object.__setattr__(self, "milestones", tuple(self.milestones))
         for name in ("epochs", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -115,33 +110,6 @@ class TrainConfig:
             return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.lr * self.gamma ** sum(epoch >= drop for drop in self.drops)
 
-    def save(self, path: Path, **more: Any) -> None:
-        """Write the configuration as YAML, with ``more`` beside it under ``run``.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        values = asdict(self)
-        values["milestones"] = list(self.milestones) if self.milestones is not None else None
-        with replacing(path, "configuration ") as draft:
-            draft.write_text(yaml.safe_dump({**values, "run": more}, sort_keys=False))
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """Return the settings in a YAML or JSON file, without its ``run`` entry.
-
-    Raises:
-        InvalidInputError: missing, no mapping, or an unknown setting.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInputError(f"{path}: not a readable configuration ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise InvalidInputError(f"{path}: a configuration is a mapping of settings to values")
-    values.pop("run", None)
-    return values
-
 
 def make_config(*sources: Mapping[str, Any], preset: str | None = None) -> TrainConfig:
     """Return the configuration that a recipe and some sources give, later ones before earlier ones.
@@ -156,34 +124,12 @@ def make_config(*sources: Mapping[str, Any], preset: str | None = None) -> Train
     """
     given: dict[str, Any] = {}
     for source in sources:
-        given.update(source)
-    known = {f.name: f for f in fields(TrainConfig)}
-    for name in given:
-        if name not in known:
-            raise UnknownNameError("setting", name, known)
+        given.update(typed_settings(TrainConfig, source))
     if "data" not in given:
         raise InvalidInputError("no data to train on; give KIND:PLACE, such as cifar100:DIR or images:DIR")
     if preset is not None:
         given = {**published_recipe(given.get("arch", TrainConfig.arch), preset), **given}
-    try:
-        return TrainConfig(**{name: _typed(known[name].type, value, name) for name, value in given.items()})
-    except TypeError as error:
-        raise InvalidInputError(f"the configuration has a value of a wrong type: {error}") from error
-
-
-def _typed(kind: Any, value: Any, name: str) -> Any:
-    """Return a value from a file or a flag as its setting's type; YAML reads 1e-4 as text."""
-    if name == "milestones" and isinstance(value, str):
-        return tuple(_typed("float", part, name) for part in value.split(","))
-    if value is None or not isinstance(value, str | int | float) or isinstance(value, bool):
-        return value
-    for number in (float, int):
-        if str(kind).startswith(number.__name__):
-            try:
-                return number(value)
-            except ValueError as error:
-                raise InvalidInputError(f"{name} must be a number, got {value!r}") from error
-    return value
+    return TrainConfig(**given)
 
 
 _CIFAR = {"epochs": 300, "batch_size": 128, "lr": 0.1, "weight_decay": 1e-4, "milestones": (150, 225), "gamma": 0.1}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import xai_abn
 from xai_abn.data import TrainingData, read_training_data
 from xai_abn.data.training_data import Batch, Split
 from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError, OutputError
@@ -30,6 +31,7 @@ from xai_abn.training.journal import Journal, draw_curves, draw_maps
 from xai_abn.training.losses import classification_losses, correct, measured_sums
 from xai_abn.training.networks import build_network, describe
 from xai_abn.training.ranks import synchronised
+from xai_abn.training.settings_file import SETTINGS_FILE, write_settings
 from xai_abn.training.state import optimiser_tensors, read_state, restore_optimiser, save_state
 
 STATE, BEST, FINAL, RESULT = "state.safetensors", "best.safetensors", "final.safetensors", "result.json"
@@ -339,7 +341,7 @@ def prepare_folder(folder: Path, config: TrainConfig, resume: bool, overwrite: b
         if not state.exists():
             raise CheckpointError(f"{folder}: no {STATE} to resume from; train without resume")
         return
-    if (folder / "config.yaml").exists() and not overwrite:
+    if (folder / SETTINGS_FILE).exists() and not overwrite:
         raise OutputError(f"{folder} holds a run already; resume it, overwrite it, or choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -347,7 +349,9 @@ def prepare_folder(folder: Path, config: TrainConfig, resume: bool, overwrite: b
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
-    config.save(folder / "config.yaml", command=command)
+    write_settings(
+        folder / SETTINGS_FILE, asdict(config), {"commands": [command], "xai_abn_version": xai_abn.__version__}
+    )
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
