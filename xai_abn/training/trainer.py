@@ -19,16 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from xai_abn.data import TrainingData, read_training_data
-from xai_abn.data.training_data import Batch, Split
-from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError, OutputError
+from xai_abn.data.training_data import Batch, Split, TrainingData
+from xai_abn.errors import CheckpointError, DatasetError, InvalidInputError, NonFiniteError, OutputError
 from xai_abn.files import replacing
 from xai_abn.models.abn import ABNOutput
 from xai_abn.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from xai_abn.training.config import TrainConfig
 from xai_abn.training.journal import Journal, draw_curves, draw_maps
 from xai_abn.training.losses import classification_losses, correct, measured_sums
-from xai_abn.training.networks import build_network, describe
+from xai_abn.training.networks import build_network, describe, read_pictures
 from xai_abn.training.ranks import synchronised
 from xai_abn.training.state import optimiser_tensors, read_state, restore_optimiser, save_state
 
@@ -95,7 +94,7 @@ def train(
     if accelerator.is_main_process:
         prepare_folder(folder, config, resume, overwrite, command)
     accelerator.wait_for_everyone()
-    data = (data or read_training_data(config.data)).held_out(config.validation)
+    data = (data or read_pictures(config)).held_out(config.validation)
     with torch.random.fork_rng():
         run = _Run(config, folder, data, accelerator, progress, command)
         if resume:
@@ -251,21 +250,26 @@ class _Run:
         self.save()
 
     def measure(self, split: Split) -> dict[str, float]:
-        """Return accuracies and loss over a split, of which each rank measures its share."""
+        """Return accuracies and loss over what can be read of a split, of which each rank measures its share."""
         mine = torch.arange(len(split))[self.rank :: self.ranks]
         sums = measured_sums(self.measured, split, mine, self.device)
         names = list(sums)
         totals = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.device)
         totals = self.accelerator.reduce(totals, reduction="sum")
         found = dict(zip(names, totals.tolist(), strict=True))
-        count = found.pop("count")
-        return {name: total / count for name, total in found.items()}
+        count, skipped = found.pop("count"), found.pop("skipped")
+        if not count:
+            raise DatasetError(f"none of {skipped:.0f} pictures to measure on can be read")
+        means = {name: total / count for name, total in found.items()}
+        return {**means, "skipped": skipped} if skipped else means
 
     def draw(self) -> None:
         """Draw the maps of the first pictures of the validation split, or of the training split."""
         split = self.data.validation or self.data.train
         indices = torch.arange(min(16, len(split)))
         batch = next(iter(split.load([indices], self.device, None)))
+        if not len(batch.images):
+            return
         with torch.no_grad():
             answer = self.measured.eval()(batch.images)
         if isinstance(answer, ABNOutput):
