@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from timm.layers import Conv2dSame
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, fx, nn
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
@@ -214,10 +215,12 @@ def abn_from(
     Everything is copied; the backbone is left as it was.
 
     Args:
-        backbone: a torchvision, timm or other CNN classifier (N, 3, H, W) -> (N, K).
+        backbone: a torchvision, timm or other CNN classifier (N, 3, H, W) -> (N, K), or a timm Vision Transformer
+            (:func:`xai_abn.models.vit_abn.abn_from_vit`).
         mechanism: ``"residual"`` g(1+M) as published, ``"product"`` g*M, or ``"concatenation"``.
-        layer: where to split; default the last module before the final downsampling.
-        input_size: height and width of the blank image used to find shapes.
+        layer: where to split; default the last module before the final downsampling, of a Vision Transformer
+            the block before the last two, such as ``"blocks.9"``.
+        input_size: height and width of the blank image used to find shapes; a Vision Transformer needs none.
         dilate: give the convolutions behind the removed stride twice the dilation, so that they see
             at every position what they were trained to see (Yu et al., 2017). The released code,
             which trains from scratch, does not; pass False for its exact branch.
@@ -232,6 +235,7 @@ def abn_from(
 
     Raises:
         UnsupportedModelError: the model cannot be split.
+        InvalidInputError: ``dilate=False`` for a Vision Transformer.
 
     Example:
         >>> import torch, torchvision, xai_abn
@@ -239,18 +243,20 @@ def abn_from(
         >>> network(torch.zeros(1, 3, 224, 224)).attention_map.shape
         torch.Size([1, 1, 14, 14])
     """
-    if start not in ("classifier", "random"):
-        raise InvalidInputError(f"start must be 'classifier' or 'random', got {start!r}")
+    if isinstance(backbone, VisionTransformer):
+        from xai_abn.models.vit_abn import abn_from_vit, blocks_behind
+
+        if not dilate:
+            raise InvalidInputError("dilate=False is for networks with strides to remove, not for a Vision Transformer")
+        behind = blocks_behind(backbone, layer)
+        return abn_from_vit(backbone, blocks=behind, mechanism=mechanism, smoothing=smoothing, start=start)
     combine = mechanisms.get(mechanism)
     parts = split_classifier(backbone, layer, input_size, stage)
     classifier = find_classifier(backbone)
     last_stage = copy.deepcopy(parts.last_stage)
     _remove_stride(last_stage, dilate)
     branch = AttentionBranch(last_stage, parts.stage_channels, classifier.out_features, smoothing)
-    if start == "random":
-        initialise(branch)
-    else:
-        _initialise_from_classifier(branch, classifier, map_bias=1.0 if mechanism == "product" else 0.0)
+    start_branch(branch, classifier, mechanism, start)
     network = AttentionBranchNetwork(
         feature_extractor=copy.deepcopy(parts.feature_extractor),
         attention_branch=branch,
@@ -272,6 +278,20 @@ def _check_runs(network: AttentionBranchNetwork, input_size: int, layer: str) ->
             f"the stage behind {layer!r} does not run without its stride ({error}); "
             "name another layer, or build AttentionBranchNetwork from parts of your own"
         ) from error
+
+
+def start_branch(branch: AttentionBranch, classifier: nn.Linear, mechanism: str, start: str) -> None:
+    """Set a new branch's weights from the classifier's, or draw them; see :func:`abn_from`.
+
+    Raises:
+        UnknownNameError: ``start`` is neither ``"classifier"`` nor ``"random"``.
+    """
+    if start == "random":
+        initialise(branch)
+    elif start == "classifier":
+        _initialise_from_classifier(branch, classifier, map_bias=1.0 if mechanism == "product" else 0.0)
+    else:
+        raise UnknownNameError("start", start, ["classifier", "random"])
 
 
 def _initialise_from_classifier(branch: AttentionBranch, classifier: nn.Linear, map_bias: float) -> None:

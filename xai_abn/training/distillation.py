@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from xai_abn.data.photos import stack_readable
-from xai_abn.errors import NonFiniteError
+from xai_abn.errors import NonFiniteError, UnsupportedModelError
 from xai_abn.models.abn import AttentionBranchNetwork, Residual
+from xai_abn.models.vit_abn import OnPatches
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,13 @@ def distill(
 
     Raises:
         NonFiniteError: the loss is no longer finite; the message says at which step.
+        UnsupportedModelError: the network is made of a Vision Transformer.
     """
+    if isinstance(network.mechanism, OnPatches):
+        raise UnsupportedModelError(
+            "distill weighs whole feature maps, and in a Vision Transformer the class token would still tell what g*M "
+            "hides; train its ABN with labels, as docs/guide.md shows"
+        )
     teacher = copy.deepcopy(network.perception_branch if teacher is None else teacher).eval().requires_grad_(False)
     with _prepared(network), torch.random.fork_rng(devices=[]):
         _train(network, teacher, photos, config, log)
