@@ -138,7 +138,7 @@ def saved(tmp_path):
 
 
 def test_a_hugging_face_dataset_is_read(saved):
-    """Columns are found by their kinds; a corrupt picture is skipped, or named by its row; hidden labels are no test."""
+    """Columns are found by their kind; a corrupt picture is skipped or named by its row; hidden labels are no test."""
     data = read(f"hf:{saved}", workers=2)
     assert (data.labels, len(data.train), len(data.validation), data.test) == (("cat", "dog"), 5, 2, None)
     assert brightness(data.train, [4, 1]) == ([4, 1], [0, 1])

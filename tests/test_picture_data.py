@@ -43,13 +43,14 @@ def read(folder, **options):
 
 
 def images(split, batches, seed=None):
-    return [batch for batch in split.load([torch.tensor(b) for b in batches], CPU, seed)]
+    return list(split.load([torch.tensor(b) for b in batches], CPU, seed))
 
 
 def test_folders_give_classes_and_splits(folder):
     """Pictures of any size and mode become (N, 3, size, size), channels last; ``<class>/`` alone is all training."""
     data = read(folder)
     assert data.labels == ("cat", "dog")
+    assert data.name == f"images:{folder.name}"
     assert (len(data.train), len(data.validation), data.test) == (10, 2, None)
     (batch,) = images(data.train, [range(10)])
     assert batch.images.shape == (10, 3, 24, 24)
@@ -130,7 +131,7 @@ def test_folders_that_contradict_themselves_are_refused(folder, tmp_path):
     with pytest.raises(DatasetError, match="class 'emu' has validation pictures but no training pictures"):
         read(folder)
     (folder / "val" / "emu" / "v.png").unlink()
-    with pytest.raises(DatasetError, match="an empty class folder: .*val/emu"):
+    with pytest.raises(DatasetError, match=r"an empty class folder: .*val/emu"):
         read(folder)
     (folder / "val" / "emu").rmdir()
     save(folder / "train" / "loose.png")
@@ -162,6 +163,19 @@ def test_the_size_is_the_architectures_unless_given(folder, tmp_path):
         read_pictures(TrainConfig(f"cifar10:{tmp_path}", size=48))
 
 
+def test_bad_data_leaves_an_earlier_run_as_it_was(folder, tmp_path):
+    """Data that cannot be read is found before anything is overwritten."""
+    config = TrainConfig(f"images:{folder / 'nothing'}")
+    with pytest.raises(DatasetError, match="no such folder"):
+        train(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "result.json").write_text("{}")
+    with pytest.raises(DatasetError, match="no such folder"):
+        train(config, tmp_path / "old", overwrite=True)
+    assert (tmp_path / "old" / "result.json").exists()
+
+
 def test_training_on_folders_goes_round_a_corrupt_file_or_stops(folder, tmp_path):
     """The log counts what was left out in each epoch, of training and validation; "stop" gives the file's name."""
     (folder / "train" / "dog" / "e.jpg").write_bytes(b"\xff\xd8\xff broken")
@@ -174,6 +188,7 @@ def test_training_on_folders_goes_round_a_corrupt_file_or_stops(folder, tmp_path
     assert [(e["skipped"], e["validation_skipped"]) for e in epochs] == [(1, 1), (1, 1)]
     assert result["final"]["validation_skipped"] == 1
     model = xai_abn.load_model(str(tmp_path / "run" / "final.safetensors"))
+    assert model.preprocess.size == 32
     assert model.preprocess == read(folder, size=32).preprocess
     with pytest.raises(DatasetError, match=r"e\.jpg"):
         train(TrainConfig(**settings, on_unreadable="stop"), tmp_path / "stopped")

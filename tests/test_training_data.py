@@ -24,7 +24,7 @@ def tensor_split(number=10, size=8, padding=2):
 
 
 def loaded(split, batches, seed):
-    return [batch for batch in split.load([torch.tensor(b) for b in batches], CPU, seed)]
+    return list(split.load([torch.tensor(b) for b in batches], CPU, seed))
 
 
 def test_shifted_is_pad_crop_and_flip():
@@ -137,6 +137,8 @@ def test_cifar_records_cut_short_and_missing_classes_are_refused(tmp_path):
 
 
 class Malicious:
+    """What makes a folder when it is unpickled."""
+
     def __init__(self, path):
         self.path = path
 
@@ -167,11 +169,11 @@ def test_cifar_is_read_from_picture_folders(tmp_path):
     assert data.train.images[:, 1, 5, 5].tolist() == [0, *range(1, 10)]
     odd = tmp_path / "train" / "c4" / "b.png"
     Image.new("RGB", (33, 32)).save(odd)
-    with pytest.raises(DatasetError, match="b.png: CIFAR pictures are 32x32, this is 33x32"):
+    with pytest.raises(DatasetError, match=r"b\.png: CIFAR pictures are 32x32, this is 33x32"):
         read_training_data(f"cifar10:{tmp_path}")
     odd.unlink()
     (tmp_path / "test" / "c4" / "a.png").write_bytes(b"")
-    with pytest.raises(DatasetError, match="c4/a.png: the file is empty"):
+    with pytest.raises(DatasetError, match=r"c4/a\.png: the file is empty"):
         read_training_data(f"cifar10:{tmp_path}")
     (tmp_path / "test" / "c4" / "a.png").unlink()
     with pytest.raises(DatasetError, match="test/c4: no pictures"):

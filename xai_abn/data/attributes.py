@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xai_abn.data.picture_split import MEAN, STD, PictureFiles, PictureSplit, in_memory
+from xai_abn.data.picture_split import MEAN, STD, PictureFiles, PictureSplit, in_memory, recorded_name
 from xai_abn.data.training_data import INTERPOLATION, ReadOptions, Split, TrainingData, training_data
 from xai_abn.errors import DatasetError
 from xai_abn.preprocess import Preprocess
@@ -79,7 +79,7 @@ def read_attributes(place: str, options: ReadOptions = ReadOptions()) -> Trainin
     if "train" not in splits:
         raise DatasetError(f"{place}: no training pictures")
     return TrainingData(
-        f"attributes:{place}",
+        recorded_name(f"attributes:{place}"),
         table.labels,
         look.size,
         MEAN,

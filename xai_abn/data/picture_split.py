@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -195,11 +196,11 @@ def random_part(
     return (left, top, left + w, top + h), flipped
 
 
-def picture_data(name: str, labels: tuple[str, ...], parts: Parts, options: ReadOptions) -> TrainingData:
+def picture_data(source: str, labels: tuple[str, ...], parts: Parts, options: ReadOptions) -> TrainingData:
     """Return training data of classes whose pictures are read when needed, after checking the labels.
 
     Args:
-        name: for the record.
+        source: ``KIND:PLACE``.
         labels: of the classes.
         parts: pictures and class indices (N,), at least of ``"train"``.
         options: see :class:`ReadOptions`.
@@ -208,20 +209,28 @@ def picture_data(name: str, labels: tuple[str, ...], parts: Parts, options: Read
         DatasetError: no training pictures, a label out of range, or a class that is tested but not learnt.
     """
     if "train" not in parts or not len(parts["train"][0]):
-        raise DatasetError(f"{name}: no training pictures")
+        raise DatasetError(f"{source}: no training pictures")
     learnt = set(parts["train"][1].tolist())
     for part, (_, targets) in parts.items():
-        check_labels(targets, len(labels), f"{name} ({part})")
+        check_labels(targets, len(labels), f"{source} ({part})")
         unknown = sorted(set(targets.tolist()) - learnt)
         if unknown:
             raise DatasetError(
-                f"{name}: class {labels[unknown[0]]!r} has {part} pictures but no training pictures"
+                f"{source}: class {labels[unknown[0]]!r} has {part} pictures but no training pictures"
                 + (f", and so have {len(unknown) - 1} more classes" if unknown[1:] else "")
             )
     look = Preprocess(options.size, 0.875, INTERPOLATION, MEAN, STD)
     splits = {part: PictureSplit(pictures, targets, look, options) for part, (pictures, targets) in parts.items()}
     validation, test = splits.get("validation"), splits.get("test")
-    return TrainingData(name, labels, look.size, MEAN, STD, splits["train"], validation, test, crop_pct=look.crop_pct)
+    return TrainingData(
+        recorded_name(source), labels, look.size, MEAN, STD, splits["train"], validation, test, crop_pct=look.crop_pct
+    )
+
+
+def recorded_name(source: str) -> str:
+    """Return ``KIND:PLACE`` without the folders that the place lies in, which are nobody else's business."""
+    kind, _, place = source.partition(":")
+    return f"{kind}:{Path(place).resolve().name}"
 
 
 def in_memory(split: PictureSplit, padding: int) -> TensorSplit:

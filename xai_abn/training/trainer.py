@@ -91,10 +91,10 @@ def train(
 
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     folder = Path(output)
+    data = (data or read_pictures(config)).held_out(config.validation)
     if accelerator.is_main_process:
         prepare_folder(folder, config, resume, overwrite, command)
     accelerator.wait_for_everyone()
-    data = (data or read_pictures(config)).held_out(config.validation)
     with torch.random.fork_rng():
         run = _Run(config, folder, data, accelerator, progress, command)
         if resume:
