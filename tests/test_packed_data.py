@@ -82,7 +82,7 @@ def test_damaged_shards_are_refused(shards):
         write_shard(shard, files)
         with pytest.raises(DatasetError, match=rf"train-002\.tar.*({message})"):
             read(f"wds:{shards}")
-    for content in (b"", b"no tar file", whole[:3000]):
+    for content in (b"", b"no tar file", whole[:700], whole[:4096]):
         shard.write_bytes(content)
         with pytest.raises(DatasetError, match=r"train-002\.tar: not a readable tar file"):
             read(f"wds:{shards}")

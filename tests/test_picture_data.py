@@ -85,6 +85,23 @@ def test_crops_of_files_depend_on_seed_and_index_alone(folder):
     other = torch.cat([b.images for b in images(read(folder, workers=2).train, [[9, 8, 7], range(6, -1, -1)], 7)])
     assert torch.equal(one, other.flip(0))
     assert not torch.equal(one, images(split, [range(10)], 8)[0].images)
+    same = split.subset(torch.zeros(10, dtype=torch.long))
+    assert len(images(same, [range(10)], 7)[0].images.unique(dim=0)) > 3
+
+
+def test_training_sees_the_part_drawn_resized_and_flipped(folder):
+    """Cutting, resizing and mirroring by hand gives the same pictures, some of them mirrored."""
+    split = read(folder).train
+    (batch,) = images(split, [range(10)], 7)
+    mirrored = 0
+    for index, path in enumerate(split.pictures.paths):
+        image = load_image(path).image
+        part, flipped = random_part(image.size, np.random.default_rng((7, index)), (0.08, 1.0))
+        seen = image.crop(part).resize((24, 24), Image.Resampling.BILINEAR)
+        seen = seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else seen
+        torch.testing.assert_close(batch.images[index], split.look.normalise(np.asarray(seen)), atol=1e-5, rtol=1e-5)
+        mirrored += flipped
+    assert 0 < mirrored < 10
 
 
 def test_random_parts_lie_inside_and_keep_to_their_shares():

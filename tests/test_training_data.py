@@ -61,6 +61,8 @@ def test_crops_in_memory_depend_on_seed_and_index_alone():
     other = torch.cat([b.images for b in loaded(split, [[9, 8, 7], [6, 5, 4, 3, 2, 1, 0]], 5)]).flip(0)
     assert torch.equal(one, other)
     assert not torch.equal(one, loaded(split, [range(10)], 6)[0].images)
+    same = TensorSplit(split.images[:1].expand(10, -1, -1, -1), split.targets, MEAN, STD, padding=2)
+    assert len(loaded(same, [range(10)], 5)[0].images.unique(dim=0)) > 3
 
 
 def test_what_is_held_out_is_disjoint_complete_and_seeded():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
 import re
 import tarfile
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from xai_abn.images import EXTENSIONS, LoadedImage, decode_image
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+#: A tar file ends with at least so many zero bytes.
+_END = 1024
 #: Beginnings of the names of shards that are not for training.
 _PARTS = {"val": "validation", "test": "test"}
 
@@ -125,6 +128,10 @@ def _indexed(shard: str) -> list[tuple[int, int, str, int]]:
                 if of_kind.setdefault(key, member) is not member:
                     raise DatasetError(f"{shard}: the key of {member.name} is there twice")
             classes = {key: _number(tar, member, shard) for key, member in labels.items()}
+        with open(shard, "rb") as file:
+            file.seek(-_END, os.SEEK_END)
+            if any(file.read()):
+                raise tarfile.ReadError("it ends without an end mark, so it is cut short")
     except (OSError, tarfile.TarError) as error:
         raise DatasetError(f"{shard}: not a readable tar file, or compressed ({error})") from error
     alone = sorted(set(pictures) ^ set(classes))
