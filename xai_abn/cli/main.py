@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from xai_abn.cli import benchmark, explain, export, listing, report, runs, train
+from xai_abn.cli import benchmark, convert, explain, export, listing, report, runs, train
 from xai_abn.errors import XaiAbnError
 from xai_abn.registry import PlugInWarning
 
@@ -30,6 +30,7 @@ app.command("report")(report.command)
 app.command("merge")(runs.merge)
 app.command("export")(export.command)
 app.command("train")(train.command)
+app.command("convert")(convert.command)
 
 
 @app.callback(invoke_without_command=True)
