@@ -164,7 +164,7 @@ class _Reading(Dataset):
         if self.seed is None:
             return index, look.pixels(image)
         part, flipped = random_part(image.size, np.random.default_rng((self.seed, index)), split.scale)
-        pixels = np.asarray(image.resize((look.size, look.size), look.resampling, box=part))
+        pixels = np.asarray(image.crop(part).resize((look.size, look.size), look.resampling))
         return index, pixels[:, ::-1] if flipped else pixels
 
 
