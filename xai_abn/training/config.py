@@ -24,6 +24,8 @@ class TrainConfig:
         mechanism: ``"residual"``, ``"product"``, ``"concatenation"``, ``"auxiliary"`` (the map is not used), or
             ``"none"`` for the plain classifier.
         smoothing: how many times to average the map over 3x3 neighbours; 0 as published.
+        size: height and width of the pictures; None for what the architecture was designed for, or, where the data has
+            one size, that.
         weights: file with weights of the backbone to start from, or None to start from random ones.
         epochs: passes over the training pictures.
         batch_size: pictures a step, of all ranks together.
@@ -55,6 +57,7 @@ class TrainConfig:
     arch: str = "resnet20"
     mechanism: str = "residual"
     smoothing: int = 0
+    size: int | None = None
     weights: str | None = None
     epochs: int = 300
     batch_size: int = 128
@@ -82,15 +85,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without data or network."""
-        for name in ("epochs", "batch_size", "log_every"):
-            if getattr(self, name) < 1:
+        for name in ("epochs", "batch_size", "log_every", "size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
         choices = {"schedule": ("step", "cosine"), "on_unreadable": ("skip", "stop")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UnknownNameError(name, str(getattr(self, name)), known)
-        ranges = {"momentum": 1, "label_smoothing": 1, "validation": 1, "ema": 1, "lr": None, "weight_decay": None}
-        for name, below in ranges.items():
+        ranges = {"momentum": 1, "label_smoothing": 1, "validation": 1, "ema": 1}
+        for name, below in {**ranges, "lr": None, "weight_decay": None, "workers": None}.items():
             value = getattr(self, name)
             if value is not None and not (value >= 0 and (below is None or value < below)):
                 wanted = "not negative" if below is None else f"in [0, {below})"

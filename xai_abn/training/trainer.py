@@ -20,16 +20,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import xai_abn
-from xai_abn.data import TrainingData, read_training_data
-from xai_abn.data.training_data import Batch, Split
-from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError, OutputError
+from xai_abn.data.training_data import Batch, Split, TrainingData
+from xai_abn.errors import CheckpointError, DatasetError, InvalidInputError, NonFiniteError, OutputError
 from xai_abn.files import replacing
 from xai_abn.models.abn import ABNOutput
 from xai_abn.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from xai_abn.training.config import TrainConfig
 from xai_abn.training.journal import Journal, draw_curves, draw_maps
 from xai_abn.training.losses import classification_losses, correct, measured_sums
-from xai_abn.training.networks import build_network, describe
+from xai_abn.training.networks import build_network, describe, read_pictures
 from xai_abn.training.ranks import synchronised
 from xai_abn.training.settings_file import SETTINGS_FILE, write_settings
 from xai_abn.training.state import optimiser_tensors, read_state, restore_optimiser, save_state
@@ -37,6 +36,9 @@ from xai_abn.training.state import optimiser_tensors, read_state, restore_optimi
 STATE, BEST, FINAL, RESULT = "state.safetensors", "best.safetensors", "final.safetensors", "result.json"
 #: Settings that may differ when a run is resumed: they change what is written, not the weights.
 FREE = ("log_every", "maps_every", "save_minutes", "tensorboard", "workers")
+
+#: Pixels at once when measuring: 64 pictures of 224x224, 500 of 32x32.
+MEASURED_PIXELS = 3_300_000
 
 #: Called with the steps done, all steps, and a few words.
 Progress = Callable[[int, int, str], None]
@@ -94,10 +96,10 @@ def train(
 
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     folder = Path(output)
+    data = (data or read_pictures(config)).held_out(config.validation)
     if accelerator.is_main_process:
         prepare_folder(folder, config, resume, overwrite, command)
     accelerator.wait_for_everyone()
-    data = (data or read_training_data(config.data)).held_out(config.validation)
     with torch.random.fork_rng():
         run = _Run(config, folder, data, accelerator, progress, command)
         if resume:
@@ -253,21 +255,27 @@ class _Run:
         self.save()
 
     def measure(self, split: Split) -> dict[str, float]:
-        """Return accuracies and loss over a split, of which each rank measures its share."""
+        """Return accuracies and loss over what can be read of a split, of which each rank measures its share."""
         mine = torch.arange(len(split))[self.rank :: self.ranks]
-        sums = measured_sums(self.measured, split, mine, self.device)
+        at_once = min(500, max(8, MEASURED_PIXELS // self.data.size**2))
+        sums = measured_sums(self.measured, split, mine, self.device, at_once)
         names = list(sums)
         totals = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.device)
         totals = self.accelerator.reduce(totals, reduction="sum")
         found = dict(zip(names, totals.tolist(), strict=True))
-        count = found.pop("count")
-        return {name: total / count for name, total in found.items()}
+        count, skipped = found.pop("count"), found.pop("skipped")
+        if not count:
+            raise DatasetError(f"none of {skipped:.0f} pictures to measure on can be read")
+        means = {name: total / count for name, total in found.items()}
+        return {**means, "skipped": skipped} if skipped else means
 
     def draw(self) -> None:
         """Draw the maps of the first pictures of the validation split, or of the training split."""
         split = self.data.validation or self.data.train
         indices = torch.arange(min(16, len(split)))
         batch = next(iter(split.load([indices], self.device, None)))
+        if not len(batch.images):
+            return
         with torch.no_grad():
             answer = self.measured.eval()(batch.images)
         if isinstance(answer, ABNOutput):
