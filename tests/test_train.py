@@ -1,0 +1,317 @@
+"""Training: the loop, its files, killing and resuming, several ranks, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from xai_abn import load_model
+from xai_abn.data import read_training_data
+from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError, OutputError, UnknownNameError
+from xai_abn.training import journal, make_config, train
+from xai_abn.training.config import published_recipe
+from xai_abn.training.losses import classification_losses
+from xai_abn.training.state import FORMAT, read_state, save_state
+from xai_abn.training.trainer import BEST, FINAL, RESULT, STATE
+
+CLASSES = tuple("abcdefghij")
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    """Return a folder of CIFAR-10's form: 200 + 50 noisy pictures whose class is the brightness of one corner."""
+    folder = tmp_path_factory.mktemp("cifar")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 20), ("test", 5)):
+        for number, label in enumerate(CLASSES):
+            pictures = rng.integers(0, 60, (count, 3, 32, 32), dtype=np.uint8)
+            pictures[:, number % 3, :16, (number // 3) * 8 : (number // 3) * 8 + 8] = 250
+            (folder / f"{label}-{number}-{part}.bin").write_bytes(pictures.tobytes())
+    return folder
+
+
+def settings(cifar, **more):
+    given = {"data": f"cifar10:{cifar}", "epochs": 2, "batch_size": 20, "log_every": 3, "maps_every": 1, "lr": 0.02}
+    return make_config({**given, "milestones": (1.5,), **more})
+
+
+def flags(cifar, output, **more):
+    given = {"data": f"cifar10:{cifar}", "epochs": 2, "batch-size": 20, "log-every": 3, "lr": 0.02, "save-minutes": 0}
+    words = [word for name, value in {**given, **more}.items() for word in (f"--{name}", str(value))]
+    return ["train", "--output", str(output), "--quiet", *words]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@pytest.fixture(scope="module")
+def run(cifar, tmp_path_factory):
+    """Return the folder of a finished run, and what it gave."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return folder, train(settings(cifar), folder, command="xai-abn train ...")
+
+
+def test_a_run_leaves_everything_it_promises(run):
+    """Settings, log, curves, maps, state, two loadable models and the result are there and agree."""
+    folder, result = run
+    made = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    models = {STATE, BEST, FINAL}
+    assert made == {
+        "config.yaml",
+        "log.jsonl",
+        "curves.png",
+        RESULT,
+        *models,
+        "maps/epoch_001.png",
+        "maps/epoch_002.png",
+    }
+    assert json.loads((folder / RESULT).read_text()) == result
+    epochs = journal.read_log(folder / "log.jsonl", "epoch")
+    assert [line["epoch"] for line in epochs] == [1, 2]
+    assert result["final"]["validation_accuracy"] == pytest.approx(epochs[-1]["validation_accuracy"], abs=1e-5)
+    model = load_model(folder / FINAL)
+    assert model.labels == CLASSES
+    assert model.preprocess.size == 32
+    assert "command" in (folder / "config.yaml").read_text()
+
+
+def test_the_test_accuracy_is_the_saved_models(run, cifar):
+    """Loaded again, the last epoch's network gets as much right on the test pictures as the result says."""
+    folder, result = run
+    test = read_training_data(f"cifar10:{cifar}").test
+    model = load_model(folder / FINAL)
+    batch = next(iter(test.load([torch.arange(len(test))], torch.device("cpu"), None)))
+    with torch.no_grad():
+        right = (model.module(batch.images).logits.argmax(dim=1) == batch.targets).float().mean()
+    assert result["final"]["test_accuracy"] == pytest.approx(float(right), abs=1e-6)
+
+
+def test_it_learns(run):
+    """The loss of the second epoch is below that of the first, and accuracy above chance."""
+    epochs = journal.read_log(run[0] / "log.jsonl", "epoch")
+    assert epochs[1]["loss"] < epochs[0]["loss"]
+    assert epochs[1]["accuracy"] > 0.15
+
+
+def test_a_killed_run_resumes_to_the_same_bits(run, cifar, tmp_path):
+    """Killed -9 in the middle of an epoch and resumed, the weights and the log are those of an undisturbed run."""
+    folder = tmp_path / "run"
+    whole = tmp_path / "whole"
+    program = [sys.executable, "-m", "xai_abn.cli"]
+    subprocess.run([*program, *flags(cifar, whole)], check=True, env=environment(), capture_output=True)
+    process = subprocess.Popen([*program, *flags(cifar, folder)], env=environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / STATE).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, record = read_state(folder / STATE)
+    assert 0 < record["position"]["epoch"] * 9 + record["position"]["step"] < 18
+    assert not (folder / RESULT).exists()
+    again = ["train", "--output", str(folder), "--resume", "--quiet"]
+    subprocess.run([*program, *again], check=True, env=environment(), capture_output=True)
+    for name in (FINAL, BEST):
+        one, other = load_file(whole / name), load_file(folder / name)
+        assert all(torch.equal(value, other[key]) for key, value in one.items()), name
+    strip = [
+        {k: v for k, v in line.items() if k != "seconds"} for line in journal.read_log(whole / "log.jsonl", "epoch")
+    ]
+    log = [
+        {k: v for k, v in line.items() if k != "seconds"} for line in journal.read_log(folder / "log.jsonl", "epoch")
+    ]
+    assert log == strip
+
+
+def test_two_ranks_do_what_one_does(cifar, tmp_path):
+    """At the same global batch torchrun's two gloo ranks give one rank's losses but for rounding."""
+    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    command = flags(cifar, tmp_path / "two", epochs=1)
+    subprocess.run([*program, "-m", "xai_abn.cli", *command], check=True, env=environment(), capture_output=True)
+    command = flags(cifar, tmp_path / "one", epochs=1)
+    subprocess.run([sys.executable, "-m", "xai_abn.cli", *command], check=True, env=environment(), capture_output=True)
+    one, two = (journal.read_log(tmp_path / n / "log.jsonl", "step") for n in ("one", "two"))
+    assert [line["step"] for line in one] == [3, 6, 9]
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=2e-3)
+    a, b = (json.loads((tmp_path / n / RESULT).read_text()) for n in ("one", "two"))
+    assert (a["ranks"], b["ranks"]) == (1, 2)
+    assert b["final"]["validation_loss"] == pytest.approx(a["final"]["validation_loss"], rel=2e-2)
+
+
+def test_a_run_is_not_replaced_unasked(run, cifar, tmp_path):
+    """A folder with a run is refused without overwrite; nothing to resume and other settings are refused, too."""
+    folder, _ = run
+    before = (folder / FINAL).read_bytes()
+    with pytest.raises(OutputError, match="holds a run already"):
+        train(settings(cifar), folder)
+    with pytest.raises(CheckpointError, match=r"lr was 0\.02 and is 0\.3"):
+        train(settings(cifar, lr=0.3), folder, resume=True)
+    with pytest.raises(CheckpointError, match="arch was 'resnet20' and is 'resnet32'"):
+        train(settings(cifar, arch="resnet32"), folder, resume=True)
+    with pytest.raises(CheckpointError, match="to resume from"):
+        train(settings(cifar), tmp_path / "none", resume=True)
+    assert (folder / FINAL).read_bytes() == before
+
+
+def test_damaged_and_newer_states_are_refused(run, cifar, tmp_path):
+    """Truncated, foreign, newer: one clear error, and the files stay."""
+    state = tmp_path / STATE
+    whole = (run[0] / STATE).read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"\x80\x04not a safetensors file"):
+        state.write_bytes(content)
+        with pytest.raises(CheckpointError, match="not a readable"):
+            train(settings(cifar), tmp_path, resume=True)
+        assert state.read_bytes() == content
+    state.write_bytes((run[0] / FINAL).read_bytes())
+    with pytest.raises(CheckpointError, match="not the state of a training run"):
+        read_state(state)
+    save_state(state, {"network": {"a": torch.zeros(1)}}, {})
+    content = state.read_bytes().replace(b'"format_version":"1"', b'"format_version":"9"')
+    state.write_bytes(content)
+    assert FORMAT.encode() in content
+    with pytest.raises(CheckpointError, match="newer xai-abn"):
+        read_state(state)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_rate(cifar, tmp_path):
+    """The message gives step, learning rate and the last good checkpoint, which is from before and finite."""
+    config = settings(cifar, lr=1e18, warmup=1.0, epochs=3, save_minutes=0.0, log_every=1)
+    with pytest.raises(
+        NonFiniteError, match=r"at step \d+ \(epoch 1\) with learning rate .*last good checkpoint is"
+    ) as caught:
+        train(config, tmp_path / "run")
+    groups, record = read_state(tmp_path / "run" / STATE)
+    assert f"at step {record['position']['step'] + 1} " in str(caught.value)
+    assert all(value.isfinite().all() for value in groups["network"].values())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(cifar, tmp_path, monkeypatch):
+    """When a checkpoint cannot be written the run stops with one error, and the one before is whole."""
+    from xai_abn.models import checkpoint
+
+    folder = tmp_path / "run"
+    calls = []
+    save = checkpoint.save_file
+
+    def full(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) > 2:
+            raise OSError(28, "No space left on device")
+        save(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        train(settings(cifar), folder)
+    _, record = read_state(folder / STATE)
+    assert record["position"]["epoch"] == 1
+    assert not list(folder.rglob("*.part"))
+
+
+def test_settings_come_from_flags_then_file_then_recipe(cifar):
+    """Later sources win, a recipe fills what none of them says, and YAML's odd numbers are read as numbers."""
+    config = make_config({"data": "cifar10:x", "lr": "1e-3", "epochs": 7}, {"epochs": 9}, preset="published")
+    assert (config.lr, config.epochs, config.weight_decay, config.batch_size) == (1e-3, 9, 1e-4, 128)
+    assert make_config({"data": "x:y", "milestones": "3,4.5"}).drops == (3.0, 4.5)
+    assert make_config({"data": "x:y", "epochs": 30}).drops == (15.0, 22.5)
+
+
+@pytest.mark.parametrize(
+    ("arch", "expected"),
+    [
+        ("resnet110", {"epochs": 300, "batch_size": 128, "weight_decay": 1e-4, "milestones": (150, 225), "gamma": 0.1}),
+        ("densenet-bc-100-12", {"epochs": 300, "batch_size": 64, "weight_decay": 1e-4}),
+        ("wrn-28-10", {"epochs": 300, "weight_decay": 5e-4, "gamma": 0.2}),
+        ("resnext29-8x64d", {"weight_decay": 5e-4, "gamma": 0.1}),
+        ("resnet152", {"epochs": 90, "batch_size": 256, "milestones": (31, 61)}),
+    ],
+)
+def test_recipes_are_those_published(arch, expected):
+    """The released code's commands and logs: SGD 0.9, rate 0.1, these epochs, batches and drops."""
+    recipe = published_recipe(arch)
+    assert recipe["lr"] == 0.1
+    assert {name: recipe[name] for name in expected} == expected
+
+
+def test_the_learning_rate_follows_its_schedule():
+    """Warm-up rises in a line; steps multiply at their epochs; a cosine ends at 0."""
+    step = make_config({"data": "x:y", "epochs": 10, "lr": 1.0, "warmup": 2.0, "milestones": (5, 8)})
+    assert [step.rate(e) for e in (0, 1, 2, 4.99, 5, 8)] == pytest.approx([0, 0.5, 1, 1, 0.1, 0.01])
+    cosine = make_config({"data": "x:y", "epochs": 10, "lr": 1.0, "schedule": "cosine"})
+    assert [cosine.rate(e) for e in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"epochs": 0}, InvalidInputError, "epochs must be at least 1"),
+        ({"ema": 1.0}, InvalidInputError, r"ema must be in \[0, 1\)"),
+        ({"schedule": "cosin"}, UnknownNameError, "cosine"),
+        ({"lr": "fast"}, InvalidInputError, "lr must be a number"),
+        ({"epoch": 3}, UnknownNameError, "epochs"),
+        ({"mechanism": "residul"}, UnknownNameError, "residual"),
+        ({"arch": "resnet21"}, UnknownNameError, "resnet20"),
+        ({"data": "cifar11:x"}, UnknownNameError, "cifar10"),
+        ({"batch_size": 100000}, InvalidInputError, "no larger than the data"),
+    ],
+)
+def test_wrong_settings_are_named(cifar, tmp_path, wrong, error, message):
+    """A mistake gives one error that names it, before anything is written."""
+    with pytest.raises(error, match=message):
+        train(settings(cifar, **wrong), tmp_path / "run")
+    assert not (tmp_path / "run" / STATE).exists()
+
+
+def test_the_average_is_what_is_measured_and_saved(cifar, tmp_path):
+    """With ema the saved weights are the moving average of the steps' weights, worked out by hand over one epoch."""
+    config = settings(cifar, epochs=1, ema=0.5, maps_every=0)
+    train(config, tmp_path / "run")
+    groups, _ = read_state(tmp_path / "run" / STATE)
+    saved = load_file(tmp_path / "run" / FINAL)
+    name = "perception_branch.fc.weight"
+    assert torch.equal(saved[name], groups["average"][f"module.{name}"])
+    assert not torch.equal(saved[name], groups["network"][name])
+
+
+def test_losses_are_the_published_ones():
+    """CE + CE, the area penalty only where asked for, binary cross-entropy for attributes; by hand on small numbers."""
+    from xai_abn import ABNOutput
+
+    logits, branch = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    answer = ABNOutput(logits, branch, torch.full((1, 1, 2, 2), 0.25), torch.zeros(1, 2, 2, 2))
+    ce = [float(torch.log1p(torch.exp(torch.tensor(x)))) for x in (-2.0, 1.0)]
+    targets = torch.tensor([0])
+    assert float(classification_losses(answer, targets)["loss"]) == pytest.approx(sum(ce))
+    weighted = classification_losses(answer, targets, attention_weight=0.5, area_weight=2.0)
+    assert float(weighted["loss"]) == pytest.approx(ce[0] + 0.5 * ce[1] + 2.0 * 0.25)
+    plain = classification_losses(logits, targets)
+    assert set(plain) == {"loss", "perception"}
+    assert float(plain["loss"]) == pytest.approx(ce[0])
+    attributes = classification_losses(logits, torch.tensor([[1, 0]]))
+    assert float(attributes["loss"]) == pytest.approx((ce[0] + float(torch.log(torch.tensor(2.0)))) / 2)
+
+
+def test_a_backbone_starts_from_given_weights(cifar, tmp_path):
+    """Weights of a file are the backbone's start, but for a last layer of another number of classes."""
+    from xai_abn.models.architectures import create_model
+    from xai_abn.training.networks import build_network
+
+    torch.manual_seed(5)
+    other = create_model("resnet20", 7, mechanism=None)
+    torch.save(other.state_dict(), tmp_path / "w.pth")
+    data = read_training_data(f"cifar10:{cifar}")
+    network = build_network(settings(cifar, weights=str(tmp_path / "w.pth")), data)
+    assert torch.equal(network.feature_extractor.conv1.weight, other.conv1.weight)
+    assert network.perception_branch.fc.out_features == 10
+    torch.save(create_model("resnet32", 10, mechanism=None).state_dict(), tmp_path / "w32.pth")
+    with pytest.raises(CheckpointError, match="do not fit"):
+        build_network(settings(cifar, weights=str(tmp_path / "w32.pth")), data)
