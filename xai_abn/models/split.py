@@ -16,6 +16,10 @@ from torch import Tensor, fx, nn
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.models.abn import AttentionBranch, AttentionBranchNetwork, initialise, mechanisms
 from xai_abn.models.inspection import evaluating, find_classifier, spatial_layers, trace_outputs
+from xai_abn.models.multi_task import AttributeBranch, MultiTaskABN
+
+#: What :func:`abn_from` takes as ``maps``.
+MAPS = ("shared", "per-attribute", "per-attribute-signed")
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,7 @@ def abn_from(
     smoothing: int = 0,
     stage: str | None = None,
     start: str = "classifier",
+    maps: str = "shared",
 ) -> AttentionBranchNetwork:
     """Turn a CNN classifier into an Attention Branch Network.
 
@@ -225,6 +230,10 @@ def abn_from(
         stage: name of the module that ends the last stage; default: see :func:`split_classifier`.
         start: ``"classifier"`` sets the branch from the backbone's stage and classifier; ``"random"`` draws it
             anew, as the released code does, for a network that is trained from scratch.
+        maps: ``"shared"`` gives the published network with one map for all classes. For a classifier of attributes
+            that may hold at once, ``"per-attribute"`` gives a :class:`~xai_abn.models.multi_task.MultiTaskABN`, which
+            has a map for each of them, and ``"per-attribute-signed"`` leaves out the sigmoid of the maps, which is,
+            with ``mechanism="product"``, the published multi-task network.
 
     Returns:
         A network in evaluation mode whose perception branch computes the backbone's logits
@@ -241,19 +250,21 @@ def abn_from(
     """
     if start not in ("classifier", "random"):
         raise InvalidInputError(f"start must be 'classifier' or 'random', got {start!r}")
+    if maps not in MAPS:
+        raise UnknownNameError("kind of maps", maps, MAPS)
     combine = mechanisms.get(mechanism)
     parts = split_classifier(backbone, layer, input_size, stage)
     classifier = find_classifier(backbone)
     last_stage = copy.deepcopy(parts.last_stage)
     _remove_stride(last_stage, dilate)
-    branch = AttentionBranch(last_stage, parts.stage_channels, classifier.out_features, smoothing)
+    kind, branch = _kind_and_branch(maps, last_stage, parts.stage_channels, classifier.out_features, smoothing)
     if start == "random":
         initialise(branch)
     else:
         _initialise_from_classifier(branch, classifier, map_bias=1.0 if mechanism == "product" else 0.0)
-    network = AttentionBranchNetwork(
+    network = kind(
         feature_extractor=copy.deepcopy(parts.feature_extractor),
-        attention_branch=branch,
+        attention_branch=branch,  # type: ignore[arg-type]
         perception_branch=copy.deepcopy(parts.perception),
         mechanism=combine(parts.channels),
     )
@@ -274,14 +285,29 @@ def _check_runs(network: AttentionBranchNetwork, input_size: int, layer: str) ->
         ) from error
 
 
-def _initialise_from_classifier(branch: AttentionBranch, classifier: nn.Linear, map_bias: float) -> None:
+def _kind_and_branch(
+    maps: str, stage: nn.Module, channels: int, classes: int, smoothing: int
+) -> tuple[type[AttentionBranchNetwork], AttentionBranch | AttributeBranch]:
+    if maps == "shared":
+        return AttentionBranchNetwork, AttentionBranch(stage, channels, classes, smoothing)
+    signed = maps == "per-attribute-signed"
+    return MultiTaskABN, AttributeBranch(stage, channels, classes, signed=signed, smoothing=smoothing)
+
+
+def _initialise_from_classifier(
+    branch: AttentionBranch | AttributeBranch, classifier: nn.Linear, map_bias: float
+) -> None:
     """Set the branch so that its class maps are the rectified class evidence of the backbone.
 
     Class maps start as ReLU(w_c . A + b_c): BatchNorms as identities, the second 1x1 convolution too.
     The map head starts as a blurred sum over the rectified class maps: M is high where any class has
     evidence. Its BatchNorm bias, the logit around which M lies once the statistics are learned, is 0
-    (or 1 for the product, which starts by letting most of the features through).
+    (or 1 for the product, which starts by letting most of the features through). A branch with a map for each
+    attribute starts with class maps w_t . A + b_t.
     """
+    if isinstance(branch, AttributeBranch):
+        branch.start_as(classifier)
+        return
     with torch.no_grad():
         if classifier.in_features == branch.att_conv.in_channels:
             branch.att_conv.weight.copy_(classifier.weight[:, :, None, None])
