@@ -26,6 +26,9 @@ class TrainConfig:
         arch: see :func:`xai_abn.models.architectures.find_architecture`.
         mechanism: ``"residual"``, ``"product"``, ``"concatenation"``, ``"auxiliary"`` (the map is not used), or
             ``"none"`` for the plain classifier.
+        maps: ``"shared"``, one map for all classes, as published; for attributes (data with several labels a picture)
+            also ``"per-attribute"``, or ``"per-attribute-signed"``, which with the mechanism ``"product"`` is the
+            published multi-task network; see :func:`xai_abn.abn_from`.
         smoothing: how many times to average the map over 3x3 neighbours; 0 as published.
         weights: file with weights of the backbone to start from, or None to start from random ones.
         epochs: passes over the training pictures.
@@ -57,6 +60,7 @@ class TrainConfig:
     data: str
     arch: str = "resnet20"
     mechanism: str = "residual"
+    maps: str = "shared"
     smoothing: int = 0
     weights: str | None = None
     epochs: int = 300
@@ -90,6 +94,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.area_weight and self.maps == "per-attribute-signed":
+            raise InvalidInputError("area_weight is for maps in [0, 1]; per-attribute-signed ones have no area")
         choices = {"schedule": ("step", "cosine"), "on_unreadable": ("skip", "stop")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
