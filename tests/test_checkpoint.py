@@ -75,7 +75,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(network, tmp_path):
         "newer": "newer xai-abn",
         "odd": "description is damaged",
         "other": "do not fit",
-        "unknown": "not known here",
+        "unknown": "not known",
     }
     for name, message in messages.items():
         with pytest.raises(CheckpointError, match=message):

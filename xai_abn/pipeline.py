@@ -81,9 +81,10 @@ def explain(
             uint8 tensor (3, H, W), or normalised float tensor (3, H, W) or (N, 3, H, W), used as it is.
         methods: names or :class:`Explainer` objects; default ``"abn"`` for an ABN, else ``"grad-cam"``.
         targets: None for each picture's top-1 class, of a multi-label model for all attributes it is more likely to
-            have than not, the most probable first (or the most probable alone); one for all, or one a picture: an index, a label or a
-            :class:`Difference` of two classes. A list inside the list asks for several of one picture. Or a function
-            that takes the network's answer to a batch and gives one score an image (N,), for all.
+            have than not, the most probable first (or the most probable alone); one for all, or one a picture: an
+            index, a label or a :class:`Difference` of two classes. A list inside the list asks for several of one
+            picture. Or a function that takes the network's answer to a batch and gives one score an image (N,), for
+            all.
 
     Returns:
         A list with, for each picture, a dictionary from method to :class:`Explanation`; with several targets from

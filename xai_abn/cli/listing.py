@@ -15,6 +15,7 @@ class Subject(str, Enum):
     METHODS = "methods"
     METRICS = "metrics"
     MODELS = "models"
+    ARCHITECTURES = "architectures"
     LAYERS = "layers"
 
 
@@ -28,11 +29,10 @@ def command(
     ] = None,
     search: Annotated[str, typer.Option("--search", "-s", help="Show only names that contain this.")] = "",
 ) -> None:
-    """List the methods, the metrics, the models, or a model's layers."""
+    """List the methods, the metrics, the models, networks to train, or a model's layers."""
     from xai_abn.cli.table import print_table
 
-    builders = {Subject.METHODS: _methods, Subject.METRICS: _metrics, Subject.MODELS: _models, Subject.LAYERS: _layers}
-    rows = [row for row in builders[subject](model, weights) if search.casefold() in row[0].casefold()]
+    rows = [row for row in _BUILDERS[subject](model, weights) if search.casefold() in row[0].casefold()]
     print_table(_COLUMNS[subject], rows)
 
 
@@ -40,6 +40,7 @@ _COLUMNS = {
     Subject.METHODS: ("method", "per class", "gradient", "source"),
     Subject.METRICS: ("metric", "better", "maps scored", "source"),
     Subject.MODELS: ("model", "what it is"),
+    Subject.ARCHITECTURES: ("architecture", "input", "what it is"),
     Subject.LAYERS: ("layer", "kind", "output", ""),
 }
 
@@ -60,13 +61,20 @@ def _metrics(model: str, weights: str | None) -> list[tuple[str, ...]]:
 
 
 def _models(model: str, weights: str | None) -> list[tuple[str, ...]]:
-    from xai_abn.models import zoo
+    from xai_abn.models import architectures, zoo
 
     rows: list[tuple[str, ...]] = [
         (name, (inspect.getdoc(zoo.models.get(name)) or "a plug-in").splitlines()[0]) for name in zoo.models
     ]
-    rows += [(f"torchvision:{name}", "torchvision") for name in zoo.torchvision_names()]
-    return rows + [(f"timm:{name}", "timm") for name in zoo.timm_names()]
+    rows += [(f"torchvision:{name}", "torchvision") for name in architectures.torchvision_names()]
+    return rows + [(f"timm:{name}", "timm") for name in architectures.timm_names()]
+
+
+def _architectures(model: str, weights: str | None) -> list[tuple[str, ...]]:
+    from xai_abn.models.architectures import architectures
+
+    found = [(name, architectures.get(name)) for name in architectures.names()]
+    return [(name, f"{a.size}x{a.size}", a.description) for name, a in found]
 
 
 def _layers(model: str, weights: str | None) -> list[tuple[str, ...]]:
@@ -78,3 +86,12 @@ def _layers(model: str, weights: str | None) -> list[tuple[str, ...]]:
         (o.name, o.kind, "x".join(map(str, o.shape[1:])), "target layer" if o.name == target else "")
         for o in adapter.spatial_layers()
     ]
+
+
+_BUILDERS = {
+    Subject.METHODS: _methods,
+    Subject.METRICS: _metrics,
+    Subject.MODELS: _models,
+    Subject.ARCHITECTURES: _architectures,
+    Subject.LAYERS: _layers,
+}

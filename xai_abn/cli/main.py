@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from xai_abn.cli import benchmark, explain, export, listing, report, runs
+from xai_abn.cli import benchmark, explain, export, listing, report, runs, train
 from xai_abn.errors import XaiAbnError
 from xai_abn.registry import PlugInWarning
 
@@ -29,6 +29,7 @@ app.command("benchmark")(benchmark.command)
 app.command("report")(report.command)
 app.command("merge")(runs.merge)
 app.command("export")(export.command)
+app.command("train")(train.command)
 
 
 @app.callback(invoke_without_command=True)

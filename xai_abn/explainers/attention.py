@@ -18,12 +18,17 @@ class _AttentionExplainer(Explainer):
     needs_attention = True
 
     def check(self, model: ModelAdapter) -> None:
-        """Refuse networks without self-attention over all patches, and a layer by name."""
+        """Refuse networks without self-attention, Attention Branch Networks, and a layer by name."""
         if self.layer is not None:
             raise UnsupportedModelError(f"{self.name} reads the attention of all blocks; it takes no layer")
         if not model.attention_blocks:
             raise UnsupportedModelError(
                 f"{self.name} needs a Vision Transformer, and no self-attention was seen in {model.name}; use grad-cam"
+            )
+        if model.is_abn:
+            raise UnsupportedModelError(
+                f"{self.name} follows attention from block to block, and {model.name} has two branches side by side; "
+                "use abn, abn-class or grad-cam"
             )
 
     def layers(self, model: ModelAdapter) -> tuple[str, ...]:

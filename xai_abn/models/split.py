@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from timm.layers import Conv2dSame
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, fx, nn
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
@@ -219,10 +220,12 @@ def abn_from(
     Everything is copied; the backbone is left as it was.
 
     Args:
-        backbone: a torchvision, timm or other CNN classifier (N, 3, H, W) -> (N, K).
+        backbone: a torchvision, timm or other CNN classifier (N, 3, H, W) -> (N, K), or a timm Vision Transformer
+            (:func:`xai_abn.models.vit_abn.abn_from_vit`).
         mechanism: ``"residual"`` g(1+M) as published, ``"product"`` g*M, or ``"concatenation"``.
-        layer: where to split; default the last module before the final downsampling.
-        input_size: height and width of the blank image used to find shapes.
+        layer: where to split; default the last module before the final downsampling, of a Vision Transformer
+            the block before the last two, such as ``"blocks.9"``.
+        input_size: height and width of the blank image used to find shapes; a Vision Transformer needs none.
         dilate: give the convolutions behind the removed stride twice the dilation, so that they see
             at every position what they were trained to see (Yu et al., 2017). The released code,
             which trains from scratch, does not; pass False for its exact branch.
@@ -240,7 +243,9 @@ def abn_from(
         whenever the mechanism passes the features on unchanged.
 
     Raises:
-        UnsupportedModelError: the model cannot be split.
+        UnsupportedModelError: the model cannot be split, or is a Vision Transformer and ``maps`` not ``"shared"``.
+        UnknownNameError: no such mechanism, layer, start or kind of maps.
+        InvalidInputError: ``dilate=False`` for a Vision Transformer.
 
     Example:
         >>> import torch, torchvision, xai_abn
@@ -248,20 +253,24 @@ def abn_from(
         >>> network(torch.zeros(1, 3, 224, 224)).attention_map.shape
         torch.Size([1, 1, 14, 14])
     """
-    if start not in ("classifier", "random"):
-        raise InvalidInputError(f"start must be 'classifier' or 'random', got {start!r}")
     if maps not in MAPS:
         raise UnknownNameError("kind of maps", maps, MAPS)
+    if isinstance(backbone, VisionTransformer):
+        from xai_abn.models.vit_abn import abn_from_vit, blocks_behind
+
+        if not dilate:
+            raise InvalidInputError("dilate=False is for networks with strides to remove, not for a Vision Transformer")
+        if maps != "shared":
+            raise UnsupportedModelError("the ABN of a Vision Transformer has one map: maps must be 'shared'")
+        behind = blocks_behind(backbone, layer)
+        return abn_from_vit(backbone, blocks=behind, mechanism=mechanism, smoothing=smoothing, start=start)
     combine = mechanisms.get(mechanism)
     parts = split_classifier(backbone, layer, input_size, stage)
     classifier = find_classifier(backbone)
     last_stage = copy.deepcopy(parts.last_stage)
     _remove_stride(last_stage, dilate)
     kind, branch = _kind_and_branch(maps, last_stage, parts.stage_channels, classifier.out_features, smoothing)
-    if start == "random":
-        initialise(branch)
-    else:
-        _initialise_from_classifier(branch, classifier, map_bias=1.0 if mechanism == "product" else 0.0)
+    start_branch(branch, classifier, mechanism, start)
     network = kind(
         feature_extractor=copy.deepcopy(parts.feature_extractor),
         attention_branch=branch,  # type: ignore[arg-type]
@@ -294,20 +303,30 @@ def _kind_and_branch(
     return MultiTaskABN, AttributeBranch(stage, channels, classes, signed=signed, smoothing=smoothing)
 
 
-def _initialise_from_classifier(
-    branch: AttentionBranch | AttributeBranch, classifier: nn.Linear, map_bias: float
-) -> None:
+def start_branch(branch: AttentionBranch | AttributeBranch, classifier: nn.Linear, mechanism: str, start: str) -> None:
+    """Set a new branch's weights from the classifier's, or draw them; see :func:`abn_from`.
+
+    Raises:
+        UnknownNameError: ``start`` is neither ``"classifier"`` nor ``"random"``.
+    """
+    if start == "random":
+        initialise(branch)
+    elif start != "classifier":
+        raise UnknownNameError("start", start, ["classifier", "random"])
+    elif isinstance(branch, AttributeBranch):
+        branch.start_as(classifier)
+    else:
+        _initialise_from_classifier(branch, classifier, map_bias=1.0 if mechanism == "product" else 0.0)
+
+
+def _initialise_from_classifier(branch: AttentionBranch, classifier: nn.Linear, map_bias: float) -> None:
     """Set the branch so that its class maps are the rectified class evidence of the backbone.
 
     Class maps start as ReLU(w_c . A + b_c): BatchNorms as identities, the second 1x1 convolution too.
     The map head starts as a blurred sum over the rectified class maps: M is high where any class has
     evidence. Its BatchNorm bias, the logit around which M lies once the statistics are learned, is 0
-    (or 1 for the product, which starts by letting most of the features through). A branch with a map for each
-    attribute starts with class maps w_t . A + b_t.
+    (or 1 for the product, which starts by letting most of the features through).
     """
-    if isinstance(branch, AttributeBranch):
-        branch.start_as(classifier)
-        return
     with torch.no_grad():
         if classifier.in_features == branch.att_conv.in_channels:
             branch.att_conv.weight.copy_(classifier.weight[:, :, None, None])

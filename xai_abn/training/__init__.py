@@ -1,5 +1,28 @@
-"""Training Attention Branch Networks."""
+"""Training Attention Branch Networks. Names are loaded when first used."""
 
-from xai_abn.training.distillation import DistillationConfig, distill
+from __future__ import annotations
 
-__all__ = ["DistillationConfig", "distill"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xai_abn.training.config import TrainConfig, make_config
+    from xai_abn.training.distillation import DistillationConfig, distill
+    from xai_abn.training.trainer import train
+
+_HOMES = {
+    "DistillationConfig": "distillation",
+    "TrainConfig": "config",
+    "distill": "distillation",
+    "make_config": "config",
+    "train": "trainer",
+}
+
+__all__ = ["DistillationConfig", "TrainConfig", "distill", "make_config", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'xai_abn.training' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"xai_abn.training.{_HOMES[name]}"), name)

@@ -22,8 +22,8 @@ class TrainConfig:
     """How to train.
 
     Attributes:
-        data: ``KIND:PLACE``; see :func:`xai_abn.data.training_data.read_training_data`.
-        arch: see :func:`xai_abn.models.architectures.find_architecture`.
+        data: ``KIND:PLACE``, such as ``cifar100:DIR`` or ``images:DIR``.
+        arch: name of the network, as ``xai-abn list architectures`` has it, ``timm:NAME`` or ``torchvision:NAME``.
         mechanism: ``"residual"``, ``"product"``, ``"concatenation"``, ``"auxiliary"`` (the map is not used), or
             ``"none"`` for the plain classifier.
         maps: ``"shared"``, one map for all classes, as published; for attributes (data with several labels a picture)
@@ -178,7 +178,9 @@ def make_config(*sources: Mapping[str, Any], preset: str | None = None) -> Train
 
 
 def _typed(kind: Any, value: Any, name: str) -> Any:
-    """Return a value from a file as its setting's type; YAML reads 1e-4 as text."""
+    """Return a value from a file or a flag as its setting's type; YAML reads 1e-4 as text."""
+    if name == "milestones" and isinstance(value, str):
+        return tuple(_typed("float", part, name) for part in value.split(","))
     if value is None or not isinstance(value, str | int | float) or isinstance(value, bool):
         return value
     for number in (float, int):

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from xai_abn.data.photos import stack_readable
-from xai_abn.errors import NonFiniteError
+from xai_abn.errors import NonFiniteError, UnsupportedModelError
 from xai_abn.models.abn import AttentionBranchNetwork, Residual
+from xai_abn.models.multi_task import MultiTaskABN
+from xai_abn.models.vit_abn import OnPatches
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,15 @@ def distill(
 
     Raises:
         NonFiniteError: the loss is no longer finite; the message says at which step.
+        UnsupportedModelError: the network is made of a Vision Transformer, or has a map for each attribute.
     """
+    if isinstance(network, MultiTaskABN):
+        raise UnsupportedModelError("distill teaches one map for all classes; train a multi-task ABN with labels")
+    if isinstance(network.mechanism, OnPatches):
+        raise UnsupportedModelError(
+            "distill weighs whole feature maps, and in a Vision Transformer the class token would still tell what g*M "
+            "hides; train its ABN with labels, as docs/guide.md shows"
+        )
     teacher = copy.deepcopy(network.perception_branch if teacher is None else teacher).eval().requires_grad_(False)
     with _prepared(network), torch.random.fork_rng(devices=[]):
         _train(network, teacher, photos, config, log)

@@ -25,6 +25,7 @@ from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError, O
 from xai_abn.files import replacing
 from xai_abn.models.abn import ABNOutput
 from xai_abn.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from xai_abn.training.attributes import attribute_accuracies, attribute_sums
 from xai_abn.training.config import TrainConfig
 from xai_abn.training.journal import Journal, draw_curves, draw_maps
 from xai_abn.training.losses import classification_losses, correct, measured_sums
@@ -78,7 +79,9 @@ def train(
 
     Returns:
         What ``result.json`` holds: accuracies in [0, 1] on validation and test of the last epoch and of the epoch
-        best on validation, and what the training took.
+        best on validation, and what the training took. Of attributes, accuracies are means over them, and
+        ``attributes`` has each one's on the test split (else on validation) in the last epoch, beside ``majority``,
+        that of the better of the two constant answers on the same pictures.
 
     Raises:
         InvalidInputError: a setting that does not fit the data or the ranks.
@@ -261,6 +264,12 @@ class _Run:
         count = found.pop("count")
         return {name: total / count for name, total in found.items()}
 
+    def measure_attributes(self, split: Split) -> dict[str, dict[str, float]]:
+        """Return what :func:`attribute_accuracies` does, of a split of which each rank measures its share."""
+        mine = torch.arange(len(split))[self.rank :: self.ranks]
+        sums = attribute_sums(self.measured, split, mine, self.device)
+        return attribute_accuracies(self.accelerator.reduce(sums, reduction="sum"), self.data.labels)
+
     def draw(self) -> None:
         """Draw the maps of the first pictures of the validation split, or of the training split."""
         split = self.data.validation or self.data.train
@@ -271,7 +280,7 @@ class _Run:
         if isinstance(answer, ABNOutput):
             (self.folder / "maps").mkdir(exist_ok=True)
             path = self.folder / "maps" / f"epoch_{self.at.epoch + 1:03d}.png"
-            draw_maps(batch.images, answer.attention_map[:, 0], self.data.mean, self.data.std, path)
+            draw_maps(batch.images, answer.attention_map, self.data.mean, self.data.std, path)
 
     def save(self) -> None:
         """Write everything that going on needs, at once."""
@@ -298,6 +307,7 @@ class _Run:
         result: dict[str, Any] = {
             "arch": config.arch,
             "mechanism": config.mechanism,
+            "maps": config.maps,
             "seed": config.seed,
             "epochs": config.epochs,
             "parameters": parameters,
@@ -312,6 +322,9 @@ class _Run:
             result["best"] = dict(self.at.best)
         if data.test is not None:
             result["final"] |= {f"test_{k}": v for k, v in self.measure(data.test).items()}
+        shown = data.test or data.validation
+        if data.multi_label and shown is not None:
+            result["attributes"] = self.measure_attributes(shown)
         if self.leads:
             self.save_model(FINAL, {"epoch": config.epochs, **result["final"]})
         if data.test is not None and data.validation is not None:
