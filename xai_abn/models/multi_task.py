@@ -3,9 +3,10 @@
 Source: H. Fukui, T. Hirakawa, T. Yamashita, H. Fujiyoshi, "Attention Branch Network: Learning of Attention Mechanism
 for Visual Explanation", CVPR 2019, section 3.5, and the authors' released code for CelebA (Chainer). What differs here:
 
-- Maps are ``sigmoid(S_t)`` in [0, 1] and features ``g * (1 + M_t)`` by default, as in the single-task network. The
+- Maps are ``sigmoid(BN(S_t))`` in [0, 1] and features ``g * (1 + M_t)`` by default, as in the single-task network. The
   released maps are ``S_t`` itself, signed and unbounded, and the features ``g * M_t``: ``maps="per-attribute-signed"``
-  with ``mechanism="product"`` of :func:`xai_abn.abn_from`.
+  with ``mechanism="product"`` of :func:`xai_abn.abn_from`. Without the batch normalisation the sigmoid saturates: what
+  fills a thirtieth of a picture must score thirty times its share of the mean.
 - The branch's scores are the mean of ``S_t``, so that each class map is an exact CAM. The released code takes the
   maximum, as the signed variant does here.
 - One logit an attribute with binary cross-entropy, not a softmax over two. Of the T logits that the classifier's own
@@ -24,13 +25,13 @@ from xai_abn.models.abn import AttentionBranchNetwork, smoothed
 
 
 class AttributeBranch(nn.Module):
-    """The attention branch with a map for each attribute: ``S = conv1x1(stage(F))``, ``M_t = sigmoid(S_t)``.
+    """The attention branch with a map for each attribute: ``S = conv1x1(stage(F))``, ``M_t = sigmoid(BN(S_t))``.
 
     Args:
         stage: maps features (N, C, h, w) to (N, channels, h, w) without striding.
         channels: number of channels the stage gives.
         attributes: T.
-        signed: leave the sigmoid out and take the maximum of S as the scores, as the released code does.
+        signed: the maps are S, without normalisation and sigmoid, and the scores its maximum, as in the released code.
         smoothing: how many times to average the maps over 3x3 neighbours; 0 as published.
     """
 
@@ -41,13 +42,15 @@ class AttributeBranch(nn.Module):
         self.signed, self.smoothing = signed, smoothing
         self.stage = stage
         self.att_conv = nn.Conv2d(channels, attributes, 1)
+        self.bn_att = nn.Identity() if signed else nn.BatchNorm2d(attributes)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``(attention_logits (N, T), attention_map (N, T, h, w), class_maps (N, T, h, w))``."""
         class_maps = self.att_conv(self.stage(features))
         if self.signed:
             return class_maps.amax(dim=(2, 3)), smoothed(class_maps, self.smoothing), class_maps
-        return class_maps.mean(dim=(2, 3)), smoothed(torch.sigmoid(class_maps), self.smoothing), class_maps
+        attention_map = torch.sigmoid(self.bn_att(class_maps))
+        return class_maps.mean(dim=(2, 3)), smoothed(attention_map, self.smoothing), class_maps
 
     @torch.no_grad()
     def start_as(self, classifier: nn.Linear) -> None:

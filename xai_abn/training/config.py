@@ -28,7 +28,7 @@ class TrainConfig:
             ``"none"`` for the plain classifier.
         maps: ``"shared"``, one map for all classes, as published; for attributes (data with several labels a picture)
             also ``"per-attribute"``, or ``"per-attribute-signed"``, which with the mechanism ``"product"`` is the
-            published multi-task network; see :func:`xai_abn.abn_from`.
+            published multi-task network.
         smoothing: how many times to average the map over 3x3 neighbours; 0 as published.
         weights: file with weights of the backbone to start from, or None to start from random ones.
         epochs: passes over the training pictures.

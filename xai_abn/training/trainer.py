@@ -147,7 +147,8 @@ class _Run:
 
     def restore(self) -> None:
         groups, record = read_state(self.folder / STATE)
-        before, now = record["config"], _plain(self.config)
+        # a setting that the run's program did not have yet counts as its default
+        before, now = {**_plain(TrainConfig("")), **record["config"]}, _plain(self.config)
         changed = [n for n in now if n not in FREE and before.get(n) != now[n]]
         if changed:
             told = ", ".join(f"{n} was {before.get(n)!r} and is {now[n]!r}" for n in changed)
