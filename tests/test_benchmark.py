@@ -24,8 +24,8 @@ from xai_abn.evaluation import Settings, Store, benchmark
 from xai_abn.evaluation import store as store_module
 from xai_abn.evaluation.exchange import export_run, merge_runs
 from xai_abn.evaluation.records import Batch, FailureRow
-from xai_abn.evaluation.runner import fingerprint
 from xai_abn.evaluation.scoring import Scorer
+from xai_abn.models.checkpoint import fingerprint
 from xai_abn.models.inference import FastPredictor
 
 METHODS = ["cam", "grad-cam", "centre", "uniform"]
@@ -431,7 +431,7 @@ def test_grids_are_scored_without_boxes(gap_net, tmp_path):
 def test_the_fast_copy_answers_as_the_model(abn_resnet18, resnet18, gap_net):
     """Folding batch normalisation changes the logits by rounding alone, and leaves the model as it was."""
     for model, folds in ((gap_net, 1), (resnet18, 20), (abn_resnet18, 27)):
-        before = fingerprint(model)
+        before = fingerprint(model.module)
         predictor = FastPredictor(model)
         inputs = torch.randn(3, 3, model.preprocess.size, model.preprocess.size)
         with torch.no_grad():
@@ -439,7 +439,7 @@ def test_the_fast_copy_answers_as_the_model(abn_resnet18, resnet18, gap_net):
         expected = expected.logits if model.is_abn else expected
         torch.testing.assert_close(predictor(inputs), expected, atol=1e-4, rtol=1e-4)
         assert predictor.folded == folds
-        assert fingerprint(model) == before
+        assert fingerprint(model.module) == before
         half = FastPredictor(model, bf16=True)(inputs)
         assert half.dtype == torch.float32
         torch.testing.assert_close(half, expected, atol=0.05 * expected.abs().max().item(), rtol=0.05)

@@ -10,7 +10,7 @@ XaiAbnError
 ├── NonFiniteError(ArithmeticError)    a model answered with NaN or infinity
 ├── UnusableMapError(ValueError)       a map is flat or not finite, so it cannot be scaled
 ├── DatasetError(ValueError)           annotated photos are missing, damaged or contradict themselves
-├── RunError(ValueError)               a benchmark run is damaged, busy, or was made with something else
+├── RunError(ValueError)               a run is damaged, busy, or was made with something else
 └── OutputError(OSError)               a result cannot be written, or would replace a foreign file
 
 Each is also a built-in error, so callers need not import this module to catch it.
@@ -76,7 +76,7 @@ class DatasetError(XaiAbnError, ValueError):
 
 
 class RunError(XaiAbnError, ValueError):
-    """Raised when a benchmark run is damaged, in use elsewhere, or was made with something else."""
+    """Raised when a run is damaged, in use elsewhere, or was made with something else."""
 
 
 class OutputError(XaiAbnError, OSError):

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from xai_abn.cli import benchmark, explain, export, listing, report, runs, train
+from xai_abn.cli import benchmark, convert, distill, explain, export, listing, report, runs, train
 from xai_abn.errors import XaiAbnError
 from xai_abn.registry import PlugInWarning
 
@@ -26,10 +26,12 @@ app = typer.Typer(
 app.command("explain")(explain.command)
 app.command("list")(listing.command)
 app.command("benchmark")(benchmark.command)
+app.command("distill")(distill.command)
 app.command("report")(report.command)
 app.command("merge")(runs.merge)
 app.command("export")(export.command)
 app.command("train")(train.command)
+app.command("convert")(convert.command)
 
 
 @app.callback(invoke_without_command=True)

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from xai_abn.errors import ImageLoadError
-from xai_abn.images import find_images, load_image
+from xai_abn.images import EXAMPLE_PREFIX, find_images, load_image
 
 
 class PhotoFolder(Dataset):
@@ -25,10 +25,10 @@ class PhotoFolder(Dataset):
         scale: share of the photo's area that a crop covers, as (least, most).
         exclude: photos whose file name contains one of these are left out.
 
-    A photo that cannot be read gives ``None``; :func:`stack_readable` leaves it out and counts it.
+    A photo that cannot be read gives its error, not raised; :func:`stack_readable` leaves it out and says so.
 
     Raises:
-        ImageLoadError: no photo is found.
+        ImageLoadError: no photo is found, or a source is not there.
     """
 
     def __init__(
@@ -41,11 +41,7 @@ class PhotoFolder(Dataset):
         scale: tuple[float, float] = (0.25, 1.0),
         exclude: Sequence[str] = (),
     ) -> None:
-        sources = list(sources)
-        found = [path for source in sources for path in find_images(source)]
-        self.paths = [p for p in found if not any(part in Path(p).name for part in exclude)]
-        if not self.paths:
-            raise ImageLoadError(f"no photos found in {', '.join(map(str, sources))}")
+        self.paths = find_photos(sources, exclude)
         self.transform = v2.Compose(
             [
                 v2.RandomResizedCrop(size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
@@ -60,21 +56,38 @@ class PhotoFolder(Dataset):
         """Return the number of photos."""
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Tensor | None:
-        """Return a crop (3, size, size), or None where the photo cannot be read."""
+    def __getitem__(self, index: int) -> Tensor | ImageLoadError:
+        """Return a crop (3, size, size), or why the photo cannot be read."""
         try:
             return self.transform(load_image(self.paths[index]).image)
-        except ImageLoadError:
-            return None
+        except ImageLoadError as error:
+            return error
 
 
-def stack_readable(crops: Sequence[Tensor | None]) -> tuple[Tensor, int]:
-    """Collate: return the readable crops as (N, 3, H, W) and how many were unreadable.
+def find_photos(sources: Iterable[str | Path], exclude: Sequence[str] = ()) -> list[str]:
+    """Return every picture below some folders, of some files or globs, in the order given.
+
+    Args:
+        sources: one named twice counts twice.
+        exclude: photos whose file name contains one of these are left out.
 
     Raises:
-        ImageLoadError: none of them is readable.
+        ImageLoadError: no photo is found, or a source is not there.
     """
-    readable = [c for c in crops if c is not None]
-    if not readable:
-        raise ImageLoadError(f"none of the {len(crops)} photos of a batch can be read")
-    return torch.stack(readable), len(crops) - len(readable)
+    sources = list(sources)
+    found = []
+    for source in sources:
+        pictures = find_images(source)
+        if pictures == [str(source)] and not str(source).startswith(EXAMPLE_PREFIX) and not Path(source).exists():
+            raise ImageLoadError(f"{source}: no such file or folder")
+        found += [p for p in pictures if not any(part in Path(p).name for part in exclude)]
+    if not found:
+        raise ImageLoadError(f"no photos found in {', '.join(map(str, sources))}")
+    return found
+
+
+def stack_readable(crops: Sequence[Tensor | ImageLoadError]) -> tuple[Tensor, list[str]]:
+    """Collate: return the readable crops as (N, 3, H, W), or an empty tensor, and why others are not among them."""
+    readable = [c for c in crops if isinstance(c, Tensor)]
+    reasons = [str(c) for c in crops if not isinstance(c, Tensor)]
+    return torch.stack(readable) if readable else torch.empty(0), reasons

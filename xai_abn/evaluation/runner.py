@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import platform
 import time
@@ -25,6 +24,7 @@ from xai_abn.explainers import Explainer
 from xai_abn.metrics.base import Metric, Needs, Subject
 from xai_abn.metrics.base import get as get_metric
 from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.checkpoint import fingerprint
 from xai_abn.models.inference import FastPredictor
 from xai_abn.pipeline import make_explainers
 
@@ -172,7 +172,11 @@ class _Run:
         listed = list(zip(range(len(names)), names, data.images, strict=True))[: settings.limit]
         self.photos = listed[index - 1 :: number]
         self.identity = {
-            "model": {"name": model.name, "fingerprint": fingerprint(model), "weights": Path(model.weights).name},
+            "model": {
+                "name": model.name,
+                "fingerprint": fingerprint(model.module),
+                "weights": Path(model.weights).name,
+            },
             "preprocess": self.preprocess.to_dict(),
             "precision": "bfloat16" if settings.bf16 else "float32",
             "data": {"kind": data.kind},
@@ -266,15 +270,6 @@ class _Run:
 
 #: For each metric (by full name) still missing somewhere, the methods it is missing for.
 Work = tuple[tuple[str, tuple[str, ...]], ...]
-
-
-def fingerprint(model: ModelAdapter) -> str:
-    """Return a hash of a model's architecture, weights and target layer."""
-    content = hashlib.sha256(f"{type(model.module).__name__} {model.module}".encode())
-    for name, values in model.module.state_dict().items():
-        content.update(name.encode())
-        content.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return content.hexdigest()[:32]
 
 
 def _alike(waiting: list[tuple[Photo, Work]]) -> Iterable[list[tuple[Photo, Work]]]:

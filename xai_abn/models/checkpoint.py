@@ -5,6 +5,7 @@ The format is safetensors with a JSON description in its header, so that reading
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -66,11 +67,20 @@ def save_checkpoint(path: str | Path, module: nn.Module, config: CheckpointConfi
         "format_version": str(FORMAT_VERSION),
         "config": json.dumps(vars(config), sort_keys=True),
     }
+    write_tensors(path, state, header)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write contiguous tensors and a header as safetensors, replacing the file at once or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     path = Path(path)
     with replacing(path, "checkpoint ") as draft:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file(state, draft, metadata=header)
+            save_file(dict(tensors), draft, metadata=dict(header))
         except SafetensorError as error:
             raise OutputError(f"cannot write checkpoint {path}: {error}") from error
 
@@ -81,12 +91,7 @@ def read_checkpoint(path: str | Path) -> tuple[CheckpointConfig, dict[str, Tenso
     Raises:
         CheckpointError: missing, damaged, of another kind, or of a newer format.
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors checkpoint ({error})") from error
+    header, state = read_tensors(path)
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: weights without a description; load them with load_model('timm:NAME', weights={str(path)!r})"
@@ -101,6 +106,19 @@ def read_checkpoint(path: str | Path) -> tuple[CheckpointConfig, dict[str, Tenso
     return config, {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
 
 
+def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read the header and the tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors checkpoint ({error})") from error
+
+
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load weights strictly.
 
@@ -113,6 +131,15 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
         lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
         detail = " ".join(lines)[:300]
         raise CheckpointError(f"{source}: the weights do not fit {type(module).__name__}: {detail}") from error
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return a hash of a network's architecture and weights."""
+    content = hashlib.sha256(f"{type(module).__name__} {module}".encode())
+    for name, values in module.state_dict().items():
+        content.update(name.encode())
+        content.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()[:32]
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

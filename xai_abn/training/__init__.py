@@ -7,18 +7,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xai_abn.training.config import TrainConfig, make_config
-    from xai_abn.training.distillation import DistillationConfig, distill
+    from xai_abn.training.distillation import distill
+    from xai_abn.training.distillation_config import DistillationConfig
+    from xai_abn.training.distillation_run import run_distillation
+    from xai_abn.training.distillation_settings import DistillationSettings
     from xai_abn.training.trainer import train
 
 _HOMES = {
-    "DistillationConfig": "distillation",
+    "DistillationConfig": "distillation_config",
+    "DistillationSettings": "distillation_settings",
     "TrainConfig": "config",
     "distill": "distillation",
     "make_config": "config",
+    "run_distillation": "distillation_run",
     "train": "trainer",
 }
 
-__all__ = ["DistillationConfig", "TrainConfig", "distill", "make_config", "train"]
+__all__ = [
+    "DistillationConfig",
+    "DistillationSettings",
+    "TrainConfig",
+    "distill",
+    "make_config",
+    "run_distillation",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

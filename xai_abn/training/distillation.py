@@ -8,67 +8,22 @@ it can be while the answer stays: the map keeps what the answer needs.
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from xai_abn.data.photos import stack_readable
-from xai_abn.errors import NonFiniteError, UnsupportedModelError
-from xai_abn.models.abn import AttentionBranchNetwork, Residual
+from xai_abn.errors import CheckpointError, ImageLoadError, NonFiniteError, UnsupportedModelError
+from xai_abn.models.abn import AttentionBranchNetwork
 from xai_abn.models.multi_task import MultiTaskABN
 from xai_abn.models.vit_abn import OnPatches
-
-
-@dataclass(frozen=True)
-class DistillationConfig:
-    """How to distil.
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: photos a step.
-        mosaics: extra inputs a step, each a 2x2 mosaic of four of the step's photos. The teacher's
-            answer to one is the mean of its answers to the four, so the map must find all four.
-        lr: peak learning rate of the attention branch; falls to 0 along a cosine.
-        perception_lr: the same for the perception branch. Small: the photos show few of the classes
-            it knows, and it forgets the others.
-        map_lr: the same for the map head (``att_conv3``, ``bn_att3``).
-        area_weight: weight of the area penalty, the mean of M.
-        sufficiency_weight: weight of the sufficiency term: how far the teacher's answer moves when it
-            sees only what the map keeps, g*M.
-        necessity_weight: weight of the necessity term: how much of its answer the teacher still
-            gives when it sees what the map hides, g(1 - M). In [0, 1].
-        match_scale: with the residual mechanism, keep the features at the size the perception branch
-            knows (:meth:`xai_abn.models.abn.Residual.match_scale`, a running mean).
-        train_stage: train the attention branch's copy of the last stage, too.
-        warmup: share of the steps over which the learning rates rise from 0.
-        max_grad_norm: gradients are clipped to this norm.
-        seed: of the order of photos, the crops and the mosaics.
-        workers: processes that read photos.
-        bf16: run the networks under bfloat16 autocast.
-    """
-
-    steps: int = 1000
-    batch_size: int = 32
-    mosaics: int = 8
-    lr: float = 1e-4
-    perception_lr: float = 2e-5
-    map_lr: float = 5e-3
-    area_weight: float = 4.0
-    sufficiency_weight: float = 1.0
-    necessity_weight: float = 1.0
-    match_scale: bool = True
-    train_stage: bool = False
-    warmup: float = 0.05
-    max_grad_norm: float = 5.0
-    seed: int = 0
-    workers: int = 1
-    bf16: bool = True
+from xai_abn.training.distillation_config import DistillationConfig
+from xai_abn.training.distillation_losses import losses
+from xai_abn.training.draws import batches, mosaic_generator
 
 
 def distill(
@@ -87,7 +42,8 @@ def distill(
 
     Args:
         network: fresh from :func:`xai_abn.abn_from`, or a distilled one with its ``teacher``.
-        photos: gives (3, H, W) crops or None, such as :class:`xai_abn.data.photos.PhotoFolder`.
+        photos: gives (3, H, W) crops, or an ImageLoadError for a photo that cannot be read, such as
+            :class:`xai_abn.data.photos.PhotoFolder`.
         config: see :class:`DistillationConfig`.
         log: called after each step with the step, the losses, the mean of M and photos per second.
         teacher: features (N, C, h, w) to logits (N, K), the backbone's own part behind the split;
@@ -97,167 +53,166 @@ def distill(
         The same network, in evaluation mode, with every parameter's ``requires_grad`` as it was.
 
     Raises:
-        NonFiniteError: the loss is no longer finite; the message says at which step.
+        NonFiniteError: the loss or its gradient is no longer finite; the message says at which step.
+        InvalidInputError: fewer photos than a batch holds.
+        ImageLoadError: no photo of a batch can be read, or one cannot and ``on_unreadable`` is ``"stop"``.
         UnsupportedModelError: the network is made of a Vision Transformer, or has a map for each attribute.
     """
-    if isinstance(network, MultiTaskABN):
-        raise UnsupportedModelError("distill teaches one map for all classes; train a multi-task ABN with labels")
-    if isinstance(network.mechanism, OnPatches):
-        raise UnsupportedModelError(
-            "distill weighs whole feature maps, and in a Vision Transformer the class token would still tell what g*M "
-            "hides; train its ABN with labels, as docs/guide.md shows"
-        )
-    teacher = copy.deepcopy(network.perception_branch if teacher is None else teacher).eval().requires_grad_(False)
-    with _prepared(network), torch.random.fork_rng(devices=[]):
-        _train(network, teacher, photos, config, log)
+    Distillation(network, config, teacher).run(photos, log)
     return network
 
 
-@contextmanager
-def _prepared(network: AttentionBranchNetwork) -> Iterator[None]:
-    """Freeze everything in evaluation mode, and put the flags back afterwards, also after an error."""
-    flags = [(p, p.requires_grad) for p in network.parameters()]
-    network.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        network.eval()
+class Distillation:
+    """A distillation that can be interrupted and continued; arguments as for :func:`distill`.
 
-
-def _train(
-    network: AttentionBranchNetwork,
-    teacher: nn.Module,
-    photos: Dataset,
-    config: DistillationConfig,
-    log: Callable[[dict[str, float]], None] | None,
-) -> None:
-    device = next(network.parameters()).device
-    optimiser = _optimiser(network, config)
-    network.attention_branch.bn_att3.train(config.map_lr > 0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, config))
-    generator = torch.Generator().manual_seed(config.seed)
-    trained = [p for group in optimiser.param_groups for p in group["params"]]
-    skipped, started = 0, time.monotonic()
-    for step, (images, unreadable) in enumerate(_batches(photos, config), 1):
-        skipped += unreadable
-        images = images.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            losses = _losses(network, teacher, images, config, generator)
-        loss = losses["loss"]
-        if not torch.isfinite(loss):
-            raise NonFiniteError(f"the loss became {loss.item()} at step {step}; lower lr (now {config.lr}) or map_lr")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
-        optimiser.step()
-        schedule.step()
-        if log is not None:
-            rate = step * config.batch_size / (time.monotonic() - started)
-            values = {name: value.item() for name, value in losses.items()}
-            log({"step": step, **values, "skipped": skipped, "photos_per_second": rate})
-
-
-def _losses(
-    network: AttentionBranchNetwork,
-    teacher: nn.Module,
-    images: Tensor,
-    config: DistillationConfig,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    with torch.no_grad():
-        features = network.feature_extractor(images)
-        wanted = teacher(features).float().softmax(dim=1)
-        if config.mosaics:
-            mosaics, members = make_mosaics(images, config.mosaics, generator)
-            features = torch.cat([features, network.feature_extractor(mosaics)])
-            wanted = torch.cat([wanted, wanted[members].mean(dim=1)])
-    attention_logits, attention_map, _ = network.attention_branch(features)
-    if config.match_scale and isinstance(network.mechanism, Residual):
-        network.mechanism.match_scale(features, attention_map, momentum=0.1)
-    logits = network.perception_branch(network.mechanism(features, attention_map))
-    terms = {
-        "attention": _divergence(wanted, attention_logits),
-        "perception": _divergence(wanted, logits),
-        "area": attention_map.float().mean(),
-    }
-    loss = terms["attention"] + terms["perception"] + config.area_weight * terms["area"]
-    if config.sufficiency_weight:
-        terms["sufficiency"] = _divergence(wanted, teacher(features * attention_map))
-        loss = loss + config.sufficiency_weight * terms["sufficiency"]
-    if config.necessity_weight:
-        left = teacher(features * (1 - attention_map)).float().softmax(dim=1)
-        terms["necessity"] = torch.minimum(wanted, left).sum(dim=1).mean()
-        loss = loss + config.necessity_weight * terms["necessity"]
-    return {"loss": loss, **terms}
-
-
-def _divergence(wanted: Tensor, logits: Tensor) -> Tensor:
-    return F.kl_div(logits.float().log_softmax(dim=1), wanted, reduction="batchmean")
-
-
-def make_mosaics(images: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Put photos together four at a time, each at half its size.
-
-    Args:
-        images: (N, C, H, W) with even H and W.
-        count: how many mosaics.
-        generator: draws the photos, without repeating one within a mosaic where N >= 4.
-
-    Returns:
-        Mosaics (count, C, H, W) and the positions (count, 4) of their photos: top left, top right,
-        bottom left, bottom right.
+    Attributes:
+        done: steps taken so far.
+        skipped: how many times a photo could not be read so far.
+        unreadable: why, of each such photo since this object was made.
     """
-    number = len(images)
-    draws = [torch.randperm(number, generator=generator) for _ in range(count)]
-    members = torch.stack([d.repeat(4)[:4] for d in draws]).to(images.device)
-    half = F.avg_pool2d(images, 2)
-    tiles = half[members]
-    rows = [torch.cat([tiles[:, i], tiles[:, i + 1]], dim=3) for i in (0, 2)]
-    return torch.cat(rows, dim=2), members
+
+    def __init__(
+        self,
+        network: AttentionBranchNetwork,
+        config: DistillationConfig = DistillationConfig(),
+        teacher: nn.Module | None = None,
+    ) -> None:
+        if isinstance(network, MultiTaskABN):
+            raise UnsupportedModelError("distill teaches one map for all classes; train a multi-task ABN with labels")
+        if isinstance(network.mechanism, OnPatches):
+            raise UnsupportedModelError(
+                "distill weighs whole feature maps, and in a Vision Transformer the class token would still tell what "
+                "g*M hides; train its ABN with labels, as docs/guide.md shows"
+            )
+        teacher = network.perception_branch if teacher is None else teacher
+        self.network = network
+        self.config = config
+        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+        self.done = 0
+        self.skipped = 0
+        self.unreadable: dict[str, None] = {}
+        groups = [(list(p), lr) for p, lr in _groups(network, config) if lr > 0]
+        self._rates = [lr for _, lr in groups]
+        self._trained = [p for parameters, _ in groups for p in parameters]
+        self._optimiser = torch.optim.AdamW([{"params": p, "lr": lr} for p, lr in groups], weight_decay=0.0)
+
+    def run(
+        self, photos: Dataset, log: Callable[[dict[str, float]], None] | None = None, until: int | None = None
+    ) -> None:
+        """Take the steps that remain, or those until step ``until`` of the schedule; see :func:`distill`."""
+        config = self.config
+        config.check_number(len(photos))  # type: ignore[arg-type]
+        device = next(self.network.parameters()).device
+        first, started = self.done, time.monotonic()
+        steps = range(first, min(until or config.steps, config.steps))
+        data = batches(photos, steps, batch_size=config.batch_size, seed=config.seed, workers=config.workers)
+        with self._prepared():
+            for step, (images, unreadable) in zip(steps, data, strict=True):
+                self._count(unreadable, len(images))
+                values = self._step(step, images.to(device, memory_format=torch.channels_last))
+                self.done = step + 1
+                if log is not None:
+                    speed = (self.done - first) * config.batch_size / (time.monotonic() - started)
+                    log({"step": self.done, **values, "skipped": self.skipped, "photos_per_second": speed})
+
+    def _count(self, unreadable: list[str], readable: int) -> None:
+        self.skipped += len(unreadable)
+        self.unreadable |= dict.fromkeys(unreadable)
+        if unreadable and self.config.on_unreadable == "stop":
+            raise ImageLoadError(unreadable[0])
+        if not readable:
+            raise ImageLoadError(
+                f"none of the {len(unreadable)} photos of a batch can be read; the first: {unreadable[0]}"
+            )
+
+    def _step(self, step: int, images: Tensor) -> dict[str, float]:
+        config = self.config
+        rates = [lr * _rate(step, config) for lr in self._rates]
+        for group, lr in zip(self._optimiser.param_groups, rates, strict=True):
+            group["lr"] = lr
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=config.bf16):
+            terms = losses(self.network, self.teacher, images, config, mosaic_generator(config.seed, step))
+        self._optimiser.zero_grad(set_to_none=True)
+        norm = torch.ones(())
+        if torch.isfinite(terms["loss"]):
+            terms["loss"].backward()
+            norm = nn.utils.clip_grad_norm_(self._trained, config.max_grad_norm)
+        if not (torch.isfinite(terms["loss"]) and torch.isfinite(norm)):
+            what = f"loss became {terms['loss'].item()}" if torch.isfinite(norm) else f"gradient became {norm.item()}"
+            raise NonFiniteError(
+                f"the {what} at step {step + 1} with a learning rate of {max(rates, default=0.0):.2g}; "
+                f"lower lr (now {config.lr}) or map_lr (now {config.map_lr})"
+            )
+        self._optimiser.step()
+        return {name: value.item() for name, value in terms.items()}
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """Freeze all but what is trained, and put the flags back afterwards, also after an error."""
+        network = self.network
+        flags = [(p, p.requires_grad) for p in network.parameters()]
+        network.eval().requires_grad_(False)
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
+        network.attention_branch.bn_att3.train(self.config.map_lr > 0)
+        try:
+            yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            network.eval()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that :meth:`restore` needs: the weights that may have changed and the optimiser's averages."""
+        weights = self.network.state_dict().items()
+        tensors = {f"network.{n}": t for n, t in weights if not n.startswith("feature_extractor.")}
+        for number, averages in self._optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{name}": value for name, value in averages.items()}
+        tensors |= {"done": torch.tensor(self.done), "skipped": torch.tensor(self.skipped)}
+        return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to a state of a distillation of the same network with the same configuration.
+
+        Raises:
+            CheckpointError: the state is of another network or configuration.
+        """
+        try:
+            own = self.network.state_dict()
+            new = {n: state.get(f"network.{n}", t) for n, t in own.items()}
+            averages: dict[int, dict[str, Tensor]] = {}
+            for name, value in state.items():
+                if name.startswith("optimiser."):
+                    _, number, key = name.split(".")
+                    like = self._trained[int(number)]  # the memory's order is kept, for results that do not differ
+                    value = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+                    averages.setdefault(int(number), {})[key] = value
+            self.network.load_state_dict(new)
+            groups = self._optimiser.state_dict()["param_groups"]
+            self._optimiser.load_state_dict({"state": averages, "param_groups": groups})
+            self.done, self.skipped = int(state["done"]), int(state["skipped"])
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the saved state does not fit this distillation ({error})") from error
 
 
-def _optimiser(network: AttentionBranchNetwork, config: DistillationConfig) -> torch.optim.Optimizer:
+def _groups(network: AttentionBranchNetwork, config: DistillationConfig) -> list[tuple[Iterable[nn.Parameter], float]]:
+    """Return what is trained and how fast: the attention branch, the perception branch, the map head."""
     branch = network.attention_branch
-    head = [*branch.att_conv3.parameters(), *branch.bn_att3.parameters()]
-    rest = [*branch.bn_att.parameters(), *branch.att_conv.parameters(), *branch.bn_att2.parameters()]
-    rest += list(branch.att_conv2.parameters())
-    if config.train_stage:
-        rest += list(branch.stage.parameters())
-    perception = [*network.perception_branch.parameters(), *network.mechanism.parameters()]
-    groups = [(rest, config.lr), (perception, config.perception_lr), (head, config.map_lr)]
-    for parameters, lr in groups:
-        for parameter in parameters:
-            parameter.requires_grad_(lr > 0)
-    return torch.optim.AdamW([{"params": p, "lr": lr} for p, lr in groups if p and lr > 0], weight_decay=0.0)
+    trunk = [branch.bn_att, branch.att_conv, branch.bn_att2, branch.att_conv2]
+    trunk += [branch.stage] if config.train_stage else []
+    parts = [
+        (trunk, config.lr),
+        ([network.perception_branch, network.mechanism], config.perception_lr),
+        ([branch.att_conv3, branch.bn_att3], config.map_lr),
+    ]
+    groups = [([p for module in modules for p in module.parameters()], lr) for modules, lr in parts]
+    return [(parameters, lr) for parameters, lr in groups if parameters]
 
 
 def _rate(step: int, config: DistillationConfig) -> float:
+    """Return the share of the peak learning rate at a step counted from 0."""
     warm = max(1, round(config.warmup * config.steps))
     if step < warm:
         return (step + 1) / warm
     progress = (step - warm) / max(1, config.steps - warm)
-    return 0.5 * (1 + torch.cos(torch.tensor(progress * torch.pi)).item())
-
-
-def _batches(photos: Dataset, config: DistillationConfig) -> Iterator[tuple[Tensor, int]]:
-    """Yield ``config.steps`` batches, going through the photos as often as needed, reshuffled each time."""
-    torch.manual_seed(config.seed)
-    loader = DataLoader(
-        photos,
-        batch_size=config.batch_size,
-        shuffle=True,
-        drop_last=len(photos) >= config.batch_size,  # type: ignore[arg-type]
-        num_workers=config.workers,
-        collate_fn=stack_readable,
-        persistent_workers=config.workers > 0,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
-    done = 0
-    while True:
-        for batch in loader:
-            yield batch
-            done += 1
-            if done == config.steps:
-                return
+    return 0.5 * (1 + math.cos(progress * math.pi))

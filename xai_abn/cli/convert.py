@@ -1,0 +1,22 @@
+"""``xai-abn convert``: a network of the released ABN code as a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    source: Annotated[Path, typer.Argument(help="A .pth or .tar file of the released ABN code.", metavar="FILE")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to: a .safetensors file.")],
+    arch: Annotated[
+        str | None, typer.Option(help="Its architecture, if it shall be no other; see xai-abn list architectures.")
+    ] = None,
+) -> None:
+    """Convert a network that the ABN code of Fukui et al. has saved; nothing in the file is executed."""
+    from xai_abn.models.convert import convert_file
+
+    found = convert_file(source, output, arch)
+    typer.echo(f"{output}: {found.arch}, {found.classes} classes")
