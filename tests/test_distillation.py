@@ -13,7 +13,7 @@ import xai_abn
 from xai_abn.data.photos import PhotoFolder, stack_readable
 from xai_abn.errors import ImageLoadError, NonFiniteError
 from xai_abn.training import DistillationConfig, distill
-from xai_abn.training.distillation_losses import make_mosaics
+from xai_abn.training.distillation.losses import make_mosaics
 
 SMALL = DistillationConfig(steps=12, batch_size=8, mosaics=2, lr=1e-3, workers=0, bf16=False)
 

@@ -493,8 +493,8 @@ def test_what_makes_no_sense_is_refused_before_training(tiny):
 def test_distillation_is_for_classes_and_one_map(network, model):
     """Distilling a network with several maps, or a multi-label classifier, is refused."""
     from xai_abn.training import distill
-    from xai_abn.training.distillation_settings import DistillationSettings
-    from xai_abn.training.distillation_student import Student
+    from xai_abn.training.distillation.settings import DistillationSettings
+    from xai_abn.training.distillation.student import Student
 
     with pytest.raises(UnsupportedModelError, match="with labels"):
         distill(network, None)

@@ -101,18 +101,17 @@ class Preprocess:
     def __call__(self, loaded: LoadedImage) -> PreparedImage:
         """Prepare one picture (RGB, any size)."""
         image = loaded.image
-        method = _INTERPOLATION[self.interpolation]
-        width, height = image.size
         shown = (self.size * VIEW_SCALE, self.size * VIEW_SCALE)
+        view = image.resize(shown, Image.Resampling.LANCZOS, box=self.region(*image.size))
+        return PreparedImage(self.normalise(self.pixels(image)), np.asarray(view), loaded.source, loaded.notes)
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """Return what the network sees of a picture (RGB, any size), before it is normalised: (H, W, 3) uint8."""
         if self.crop == "squash":
-            seen = image.resize((self.size, self.size), method)
-            view = image.resize(shown, Image.Resampling.LANCZOS)
-        else:
-            resized = image.resize(_scaled(width, height, self._resized_side), method)
-            left, top = (round((side - self.size) / 2) for side in resized.size)
-            seen = resized.crop((left, top, left + self.size, top + self.size))
-            view = image.resize(shown, Image.Resampling.LANCZOS, box=self.region(width, height))
-        return PreparedImage(self.normalise(np.asarray(seen)), np.asarray(view), loaded.source, loaded.notes)
+            return np.asarray(image.resize((self.size, self.size), self.resampling))
+        resized = image.resize(_scaled(*image.size, self._resized_side), self.resampling)
+        left, top = (round((side - self.size) / 2) for side in resized.size)
+        return np.asarray(resized.crop((left, top, left + self.size, top + self.size)))
 
     def region(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return the part of a picture of that size that the network sees: left, top, right, bottom in its pixels."""
@@ -122,6 +121,11 @@ class Preprocess:
         left, top = (round((side - self.size) / 2) for side in _scaled(width, height, self._resized_side))
         region = (left / scale, top / scale, (left + self.size) / scale, (top + self.size) / scale)
         return _inside(region, width, height)
+
+    @property
+    def resampling(self) -> Image.Resampling:
+        """Pillow's name of the interpolation."""
+        return _INTERPOLATION[self.interpolation]
 
     @property
     def _resized_side(self) -> int:

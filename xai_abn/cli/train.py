@@ -13,7 +13,8 @@ import typer
 from xai_abn.cli.progress import progress_bar
 from xai_abn.cli.settings import with_settings
 from xai_abn.errors import CheckpointError
-from xai_abn.training.config import TrainConfig, make_config, read_config
+from xai_abn.training.config import TrainConfig, make_config
+from xai_abn.training.settings_file import SETTINGS_FILE, read_settings
 
 
 @with_settings(TrainConfig)
@@ -27,10 +28,10 @@ def command(
     **settings: Any,
 ) -> None:
     """Train an Attention Branch Network or a plain classifier; on many devices with torchrun."""
-    if resume and not (output / "config.yaml").is_file():
-        raise CheckpointError(f"{output}: no run to resume (no config.yaml)")
-    file = output / "config.yaml" if resume else config
-    chosen = make_config(read_config(file) if file is not None else {}, settings, preset=preset)
+    if resume and not (output / SETTINGS_FILE).is_file():
+        raise CheckpointError(f"{output}: no run to resume (no {SETTINGS_FILE})")
+    file = output / SETTINGS_FILE if resume else config
+    chosen = make_config(read_settings(file) if file is not None else {}, settings, preset=preset)
     from xai_abn.training.trainer import train
 
     leads = int(os.environ.get("RANK", "0")) == 0

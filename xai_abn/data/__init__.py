@@ -6,14 +6,25 @@ is not imported here.
 
 from __future__ import annotations
 
-from xai_abn.data import cifar, coco, folder, imagenet_boxes, voc  # noqa: F401 (each registers its reader)
+from xai_abn.data import (  # noqa: F401 (each registers its reader)
+    attributes,
+    cifar,
+    class_folders,
+    coco,
+    folder,
+    hugging_face,
+    imagenet_boxes,
+    shards,
+    voc,
+)
 from xai_abn.data.annotated import AnnotatedData, AnnotatedImage, AnnotatedObject, datasets, read_data
-from xai_abn.data.training_data import TrainingData, read_training_data, training_data
+from xai_abn.data.training_data import ReadOptions, TrainingData, read_training_data, training_data
 
 __all__ = [
     "AnnotatedData",
     "AnnotatedImage",
     "AnnotatedObject",
+    "ReadOptions",
     "TrainingData",
     "datasets",
     "read_data",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from xai_abn.data.training_data import TensorSplit, TrainingData, check_labels, training_data
-from xai_abn.errors import DatasetError
+from xai_abn.data.training_data import ReadOptions, TensorSplit, TrainingData, check_labels, training_data
+from xai_abn.errors import DatasetError, ImageLoadError
 from xai_abn.images import find_images, load_image
 
 #: Of the training pictures, as the released code has them for both sets.
@@ -58,8 +57,15 @@ def read_cifar(place: str, classes: int = 100) -> TrainingData:
     return TrainingData(f"cifar{classes}", labels, 32, MEAN, STD, splits["train"], test=splits["test"])
 
 
-for _classes in (10, 100):
-    training_data.register(f"cifar{_classes}")(partial(read_cifar, classes=_classes))
+@training_data.register("cifar10")
+def _cifar10(place: str, options: ReadOptions) -> TrainingData:
+    return read_cifar(place, 10)
+
+
+@training_data.register("cifar100")
+def _cifar100(place: str, options: ReadOptions) -> TrainingData:
+    return read_cifar(place, 100)
+
 
 _Found = tuple[tuple[str, ...], dict[str, tuple[Tensor, Tensor]]] | None
 
@@ -110,8 +116,11 @@ def _folders(root: Path) -> _Found:
     present = [p for p in ("train", "test") if (root / p).is_dir()]
     if not present:
         return None
-    labels = tuple(sorted(d.name for d in (root / present[0]).iterdir() if d.is_dir()))
-    return labels, {part: _read_folders(root / part, labels) for part in present}
+    labels = tuple(sorted({d.name for part in present for d in (root / part).iterdir() if d.is_dir()}))
+    try:
+        return labels, {part: _read_folders(root / part, labels) for part in present}
+    except ImageLoadError as error:
+        raise DatasetError(str(error)) from error
 
 
 def _read_folders(folder: Path, labels: tuple[str, ...]) -> tuple[Tensor, Tensor]:
@@ -120,9 +129,11 @@ def _read_folders(folder: Path, labels: tuple[str, ...]) -> tuple[Tensor, Tensor
         if not (folder / label).is_dir():
             raise DatasetError(f"{folder}: the folder of class {label!r} is missing")
         for path in find_images(folder / label):
-            picture = np.asarray(load_image(path).image.convert("RGB"))
+            picture = np.array(load_image(path).image)
             if picture.shape != (32, 32, 3):
                 raise DatasetError(f"{path}: CIFAR pictures are 32x32, this is {picture.shape[1]}x{picture.shape[0]}")
-            images.append(torch.from_numpy(picture.copy()).permute(2, 0, 1))
+            images.append(torch.from_numpy(picture).permute(2, 0, 1))
             targets.append(number)
+    if not images:
+        raise DatasetError(f"{folder}: no class folders in it")
     return torch.stack(images), torch.tensor(targets)

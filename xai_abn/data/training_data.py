@@ -11,14 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xai_abn.errors import DatasetError, InvalidInputError, UnknownNameError
+from xai_abn.preprocess import Preprocess
 from xai_abn.registry import Registry
+
+#: How pictures are resized for training, for validation and, from then on, for the network's explanations.
+INTERPOLATION = "bilinear"
 
 
 class Batch(NamedTuple):
     """Some pictures.
 
     Attributes:
-        images: (N, 3, H, W) float32, normalised, channels last in memory.
+        images: (N, 3, H, W) float32, normalised, channels last in memory; N is 0 where nothing asked for by an
+            evaluation can be read, never in training.
         targets: (N,) class indices, or (N, T) attributes, 0 or 1.
         skipped: how many more were asked for and could not be read.
     """
@@ -47,6 +52,9 @@ class Split(Protocol):
             device: where the batch is to be.
             seed: of the random crops and flips, which depend on it and on the index alone, whatever else is in
                 the batch; None for the pictures as they are.
+
+        Raises:
+            DatasetError: a picture cannot be read and this is to stop the run, or none of a training batch can.
         """
         ...
 
@@ -78,6 +86,11 @@ class TrainingData:
     test: Split | None = None
     multi_label: bool = False
     crop_pct: float = 1.0
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What makes the network's input of a picture, as it is done for validation and test."""
+        return Preprocess(self.size, self.crop_pct, INTERPOLATION, tuple(self.mean), tuple(self.std))
 
     def held_out(self, share: float, seed: int = 0) -> TrainingData:
         """Return the data with ``share`` of the training pictures, drawn with ``seed``, set aside for validation.
@@ -132,22 +145,28 @@ class TensorSplit:
     def load(self, batches: Sequence[Tensor], device: torch.device, seed: int | None) -> Iterator[Batch]:
         """Yield a batch for each tensor of indices; see :class:`Split`."""
         images, targets = self.images.to(device), self.targets.to(device)
-        shape = (1, 3, 1, 1)
-        scale = (1 / (255 * torch.tensor(self.std))).view(shape).to(device)
-        offset = (torch.tensor(self.mean) / torch.tensor(self.std)).view(shape).to(device)
+        normalise = normaliser(self.mean, self.std, device)
         places = None if seed is None else self._places(seed).to(device)
         for indices in batches:
             indices = indices.to(device)
             picked = images[indices]
             if places is not None:
                 picked = shifted(picked, places[indices], self.padding)
-            yield Batch((picked * scale - offset).contiguous(memory_format=torch.channels_last), targets[indices])
+            yield Batch(normalise(picked), targets[indices])
 
     def _places(self, seed: int) -> Tensor:
         """Return for each picture where its crop begins and whether it is flipped, (N, 3)."""
         generator = torch.Generator().manual_seed(seed)
         corners = torch.randint(0, 2 * self.padding + 1, (len(self), 2), generator=generator)
         return torch.cat([corners, torch.randint(0, 2, (len(self), 1), generator=generator)], dim=1)
+
+
+def normaliser(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return what turns (N, 3, H, W) uint8 on the device into normalised float32, channels last in memory."""
+    shape = (1, 3, 1, 1)
+    scale = (1 / (255 * torch.tensor(std))).view(shape).to(device)
+    offset = (torch.tensor(mean) / torch.tensor(std)).view(shape).to(device)
+    return lambda images: (images * scale - offset).contiguous(memory_format=torch.channels_last)
 
 
 def shifted(images: Tensor, places: Tensor, padding: int) -> Tensor:
@@ -184,15 +203,31 @@ def check_labels(targets: Tensor, classes: int, source: str) -> None:
         )
 
 
-#: Functions of a place (what stands behind the colon of ``KIND:PLACE``) that return :class:`TrainingData`.
-training_data: Registry[Callable[[str], TrainingData]] = Registry("kind of training data")
+@dataclass(frozen=True)
+class ReadOptions:
+    """How pictures are read, where the data leaves a choice.
+
+    Attributes:
+        size: height and width wanted by the network; data of one size, such as CIFAR, keeps its own.
+        workers: processes that read picture files; 0 to read them in this one.
+        on_unreadable: ``"skip"`` leaves a picture that cannot be read out and counts it, ``"stop"`` stops.
+    """
+
+    size: int = 224
+    workers: int = 2
+    on_unreadable: str = "skip"
 
 
-def read_training_data(spec: str) -> TrainingData:
+#: Functions of a place (what stands behind the colon of ``KIND:PLACE``) and options that return the data.
+training_data: Registry[Callable[[str, ReadOptions], TrainingData]] = Registry("kind of training data")
+
+
+def read_training_data(spec: str, options: ReadOptions = ReadOptions()) -> TrainingData:
     """Read pictures to train on.
 
     Args:
         spec: ``KIND:PLACE``, such as ``"cifar100:DIR"``; kinds are ``training_data.names()``.
+        options: see :class:`ReadOptions`.
 
     Raises:
         UnknownNameError: unknown kind.
@@ -202,4 +237,4 @@ def read_training_data(spec: str) -> TrainingData:
     if not colon or not place:
         known = ", ".join(f"{name}:PLACE" for name in training_data.names())
         raise UnknownNameError("training data", spec, [], f"Give one of {known}.")
-    return training_data.get(kind)(place)
+    return training_data.get(kind)(place, options)

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xai_abn.training.config import TrainConfig, make_config
-    from xai_abn.training.distillation import distill
-    from xai_abn.training.distillation_config import DistillationConfig
-    from xai_abn.training.distillation_run import run_distillation
-    from xai_abn.training.distillation_settings import DistillationSettings
+    from xai_abn.training.distillation.config import DistillationConfig
+    from xai_abn.training.distillation.loop import distill
+    from xai_abn.training.distillation.run import run_distillation
+    from xai_abn.training.distillation.settings import DistillationSettings
     from xai_abn.training.trainer import train
 
 _HOMES = {
-    "DistillationConfig": "distillation_config",
-    "DistillationSettings": "distillation_settings",
+    "DistillationConfig": "distillation.config",
+    "DistillationSettings": "distillation.settings",
     "TrainConfig": "config",
-    "distill": "distillation",
+    "distill": "distillation.loop",
     "make_config": "config",
-    "run_distillation": "distillation_run",
+    "run_distillation": "distillation.run",
     "train": "trainer",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,23 +13,25 @@ from xai_abn.models.abn import ABNOutput
 
 @torch.no_grad()
 def attribute_sums(
-    network: nn.Module, split: Split, indices: Tensor, device: torch.device, at_once: int = 500
+    network: nn.Module, split: Split, batches: Sequence[Tensor], device: torch.device, attributes: int
 ) -> Tensor:
     """Return, for each attribute, how many pictures there are, how many have it, and how many are answered rightly.
 
     Args:
         network: a classifier or an ABN of T attributes; it is put into evaluation mode.
         split: the pictures, with targets (N, T).
-        indices: (N,) of those to measure.
+        batches: indices of those to measure, a batch each; what cannot be read of them does not count.
         device: where the network is.
-        at_once: pictures a batch.
+        attributes: T.
 
     Returns:
         (3, T) float64, in that order.
     """
     network.eval()
-    sums = torch.zeros(3, 1, dtype=torch.float64, device=device)
-    for batch in split.load(indices.split(at_once), device, None):
+    sums = torch.zeros(3, attributes, dtype=torch.float64, device=device)
+    for batch in split.load(batches, device, None):
+        if not len(batch.images):
+            continue
         answer = network(batch.images)
         logits = answer.logits if isinstance(answer, ABNOutput) else answer
         has = batch.targets > 0.5

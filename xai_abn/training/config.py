@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from xai_abn.errors import InvalidInputError, UnknownNameError
-from xai_abn.files import replacing
+from xai_abn.training.settings_file import typed_settings
 
 #: ``mechanism`` of a network without an attention branch.
 BASELINE = "none"
@@ -30,6 +27,8 @@ class TrainConfig:
             also ``"per-attribute"``, or ``"per-attribute-signed"``, which with the mechanism ``"product"`` is the
             published multi-task network.
         smoothing: how many times to average the map over 3x3 neighbours; 0 as published.
+        size: height and width of the pictures; None for what the architecture was designed for, or, where the data has
+            one size, that.
         weights: file with weights of the backbone to start from, or None to start from random ones.
         epochs: passes over the training pictures.
         batch_size: pictures a step, of all ranks together.
@@ -62,6 +61,7 @@ class TrainConfig:
     mechanism: str = "residual"
     maps: str = "shared"
     smoothing: int = 0
+    size: int | None = None
     weights: str | None = None
     epochs: int = 300
     batch_size: int = 128
@@ -89,10 +89,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without data or network."""
-        if self.milestones is not None:
-            object.__setattr__(self, "milestones", tuple(self.milestones))
-        for name in ("epochs", "batch_size", "log_every"):
-            if getattr(self, name) < 1:
+        for name in ("epochs", "batch_size", "log_every", "size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.area_weight and self.maps == "per-attribute-signed":
             raise InvalidInputError("area_weight is for maps in [0, 1]; per-attribute-signed ones have no area")
@@ -100,8 +98,8 @@ class TrainConfig:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UnknownNameError(name, str(getattr(self, name)), known)
-        ranges = {"momentum": 1, "label_smoothing": 1, "validation": 1, "ema": 1, "lr": None, "weight_decay": None}
-        for name, below in ranges.items():
+        ranges = {"momentum": 1, "label_smoothing": 1, "validation": 1, "ema": 1}
+        for name, below in {**ranges, "lr": None, "weight_decay": None, "workers": None}.items():
             value = getattr(self, name)
             if value is not None and not (value >= 0 and (below is None or value < below)):
                 wanted = "not negative" if below is None else f"in [0, {below})"
@@ -121,33 +119,6 @@ class TrainConfig:
             return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.lr * self.gamma ** sum(epoch >= drop for drop in self.drops)
 
-    def save(self, path: Path, **more: Any) -> None:
-        """Write the configuration as YAML, with ``more`` beside it under ``run``.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        values = asdict(self)
-        values["milestones"] = list(self.milestones) if self.milestones is not None else None
-        with replacing(path, "configuration ") as draft:
-            draft.write_text(yaml.safe_dump({**values, "run": more}, sort_keys=False))
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """Return the settings in a YAML or JSON file, without its ``run`` entry.
-
-    Raises:
-        InvalidInputError: missing, no mapping, or an unknown setting.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInputError(f"{path}: not a readable configuration ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise InvalidInputError(f"{path}: a configuration is a mapping of settings to values")
-    values.pop("run", None)
-    return values
-
 
 def make_config(*sources: Mapping[str, Any], preset: str | None = None) -> TrainConfig:
     """Return the configuration that a recipe and some sources give, later ones before earlier ones.
@@ -162,34 +133,12 @@ def make_config(*sources: Mapping[str, Any], preset: str | None = None) -> Train
     """
     given: dict[str, Any] = {}
     for source in sources:
-        given.update(source)
-    known = {f.name: f for f in fields(TrainConfig)}
-    for name in given:
-        if name not in known:
-            raise UnknownNameError("setting", name, known)
+        given.update(typed_settings(TrainConfig, source))
     if "data" not in given:
         raise InvalidInputError("no data to train on; give KIND:PLACE, such as cifar100:DIR or images:DIR")
     if preset is not None:
         given = {**published_recipe(given.get("arch", TrainConfig.arch), preset), **given}
-    try:
-        return TrainConfig(**{name: _typed(known[name].type, value, name) for name, value in given.items()})
-    except TypeError as error:
-        raise InvalidInputError(f"the configuration has a value of a wrong type: {error}") from error
-
-
-def _typed(kind: Any, value: Any, name: str) -> Any:
-    """Return a value from a file or a flag as its setting's type; YAML reads 1e-4 as text."""
-    if name == "milestones" and isinstance(value, str):
-        return tuple(_typed("float", part, name) for part in value.split(","))
-    if value is None or not isinstance(value, str | int | float) or isinstance(value, bool):
-        return value
-    for number in (float, int):
-        if str(kind).startswith(number.__name__):
-            try:
-                return number(value)
-            except ValueError as error:
-                raise InvalidInputError(f"{name} must be a number, got {value!r}") from error
-    return value
+    return TrainConfig(**given)
 
 
 _CIFAR = {"epochs": 300, "batch_size": 128, "lr": 0.1, "weight_decay": 1e-4, "milestones": (150, 225), "gamma": 0.1}

@@ -77,13 +77,17 @@ def measured_sums(
         at_once: pictures a batch.
 
     Returns:
-        Sums called ``accuracy``, ``loss``, ``count``; of an ABN ``attention_accuracy`` and ``area`` (mean of M), too.
+        Sums called ``accuracy``, ``loss``, ``count``, ``skipped`` (pictures that could not be read); of an ABN
+        ``attention_accuracy`` and ``area`` (mean of M), too.
     """
     network.eval()
-    sums: dict[str, float] = {"count": 0.0}
+    sums: dict[str, float] = {"count": 0.0, "skipped": 0.0}
     for batch in split.load(indices.split(at_once), device, None):
-        answer = network(batch.images)
+        sums["skipped"] += batch.skipped
         number = len(batch.images)
+        if not number:
+            continue
+        answer = network(batch.images)
         logits = answer.logits if isinstance(answer, ABNOutput) else answer
         found = {
             "count": number,

@@ -1,4 +1,4 @@
-"""The network that a configuration asks for, and its description in a checkpoint."""
+"""The pictures and the network that a configuration asks for, and its description in a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,14 +7,29 @@ from typing import Any
 
 from torch import nn
 
+from xai_abn.data import ReadOptions, read_training_data
 from xai_abn.data.training_data import TrainingData
 from xai_abn.errors import CheckpointError, InvalidInputError
 from xai_abn.models.abn import AttentionBranch, Auxiliary
-from xai_abn.models.architectures import abn_arguments, create_model
+from xai_abn.models.architectures import abn_arguments, create_model, find_architecture
 from xai_abn.models.checkpoint import CheckpointConfig, load_weights, read_weights
 from xai_abn.models.split import abn_from
-from xai_abn.preprocess import Preprocess
 from xai_abn.training.config import BASELINE, TrainConfig
+
+
+def read_pictures(config: TrainConfig) -> TrainingData:
+    """Read the data, at the size that the configuration or else the architecture asks for.
+
+    Raises:
+        UnknownNameError: no such kind of data or architecture.
+        DatasetError: missing, damaged, or labels that do not fit.
+        InvalidInputError: the data has one size, and another is asked for.
+    """
+    size = config.size or find_architecture(config.arch).size
+    data = read_training_data(config.data, ReadOptions(size, config.workers, config.on_unreadable))
+    if config.size not in (None, data.size):
+        raise InvalidInputError(f"size must be {data.size}, which {data.name} has, or left out; got {config.size}")
+    return data
 
 
 def build_network(config: TrainConfig, data: TrainingData) -> nn.Module:
@@ -66,15 +81,12 @@ def load_backbone(network: nn.Module, path: str) -> None:
 
 def describe(config: TrainConfig, data: TrainingData, command: str, reached: dict[str, float]) -> CheckpointConfig:
     """Return everything about a trained network but its weights."""
-    preprocess = Preprocess(
-        size=data.size, crop_pct=data.crop_pct, interpolation="bilinear", mean=tuple(data.mean), std=tuple(data.std)
-    )
     settings = {k: v for k, v in asdict(config).items() if k not in ("data", "weights")}
     return CheckpointConfig(
         backbone=config.arch,
         classes=len(data.labels),
         abn=None if config.mechanism == BASELINE else abn_settings(config, data),
-        preprocess=preprocess.to_dict(),
+        preprocess=data.preprocess.to_dict(),
         labels=list(data.labels),
         training={"data": data.name, "settings": settings, "command": command, "reached": reached},
         multi_label=data.multi_label,

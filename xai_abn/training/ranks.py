@@ -10,20 +10,21 @@ from torch.distributed.nn.functional import all_reduce
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """A BatchNorm2d whose statistics in training are of all ranks' batches together, on any device.
 
-    :class:`torch.nn.SyncBatchNorm` needs a GPU. All ranks must hold equally many pictures.
+    :class:`torch.nn.SyncBatchNorm` needs a GPU. Ranks may hold different numbers of pictures, as where one is skipped.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (N, C, H, W) as one rank would the batches of all ranks put together."""
         if not self.training:
             return super().forward(input)
-        ranks = torch.distributed.get_world_size()
         wide = input.float()
-        count = ranks * wide.numel() / wide.shape[1]
-        mean = all_reduce(wide.sum(dim=(0, 2, 3))) / count
+        own = wide.new_full((1,), wide.numel() / wide.shape[1])
+        sums = all_reduce(torch.cat([wide.sum(dim=(0, 2, 3)), own]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
         centred = wide - mean[:, None, None]
         variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
-        self._remember(mean.detach(), variance.detach() * count / max(count - 1, 1))
+        self._remember(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         out = centred * torch.rsqrt(variance + self.eps)[:, None, None]
         if self.affine:
             out = out * self.weight[:, None, None] + self.bias[:, None, None]

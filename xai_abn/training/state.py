@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from xai_abn.errors import CheckpointError, OutputError
-from xai_abn.files import replacing
+from xai_abn.errors import CheckpointError
+from xai_abn.models.checkpoint import read_tensors, write_tensors
 
 FORMAT = "xai-abn-training"
 FORMAT_VERSION = 1
@@ -34,11 +32,7 @@ def save_state(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], record: 
         for name, value in values.items()
     }
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "record": json.dumps(record)}
-    with replacing(path, "training state ") as draft:
-        try:
-            save_file(flat, draft, metadata=header)
-        except SafetensorError as error:
-            raise OutputError(f"cannot write training state {path}: {error}") from error
+    write_tensors(path, flat, header)
 
 
 def read_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -47,12 +41,7 @@ def read_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
     Raises:
         CheckpointError: missing, cut short, of another kind, or of a newer format.
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a readable training state ({error})") from error
+    header, flat = read_tensors(path)
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not the state of a training run; give the folder that xai-abn train wrote")
     if int(header.get("format_version", 0)) > FORMAT_VERSION:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from xai_abn.data import TrainingData, read_training_data
-from xai_abn.data.training_data import Batch, Split
-from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError, OutputError
+import xai_abn
+from xai_abn.data.training_data import Batch, Split, TrainingData
+from xai_abn.errors import CheckpointError, DatasetError, InvalidInputError, NonFiniteError, OutputError
 from xai_abn.files import replacing
 from xai_abn.models.abn import ABNOutput
 from xai_abn.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
@@ -29,13 +29,17 @@ from xai_abn.training.attributes import attribute_accuracies, attribute_sums
 from xai_abn.training.config import TrainConfig
 from xai_abn.training.journal import Journal, draw_curves, draw_maps
 from xai_abn.training.losses import classification_losses, correct, measured_sums
-from xai_abn.training.networks import build_network, describe
+from xai_abn.training.networks import build_network, describe, read_pictures
 from xai_abn.training.ranks import synchronised
+from xai_abn.training.settings_file import SETTINGS_FILE, write_settings
 from xai_abn.training.state import optimiser_tensors, read_state, restore_optimiser, save_state
 
 STATE, BEST, FINAL, RESULT = "state.safetensors", "best.safetensors", "final.safetensors", "result.json"
 #: Settings that may differ when a run is resumed: they change what is written, not the weights.
 FREE = ("log_every", "maps_every", "save_minutes", "tensorboard", "workers")
+
+#: Pixels at once when measuring: 64 pictures of 224x224, 500 of 32x32.
+MEASURED_PIXELS = 3_300_000
 
 #: Called with the steps done, all steps, and a few words.
 Progress = Callable[[int, int, str], None]
@@ -95,10 +99,10 @@ def train(
 
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     folder = Path(output)
+    data = (data or read_pictures(config)).held_out(config.validation)
     if accelerator.is_main_process:
         prepare_folder(folder, config, resume, overwrite, command)
     accelerator.wait_for_everyone()
-    data = (data or read_training_data(config.data)).held_out(config.validation)
     with torch.random.fork_rng():
         run = _Run(config, folder, data, accelerator, progress, command)
         if resume:
@@ -144,6 +148,11 @@ class _Run:
     def measured(self) -> nn.Module:
         """The network that is measured and saved: the average where there is one."""
         return self.network if self.average is None else self.average.module
+
+    @property
+    def measured_at_once(self) -> int:
+        """Pictures a batch when measuring."""
+        return min(500, max(8, MEASURED_PIXELS // self.data.size**2))
 
     def restore(self) -> None:
         groups, record = read_state(self.folder / STATE)
@@ -255,27 +264,33 @@ class _Run:
         self.save()
 
     def measure(self, split: Split) -> dict[str, float]:
-        """Return accuracies and loss over a split, of which each rank measures its share."""
+        """Return accuracies and loss over what can be read of a split, of which each rank measures its share."""
         mine = torch.arange(len(split))[self.rank :: self.ranks]
-        sums = measured_sums(self.measured, split, mine, self.device)
+        sums = measured_sums(self.measured, split, mine, self.device, self.measured_at_once)
         names = list(sums)
         totals = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.device)
         totals = self.accelerator.reduce(totals, reduction="sum")
         found = dict(zip(names, totals.tolist(), strict=True))
-        count = found.pop("count")
-        return {name: total / count for name, total in found.items()}
+        count, skipped = found.pop("count"), found.pop("skipped")
+        if not count:
+            raise DatasetError(f"none of {skipped:.0f} pictures to measure on can be read")
+        means = {name: total / count for name, total in found.items()}
+        return {**means, "skipped": skipped} if skipped else means
 
     def measure_attributes(self, split: Split) -> dict[str, dict[str, float]]:
         """Return what :func:`attribute_accuracies` does, of a split of which each rank measures its share."""
         mine = torch.arange(len(split))[self.rank :: self.ranks]
-        sums = attribute_sums(self.measured, split, mine, self.device)
-        return attribute_accuracies(self.accelerator.reduce(sums, reduction="sum"), self.data.labels)
+        batches, names = mine.split(self.measured_at_once), self.data.labels
+        sums = attribute_sums(self.measured, split, batches, self.device, len(names))
+        return attribute_accuracies(self.accelerator.reduce(sums, reduction="sum"), names)
 
     def draw(self) -> None:
         """Draw the maps of the first pictures of the validation split, or of the training split."""
         split = self.data.validation or self.data.train
         indices = torch.arange(min(16, len(split)))
         batch = next(iter(split.load([indices], self.device, None)))
+        if not len(batch.images):
+            return
         with torch.no_grad():
             answer = self.measured.eval()(batch.images)
         if isinstance(answer, ABNOutput):
@@ -353,7 +368,7 @@ def prepare_folder(folder: Path, config: TrainConfig, resume: bool, overwrite: b
         if not state.exists():
             raise CheckpointError(f"{folder}: no {STATE} to resume from; train without resume")
         return
-    if (folder / "config.yaml").exists() and not overwrite:
+    if (folder / SETTINGS_FILE).exists() and not overwrite:
         raise OutputError(f"{folder} holds a run already; resume it, overwrite it, or choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -361,7 +376,9 @@ def prepare_folder(folder: Path, config: TrainConfig, resume: bool, overwrite: b
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
-    config.save(folder / "config.yaml", command=command)
+    write_settings(
+        folder / SETTINGS_FILE, asdict(config), {"commands": [command], "xai_abn_version": xai_abn.__version__}
+    )
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:

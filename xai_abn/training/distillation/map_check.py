@@ -14,9 +14,8 @@ from xai_abn.models.abn import AttentionBranchNetwork
 from xai_abn.models.inspection import evaluating
 
 #: A map whose values differ by less than this weighs all positions alike.
-FLAT_RANGE = (
-    0.01  #: A mean polarity nearer to 0 than this says nothing, however sure it is: a hundredth of the probability.
-)
+FLAT_RANGE = 0.01
+#: A mean polarity nearer to 0 than this says nothing, however sure it is: a hundredth of the probability.
 LEAST_POLARITY = 0.01
 
 #: What is said of each verdict but ``"upright"``, which needs no warning.

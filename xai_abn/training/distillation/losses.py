@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xai_abn.models.abn import AttentionBranchNetwork, Residual
-from xai_abn.training.distillation_config import DistillationConfig
+from xai_abn.training.distillation.config import DistillationConfig
 
 
 def losses(

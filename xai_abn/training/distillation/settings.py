@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from xai_abn.errors import InvalidInputError, UnknownNameError
-from xai_abn.files import replacing
-from xai_abn.training.distillation_config import DistillationConfig
+from xai_abn.errors import InvalidInputError
+from xai_abn.training.distillation.config import DistillationConfig
+from xai_abn.training.settings_file import SETTINGS_FILE, read_settings, typed_settings
 
 #: Settings that may differ when a run goes on: they do not change what it makes.
 FREE = frozenset(("photos", "device", "workers", "check_every", "stop_after"))
-#: A run's settings, in its folder.
-SETTINGS_FILE = "config.yaml"
-#: What a run writes into its file beside the settings.
-_NOTES = frozenset(("commands", "xai_abn_version"))
 #: Settings that may name a file; a checkpoint holds the file's name alone.
 _PATHS = frozenset(("model", "weights", "continue_from"))
 
@@ -83,12 +77,7 @@ class DistillationSettings(DistillationConfig):
             UnknownNameError: there is no such setting.
             InvalidInputError: a value is of another kind or out of its range.
         """
-        kinds = {f.name: str(f.type) for f in fields(cls)}
-        given = {name: value for name, value in values.items() if name not in _NOTES}
-        for name in given:
-            if name not in kinds:
-                raise UnknownNameError("setting", str(name), kinds)
-        return cls(**{name: _converted(name, value, kinds[name]) for name, value in given.items()})
+        return cls(**typed_settings(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as plain values; the opposite of :meth:`from_dict`."""
@@ -113,49 +102,6 @@ class DistillationSettings(DistillationConfig):
                 for item in value if isinstance(value, list) else [value]:
                     words += [f"--{option}", str(item)]
         return shlex.join([*words, "--output", "RUN"])
-
-
-def _converted(name: str, value: Any, kind: str) -> Any:
-    """Return a YAML value as a field's kind; YAML reads 1e-4 as text, and whole numbers do for others."""
-    if value is None and kind.endswith("| None"):
-        return None
-    if kind.startswith("tuple") and isinstance(value, Sequence):
-        return tuple(map(str, [value] if isinstance(value, str) else value))
-    kind = kind.removesuffix(" | None")
-    if kind == "float" and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    elif type(value).__name__ == kind:
-        return value
-    wanted = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
-    raise InvalidInputError(f"the setting {name} must be {wanted.get(kind, 'a list of texts')}, got {value!r}")
-
-
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of settings, such as a run's ``config.yaml``.
-
-    Raises:
-        InvalidInputError: missing, not YAML, or not a table of settings.
-    """
-    try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInputError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict):
-        raise InvalidInputError(f"{path}: expected lines such as 'steps: 1000', got {type(found).__name__}")
-    return found
-
-
-def write_settings(path: Path, settings: DistillationSettings, notes: Mapping[str, Any]) -> None:
-    """Write settings and notes (the commands, the version) as YAML.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    with replacing(path) as draft:
-        draft.write_text(yaml.safe_dump({**notes, **settings.to_dict()}, sort_keys=False), encoding="utf-8")
 
 
 def gather_settings(

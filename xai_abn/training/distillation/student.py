@@ -16,7 +16,7 @@ from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.checkpoint import load_weights, read_checkpoint
 from xai_abn.models.split import abn_from
 from xai_abn.models.zoo import imagenet_labels
-from xai_abn.training.distillation_settings import DistillationSettings
+from xai_abn.training.distillation.settings import DistillationSettings
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.checkpoint import CheckpointConfig, fingerprint, read_checkpoint, save_checkpoint
 from xai_abn.models.zoo import load_checkpoint, load_model
 from xai_abn.randomness import seeded
-from xai_abn.training.distillation import Distillation
-from xai_abn.training.distillation_folder import RunFolder
-from xai_abn.training.distillation_settings import DistillationSettings, write_settings
-from xai_abn.training.distillation_student import Student
-from xai_abn.training.map_check import check_map
+from xai_abn.training.distillation.folder import RunFolder
+from xai_abn.training.distillation.loop import Distillation
+from xai_abn.training.distillation.map_check import check_map
+from xai_abn.training.distillation.settings import DistillationSettings
+from xai_abn.training.distillation.student import Student
+from xai_abn.training.settings_file import write_settings
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def run_distillation(
     if not going_on:
         folder.clear()
     notes = {"commands": [*commands, command], "xai_abn_version": xai_abn.__version__}
-    write_settings(folder.settings, settings, notes)
+    write_settings(folder.settings, settings.to_dict(), notes)
     if going_on:
         folder.restore(run.distillation, run.origin)
     else:

@@ -21,9 +21,9 @@ from xai_abn.errors import CheckpointError, ImageLoadError, NonFiniteError, Unsu
 from xai_abn.models.abn import AttentionBranchNetwork
 from xai_abn.models.multi_task import MultiTaskABN
 from xai_abn.models.vit_abn import OnPatches
-from xai_abn.training.distillation_config import DistillationConfig
-from xai_abn.training.distillation_losses import losses
-from xai_abn.training.draws import batches, mosaic_generator
+from xai_abn.training.distillation.config import DistillationConfig
+from xai_abn.training.distillation.draws import batches, mosaic_generator
+from xai_abn.training.distillation.losses import losses
 
 
 def distill(

@@ -1,0 +1,112 @@
+"""Pictures to train on from Hugging Face ``datasets``: the hub's, a local folder's, or what ``save_to_disk`` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xai_abn.data.picture_split import Parts, picture_data
+from xai_abn.data.training_data import ReadOptions, TrainingData, training_data
+from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError
+from xai_abn.images import LoadedImage, decode_image, load_image
+
+_PARTS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+_SAVED = ("dataset_dict.json", "state.json")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Pictures in a column of a table; ``rows`` holds it alone, not decoded."""
+
+    rows: Any
+    column: str
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> LoadedImage:
+        cell, source = self.rows[index][self.column], f"{self.source}[{index}]"
+        if cell is None:
+            raise ImageLoadError(f"{source}: no picture in this row")
+        return decode_image(cell["bytes"], source) if cell["bytes"] is not None else load_image(cell["path"])
+
+
+@training_data.register("hf")
+def read_hugging_face(place: str, options: ReadOptions = ReadOptions()) -> TrainingData:
+    """Read a data set of Hugging Face.
+
+    Args:
+        place: a name on the hub, a folder that ``datasets`` can load, or one written by ``save_to_disk``; with
+            ``#COLUMN`` behind it, the column of the labels, which else is the only column of class labels, or one
+            called ``label`` or ``labels``. The pictures are the first column of images.
+        options: see :class:`ReadOptions`.
+
+    Returns:
+        The splits ``train``, ``validation`` (or ``val``, ``valid``) and ``test``; a ``test`` whose labels are all -1,
+        which is how the hub hides them, is left out.
+
+    Raises:
+        InvalidInputError: ``datasets`` is not installed.
+        DatasetError: it cannot be loaded, or has no pictures or labels.
+    """
+    name, _, wanted = place.partition("#")
+    tables = _loaded(name)
+    if "train" not in tables:
+        raise DatasetError(f"hf:{name}: no split 'train'; it has {', '.join(tables)}")
+    image, label = _columns(tables["train"].features, wanted, f"hf:{name}")
+    values = {key: list(table[label]) for key, table in tables.items() if key in _PARTS}
+    missing = next((key for key, column in values.items() if None in column), None)
+    if missing is not None:
+        raise DatasetError(f"hf:{name}: {values[missing].count(None)} rows of {missing} have no {label!r}")
+    known = getattr(tables["train"].features[label], "names", None)
+    names = known or sorted({value for column in values.values() for value in column})
+    number = {value: i for i, value in enumerate(names)}
+    parts: Parts = {}
+    for key, column in values.items():
+        targets = torch.tensor(column if known else [number[value] for value in column])
+        if key == "test" and len(targets) and bool((targets == -1).all()):
+            continue
+        if _PARTS[key] in parts:
+            raise DatasetError(f"hf:{name}: it has two splits for {_PARTS[key]}; keep one of them")
+        parts[_PARTS[key]] = _Rows(_undecoded(tables[key], image), image, f"hf:{name}/{key}"), targets
+    return picture_data(f"hf:{place}", tuple(map(str, names)), parts, options)
+
+
+def _loaded(name: str) -> Mapping[str, Any]:
+    """Return the tables by the names of their splits."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InvalidInputError("hf: data needs datasets: pip install 'xai-abn[datasets]'") from error
+    saved = any((Path(name) / file).is_file() for file in _SAVED)
+    try:
+        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+    except Exception as error:  # of the library's many kinds, and those of the network and the file formats
+        raise DatasetError(f"hf:{name}: cannot be loaded ({' '.join(str(error).split())})") from error
+    return found if isinstance(found, dict) else {"train": found}
+
+
+def _columns(features: Mapping[str, Any], wanted: str, source: str) -> tuple[str, str]:
+    """Return the names of the columns of pictures and of labels."""
+    from datasets import ClassLabel, Image
+
+    images = [name for name, kind in features.items() if isinstance(kind, Image)]
+    classes = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
+    usual = [name for name in ("label", "labels") if name in features]
+    labels = [wanted] if wanted else classes if len(classes) == 1 else usual
+    if not images:
+        raise DatasetError(f"{source}: no column of images; its columns are {', '.join(features)}")
+    if not labels or labels[0] not in features:
+        raise DatasetError(f"{source}: which column holds the labels? Add #COLUMN; there are {', '.join(features)}")
+    return images[0], labels[0]
+
+
+def _undecoded(table: Any, column: str) -> Any:
+    from datasets import Image
+
+    return table.select_columns([column]).cast_column(column, Image(decode=False))
