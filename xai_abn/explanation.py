@@ -27,9 +27,9 @@ class Explanation:
         label: that class's name, or ``"class 7"`` where the model has no labels.
         versus: index of the class compared with, or None.
         score: what was explained, from the same pass: the target's logit, or the difference of two.
-        probability: its softmax probability, in [0, 1]; of this class rather than the other where two are compared;
-            NaN where a function of the answer is explained.
-        predicted: index of the top-1 class.
+        probability: its softmax probability, in [0, 1], of a multi-label model its sigmoid; of this class rather than
+            the other where two are compared; NaN where a function of the answer is explained.
+        predicted: index of the top-1 class, of a multi-label model the most probable.
         predicted_label: its name.
         class_specific: False where the map is the same for every class, as ABN's attention map.
         layer: name of the layer the map was read from.

@@ -20,7 +20,7 @@ from xai_abn.images import from_array, load_image, to_rgb
 from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.preprocess import PreparedImage, Preprocess
-from xai_abn.targets import Difference, Question, Score, Target, as_tensor, distinct
+from xai_abn.targets import Difference, Question, Score, Target, as_tensor, default_targets, distinct
 
 #: Pictures per forward pass.
 BATCH_SIZE = 8
@@ -80,9 +80,11 @@ def explain(
         images: one or a sequence of: path or ``"example:cat"``, Pillow image, uint8 array (H, W, 3),
             uint8 tensor (3, H, W), or normalised float tensor (3, H, W) or (N, 3, H, W), used as it is.
         methods: names or :class:`Explainer` objects; default ``"abn"`` for an ABN, else ``"grad-cam"``.
-        targets: None for each picture's top-1 class; one for all, or one a picture: an index, a label or a
-            :class:`Difference` of two classes. A list inside the list asks for several of one picture. Or a function
-            that takes the network's answer to a batch and gives one score an image (N,), for all.
+        targets: None for each picture's top-1 class, of a multi-label model for all attributes it is more likely to
+            have than not, the most probable first (or the most probable alone); one for all, or one a picture: an
+            index, a label or a :class:`Difference` of two classes. A list inside the list asks for several of one
+            picture. Or a function that takes the network's answer to a batch and gives one score an image (N,), for
+            all.
 
     Returns:
         A list with, for each picture, a dictionary from method to :class:`Explanation`; with several targets from
@@ -168,16 +170,22 @@ def explain_batch(
     top = shared.logits.argmax(dim=1).tolist()
     classes = shared.logits.shape[1]
     asked = [
-        distinct([Question.of(model, w, t, classes) for w in wanted]) for wanted, t in zip(targets, top, strict=True)
+        distinct([Question.of(model, w, int(logits.argmax()), classes) for w in _named(model, wanted, logits)])
+        for wanted, logits in zip(targets, shared.logits, strict=True)
     ]
     plain = [[Question.of(model, None, t, classes)] for t in top]
     results = [ImageExplanations() for _ in prepared]
     shared_seconds = perf_counter() - started
     for method in methods:
-        questions = asked if method.class_specific else plain
+        questions = asked if method.is_class_specific(model) else plain
         for turn in range(max(map(len, questions), default=0)):
             _explain_turn(shared, method, prepared, questions, turn, results, shared_seconds)
     return results
+
+
+def _named(model: ModelAdapter, targets: Sequence[Target | None], logits: Tensor) -> list[Target]:
+    """Return the targets of one picture, with those it has by default in place of None."""
+    return [t for target in targets for t in (default_targets(model, logits) if target is None else [target])]
 
 
 def _explain_turn(
@@ -377,7 +385,7 @@ def _facts(shared: ForwardPass, method: Explainer) -> dict[str, Any]:
     model = shared.model
     return {
         "method": method.name,
-        "class_specific": method.class_specific,
+        "class_specific": method.is_class_specific(model),
         "layer": method.layer_of(model),
         "model": model.name,
         "parameters": method.parameters,

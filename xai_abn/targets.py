@@ -71,15 +71,25 @@ class Question:
         return Question(index, f"{model.label(index)} rather than {model.label(versus)}", versus)
 
     def probability(self, logits: Tensor, model: ModelAdapter) -> float:
-        """Return the softmax probability of the class, or of this class rather than the other; logits are (K,).
+        """Return the probability of the class, or of this class rather than the other; logits are (K,).
 
-        Of a single logit the sigmoid. NaN where the model has no probabilities.
+        The latter is that of the first if exactly one of the two holds, of classes and of attributes alike. NaN where
+        the model has no probabilities.
         """
-        if model.scores_only:
-            return float("nan")
-        if self.versus is not None:
+        if self.versus is not None and not model.scores_only:
             return float((logits[self.index] - logits[self.versus]).sigmoid())
-        return float(logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=0)[self.index])
+        return float(model.probabilities(logits[None])[0, self.index])
+
+
+def default_targets(model: ModelAdapter, logits: Tensor) -> list[int]:
+    """Return what is explained of a picture with logits (K,) where no target is named.
+
+    The top-1 class; of a multi-label model all attributes that are more probable than not, the most probable first, or
+    the most probable alone where none is.
+    """
+    ranked = logits.argsort(descending=True).tolist()
+    present = [index for index in ranked if logits[index] > 0] if model.multi_label else []
+    return present or ranked[:1]
 
 
 def distinct(questions: Sequence[Question]) -> list[Question]:

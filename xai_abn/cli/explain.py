@@ -32,7 +32,9 @@ def command(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            "--target", "-t", help="Class to explain, as label or index, repeatable. Default: the top-1 class."
+            "--target",
+            "-t",
+            help="Class to explain, as label or index, repeatable. Default: the top-1 class, of attributes all found.",
         ),
     ] = None,
     versus: Annotated[

@@ -294,7 +294,7 @@ def _method_record(model: ModelAdapter, explainer: Explainer) -> dict[str, Any]:
     return {
         "class": type(explainer).__name__,
         "control": explainer.control,
-        "class_specific": explainer.class_specific,
+        "class_specific": explainer.is_class_specific(model),
         "layer": explainer.layer_of(model),
         "source": explainer.source,
         "definition": (type(explainer).__doc__ or "").strip().split("\n")[0],

@@ -131,7 +131,7 @@ class _Batch:
         if not trials:
             return _Maps(torch.zeros(0, 1, 1), [], 0.0)
         made: list[Tensor | None] = [None] * len(trials)
-        if not explainer.class_specific:
+        if not explainer.is_class_specific(self.scorer.model):
             maps = explainer.explain(shared, self.top.to(shared.logits.device)).detach().float().cpu()
             made = [maps[t.row] for t in trials]
         else:

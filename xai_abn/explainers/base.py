@@ -26,7 +26,7 @@ class Explainer(ABC):
         name: registered name, set by :func:`register`.
         needs_gradient: whether :meth:`explain` calls ``forward_pass.gradients``.
         needs_attention: whether :meth:`explain` reads ``forward_pass.attentions``.
-        class_specific: whether the map depends on the target.
+        class_specific: whether the map depends on the target; see also :meth:`is_class_specific`.
         source: the paper.
         control: whether it only serves for comparison and explains nothing.
 
@@ -71,6 +71,10 @@ class Explainer(ABC):
         Raises:
             UnsupportedModelError: the method does not apply; the message says why and what to do.
         """
+
+    def is_class_specific(self, model: ModelAdapter) -> bool:
+        """Return whether the map of this model depends on the target; by default as the class says."""
+        return self.class_specific
 
     def layers(self, model: ModelAdapter) -> tuple[str, ...]:
         """Return the layers the forward pass must capture."""

@@ -87,7 +87,7 @@ class BatchExplainer:
         model = self._loaded()
         methods = make_explainers(model, self.methods, self.layer)
         rows = self._explained(model, methods, list(batch[self.image_column]))
-        made = {self.prefix + name: column for name, column in self._columns(rows, methods).items()}
+        made = {self.prefix + name: column for name, column in self._columns(model, rows, methods).items()}
         taken = [name for name in made if name in batch]
         if taken:
             raise InvalidInputError(f"there is a column {taken[0]!r} already; name the new ones with prefix='xai_'")
@@ -113,11 +113,11 @@ class BatchExplainer:
         return rows
 
     def _columns(
-        self, rows: Sequence[ImageExplanations | XaiAbnError], methods: Sequence[Explainer]
+        self, model: ModelAdapter, rows: Sequence[ImageExplanations | XaiAbnError], methods: Sequence[Explainer]
     ) -> dict[str, Sequence[Any]]:
         """Return the new columns; of pictures that failed, None in all but ``error``."""
         good = [None if isinstance(row, XaiAbnError) else row for row in rows]
-        asked = next((m.name for m in methods if m.class_specific), methods[0].name)
+        asked = next((m.name for m in methods if m.is_class_specific(model)), methods[0].name)
         columns: dict[str, Sequence[Any]] = {
             "label": [row and row[asked].label for row in good],
             "probability": [row and row[asked].probability for row in good],

@@ -24,9 +24,11 @@ class ABNOutput(NamedTuple):
     Attributes:
         logits: (N, K) class scores of the perception branch: the network's prediction.
         attention_logits: (N, K) class scores of the attention branch.
-        attention_map: (N, 1, h, w) the map M that weighted the features, class-agnostic, in [0, 1].
+        attention_map: (N, 1, h, w) the map M that weighted the features, class-agnostic, in [0, 1]. Of a
+            :class:`xai_abn.models.multi_task.MultiTaskABN` (N, K, h, w), one an attribute, and unbounded where signed.
         class_maps: (N, K, h, w) per-class maps of the attention branch, signed; their spatial
-            mean is exactly ``attention_logits``, so each is a CAM of that branch.
+            mean is exactly ``attention_logits``, so each is a CAM of that branch. (Where attention maps are signed,
+            their maximum is.)
     """
 
     logits: Tensor
@@ -68,9 +70,14 @@ class AttentionBranch(nn.Module):
         evidence = torch.relu(self.bn_att2(self.att_conv(evidence)))
         class_maps = self.att_conv2(evidence)
         attention_map = torch.sigmoid(self.bn_att3(self.att_conv3(evidence)))
-        for _ in range(self.smoothing):
-            attention_map = F.avg_pool2d(attention_map, 3, stride=1, padding=1, count_include_pad=False)
-        return class_maps.mean(dim=(2, 3)), attention_map, class_maps
+        return class_maps.mean(dim=(2, 3)), smoothed(attention_map, self.smoothing), class_maps
+
+
+def smoothed(maps: Tensor, times: int) -> Tensor:
+    """Return maps (N, M, h, w) averaged over 3x3 neighbours, at the edge over those there are, so many times."""
+    for _ in range(times):
+        maps = F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
+    return maps
 
 
 mechanisms: Registry[type[nn.Module]] = Registry("mechanism")
@@ -211,9 +218,17 @@ class AttentionBranchNetwork(nn.Module):
         features = self.feature_extractor(images)
         attention_logits, attention_map, class_maps = self.attention_branch(features)
         if attention is not None:
-            attention_map = _checked_attention(attention, attention_map)
-        logits = self.perception_branch(self.mechanism(features, attention_map))
-        return ABNOutput(logits, attention_logits, attention_map, class_maps)
+            attention_map = _checked_attention(attention, attention_map, self.bounded)
+        return ABNOutput(self.perceive(features, attention_map), attention_logits, attention_map, class_maps)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether attention maps lie in [0, 1]."""
+        return True
+
+    def perceive(self, features: Tensor, attention_map: Tensor) -> Tensor:
+        """Return logits (N, K) of features (N, C, h, w) looked at through a map (N, 1, h, w)."""
+        return self.perception_branch(self.mechanism(features, attention_map))
 
     def as_classifier(self) -> nn.Module:
         """Return a plain module that gives the perception logits (N, K) alone; weights are shared."""
@@ -229,12 +244,12 @@ class _PerceptionLogits(nn.Module):
         return self.network(images).logits
 
 
-def _checked_attention(attention: Tensor, like: Tensor) -> Tensor:
+def _checked_attention(attention: Tensor, like: Tensor, bounded: bool) -> Tensor:
     if attention.dim() != 4 or attention.shape[0] not in (1, like.shape[0]) or attention.shape[1:] != like.shape[1:]:
         raise InvalidInputError(
             f"attention must have shape {tuple(like.shape)} (or 1 in place of {like.shape[0]}), "
             f"got {tuple(attention.shape)}"
         )
-    if not bool(((attention >= 0) & (attention <= 1)).all()):
+    if bounded and not bool(((attention >= 0) & (attention <= 1)).all()):
         raise InvalidInputError("attention must lie in [0, 1]; scale it before passing it")
     return attention.to(like).expand_as(like)

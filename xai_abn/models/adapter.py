@@ -21,6 +21,7 @@ from xai_abn.models.inspection import (
     spatial_layers,
     trace_outputs,
 )
+from xai_abn.models.multi_task import MultiTaskABN
 from xai_abn.preprocess import Preprocess
 
 #: Where the logits are in what a network answers: None if they are the answer, a key or attribute, a position, or a
@@ -41,6 +42,8 @@ class ModelAdapter:
         layer: the target layer of CAM methods; default: found, see :attr:`target_layer`.
         weights: where the weights are from, for the record.
         output: where the logits are in what the network answers; see ``Output``.
+        multi_label: whether classes are attributes that may hold at once, each with a probability of its own (the
+            sigmoid of its logit, not a share of a softmax); always so of a multi-task ABN.
 
     Attributes:
         scores_only: whether the "logits" are a score that someone made up, of which no probability can be told.
@@ -58,6 +61,7 @@ class ModelAdapter:
         layer: str | None = None,
         weights: str = "as given",
         output: Output = None,
+        multi_label: bool = False,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(module).__name__}")
@@ -68,6 +72,7 @@ class ModelAdapter:
         self.weights = weights
         self._layer = layer
         self.output = output
+        self.multi_label = multi_label or self.is_multi_task
 
     def __repr__(self) -> str:
         """Return name and class."""
@@ -79,6 +84,11 @@ class ModelAdapter:
         return isinstance(self.module, AttentionBranchNetwork)
 
     @property
+    def is_multi_task(self) -> bool:
+        """Whether the network has an attention map for each attribute."""
+        return isinstance(self.module, MultiTaskABN)
+
+    @property
     def blank_input(self) -> Tensor:
         """A (1, 3, H, W) input of zeros at the size the network expects."""
         return torch.zeros(1, 3, self.preprocess.size, self.preprocess.size)
@@ -86,6 +96,8 @@ class ModelAdapter:
     @cached_property
     def target_layer(self) -> str:
         """Name of the layer CAM methods read: the given one, or the last with a spatial output.
+
+        Of a multi-task ABN the last of the feature extractor: those behind the maps run once for each attribute.
 
         Raises:
             UnsupportedModelError: none was given and none can be found.
@@ -95,6 +107,9 @@ class ModelAdapter:
     @cached_property
     def _found_layer(self) -> str:
         try:
+            if isinstance(self.module, MultiTaskABN):
+                extractor = self.module.feature_extractor
+                return f"feature_extractor.{find_target_layer(extractor, self.blank_input, self.logits_of)}"
             return find_target_layer(self.module, self.blank_input, self.logits_of)
         except (AssertionError, RuntimeError) as error:
             size = self.preprocess.size
@@ -154,13 +169,15 @@ class ModelAdapter:
             layer=self._layer,
             weights="other",
             output=self.output,
+            multi_label=self.multi_label,
         )
 
     def check_layer(self, name: str) -> None:
-        """Refuse the name of a layer that is not there.
+        """Refuse the name of a layer that is not there, or whose output has no row for each image.
 
         Raises:
             UnknownNameError: the message gives the nearest.
+            UnsupportedModelError: the layer is of a multi-task ABN and behind its maps.
         """
         try:
             known = self.module.get_submodule(name) is not self.module
@@ -168,6 +185,20 @@ class ModelAdapter:
             known = False
         if not known:
             raise UnknownNameError("layer", name, [n for n, _ in self.module.named_modules() if n])
+        if self.is_multi_task and name.split(".")[0] in ("perception_branch", "mechanism"):
+            raise UnsupportedModelError(
+                f"layer {name!r} of {self.name} runs once for each attribute, so it has no one output an image; name "
+                f"one in front of the maps, such as {self._found_layer!r}, or use abn"
+            )
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return logits (N, K) as probabilities.
+
+        The softmax; the sigmoid of each attribute's, and of a single logit; NaN for a made-up score.
+        """
+        if self.scores_only:
+            return logits * float("nan")
+        return logits.sigmoid() if self.multi_label or logits.shape[1] == 1 else logits.softmax(dim=1)
 
     def spatial_layers(self) -> list[LayerOutput]:
         """Return every layer with positions in its output, on a grid or as tokens, in order of computing."""
@@ -292,6 +323,7 @@ def wrap(
     layer: str | None = None,
     name: str | None = None,
     output: Output = None,
+    multi_label: bool = False,
 ) -> ModelAdapter:
     """Make any classifier explainable.
 
@@ -303,6 +335,7 @@ def wrap(
         name: how to call it in results; default: its class name.
         output: where the logits are in what it answers, if they are not the answer: a key or attribute such as
             ``"logits"``, a position in a tuple, or a function of the answer.
+        multi_label: whether classes are attributes that may hold at once: probabilities are then sigmoids.
 
     Raises:
         UnsupportedModelError: not a module, weights on the meta device, or a scripted module.
@@ -323,6 +356,7 @@ def wrap(
         labels=labels,
         layer=layer,
         output=output,
+        multi_label=multi_label,
     )
     if layer is not None:
         adapter.check_layer(layer)

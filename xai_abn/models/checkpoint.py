@@ -37,6 +37,7 @@ class CheckpointConfig:
         preprocess: fields of :class:`Preprocess`.
         labels: K names, ``"imagenet"`` for the ImageNet-1k names, or None.
         training: how the weights were made: data, recipe, seed, command, measurements.
+        multi_label: whether classes are attributes that may hold at once.
     """
 
     backbone: str
@@ -45,6 +46,7 @@ class CheckpointConfig:
     preprocess: Mapping[str, Any]
     labels: list[str] | str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    multi_label: bool = False
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, config: CheckpointConfig, half: bool = False) -> None:

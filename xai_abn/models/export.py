@@ -35,7 +35,8 @@ class OnnxExport:
 
     Attributes:
         path: the file.
-        outputs: their names: logits (N, K), and of an ABN attention_map (N, 1, h, w) and class_maps (N, K, h, w).
+        outputs: their names: logits (N, K), and of an ABN attention_map (N, 1, h, w), of a multi-task ABN
+            (N, K, h, w), and class_maps (N, K, h, w).
         any_size: whether H and W are free; else they are the model's own.
         differences: largest absolute difference from PyTorch by output, empty if not checked.
         fixed_because: why H and W are not free.
@@ -51,7 +52,8 @@ class OnnxExport:
 def export_onnx(model: ModelAdapter, path: str | Path, *, check: bool = True) -> OnnxExport:
     """Write a model as one ONNX file, whole or not at all, with any batch size, and any input size if it allows that.
 
-    Labels, preprocessing, name and version are in the file's metadata (``preprocess``, ``labels`` are JSON).
+    Labels, preprocessing, name and version are in the file's metadata (``preprocess``, ``labels`` and ``multi_label``,
+    whether probabilities are sigmoids, are JSON).
 
     Args:
         model: from :func:`xai_abn.load_model` or :func:`xai_abn.wrap`; it is not changed.
@@ -160,6 +162,7 @@ def _metadata(model: ModelAdapter) -> dict[str, str]:
         "weights": Path(model.weights).name,
         "preprocess": json.dumps(model.preprocess.to_dict()),
         "labels": json.dumps(model.labels),
+        "multi_label": json.dumps(model.multi_label),
     }
 
 

@@ -39,7 +39,7 @@ class ForwardPass:
         inputs: (N, 3, H, W) on the model's device.
         sources: names of the pictures, or nothing.
         logits: (N, K) float32, detached.
-        attention_map: ABN's map (N, 1, h, w), or None for another network.
+        attention_map: ABN's map (N, 1, h, w), of a multi-task ABN its maps (N, K, h, w), or None for another network.
         class_maps: the attention branch's class maps (N, K, h, w), or None.
 
     Raises:
@@ -106,10 +106,8 @@ class ForwardPass:
         return self.as_probabilities(self.logits)
 
     def as_probabilities(self, logits: Tensor) -> Tensor:
-        """Return the softmax of logits (B, K), of a single logit the sigmoid, of a made-up score NaN."""
-        if self.model.scores_only:
-            return logits * float("nan")
-        return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+        """Return logits (B, K) as probabilities; see :meth:`ModelAdapter.probabilities`."""
+        return self.model.probabilities(logits)
 
     @property
     def attentions(self) -> list[Tensor]:

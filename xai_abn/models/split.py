@@ -17,6 +17,10 @@ from torch import Tensor, fx, nn
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.models.abn import AttentionBranch, AttentionBranchNetwork, initialise, mechanisms
 from xai_abn.models.inspection import evaluating, find_classifier, spatial_layers, trace_outputs
+from xai_abn.models.multi_task import AttributeBranch, MultiTaskABN
+
+#: What :func:`abn_from` takes as ``maps``.
+MAPS = ("shared", "per-attribute", "per-attribute-signed")
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,7 @@ def abn_from(
     smoothing: int = 0,
     stage: str | None = None,
     start: str = "classifier",
+    maps: str = "shared",
 ) -> AttentionBranchNetwork:
     """Turn a CNN classifier into an Attention Branch Network.
 
@@ -228,13 +233,18 @@ def abn_from(
         stage: name of the module that ends the last stage; default: see :func:`split_classifier`.
         start: ``"classifier"`` sets the branch from the backbone's stage and classifier; ``"random"`` draws it
             anew, as the released code does, for a network that is trained from scratch.
+        maps: ``"shared"`` gives the published network with one map for all classes. For a classifier of attributes
+            that may hold at once, ``"per-attribute"`` gives a :class:`~xai_abn.models.multi_task.MultiTaskABN`, which
+            has a map for each of them, and ``"per-attribute-signed"`` leaves out the sigmoid of the maps, which is,
+            with ``mechanism="product"``, the published multi-task network.
 
     Returns:
         A network in evaluation mode whose perception branch computes the backbone's logits
         whenever the mechanism passes the features on unchanged.
 
     Raises:
-        UnsupportedModelError: the model cannot be split.
+        UnsupportedModelError: the model cannot be split, or is a Vision Transformer and ``maps`` not ``"shared"``.
+        UnknownNameError: no such mechanism, layer, start or kind of maps.
         InvalidInputError: ``dilate=False`` for a Vision Transformer.
 
     Example:
@@ -243,11 +253,15 @@ def abn_from(
         >>> network(torch.zeros(1, 3, 224, 224)).attention_map.shape
         torch.Size([1, 1, 14, 14])
     """
+    if maps not in MAPS:
+        raise UnknownNameError("kind of maps", maps, MAPS)
     if isinstance(backbone, VisionTransformer):
         from xai_abn.models.vit_abn import abn_from_vit, blocks_behind
 
         if not dilate:
             raise InvalidInputError("dilate=False is for networks with strides to remove, not for a Vision Transformer")
+        if maps != "shared":
+            raise UnsupportedModelError("the ABN of a Vision Transformer has one map: maps must be 'shared'")
         behind = blocks_behind(backbone, layer)
         return abn_from_vit(backbone, blocks=behind, mechanism=mechanism, smoothing=smoothing, start=start)
     combine = mechanisms.get(mechanism)
@@ -255,11 +269,11 @@ def abn_from(
     classifier = find_classifier(backbone)
     last_stage = copy.deepcopy(parts.last_stage)
     _remove_stride(last_stage, dilate)
-    branch = AttentionBranch(last_stage, parts.stage_channels, classifier.out_features, smoothing)
+    kind, branch = _kind_and_branch(maps, last_stage, parts.stage_channels, classifier.out_features, smoothing)
     start_branch(branch, classifier, mechanism, start)
-    network = AttentionBranchNetwork(
+    network = kind(
         feature_extractor=copy.deepcopy(parts.feature_extractor),
-        attention_branch=branch,
+        attention_branch=branch,  # type: ignore[arg-type]
         perception_branch=copy.deepcopy(parts.perception),
         mechanism=combine(parts.channels),
     )
@@ -280,7 +294,16 @@ def _check_runs(network: AttentionBranchNetwork, input_size: int, layer: str) ->
         ) from error
 
 
-def start_branch(branch: AttentionBranch, classifier: nn.Linear, mechanism: str, start: str) -> None:
+def _kind_and_branch(
+    maps: str, stage: nn.Module, channels: int, classes: int, smoothing: int
+) -> tuple[type[AttentionBranchNetwork], AttentionBranch | AttributeBranch]:
+    if maps == "shared":
+        return AttentionBranchNetwork, AttentionBranch(stage, channels, classes, smoothing)
+    signed = maps == "per-attribute-signed"
+    return MultiTaskABN, AttributeBranch(stage, channels, classes, signed=signed, smoothing=smoothing)
+
+
+def start_branch(branch: AttentionBranch | AttributeBranch, classifier: nn.Linear, mechanism: str, start: str) -> None:
     """Set a new branch's weights from the classifier's, or draw them; see :func:`abn_from`.
 
     Raises:
@@ -288,10 +311,12 @@ def start_branch(branch: AttentionBranch, classifier: nn.Linear, mechanism: str,
     """
     if start == "random":
         initialise(branch)
-    elif start == "classifier":
-        _initialise_from_classifier(branch, classifier, map_bias=1.0 if mechanism == "product" else 0.0)
-    else:
+    elif start != "classifier":
         raise UnknownNameError("start", start, ["classifier", "random"])
+    elif isinstance(branch, AttributeBranch):
+        branch.start_as(classifier)
+    else:
+        _initialise_from_classifier(branch, classifier, map_bias=1.0 if mechanism == "product" else 0.0)
 
 
 def _initialise_from_classifier(branch: AttentionBranch, classifier: nn.Linear, map_bias: float) -> None:

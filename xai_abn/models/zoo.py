@@ -127,6 +127,7 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> ModelAdapter:
         preprocess=Preprocess.from_dict(config.preprocess),
         labels=labels,
         weights=str(path) if name is None else f"shipped with xai-abn ({Path(path).name})",
+        multi_label=config.multi_label,
     )
 
 

@@ -23,6 +23,9 @@ class TrainConfig:
         arch: name of the network, as ``xai-abn list architectures`` has it, ``timm:NAME`` or ``torchvision:NAME``.
         mechanism: ``"residual"``, ``"product"``, ``"concatenation"``, ``"auxiliary"`` (the map is not used), or
             ``"none"`` for the plain classifier.
+        maps: ``"shared"``, one map for all classes, as published; for attributes (data with several labels a picture)
+            also ``"per-attribute"``, or ``"per-attribute-signed"``, which with the mechanism ``"product"`` is the
+            published multi-task network.
         smoothing: how many times to average the map over 3x3 neighbours; 0 as published.
         size: height and width of the pictures; None for what the architecture was designed for, or, where the data has
             one size, that.
@@ -56,6 +59,7 @@ class TrainConfig:
     data: str
     arch: str = "resnet20"
     mechanism: str = "residual"
+    maps: str = "shared"
     smoothing: int = 0
     size: int | None = None
     weights: str | None = None
@@ -88,6 +92,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "log_every", "size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.area_weight and self.maps == "per-attribute-signed":
+            raise InvalidInputError("area_weight is for maps in [0, 1]; per-attribute-signed ones have no area")
         choices = {"schedule": ("step", "cosine"), "on_unreadable": ("skip", "stop")}
         for name, known in choices.items():
             if getattr(self, name) not in known:

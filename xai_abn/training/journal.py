@@ -132,12 +132,18 @@ _ACCURACIES = (
 )
 
 
+#: Of how many attributes the maps are drawn: the first.
+ATTRIBUTES_DRAWN = 8
+
+
 def draw_maps(images: Tensor, maps: Tensor, data_mean: Sequence[float], data_std: Sequence[float], path: Path) -> None:
-    """Draw pictures, each above its map laid over it, eight in a row.
+    """Draw pictures, each above its maps laid over it, eight in a row.
 
     Args:
         images: (N, 3, H, W) as the network gets them.
-        maps: (N, h, w) in [0, 1], drawn from 0 to 1: how much of a picture is lit can be compared.
+        maps: (N, M, h, w), one map for all classes or one an attribute, in [0, 1] and drawn from 0 to 1: how much of a
+            picture is lit can be compared. Signed ones are cut off at 0, as the released code shows them, and divided
+            by the largest value of all.
         data_mean: per channel, in [0, 1].
         data_std: per channel, in [0, 1].
         path: of the PNG.
@@ -149,12 +155,18 @@ def draw_maps(images: Tensor, maps: Tensor, data_mean: Sequence[float], data_std
     plain = images.float().cpu() * torch.tensor(data_std).view(3, 1, 1) + torch.tensor(data_mean).view(3, 1, 1)
     side = (images.shape[2] * scale, images.shape[3] * scale)
     views = torch.nn.functional.interpolate(plain.clamp(0, 1), side, mode="nearest")
-    large = torch.nn.functional.interpolate(maps.float().cpu()[:, None], side, mode="bilinear")[:, 0]
+    maps = maps[:, :ATTRIBUTES_DRAWN].float().cpu()
+    if float(maps.min()) < 0 or float(maps.max()) > 1:
+        maps = maps.clamp(min=0) / maps.max().clamp(min=1e-12)
+    large = torch.nn.functional.interpolate(maps, side, mode="bilinear").clamp(0, 1)
     rows = []
     for start in range(0, len(views), 8):
         row = [(v.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for v in views[start : start + 8]]
-        laid = [laid_over(v, m.numpy()) for v, m in zip(row, large[start : start + 8], strict=True)]
         empty = [np.full_like(row[0], 255)] * (8 - len(row) if start else 0)
-        rows += [np.concatenate([*row, *empty], axis=1), np.concatenate([*laid, *empty], axis=1)]
+        laid = [
+            [laid_over(v, m.numpy()) for v, m in zip(row, one[start : start + 8], strict=True)]
+            for one in large.unbind(1)
+        ]
+        rows += [np.concatenate([*line, *empty], axis=1) for line in (row, *laid)]
     with replacing(path, "picture ") as draft:
         Image.fromarray(np.concatenate(rows)).save(draft, "PNG")

@@ -10,7 +10,7 @@ from torch import nn
 from xai_abn.data import ReadOptions, read_training_data
 from xai_abn.data.training_data import TrainingData
 from xai_abn.errors import CheckpointError, InvalidInputError
-from xai_abn.models.abn import Auxiliary
+from xai_abn.models.abn import AttentionBranch, Auxiliary
 from xai_abn.models.architectures import abn_arguments, create_model, find_architecture
 from xai_abn.models.checkpoint import CheckpointConfig, load_weights, read_weights
 from xai_abn.models.split import abn_from
@@ -40,13 +40,19 @@ def build_network(config: TrainConfig, data: TrainingData) -> nn.Module:
     Raises:
         UnknownNameError: no such architecture or mechanism.
         CheckpointError: ``config.weights`` cannot be read or do not fit.
+        InvalidInputError: a map for each attribute is wanted, and the data has classes.
     """
+    if config.maps != "shared" and not data.multi_label:
+        raise InvalidInputError(
+            f"maps={config.maps} needs attributes that may hold at once, and {data.name} has one class a picture; "
+            "train with maps=shared"
+        )
     network = create_model(config.arch, len(data.labels), mechanism=None)
     if config.weights is not None:
         load_backbone(network, config.weights)
     if config.mechanism != BASELINE:
         network = abn_from(network, **abn_settings(config, data))
-        if isinstance(network.mechanism, Auxiliary):
+        if isinstance(network.mechanism, Auxiliary) and isinstance(network.attention_branch, AttentionBranch):
             network.attention_branch.att_conv3.requires_grad_(False)
             network.attention_branch.bn_att3.requires_grad_(False)
     return network.train()
@@ -56,7 +62,7 @@ def abn_settings(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
     """Return the arguments of :func:`xai_abn.abn_from`."""
     start = "random" if config.weights is None else "classifier"
     more = {"mechanism": config.mechanism, "smoothing": config.smoothing, "input_size": data.size, "start": start}
-    return abn_arguments(config.arch, **more)
+    return abn_arguments(config.arch, **more, maps=config.maps)
 
 
 def load_backbone(network: nn.Module, path: str) -> None:
@@ -83,4 +89,5 @@ def describe(config: TrainConfig, data: TrainingData, command: str, reached: dic
         preprocess=data.preprocess.to_dict(),
         labels=list(data.labels),
         training={"data": data.name, "settings": settings, "command": command, "reached": reached},
+        multi_label=data.multi_label,
     )

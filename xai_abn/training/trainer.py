@@ -25,6 +25,7 @@ from xai_abn.errors import CheckpointError, DatasetError, InvalidInputError, Non
 from xai_abn.files import replacing
 from xai_abn.models.abn import ABNOutput
 from xai_abn.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from xai_abn.training.attributes import attribute_accuracies, attribute_sums
 from xai_abn.training.config import TrainConfig
 from xai_abn.training.journal import Journal, draw_curves, draw_maps
 from xai_abn.training.losses import classification_losses, correct, measured_sums
@@ -82,7 +83,9 @@ def train(
 
     Returns:
         What ``result.json`` holds: accuracies in [0, 1] on validation and test of the last epoch and of the epoch
-        best on validation, and what the training took.
+        best on validation, and what the training took. Of attributes, accuracies are means over them, and
+        ``attributes`` has each one's on the test split (else on validation) in the last epoch, beside ``majority``,
+        that of the better of the two constant answers on the same pictures.
 
     Raises:
         InvalidInputError: a setting that does not fit the data or the ranks.
@@ -146,9 +149,15 @@ class _Run:
         """The network that is measured and saved: the average where there is one."""
         return self.network if self.average is None else self.average.module
 
+    @property
+    def measured_at_once(self) -> int:
+        """Pictures a batch when measuring."""
+        return min(500, max(8, MEASURED_PIXELS // self.data.size**2))
+
     def restore(self) -> None:
         groups, record = read_state(self.folder / STATE)
-        before, now = record["config"], _plain(self.config)
+        # a setting that the run's program did not have yet counts as its default
+        before, now = {**_plain(TrainConfig("")), **record["config"]}, _plain(self.config)
         changed = [n for n in now if n not in FREE and before.get(n) != now[n]]
         if changed:
             told = ", ".join(f"{n} was {before.get(n)!r} and is {now[n]!r}" for n in changed)
@@ -257,8 +266,7 @@ class _Run:
     def measure(self, split: Split) -> dict[str, float]:
         """Return accuracies and loss over what can be read of a split, of which each rank measures its share."""
         mine = torch.arange(len(split))[self.rank :: self.ranks]
-        at_once = min(500, max(8, MEASURED_PIXELS // self.data.size**2))
-        sums = measured_sums(self.measured, split, mine, self.device, at_once)
+        sums = measured_sums(self.measured, split, mine, self.device, self.measured_at_once)
         names = list(sums)
         totals = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.device)
         totals = self.accelerator.reduce(totals, reduction="sum")
@@ -268,6 +276,13 @@ class _Run:
             raise DatasetError(f"none of {skipped:.0f} pictures to measure on can be read")
         means = {name: total / count for name, total in found.items()}
         return {**means, "skipped": skipped} if skipped else means
+
+    def measure_attributes(self, split: Split) -> dict[str, dict[str, float]]:
+        """Return what :func:`attribute_accuracies` does, of a split of which each rank measures its share."""
+        mine = torch.arange(len(split))[self.rank :: self.ranks]
+        batches, names = mine.split(self.measured_at_once), self.data.labels
+        sums = attribute_sums(self.measured, split, batches, self.device, len(names))
+        return attribute_accuracies(self.accelerator.reduce(sums, reduction="sum"), names)
 
     def draw(self) -> None:
         """Draw the maps of the first pictures of the validation split, or of the training split."""
@@ -281,7 +296,7 @@ class _Run:
         if isinstance(answer, ABNOutput):
             (self.folder / "maps").mkdir(exist_ok=True)
             path = self.folder / "maps" / f"epoch_{self.at.epoch + 1:03d}.png"
-            draw_maps(batch.images, answer.attention_map[:, 0], self.data.mean, self.data.std, path)
+            draw_maps(batch.images, answer.attention_map, self.data.mean, self.data.std, path)
 
     def save(self) -> None:
         """Write everything that going on needs, at once."""
@@ -308,6 +323,7 @@ class _Run:
         result: dict[str, Any] = {
             "arch": config.arch,
             "mechanism": config.mechanism,
+            "maps": config.maps,
             "seed": config.seed,
             "epochs": config.epochs,
             "parameters": parameters,
@@ -322,6 +338,9 @@ class _Run:
             result["best"] = dict(self.at.best)
         if data.test is not None:
             result["final"] |= {f"test_{k}": v for k, v in self.measure(data.test).items()}
+        shown = data.test or data.validation
+        if data.multi_label and shown is not None:
+            result["attributes"] = self.measure_attributes(shown)
         if self.leads:
             self.save_model(FINAL, {"epoch": config.epochs, **result["final"]})
         if data.test is not None and data.validation is not None:

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from xai_abn.errors import CheckpointError, ImageLoadError, NonFiniteError, UnsupportedModelError
 from xai_abn.models.abn import AttentionBranchNetwork
+from xai_abn.models.multi_task import MultiTaskABN
 from xai_abn.models.vit_abn import OnPatches
 from xai_abn.training.distillation.config import DistillationConfig
 from xai_abn.training.distillation.draws import batches, mosaic_generator
@@ -55,7 +56,7 @@ def distill(
         NonFiniteError: the loss or its gradient is no longer finite; the message says at which step.
         InvalidInputError: fewer photos than a batch holds.
         ImageLoadError: no photo of a batch can be read, or one cannot and ``on_unreadable`` is ``"stop"``.
-        UnsupportedModelError: the network is made of a Vision Transformer.
+        UnsupportedModelError: the network is made of a Vision Transformer, or has a map for each attribute.
     """
     Distillation(network, config, teacher).run(photos, log)
     return network
@@ -76,6 +77,8 @@ class Distillation:
         config: DistillationConfig = DistillationConfig(),
         teacher: nn.Module | None = None,
     ) -> None:
+        if isinstance(network, MultiTaskABN):
+            raise UnsupportedModelError("distill teaches one map for all classes; train a multi-task ABN with labels")
         if isinstance(network.mechanism, OnPatches):
             raise UnsupportedModelError(
                 "distill weighs whole feature maps, and in a Vision Transformer the class token would still tell what "

@@ -40,9 +40,13 @@ class Student:
         """Make one of a classifier.
 
         Raises:
-            UnsupportedModelError: it cannot become an ABN, or its checkpoint could not be loaded again.
+            UnsupportedModelError: it is multi-label, cannot become an ABN, or its checkpoint could not be loaded again.
             CheckpointError: what to continue from cannot be read, or does not fit.
         """
+        if classifier.multi_label:
+            raise UnsupportedModelError(
+                f"{settings.model} is multi-label, and distilling compares softmax answers; train its ABN with labels"
+            )
         backbone = _backbone(classifier, settings.model)
         look = classifier.preprocess
         recipe: dict[str, Any] = {
