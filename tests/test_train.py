@@ -45,13 +45,22 @@ def settings(cifar, **more):
 
 
 def flags(cifar, output, **more):
-    given = {"data": f"cifar10:{cifar}", "epochs": 2, "batch-size": 20, "log-every": 3, "lr": 0.02, "save-minutes": 0}
-    words = [word for name, value in {**given, **more}.items() for word in (f"--{name}", str(value))]
+    given = {"data": f"cifar10:{cifar}", "epochs": 2, "batch-size": 20, "log-every": 3, "lr": 0.02}
+    given |= {"save-minutes": 0, "milestones": 1.5, **more}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     return ["train", "--output", str(output), "--quiet", *words]
 
 
+PROGRAM = (sys.executable, "-m", "xai_abn.cli")
+
+
 def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def call(command):
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +113,9 @@ def test_it_learns(run):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(run, cifar, tmp_path):
-    """Killed -9 in the middle of an epoch and resumed, the weights and the log are those of an undisturbed run."""
-    folder = tmp_path / "run"
-    whole = tmp_path / "whole"
-    program = [sys.executable, "-m", "xai_abn.cli"]
-    subprocess.run([*program, *flags(cifar, whole)], check=True, env=environment(), capture_output=True)
-    process = subprocess.Popen([*program, *flags(cifar, folder)], env=environment(), stdout=subprocess.DEVNULL)
+    """Killed -9 in the middle and resumed, the weights and the log are those of an undisturbed run."""
+    folder, whole = tmp_path / "run", run[0]
+    process = subprocess.Popen([*PROGRAM, *flags(cifar, folder)], env=environment(), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (folder / STATE).exists() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -118,34 +124,38 @@ def test_a_killed_run_resumes_to_the_same_bits(run, cifar, tmp_path):
     _, record = read_state(folder / STATE)
     assert 0 < record["position"]["epoch"] * 9 + record["position"]["step"] < 18
     assert not (folder / RESULT).exists()
-    again = ["train", "--output", str(folder), "--resume", "--quiet"]
-    subprocess.run([*program, *again], check=True, env=environment(), capture_output=True)
+    train(settings(cifar), folder, resume=True)
     for name in (FINAL, BEST):
         one, other = load_file(whole / name), load_file(folder / name)
         assert all(torch.equal(value, other[key]) for key, value in one.items()), name
-    strip = [
-        {k: v for k, v in line.items() if k != "seconds"} for line in journal.read_log(whole / "log.jsonl", "epoch")
-    ]
-    log = [
-        {k: v for k, v in line.items() if k != "seconds"} for line in journal.read_log(folder / "log.jsonl", "epoch")
-    ]
-    assert log == strip
+    logs = [journal.read_log(f / "log.jsonl", "epoch") for f in (whole, folder)]
+    timeless = [[{**line, "seconds": 0} for line in log] for log in logs]
+    assert timeless[0] == timeless[1]
 
 
 def test_two_ranks_do_what_one_does(cifar, tmp_path):
-    """At the same global batch torchrun's two gloo ranks give one rank's losses but for rounding."""
-    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
-    command = flags(cifar, tmp_path / "two", epochs=1)
-    subprocess.run([*program, "-m", "xai_abn.cli", *command], check=True, env=environment(), capture_output=True)
-    command = flags(cifar, tmp_path / "one", epochs=1)
-    subprocess.run([sys.executable, "-m", "xai_abn.cli", *command], check=True, env=environment(), capture_output=True)
+    """At the same global batch torchrun's two gloo ranks give one rank's losses and updates, but for rounding.
+
+    The rate is small because a network in training amplifies rounding; the updates are compared with their own size.
+    """
+    from xai_abn.training.networks import build_network
+
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, program in (("two", [*launcher, "-m", "xai_abn.cli"]), ("one", PROGRAM)):
+        call([*program, *flags(cifar, tmp_path / name, epochs=1, lr=1e-4)])
     one, two = (journal.read_log(tmp_path / n / "log.jsonl", "step") for n in ("one", "two"))
     assert [line["step"] for line in one] == [3, 6, 9]
     for a, b in zip(one, two, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=2e-3)
-    a, b = (json.loads((tmp_path / n / RESULT).read_text()) for n in ("one", "two"))
-    assert (a["ranks"], b["ranks"]) == (1, 2)
-    assert b["final"]["validation_loss"] == pytest.approx(a["final"]["validation_loss"], rel=2e-2)
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        start = dict(build_network(settings(cifar), read_training_data(f"cifar10:{cifar}")).named_parameters())
+    ends = [load_file(tmp_path / n / FINAL) for n in ("one", "two")]
+    moved, between = ([torch.sum((ends[0][k] - other[k].detach()) ** 2) for k in start] for other in (start, ends[1]))
+    assert sum(between) < 0.05**2 * sum(moved)
+    results = [json.loads((tmp_path / n / RESULT).read_text()) for n in ("one", "two")]
+    assert [r["ranks"] for r in results] == [1, 2]
+    assert results[1]["final"]["validation_loss"] == pytest.approx(results[0]["final"]["validation_loss"], rel=1e-3)
 
 
 def test_a_run_is_not_replaced_unasked(run, cifar, tmp_path):
@@ -187,11 +197,11 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate(cifar, tmp_path):
     """The message gives step, learning rate and the last good checkpoint, which is from before and finite."""
     config = settings(cifar, lr=1e18, warmup=1.0, epochs=3, save_minutes=0.0, log_every=1)
     with pytest.raises(
-        NonFiniteError, match=r"at step \d+ \(epoch 1\) with learning rate .*last good checkpoint is"
+        NonFiniteError, match=r"step \d+ \(epoch 1\) with learning rate .*last good checkpoint is"
     ) as caught:
         train(config, tmp_path / "run")
     groups, record = read_state(tmp_path / "run" / STATE)
-    assert f"at step {record['position']['step'] + 1} " in str(caught.value)
+    assert f" step {record['position']['step'] + 1} " in str(caught.value)
     assert all(value.isfinite().all() for value in groups["network"].values())
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,9 @@ def train(
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    # without cpu=True several ranks on the CPU would not know of each other
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[parallel])
     folder = Path(output)
     data = (data or read_pictures(config)).held_out(config.validation)
     if accelerator.is_main_process:
@@ -232,12 +234,9 @@ class _Run:
         number = at.epoch * self.steps + at.step
         if len(bad):
             step = number - len(values) + int(bad[0]) + 1
-            state = self.folder / STATE
-            kept = f"the last good checkpoint is {state}" if state.exists() else "no checkpoint was written before"
-            raise NonFiniteError(
-                f"the loss became {values[bad[0]][0].item()} at step {step} (epoch {at.epoch + 1}) with learning rate "
-                f"{rate:.4g}; {kept}; lower lr or give warmup epochs"
-            )
+            self.stop(f"the loss became {values[bad[0]][0].item()} at step {step}", rate)
+        if not all(bool(parameter.isfinite().all()) for parameter in self.network.parameters()):
+            self.stop(f"the weights are no longer finite after step {number}", rate)
         for name, total in zip(names, values.sum(dim=0).tolist(), strict=True):
             at.sums[name] = at.sums.get(name, 0.0) + total
         means = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
@@ -245,6 +244,12 @@ class _Run:
         self.progress(number, self.config.epochs * self.steps, f"epoch {at.epoch + 1}, loss {means['loss']:.3f}")
         if at.step < self.steps and time.monotonic() - self.saved >= 60 * self.config.save_minutes:
             self.save()
+
+    def stop(self, reason: str, rate: float) -> NoReturn:
+        state = self.folder / STATE
+        kept = f"the last good checkpoint is {state}" if state.exists() else "no checkpoint was written before"
+        when = f"(epoch {self.at.epoch + 1}) with learning rate {rate:.4g}"
+        raise NonFiniteError(f"{reason} {when}; {kept}; lower lr or give warmup epochs")
 
     def end_epoch(self) -> None:
         at, config = self.at, self.config
