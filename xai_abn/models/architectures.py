@@ -60,6 +60,8 @@ def _add(name: str, build: Callable[[int], nn.Module], size: int, description: s
 
 for _depth in (20, 32, 44, 56, 110):
     _add(f"resnet{_depth}", partial(cifar.resnet, _depth), 32, f"ResNet-{_depth} for CIFAR", **_RESNET)
+_text = "ResNet-20 with 25, 50, 100 channels: multiply-adds of the ABN of ResNet-20"
+_add("resnet20-wide", partial(cifar.resnet, 20, planes=25), 32, _text, **_RESNET)
 for _depth in (44, 56, 110):
     _layers = (_depth - 2) // 6 * 9 + 2
     _text = f'"ResNet-{_depth}" of the released code: {_layers} layers of bottlenecks'

@@ -1,0 +1,151 @@
+"""How fast is a training step, as a multiple of the published implementation's? And does bf16 learn the same?
+
+    python benchmarks/training_speed/run.py [--data cifar100:DIR] [--output results.json]
+
+The published step is written down here: the same network in float32 and torch's usual memory layout, plain SGD, one
+picture at a time through torchvision's transforms for the data. Ours is a step of ``xai-abn train``: bfloat16
+autocast, channels last, pictures cropped and flipped as one tensor. Within a round each takes its turn, so that a noisy
+moment hits both; figures are medians over rounds. Loss curves need ``--data``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision import transforms
+
+from xai_abn.data import read_training_data
+from xai_abn.data.training_data import TensorSplit
+from xai_abn.models.architectures import create_model
+from xai_abn.training.losses import classification_losses
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+BATCH = 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archs", nargs="+", default=["resnet20", "resnet110-bottleneck"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--data", help="such as cifar100:DIR, for the loss curves")
+    parser.add_argument("--steps", type=int, default=200, help="of the loss curves")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    kind = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {arguments.threads} threads"
+    result: dict = {"torch": torch.__version__, "device": kind, "batch": BATCH, "rounds": arguments.rounds}
+    result["images_per_second"] = {arch: speed(arch, arguments.rounds, device) for arch in arguments.archs}
+    result["data_images_per_second"] = data_speed(arguments.rounds)
+    for arch, found in result["images_per_second"].items():
+        print(arch, {name: round(value, 1) for name, value in found.items()})
+    print("data alone", {name: round(value) for name, value in result["data_images_per_second"].items()})
+    if arguments.data:
+        result["losses"] = curves(arguments.data, arguments.archs[0], arguments.steps, device)
+        print(
+            "mean loss of the last 20 steps",
+            {n: round(statistics.fmean(v[-20:]), 3) for n, v in result["losses"].items()},
+        )
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def stepper(
+    arch: str, ours: bool, device: torch.device, bf16: bool = True
+) -> Callable[[torch.Tensor, torch.Tensor], float]:
+    """Return a function that learns from one batch; ours or the published way. Both start from the same weights."""
+    torch.manual_seed(0)
+    network: nn.Module = create_model(arch, 100).to(device)
+    if ours:
+        network = network.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4)
+
+    def step(images: torch.Tensor, targets: torch.Tensor) -> float:
+        with torch.autocast(device.type, torch.bfloat16, enabled=ours and bf16):
+            answer = network(images)
+        loss = classification_losses(answer, targets)["loss"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        return float(loss.detach())
+
+    return step
+
+
+def speed(arch: str, rounds: int, device: torch.device) -> dict:
+    images, targets = torch.randn(BATCH, 3, 32, 32, device=device), torch.randint(0, 100, (BATCH,), device=device)
+    last = images.contiguous(memory_format=torch.channels_last)
+    ways = {
+        "published": (stepper(arch, False, device), images),
+        "ours, float32": (stepper(arch, True, device, bf16=False), last),
+        "ours": (stepper(arch, True, device), last),
+    }
+    for step, batch in ways.values():
+        step(batch, targets)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, (step, batch) in ways.items():
+            started = time.perf_counter()
+            step(batch, targets)
+            step(batch, targets)
+            times[name].append((time.perf_counter() - started) / 2)
+    found = {name: BATCH / statistics.median(values) for name, values in times.items()}
+    ratios = [p / o for p, o in zip(times["published"], times["ours"], strict=True)]
+    return {**found, "ours / published": statistics.median(ratios)}
+
+
+def data_speed(rounds: int) -> dict:
+    """Return pictures per second that the data alone gives: torchvision one at a time, and ours as one tensor."""
+    pictures = torch.randint(0, 256, (20 * BATCH, 3, 32, 32), dtype=torch.uint8)
+    split = TensorSplit(pictures, torch.zeros(len(pictures), dtype=torch.long), MEAN, STD)
+    one = transforms.Compose(
+        [
+            transforms.ToPILImage(),
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+
+    def published() -> Iterator[torch.Tensor]:
+        for part in pictures.split(BATCH):
+            yield torch.stack([one(picture) for picture in part])
+
+    batches = list(torch.arange(len(pictures)).split(BATCH))
+    ways = {"published": published, "ours": lambda: split.load(batches, torch.device("cpu"), 0)}
+    found = {}
+    for name, way in ways.items():
+        times = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            for _ in way():
+                pass
+            times.append(time.perf_counter() - started)
+        found[name] = len(pictures) / statistics.median(times)
+    return found
+
+
+def curves(data: str, arch: str, steps: int, device: torch.device) -> dict:
+    """Return the losses of both precisions on the same batches, from the same weights."""
+    split = read_training_data(data).train
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    losses: dict[str, list[float]] = {}
+    for name, bf16 in (("float32", False), ("bf16", True)):
+        step = stepper(arch, True, device, bf16)
+        batches = list(order.split(BATCH)[:steps])
+        losses[name] = [round(step(b.images, b.targets), 5) for b in split.load(batches, device, 0)]
+    return losses
+
+
+if __name__ == "__main__":
+    main()
