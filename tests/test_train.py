@@ -325,3 +325,35 @@ def test_a_backbone_starts_from_given_weights(cifar, tmp_path):
     torch.save(create_model("resnet32", 10, mechanism=None).state_dict(), tmp_path / "w32.pth")
     with pytest.raises(CheckpointError, match="do not fit"):
         build_network(settings(cifar, weights=str(tmp_path / "w32.pth")), data)
+
+
+def test_tensorboard_files_hold_the_log(cifar, tmp_path):
+    """With tensorboard every logged value is there, under the same steps."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(settings(cifar, epochs=1, maps_every=0, mechanism="none", tensorboard=True), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    lines = journal.read_log(tmp_path / "run" / "log.jsonl", "step")
+    found = [(e.step, round(e.value, 4)) for e in events.Scalars("step/loss")]
+    assert found == [(line["step"], round(line["loss"], 4)) for line in lines]
+
+
+def test_what_there_is_to_train_is_listed():
+    """xai-abn list architectures names every network with its input size."""
+    from typer.testing import CliRunner
+
+    from xai_abn.cli.main import app
+    from xai_abn.models.architectures import architectures
+
+    shown = CliRunner().invoke(app, ["list", "architectures"]).stdout
+    assert all(name in shown for name in architectures.names())
+
+
+def test_a_mistake_on_the_command_line_is_one_line(cifar, tmp_path):
+    """An unknown mechanism exits 1 with one line that names the nearest, and no traceback."""
+    command = [*PROGRAM, *flags(cifar, tmp_path / "run", mechanism="residul")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines() == [done.stderr.strip()]
+    assert "residual" in done.stderr

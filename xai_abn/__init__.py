@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from xai_abn.explanation import Explanation
     from xai_abn.models.abn import ABNOutput, AttentionBranchNetwork
     from xai_abn.models.adapter import ModelAdapter, wrap
+    from xai_abn.models.architectures import create_model
     from xai_abn.models.split import abn_from
     from xai_abn.models.zoo import load_model
     from xai_abn.pipeline import explain
@@ -28,6 +29,7 @@ _HOMES = {
     "ModelAdapter": "xai_abn.models.adapter",
     "Preprocess": "xai_abn.preprocess",
     "abn_from": "xai_abn.models.split",
+    "create_model": "xai_abn.models.architectures",
     "explain": "xai_abn.pipeline",
     "load_model": "xai_abn.models.zoo",
     "wrap": "xai_abn.models.adapter",
@@ -42,6 +44,7 @@ __all__ = [
     "ModelAdapter",
     "Preprocess",
     "abn_from",
+    "create_model",
     "explain",
     "load_model",
     "wrap",

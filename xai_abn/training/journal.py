@@ -47,7 +47,7 @@ class Journal:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise InvalidInputError("TensorBoard is not installed; pip install 'xai-abn[train]'") from error
+                raise InvalidInputError("TensorBoard is not installed; pip install 'xai-abn[tensorboard]'") from error
             self._board = SummaryWriter(str(folder / "tensorboard"))
 
     @property
