@@ -19,9 +19,9 @@ from xai_abn.data import read_training_data
 from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError, OutputError, UnknownNameError
 from xai_abn.training import journal, make_config, train
 from xai_abn.training.config import published_recipe
+from xai_abn.training.folder import BEST, FINAL, RESULT, STATE
 from xai_abn.training.losses import classification_losses
 from xai_abn.training.state import FORMAT, read_state, save_state
-from xai_abn.training.trainer import BEST, FINAL, RESULT, STATE
 
 CLASSES = tuple("abcdefghij")
 
@@ -168,15 +168,25 @@ def test_a_run_is_not_replaced_unasked(run, cifar, tmp_path):
         train(settings(cifar, lr=0.3), folder, resume=True)
     with pytest.raises(CheckpointError, match="arch was 'resnet20' and is 'resnet32'"):
         train(settings(cifar, arch="resnet32"), folder, resume=True)
-    with pytest.raises(CheckpointError, match="to resume from"):
+    with pytest.raises(CheckpointError, match="no run to resume"):
         train(settings(cifar), tmp_path / "none", resume=True)
     assert (folder / FINAL).read_bytes() == before
+
+
+def test_a_run_that_saved_nothing_yet_begins_anew(run, cifar, tmp_path):
+    """Killed before its first checkpoint, a run is resumed from its start and becomes what it would have become."""
+    (tmp_path / "config.yaml").write_bytes((run[0] / "config.yaml").read_bytes())
+    (tmp_path / "log.jsonl").write_text("half a li")
+    train(settings(cifar), tmp_path, resume=True)
+    one, other = (load_file(folder / FINAL) for folder in (run[0], tmp_path))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 def test_damaged_and_newer_states_are_refused(run, cifar, tmp_path):
     """Truncated, foreign, newer: one clear error, and the files stay."""
     state = tmp_path / STATE
     whole = (run[0] / STATE).read_bytes()
+    (tmp_path / "config.yaml").write_bytes((run[0] / "config.yaml").read_bytes())
     for content in (whole[: len(whole) // 2], b"", b"\x80\x04not a safetensors file"):
         state.write_bytes(content)
         with pytest.raises(CheckpointError, match="not a readable"):

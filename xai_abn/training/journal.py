@@ -17,6 +17,9 @@ from xai_abn.errors import InvalidInputError, OutputError
 from xai_abn.files import replacing
 from xai_abn.rendering import laid_over
 
+#: A run's log, in its folder.
+LOG = "log.jsonl"
+
 
 class Journal:
     """The log of a run, one JSON object a line; rank 0 alone writes.
@@ -33,7 +36,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, length: int = 0, writes: bool = True, tensorboard: bool = False) -> None:
-        self.path = folder / "log.jsonl"
+        self.path = folder / LOG
         self.writes = writes
         self._board: Any = None
         if not writes:

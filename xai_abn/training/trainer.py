@@ -16,30 +16,23 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
-import xai_abn
-from xai_abn.data.training_data import Batch, Split, TrainingData
-from xai_abn.errors import CheckpointError, DatasetError, InvalidInputError, NonFiniteError, OutputError
+from xai_abn.data.training_data import TrainingData
+from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError
 from xai_abn.files import replacing
 from xai_abn.models.abn import ABNOutput
 from xai_abn.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
-from xai_abn.training.attributes import attribute_accuracies, attribute_sums
 from xai_abn.training.config import TrainConfig
+from xai_abn.training.folder import BEST, FINAL, RESULT, STATE, prepare_folder
 from xai_abn.training.journal import Journal, draw_curves, draw_maps
-from xai_abn.training.losses import classification_losses, correct, measured_sums
+from xai_abn.training.learner import Learner
+from xai_abn.training.measuring import Measurer
 from xai_abn.training.networks import build_network, describe, read_pictures
-from xai_abn.training.ranks import synchronised
-from xai_abn.training.settings_file import SETTINGS_FILE, write_settings
-from xai_abn.training.state import optimiser_tensors, read_state, restore_optimiser, save_state
+from xai_abn.training.state import read_state, save_state
 
-STATE, BEST, FINAL, RESULT = "state.safetensors", "best.safetensors", "final.safetensors", "result.json"
 #: Settings that may differ when a run is resumed: they change what is written, not the weights.
 FREE = ("log_every", "maps_every", "save_minutes", "tensorboard", "workers")
-
-#: Pixels at once when measuring: 64 pictures of 224x224, 500 of 32x32.
-MEASURED_PIXELS = 3_300_000
 
 #: Called with the steps done, all steps, and a few words.
 Progress = Callable[[int, int, str], None]
@@ -74,8 +67,8 @@ def train(
         output: folder for ``config.yaml``, ``log.jsonl``, ``curves.png``, ``maps/``, ``result.json``,
             ``state.safetensors`` (to resume from), ``best.safetensors`` (best on validation) and
             ``final.safetensors`` (last epoch).
-        resume: go on with the run in ``output``; on the CPU the weights become what they would have become without
-            the interruption, bit for bit.
+        resume: go on with the run in ``output``, from its start if nothing was saved yet; on the CPU the weights
+            become what they would have become without the interruption, bit for bit.
         overwrite: replace the run in ``output``.
         data: pictures, if they are not those that ``config.data`` names.
         progress: called now and then.
@@ -107,7 +100,7 @@ def train(
     accelerator.wait_for_everyone()
     with torch.random.fork_rng():
         run = _Run(config, folder, data, accelerator, progress, command)
-        if resume:
+        if resume and (folder / STATE).exists():
             run.restore()
         return run.to_the_end()
 
@@ -124,7 +117,6 @@ class _Run:
     ) -> None:
         self.config, self.folder, self.data, self.accelerator = config, folder, data, accelerator
         self.ranks, self.rank = accelerator.num_processes, accelerator.process_index
-        self.device: torch.device = accelerator.device
         self.leads: bool = accelerator.is_main_process
         self.progress, self.command = progress or (lambda done, total, text: None), command
         self.steps = len(data.train) // config.batch_size
@@ -134,27 +126,9 @@ class _Run:
                 "pictures; it must be a multiple of the ranks and no larger than the data"
             )
         torch.manual_seed(config.seed)
-        self.network = build_network(config, data).to(self.device).to(memory_format=torch.channels_last)
-        if self.ranks > 1:
-            self.network = synchronised(self.network, self.device)
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.SGD(
-            trained, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov
-        )
-        average = None if config.ema is None else get_ema_multi_avg_fn(config.ema)
-        self.average = None if average is None else AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
-        self.wrapped = accelerator.prepare_model(self.network)
+        self.learner = Learner(build_network(config, data), config, accelerator)
+        self.measurer = Measurer(data, accelerator)
         self.at = _Position()
-
-    @property
-    def measured(self) -> nn.Module:
-        """The network that is measured and saved: the average where there is one."""
-        return self.network if self.average is None else self.average.module
-
-    @property
-    def measured_at_once(self) -> int:
-        """Pictures a batch when measuring."""
-        return min(500, max(8, MEASURED_PIXELS // self.data.size**2))
 
     def restore(self) -> None:
         groups, record = read_state(self.folder / STATE)
@@ -165,22 +139,16 @@ class _Run:
             told = ", ".join(f"{n} was {before.get(n)!r} and is {now[n]!r}" for n in changed)
             raise CheckpointError(f"{self.folder}: the run has other settings ({told}); resume it with its own")
         try:
-            self.network.load_state_dict(groups["network"])
-            restore_optimiser(self.optimiser, groups.get("optimiser", {}))
-            if self.average is not None:
-                self.average.load_state_dict(groups["average"])
-        except (KeyError, RuntimeError, ValueError) as error:
+            self.learner.restore(groups)
+            self.at = _Position(**record["position"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.folder / STATE}: does not fit {self.config.arch}: {error}") from error
-        self.at = _Position(**record["position"])
 
     def to_the_end(self) -> dict[str, Any]:
-        config = self.config
-        self.journal = Journal(self.folder, self.at.log_length, self.leads, config.tensorboard)
-        self.saved = time.monotonic()
-        while self.at.epoch < config.epochs:
-            started = time.monotonic()
+        self.journal = Journal(self.folder, self.at.log_length, self.leads, self.config.tensorboard)
+        self.saved = self.clock = time.monotonic()
+        while self.at.epoch < self.config.epochs:
             self.train_epoch()
-            self.at.seconds += time.monotonic() - started
             self.end_epoch()
         self.journal.close()
         return self.finish()
@@ -190,56 +158,32 @@ class _Run:
         generator = torch.Generator().manual_seed(_seed(config.seed, at.epoch))
         order = torch.randperm(len(self.data.train), generator=generator)[: self.steps * config.batch_size]
         batches = [batch.chunk(self.ranks)[self.rank] for batch in order.split(config.batch_size)][at.step :]
-        self.wrapped.train()
-        pending: list[Tensor] = []
-        names: list[str] = []
-        for batch in self.data.train.load(batches, self.device, _seed(config.seed, at.epoch, "pictures")):
+        pending: list[dict[str, Tensor]] = []
+        for batch in self.data.train.load(batches, self.learner.device, _seed(config.seed, at.epoch, "pictures")):
             rate = config.rate(at.epoch + at.step / self.steps)
             torch.manual_seed(_seed(config.seed, at.epoch, at.step, self.rank))
-            values = self.step(batch, rate)
-            names = list(values)
-            pending.append(torch.stack([value.detach().float() for value in values.values()]))
+            values = self.learner.step(batch, rate)
+            pending.append({name: value.detach().float() for name, value in values.items()})
             at.step += 1
             if at.step % config.log_every == 0 or at.step == self.steps:
-                self.take(names, torch.stack(pending), rate)
+                self.take(pending, rate)
                 pending.clear()
 
-    def step(self, batch: Batch, rate: float) -> dict[str, Tensor]:
-        """Learn from one batch; return the losses and what was right."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            answer = self.wrapped(batch.images)
-        losses = classification_losses(
-            answer,
-            batch.targets,
-            attention_weight=self.config.attention_weight,
-            area_weight=self.config.area_weight,
-            label_smoothing=self.config.label_smoothing,
-        )
-        self.optimiser.zero_grad(set_to_none=True)
-        self.accelerator.backward(losses["loss"])
-        self.optimiser.step()
-        if self.average is not None:
-            self.average.update_parameters(self.network)
-        logits = answer.logits if isinstance(answer, ABNOutput) else answer
-        right = correct(logits.detach(), batch.targets).mean()
-        return {**losses, "accuracy": right, "skipped": torch.tensor(float(batch.skipped), device=self.device)}
-
-    def take(self, names: list[str], values: Tensor, rate: float) -> None:
-        """Check and log what the last steps gave (steps, names); write a checkpoint if it is time."""
+    def take(self, pending: list[dict[str, Tensor]], rate: float) -> None:
+        """Check and log what the last steps gave; write a checkpoint if it is time."""
         at = self.at
-        values = self.accelerator.reduce(values, reduction="mean").double().cpu()
-        bad = (~values.isfinite()).any(dim=1).nonzero().flatten()
+        stacked = torch.stack([torch.stack(list(values.values())) for values in pending])
+        stacked = self.accelerator.reduce(stacked, reduction="mean").double().cpu()
+        bad = (~stacked.isfinite()).any(dim=1).nonzero().flatten()
         number = at.epoch * self.steps + at.step
         if len(bad):
-            step = number - len(values) + int(bad[0]) + 1
-            self.stop(f"the loss became {values[bad[0]][0].item()} at step {step}", rate)
-        if not all(bool(parameter.isfinite().all()) for parameter in self.network.parameters()):
+            first = int(bad[0])
+            self.stop(f"the loss became {stacked[first][0].item()} at step {number - len(stacked) + first + 1}", rate)
+        if not self.learner.is_finite():
             self.stop(f"the weights are no longer finite after step {number}", rate)
-        for name, total in zip(names, values.sum(dim=0).tolist(), strict=True):
+        for name, total in zip(pending[0], stacked.sum(dim=0).tolist(), strict=True):
             at.sums[name] = at.sums.get(name, 0.0) + total
-        means = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
+        means = dict(zip(pending[0], stacked.mean(dim=0).tolist(), strict=True))
         self.journal.write("step", number, {"epoch": at.epoch + 1, "lr": rate, **means})
         self.progress(number, self.config.epochs * self.steps, f"epoch {at.epoch + 1}, loss {means['loss']:.3f}")
         if at.step < self.steps and time.monotonic() - self.saved >= 60 * self.config.save_minutes:
@@ -252,52 +196,38 @@ class _Run:
         raise NonFiniteError(f"{reason} {when}; {kept}; lower lr or give warmup epochs")
 
     def end_epoch(self) -> None:
-        at, config = self.at, self.config
+        at, validation = self.at, self.data.validation
+        self.take_time()
         skipped = at.sums.pop("skipped", 0.0) * self.ranks
         means = {name: total / self.steps for name, total in at.sums.items()}
         line = {"epoch": at.epoch + 1, "seconds": at.seconds, **means, "skipped": skipped}
-        if self.data.validation is not None:
-            line.update({f"validation_{k}": v for k, v in self.measure(self.data.validation).items()})
+        if validation is not None:
+            found = self.measurer.accuracies(self.learner.measured, validation)
+            line |= {f"validation_{name}": value for name, value in found.items()}
         self.journal.write("epoch", (at.epoch + 1) * self.steps, line)
-        if line.get("validation_accuracy", 0.0) > at.best.get("validation_accuracy", -1.0):
+        if validation is not None and line["validation_accuracy"] > at.best.get("validation_accuracy", -1.0):
             at.best = {k: v for k, v in line.items() if k == "epoch" or k.startswith("validation")}
-            if self.data.validation is not None and self.leads:
-                self.save_model(BEST, at.best)
-        if self.leads and config.maps_every and (at.epoch + 1) % config.maps_every == 0:
+            self.save_model(BEST, at.best)
+        every = self.config.maps_every
+        if self.leads and every and (at.epoch + 1) % every == 0:
             self.draw()
         at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
+        self.clock = time.monotonic()  # measuring is no training
         self.save()
 
-    def measure(self, split: Split) -> dict[str, float]:
-        """Return accuracies and loss over what can be read of a split, of which each rank measures its share."""
-        mine = torch.arange(len(split))[self.rank :: self.ranks]
-        sums = measured_sums(self.measured, split, mine, self.device, self.measured_at_once)
-        names = list(sums)
-        totals = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.device)
-        totals = self.accelerator.reduce(totals, reduction="sum")
-        found = dict(zip(names, totals.tolist(), strict=True))
-        count, skipped = found.pop("count"), found.pop("skipped")
-        if not count:
-            raise DatasetError(f"none of {skipped:.0f} pictures to measure on can be read")
-        means = {name: total / count for name, total in found.items()}
-        return {**means, "skipped": skipped} if skipped else means
-
-    def measure_attributes(self, split: Split) -> dict[str, dict[str, float]]:
-        """Return what :func:`attribute_accuracies` does, of a split of which each rank measures its share."""
-        mine = torch.arange(len(split))[self.rank :: self.ranks]
-        batches, names = mine.split(self.measured_at_once), self.data.labels
-        sums = attribute_sums(self.measured, split, batches, self.device, len(names))
-        return attribute_accuracies(self.accelerator.reduce(sums, reduction="sum"), names)
+    def take_time(self) -> None:
+        """Count the time since this was last asked as training."""
+        now = time.monotonic()
+        self.at.seconds, self.clock = self.at.seconds + now - self.clock, now
 
     def draw(self) -> None:
         """Draw the maps of the first pictures of the validation split, or of the training split."""
         split = self.data.validation or self.data.train
-        indices = torch.arange(min(16, len(split)))
-        batch = next(iter(split.load([indices], self.device, None)))
+        batch = next(iter(split.load([torch.arange(min(16, len(split)))], self.learner.device, None)))
         if not len(batch.images):
             return
         with torch.no_grad():
-            answer = self.measured.eval()(batch.images)
+            answer = self.learner.measured.eval()(batch.images)
         if isinstance(answer, ABNOutput):
             (self.folder / "maps").mkdir(exist_ok=True)
             path = self.folder / "maps" / f"epoch_{self.at.epoch + 1:03d}.png"
@@ -305,54 +235,38 @@ class _Run:
 
     def save(self) -> None:
         """Write everything that going on needs, at once."""
-        self.saved = time.monotonic()
-        if not self.leads:
-            return
-        self.at.log_length = self.journal.length
-        groups = {"network": self.network.state_dict(), "optimiser": optimiser_tensors(self.optimiser)}
-        if self.average is not None:
-            groups["average"] = self.average.state_dict()
-        save_state(self.folder / STATE, groups, {"config": _plain(self.config), "position": asdict(self.at)})
+        self.take_time()
+        self.saved = self.clock
+        if self.leads:
+            self.at.log_length = self.journal.length
+            record = {"config": _plain(self.config), "position": asdict(self.at)}
+            save_state(self.folder / STATE, self.learner.tensors(), record)
 
     def save_model(self, name: str, reached: dict[str, float]) -> None:
         """Write a checkpoint that :func:`xai_abn.load_model` reads."""
-        description = describe(self.config, self.data, self.command, reached)
-        save_checkpoint(self.folder / name, self.measured, description)
+        if self.leads:
+            description = describe(self.config, self.data, self.command, reached)
+            save_checkpoint(self.folder / name, self.learner.measured, description)
 
     def finish(self) -> dict[str, Any]:
         """Test the last epoch's network and the one best on validation, once."""
-        config, data = self.config, self.data
-        steps = self.steps * config.epochs
-        parameters = sum(p.numel() for p in self.measured.parameters())
-        rate = steps * config.batch_size / self.at.seconds
-        result: dict[str, Any] = {
-            "arch": config.arch,
-            "mechanism": config.mechanism,
-            "maps": config.maps,
-            "seed": config.seed,
-            "epochs": config.epochs,
-            "parameters": parameters,
-            "ranks": self.ranks,
-            "device": str(self.device.type),
-            "training_seconds": round(self.at.seconds, 1),
-            "images_per_second": round(rate, 1),
-            "final": {},
-        }
-        if data.validation is not None:
-            result["final"] |= {f"validation_{k}": v for k, v in self.measure(data.validation).items()}
-            result["best"] = dict(self.at.best)
-        if data.test is not None:
-            result["final"] |= {f"test_{k}": v for k, v in self.measure(data.test).items()}
+        network, measurer, data = self.learner.measured, self.measurer, self.data
+        result = self.facts()
+        splits = {"validation": data.validation, "test": data.test}
+        for name, split in splits.items():
+            if split is not None:
+                result["final"] |= {f"{name}_{k}": v for k, v in measurer.accuracies(network, split).items()}
         shown = data.test or data.validation
         if data.multi_label and shown is not None:
-            result["attributes"] = self.measure_attributes(shown)
-        if self.leads:
-            self.save_model(FINAL, {"epoch": config.epochs, **result["final"]})
-        if data.test is not None and data.validation is not None:
+            result["attributes"] = measurer.attributes(network, shown)
+        self.save_model(FINAL, {"epoch": self.config.epochs, **result["final"]})
+        if data.validation is not None:
+            result["best"] = dict(self.at.best)
+        if data.validation is not None and data.test is not None:
             self.accelerator.wait_for_everyone()
             _, weights = read_checkpoint(self.folder / BEST)
-            load_weights(self.measured, weights, str(self.folder / BEST))
-            result["best"] |= {f"test_{k}": v for k, v in self.measure(data.test).items()}
+            load_weights(network, weights, str(self.folder / BEST))
+            result["best"] |= {f"test_{k}": v for k, v in measurer.accuracies(network, data.test).items()}
         if self.leads:
             draw_curves(self.journal.path, self.folder / "curves.png")
             with replacing(self.folder / RESULT, "result ") as draft:
@@ -360,30 +274,19 @@ class _Run:
         self.accelerator.wait_for_everyone()
         return result
 
-
-def prepare_folder(folder: Path, config: TrainConfig, resume: bool, overwrite: bool, command: str) -> None:
-    """Make the run's folder and write its configuration, or see that there is something to resume.
-
-    Raises:
-        OutputError: another run is there, or the folder cannot be made.
-        CheckpointError: there is nothing to resume.
-    """
-    state = folder / STATE
-    if resume:
-        if not state.exists():
-            raise CheckpointError(f"{folder}: no {STATE} to resume from; train without resume")
-        return
-    if (folder / SETTINGS_FILE).exists() and not overwrite:
-        raise OutputError(f"{folder} holds a run already; resume it, overwrite it, or choose another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (STATE, BEST, FINAL, RESULT, "log.jsonl"):
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
-    write_settings(
-        folder / SETTINGS_FILE, asdict(config), {"commands": [command], "xai_abn_version": xai_abn.__version__}
-    )
+    def facts(self) -> dict[str, Any]:
+        """Return what was trained and what it took."""
+        config = self.config
+        names = ("arch", "mechanism", "maps", "seed", "epochs")
+        return {
+            **{name: getattr(config, name) for name in names},
+            "parameters": sum(p.numel() for p in self.learner.measured.parameters()),
+            "ranks": self.ranks,
+            "device": self.learner.device.type,
+            "training_seconds": round(self.at.seconds, 1),
+            "images_per_second": round(self.steps * config.epochs * config.batch_size / self.at.seconds, 1),
+            "final": {},
+        }
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:

@@ -1,0 +1,92 @@
+"""A network that learns a batch at a time, with its optimiser and its average."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from xai_abn.data.training_data import Batch
+from xai_abn.models.abn import ABNOutput
+from xai_abn.training.config import TrainConfig
+from xai_abn.training.losses import classification_losses, correct
+from xai_abn.training.ranks import synchronised
+from xai_abn.training.state import optimiser_tensors, restore_optimiser
+
+
+class Learner:
+    """All that a step changes.
+
+    Args:
+        network: a classifier or an ABN.
+        config: see :class:`TrainConfig`.
+        accelerator: Accelerate's, which says where the network is to be and joins its ranks.
+
+    Attributes:
+        network: the network itself, on its device.
+    """
+
+    def __init__(self, network: nn.Module, config: TrainConfig, accelerator: Any) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.device: torch.device = accelerator.device
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        if accelerator.num_processes > 1:
+            self.network = synchronised(self.network, self.device)
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.SGD(
+            trained, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov
+        )
+        average = None if config.ema is None else get_ema_multi_avg_fn(config.ema)
+        self.average = None if average is None else AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+        self._wrapped = accelerator.prepare_model(self.network)
+
+    @property
+    def measured(self) -> nn.Module:
+        """The network that is measured and saved: the average where there is one."""
+        return self.network if self.average is None else self.average.module
+
+    def step(self, batch: Batch, rate: float) -> dict[str, Tensor]:
+        """Learn from one batch at a learning rate; return the losses and what was right, as scalars."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self._wrapped.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            answer = self._wrapped(batch.images)
+        losses = classification_losses(
+            answer,
+            batch.targets,
+            attention_weight=self.config.attention_weight,
+            area_weight=self.config.area_weight,
+            label_smoothing=self.config.label_smoothing,
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        self.accelerator.backward(losses["loss"])
+        self.optimiser.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        logits = answer.logits if isinstance(answer, ABNOutput) else answer
+        right = correct(logits.detach(), batch.targets).mean()
+        return {**losses, "accuracy": right, "skipped": torch.tensor(float(batch.skipped), device=self.device)}
+
+    def is_finite(self) -> bool:
+        """Return whether no weight is NaN or infinite."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.network.parameters())
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return everything that a step changes, by group and name."""
+        groups = {"network": self.network.state_dict(), "optimiser": optimiser_tensors(self.optimiser)}
+        return groups if self.average is None else {**groups, "average": self.average.state_dict()}
+
+    def restore(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take back what :meth:`tensors` gave.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: they are of another network.
+        """
+        self.network.load_state_dict(dict(groups["network"]))
+        restore_optimiser(self.optimiser, groups.get("optimiser", {}))
+        if self.average is not None:
+            self.average.load_state_dict(dict(groups["average"]))
