@@ -221,9 +221,10 @@ class _Run:
         self.at.seconds, self.clock = self.at.seconds + now - self.clock, now
 
     def draw(self) -> None:
-        """Draw the maps of the first pictures of the validation split, or of the training split."""
+        """Draw the maps of 16 pictures spread over the validation split, or over the training split."""
         split = self.data.validation or self.data.train
-        batch = next(iter(split.load([torch.arange(min(16, len(split)))], self.learner.device, None)))
+        indices = torch.linspace(0, len(split) - 1, min(16, len(split))).long()
+        batch = next(iter(split.load([indices], self.learner.device, None)))
         if not len(batch.images):
             return
         with torch.no_grad():
