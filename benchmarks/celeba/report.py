@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from people import estimate, means, precisions, resampled
 from regions import REGIONS
 from run import NETWORKS, RECIPE, SIZE
 
@@ -117,17 +118,21 @@ def polarity(predict, inputs: torch.Tensor, maps: torch.Tensor, target: int, sha
 def summary(found: dict[str, list[dict]], has: np.ndarray, labels: tuple[str, ...], draws: np.ndarray) -> dict:
     """Return means, and differences with intervals, of everything measured."""
     share = has.mean(axis=0)
-    results: dict = {"majority": dict(zip(labels, np.maximum(share, 1 - share), strict=True)), "networks": {}}
+    results: dict = {
+        "majority": dict(zip(labels, np.maximum(share, 1 - share), strict=True)),
+        "networks": {},
+        "maps_measured": {},
+    }
     results["prevalence"] = dict(zip(labels, share, strict=True))
     once = np.ones((1, draws.shape[1]))
-    stands: dict[str, dict[str, np.ndarray]] = {k: {} for k in ("accuracy", "balanced", "precision", *MEASURES)}
+    stands: dict[str, dict[str, np.ndarray]] = {k: {} for k in ("accuracy", "balanced", "average_precision", *MEASURES)}
     for name, runs in found.items():
         right = np.stack([(run["scores"] > 0) == (has > 0.5) for run in runs]).mean(axis=0)
         sides = [np.where(has > 0.5, right, np.nan), np.where(has > 0.5, np.nan, right)]
         one = {
             "accuracy": lambda w, v=right: means(v, w),
             "balanced": lambda w, s=sides: (means(s[0], w) + means(s[1], w)) / 2,
-            "precision": lambda w, r=runs: sum(precisions(run["scores"], has, w) for run in r) / len(r),
+            "average_precision": lambda w, r=runs: sum(precisions(run["scores"], has, w) for run in r) / len(r),
         }
         for kind, function in one.items():
             stands[kind][name] = np.concatenate([function(once), function(draws)])
@@ -142,45 +147,17 @@ def summary(found: dict[str, list[dict]], has: np.ndarray, labels: tuple[str, ..
         for method in runs[0]["maps"]:
             for kind in MEASURES:
                 values = np.mean([run["maps"][method][kind] for run in runs], axis=0)
+                results["maps_measured"].setdefault(method, {})[kind] = int(np.isfinite(values).sum())
                 stands[kind][method] = np.concatenate([means(values, once), means(values, draws)])
     for kind, values in stands.items():
         results[kind] = {n: estimate(v) | {"of": dict(zip(labels, v[0], strict=True))} for n, v in values.items()}
         results[f"{kind}_differences"] = {
-            f"{a} - {b}": estimate(values[a] - values[b]) for a in values for b in values if a != b
+            f"{a} - {b}": estimate(values[a] - values[b])
+            for a in values
+            for b in values
+            if a != b and a.startswith(("per-attribute", "shared"))
         }
     return results
-
-
-def means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return weighted means (B, T) of values (N, T), NaN left out, under weights (B, N)."""
-    there = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return weights @ np.where(there, values, 0) / (weights @ there)
-
-
-def precisions(scores: np.ndarray, has: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return average precisions (B, T) of scores (N, T) under weights (B, N)."""
-    columns = []
-    for score, present in zip(scores.T, has.T, strict=True):
-        order = np.argsort(-score, kind="stable")
-        drawn = weights[:, order]
-        true = drawn * present[order]
-        at = np.cumsum(true, axis=1) / np.maximum(np.cumsum(drawn, axis=1), 1)
-        columns.append((true * at).sum(axis=1) / true.sum(axis=1))
-    return np.stack(columns, axis=1)
-
-
-def resampled(people: np.ndarray, number: int = 2000) -> np.ndarray:
-    """Return how often each picture counts in each draw of people with replacement, (B, N)."""
-    count = people.max() + 1
-    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=number)[:, people].astype(float)
-
-
-def estimate(values: np.ndarray) -> dict[str, float]:
-    """Return the mean over attributes of the first row of (1 + B, T), and the 95 % interval of the others."""
-    kept = values[:, np.isfinite(values[0])]
-    low, high = np.nanpercentile(np.nanmean(kept[1:], axis=1), (2.5, 97.5))
-    return {"mean": kept[0].mean(), "low": low, "high": high}
 
 
 def rounded(value):
