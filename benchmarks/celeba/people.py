@@ -35,3 +35,12 @@ def estimate(values: np.ndarray) -> dict[str, float]:
     kept = values[:, np.isfinite(values[0])]
     low, high = np.nanpercentile(np.nanmean(kept[1:], axis=1), (2.5, 97.5))
     return {"mean": kept[0].mean(), "low": low, "high": high}
+
+
+def rounded(value):
+    """Return a value as JSON is to have it: four digits, None for NaN."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    return None if value is None or value != value else value if isinstance(value, int) else round(float(value), 4)

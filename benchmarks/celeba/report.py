@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from people import estimate, means, precisions, resampled
+from people import estimate, means, precisions, resampled, rounded
 from regions import REGIONS
 from run import NETWORKS, RECIPE, SIZE
 
@@ -79,6 +79,7 @@ def measure_network(model, name, images, has, shown, labels, drawn) -> dict:
     predict = model.module.as_classifier() if model.is_abn else model.module
     with torch.no_grad():
         scores = torch.cat([predict(part) for part in images.split(200)])
+    swapped = through_other_maps(model.module, images, has) if name in ("per-attribute", "signed") else None
     methods = {f"{name}: {m.name}": m for m in MAPS[name]} | {f"{name}: centre": Centre()}
     maps = {method: {k: np.full(has.shape, np.nan) for k in MEASURES} for method in methods}
     for t, (label, there) in enumerate(zip(labels, shown, strict=True)):
@@ -101,7 +102,19 @@ def measure_network(model, name, images, has, shown, labels, drawn) -> dict:
             elsewhere = [u for u, other in enumerate(labels) if REGIONS.get(other, region[0]) != region[0]]
             others = torch.stack([relevance_rank_accuracy(large[u], objects) for u in elsewhere])
             values["others"][there, t] = others.nanmean(dim=0)
-    return {"scores": scores.numpy(), "maps": maps}
+    return {"scores": scores.numpy(), "maps": maps, "swapped": swapped}
+
+
+def through_other_maps(network, images: torch.Tensor, has: torch.Tensor) -> dict[str, float]:
+    """Return the accuracy where each attribute is looked at through the next one's map, and its own map's mean."""
+    answers: dict[str, list[torch.Tensor]] = {"next": [], "flat": []}
+    with torch.no_grad():
+        for part in images.split(100):
+            maps = network(part).attention_map
+            flat = maps.mean(dim=(2, 3), keepdim=True).expand_as(maps)
+            for name, other in (("next", maps.roll(1, dims=1)), ("flat", flat)):
+                answers[name].append(network(part, attention=other).logits)
+    return {k: ((torch.cat(v) > 0) == (has > 0.5)).float().mean().item() for k, v in answers.items()}
 
 
 def polarity(predict, inputs: torch.Tensor, maps: torch.Tensor, target: int, share: float = 0.2) -> torch.Tensor:
@@ -141,6 +154,7 @@ def summary(found: dict[str, list[dict]], has: np.ndarray, labels: tuple[str, ..
             "seeds": len(runs),
             "each_seed": [cost["final"]["test_accuracy"] for cost in costs],
             "attention_branch": [c["final"].get("test_attention_accuracy") for c in costs],
+            "accuracy_through_other_maps": [run["swapped"] for run in runs],
             **{key: costs[0][key] for key in ("parameters", "epochs")},
             **{key: [cost[key] for cost in costs] for key in ("training_seconds", "images_per_second")},
         }
@@ -158,14 +172,6 @@ def summary(found: dict[str, list[dict]], has: np.ndarray, labels: tuple[str, ..
             if a != b and a.startswith(("per-attribute", "shared"))
         }
     return results
-
-
-def rounded(value):
-    if isinstance(value, dict):
-        return {k: rounded(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [rounded(v) for v in value]
-    return None if value is None or value != value else value if isinstance(value, int) else round(float(value), 4)
 
 
 def draw(path: Path, drawn: dict[str, np.ndarray], images, has, labels) -> None:
