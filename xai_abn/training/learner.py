@@ -48,11 +48,14 @@ class Learner:
         """The network that is measured and saved: the average where there is one."""
         return self.network if self.average is None else self.average.module
 
+    def train(self) -> None:
+        """Put the network into training mode, which measuring it leaves."""
+        self._wrapped.train()
+
     def step(self, batch: Batch, rate: float) -> dict[str, Tensor]:
         """Learn from one batch at a learning rate; return the losses and what was right, as scalars."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        self._wrapped.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             answer = self._wrapped(batch.images)
         losses = classification_losses(

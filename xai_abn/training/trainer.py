@@ -158,6 +158,7 @@ class _Run:
         generator = torch.Generator().manual_seed(_seed(config.seed, at.epoch))
         order = torch.randperm(len(self.data.train), generator=generator)[: self.steps * config.batch_size]
         batches = [batch.chunk(self.ranks)[self.rank] for batch in order.split(config.batch_size)][at.step :]
+        self.learner.train()
         pending: list[dict[str, Tensor]] = []
         for batch in self.data.train.load(batches, self.learner.device, _seed(config.seed, at.epoch, "pictures")):
             rate = config.rate(at.epoch + at.step / self.steps)
