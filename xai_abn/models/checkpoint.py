@@ -157,7 +157,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path}: not a plain weights file ({str(error).splitlines()[0]})") from error
+        # torch's own words advise to execute the file
+        reason = "damaged, or a pickle of more than tensors, which is never executed"
+        raise CheckpointError(f"{path}: not a plain weights file ({reason})") from error
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise CheckpointError(f"{path}: expected a dictionary of tensors")
