@@ -44,6 +44,14 @@ def test_a_checkpoint_rebuilds_the_model_by_itself(network, tmp_path, inputs):
             torch.testing.assert_close(mine, theirs)
 
 
+def test_a_checkpoint_has_the_rights_of_other_files(network, tmp_path):
+    """Whoever may read what is written beside it may read a checkpoint."""
+    beside = tmp_path / "beside.txt"
+    beside.touch()
+    save_checkpoint(tmp_path / "mine.safetensors", network, CONFIG)
+    assert (tmp_path / "mine.safetensors").stat().st_mode == beside.stat().st_mode
+
+
 def test_half_precision_halves_the_file(network, tmp_path, inputs):
     """fp16 weights give nearly the same scores from half the bytes, and load as float32."""
     save_checkpoint(tmp_path / "full.safetensors", network, CONFIG)

@@ -79,8 +79,11 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
     path = Path(path)
     with replacing(path, "checkpoint ") as draft:
         path.parent.mkdir(parents=True, exist_ok=True)
+        draft.touch()
+        rights = draft.stat().st_mode  # safetensors >= 0.8 leaves the file to its owner alone
         try:
             save_file(dict(tensors), draft, metadata=dict(header))
+            draft.chmod(rights)
         except SafetensorError as error:
             raise OutputError(f"cannot write checkpoint {path}: {error}") from error
 
