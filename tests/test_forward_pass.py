@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
 
 import xai_abn
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
+from xai_abn.models import zero_rows
 
 
 def test_logits_are_the_models_own(resnet18, inputs):
@@ -35,7 +37,7 @@ def test_gradients_equal_a_full_backward(resnet18, inputs):
 
 
 def test_several_targets_equal_one_after_the_other(resnet18, inputs):
-    """A batched product over T targets gives the T single gradients."""
+    """T targets at once give the T single gradients."""
     shared = resnet18.forward_pass(inputs, ["layer4"], gradients=True)
     targets = torch.tensor([[1, 2], [3, 4], [5, 6]])
     both = shared.gradients("layer4", targets)
@@ -200,3 +202,33 @@ def test_layers_of_a_transformer_are_listed(small_vit):
     names = [o.name for o in small_vit.spatial_layers()]
     assert {"patch_embed.proj", "blocks.0", "blocks.2.norm1"} <= set(names)
     assert small_vit.target_layer in names
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_leaving_out_rows_without_gradient_equals_a_full_backward(pool, monkeypatch):
+    """Behind a class token one row a picture is differentiated, behind an average all; both as autograd would."""
+    torch.manual_seed(0)
+    options = {"img_size": 64, "embed_dim": 48, "num_heads": 3, "depth": 3, "num_classes": 7}
+    network = timm.create_model("vit_tiny_patch16_224", global_pool=pool, **options).eval()
+    kept: dict[str, torch.Tensor] = {}
+    handle = network.blocks[1].register_forward_hook(lambda m, i, o: kept.update(block=o))
+    inputs, targets = torch.randn(2, 3, 64, 64), torch.tensor([5, 2])
+    (full,) = torch.autograd.grad(network(inputs)[[0, 1], targets].sum(), kept["block"])
+    handle.remove()
+
+    asked: list[int | None] = []
+    few_rows = zero_rows._few_rows
+
+    def spy(*arguments):
+        rows = few_rows(*arguments)
+        asked.append(None if rows is None else len(rows))
+        return rows
+
+    monkeypatch.setattr(zero_rows, "_few_rows", spy)
+    shared = xai_abn.wrap(network, preprocess=xai_abn.Preprocess(size=64)).forward_pass(
+        inputs, ["blocks.1"], gradients=True
+    )
+    found = shared.gradients("blocks.1", targets)
+    torch.testing.assert_close(found, shared.layout("blocks.1").to_maps(full))
+    linear_and_attention = [2, 2, 2, 1, None] if pool == "token" else [None] * 5
+    assert asked == linear_and_attention

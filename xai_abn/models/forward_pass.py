@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from xai_abn.models.abn import ABNOutput
 from xai_abn.models.attention import AttentionWatch
 from xai_abn.models.inspection import evaluating, on_device
 from xai_abn.models.layout import Layout, layout_of
+from xai_abn.models.zero_rows import SkipZeroRows
 
 if TYPE_CHECKING:
     from xai_abn.models.adapter import ModelAdapter
@@ -79,6 +80,7 @@ class ForwardPass:
         self._gradients: dict[tuple[object, ...], Tensor] = {}
         self._differentiable = gradients
         self._linear_call: tuple[Tensor, Tensor, object] | None = None
+        self._zero_rows = SkipZeroRows(attention=not attentions)
         watch = AttentionWatch(self._keep_attention) if attentions else nullcontext()
         with watch:
             output = self._run(model.module, list(dict.fromkeys(layers)))
@@ -162,8 +164,8 @@ class ForwardPass:
 
         Args:
             layer: a captured layer.
-            targets: class indices, (N,) for one an image, or (N, T) for T an image, which one
-                batched vector-Jacobian product answers; or directions (N, K), see :meth:`scores`.
+            targets: class indices, (N,) for one an image, or (N, T) for T an image; or directions (N, K), see
+                :meth:`scores`.
 
         Returns:
             The gradients (N, C, h, w), or (N, T, C, h, w) for several targets.
@@ -290,27 +292,22 @@ class ForwardPass:
     def _differentiate(
         self, wanted: list[Tensor], targets: Tensor, place: str, keep_history: bool = False
     ) -> list[Tensor]:
-        several = targets.dim() == 2 and not targets.is_floating_point()
-        columns = targets.T if several else targets
-        outputs, seeds = self._seeds(wanted[0], columns)
+        if targets.dim() == 2 and not targets.is_floating_point():
+            columns = [self._differentiate(wanted, column, place) for column in targets.T]
+            return [torch.stack(found, dim=1) for found in zip(*columns, strict=True)]
+        output, seeds = self._seeds(wanted[0], targets)
+        self._zero_rows.active = not keep_history
         try:
-            gradients = torch.autograd.grad(
-                outputs,
-                wanted,
-                grad_outputs=seeds,
-                retain_graph=True,
-                is_grads_batched=several,
-                create_graph=keep_history,
-            )
+            found = torch.autograd.grad(output, wanted, seeds, retain_graph=True, create_graph=keep_history)
         except RuntimeError as error:
             if "not have been used" not in str(error) and "does not require grad" not in str(error):
                 raise
             raise UnsupportedModelError(
                 f"the scores of {self.model.name} do not depend on layer {place!r} in a differentiable way"
             ) from error
-        return [g.transpose(0, 1) if several else g for g in gradients]
+        return list(found)
 
-    def _seeds(self, wanted: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    def _seeds(self, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return where to start differentiating, and with what.
 
         Behind a final linear layer the derivative of a logit by the layer's input is a row of its weights. Looking
@@ -318,11 +315,10 @@ class ForwardPass:
         """
         if self._pooled is not None and wanted.dim() > 2:
             rows = self.model.classifier.weight.detach()
-            return self._pooled, self.weights(columns, rows).to(self._pooled)
-        if columns.is_floating_point():
-            return self._scores, columns.to(self._scores)
-        seeds = torch.zeros(*columns.shape, self._scores.shape[1], dtype=self._scores.dtype, device=columns.device)
-        return self._scores, seeds.scatter_(-1, columns[..., None], 1)
+            return self._pooled, self.weights(targets, rows).to(self._pooled)
+        if targets.is_floating_point():
+            return self._scores, targets.to(self._scores)
+        return self._scores, torch.zeros_like(self._scores).scatter_(1, targets[:, None], 1)
 
     def _keep_attention(self, weights: Tensor) -> Tensor:
         if self._differentiable:
@@ -334,11 +330,12 @@ class ForwardPass:
     def _run(self, module: nn.Module, layers: list[str]) -> object:
         for layer in layers:
             self.model.check_layer(layer)
-        handles = [module.get_submodule(layer).register_forward_hook(self._capture(layer)) for layer in layers]
+        modes = ExitStack()
+        handles = [module.get_submodule(layer).register_forward_hook(self._capture(layer, modes)) for layer in layers]
         if self._differentiable and self.model.has_linear_classifier:
             handles.append(self.model.classifier.register_forward_hook(self._note_linear()))
         try:
-            with evaluating(module), torch.no_grad():
+            with evaluating(module), torch.no_grad(), modes:
                 output = module(self.inputs)
         finally:
             for handle in handles:
@@ -348,7 +345,7 @@ class ForwardPass:
             raise UnsupportedModelError(f"layer {missing[0]!r} of {self.model.name} does not run in a forward pass")
         return output
 
-    def _capture(self, layer: str) -> Callable[[nn.Module, object, object], Tensor | None]:
+    def _capture(self, layer: str, modes: ExitStack) -> Callable[[nn.Module, object, object], Tensor | None]:
         owner = threading.get_ident()
 
         def hook(_module: nn.Module, _inputs: object, output: object) -> Tensor | None:
@@ -361,6 +358,8 @@ class ForwardPass:
             if self._differentiable:
                 torch.set_grad_enabled(True)  # until the surrounding no_grad() block ends
                 output = output if output.requires_grad else output.detach().requires_grad_()
+                if output.dim() == 3 and not self._kept:  # tokens
+                    modes.enter_context(self._zero_rows)
             self._kept[layer] = output
             self._runs[layer] = self._runs.get(layer, 0) + 1
             return output.clone()  # an in-place operation behind the layer changes the copy
