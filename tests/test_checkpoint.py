@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +64,17 @@ def test_half_precision_halves_the_file(network, tmp_path, inputs):
     assert {p.dtype for p in half.parameters()} == {torch.float32}
     with torch.no_grad():
         torch.testing.assert_close(half(inputs).logits, network(inputs).logits, rtol=0.05, atol=0.05)
+
+
+def test_descriptions_of_something_unknown_are_refused(network, tmp_path):
+    """An argument that abn_from does not have, a format version that is no number: one error each."""
+    path = tmp_path / "mine.safetensors"
+    save_checkpoint(path, network, dataclasses.replace(CONFIG, abn={"mechanism": "residual", "heads": 3}))
+    with pytest.raises(CheckpointError, match="describes an ABN with heads"):
+        xai_abn.load_model(path)
+    path.write_bytes(path.read_bytes().replace(b'"format_version":"1"', b'"format_version":"x"'))
+    with pytest.raises(CheckpointError, match="format version 'x'"):
+        xai_abn.load_model(path)
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(network, tmp_path):
@@ -167,6 +180,18 @@ def test_unknown_models_name_their_neighbours():
     for spec, nearest in [("lite", "lite0"), ("timm:resnet5o", "resnet50"), ("torchvision:resnet51", "resnet50")]:
         with pytest.raises(UnknownNameError, match=nearest):
             xai_abn.load_model(spec)
+
+
+def test_the_small_abn_ships():
+    """Under 2 MB, it takes any photo down to 32 pixels and sees the rocket; its maps have the features' resolution."""
+    path = Path(xai_abn.__file__).parent / "weights" / "abn_cifar100.safetensors"
+    assert path.stat().st_size < 2e6
+    assert path.with_suffix(".md").is_file()
+    model = xai_abn.load_model("abn-cifar100")
+    assert (len(model.labels), model.preprocess.size, model.is_abn) == (100, 32, True)
+    found = xai_abn.explain(model, "example:rocket", ["abn", "abn-class"])[0]
+    assert found["abn"].predicted_label == "rocket"
+    assert found["abn"].map.shape == found["abn-class"].map.shape == (16, 16)
 
 
 def test_lite0_loads_offline_with_labels():

@@ -31,6 +31,8 @@ DEFAULT_OPACITY = 0.6
 
 _PAPER, _INK, _PALE, _WARNING = (255, 255, 255), (24, 24, 27), (113, 113, 122), (180, 40, 40)
 _MARGIN, _LINE = 14, 22
+#: Small pictures are enlarged, pixel by pixel, to about this width, or their headings would have no place.
+_WIDTH = 200
 
 
 def overlay(
@@ -131,6 +133,8 @@ def _column(
     colormap: str | None,
 ) -> Image.Image:
     """Set heading, picture and colour bar under one another."""
+    enlarged = max(1, round(_WIDTH / pixels.shape[1]))
+    pixels = pixels.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
     height, width = pixels.shape[:2]
     top = _MARGIN // 2 + _LINE * len(heading) + 6
     page = Image.new("RGB", (width + 2 * _MARGIN, top + height + 44), _PAPER)

@@ -2,9 +2,11 @@
 
     python benchmarks/cifar/run.py train --data DIR --runs RUNS [--variants residual baseline ...] [--seeds 0 1 2]
     python benchmarks/cifar/run.py table --data DIR --runs RUNS [--output results.json]
+    python benchmarks/cifar/run.py ship --data DIR --runs RUNS --output abn_cifar100.safetensors
 
 ``train`` goes on where it was stopped, also by a kill, and passes over what is finished. ``table`` measures the runs
-that are finished: each of them used the test set once, and maps are measured on its first pictures.
+that are finished: each of them used the test set once, and maps are measured on 1,000 of its pictures. ``ship`` writes
+the ABN of the first seed, g(1+M), as of its last epoch, with weights of half the size, and tests what it wrote.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import xai_abn
 from xai_abn.data import read_training_data
 from xai_abn.metrics.agreement import map_agreement
 from xai_abn.metrics.polarity import polarity
+from xai_abn.models.checkpoint import read_checkpoint, save_checkpoint
 from xai_abn.training import make_config, train
 
 #: What is compared: settings of ``xai-abn train`` beside those all share.
@@ -38,7 +41,7 @@ PICTURES = 1000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "table"])
+    parser.add_argument("what", choices=["train", "table", "ship"])
     parser.add_argument("--data", required=True, help="folder with CIFAR-100; see docs/guide.md")
     parser.add_argument("--runs", required=True, type=Path)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
@@ -52,8 +55,10 @@ def main() -> None:
     if arguments.what == "train":
         for seed, name in itertools.product(arguments.seeds, arguments.variants):
             train_one(arguments, name, seed)
-    else:
+    elif arguments.what == "table":
         table(arguments)
+    else:
+        ship(arguments)
 
 
 def train_one(arguments: argparse.Namespace, name: str, seed: int) -> None:
@@ -78,7 +83,8 @@ def train_one(arguments: argparse.Namespace, name: str, seed: int) -> None:
 def table(arguments: argparse.Namespace) -> None:
     test = read_training_data(f"cifar100:{arguments.data}").test
     assert test is not None
-    batch = next(iter(test.load([torch.arange(PICTURES)], torch.device("cpu"), None)))
+    spread_out = torch.linspace(0, len(test) - 1, PICTURES).long()  # the files may be in the order of their classes
+    batch = next(iter(test.load([spread_out], torch.device("cpu"), None)))
     rows, maps = {}, {}
     for name in VARIANTS:
         folders = [f for s in arguments.seeds if ((f := arguments.runs / f"{name}-{s}") / "result.json").exists()]
@@ -89,7 +95,7 @@ def table(arguments: argparse.Namespace) -> None:
         if results[0]["mechanism"] != "none":
             measured = [measure_maps(f / "final.safetensors", batch.images) for f in folders]
             maps[name] = [m["map"] for m in measured]
-            for key in ("polarity", "polarity_class", "area"):
+            for key in ("polarity", "upright", "polarity_class", "area"):
                 rows[name][key] = spread([m[key] for m in measured])
             rows[name]["stability"] = stability([m["map"] for m in measured])
             rows[name]["stability_class"] = stability([m["class_map"] for m in measured])
@@ -97,6 +103,22 @@ def table(arguments: argparse.Namespace) -> None:
     if arguments.output:
         settings = {"arch": arguments.arch, "epochs": arguments.epochs, "map_pictures": PICTURES}
         arguments.output.write_text(json.dumps({"torch": torch.__version__, **settings, "rows": rows}, indent=1) + "\n")
+
+
+@torch.no_grad()
+def ship(arguments: argparse.Namespace) -> None:
+    source = arguments.runs / f"residual-{arguments.seeds[0]}" / "final.safetensors"
+    config, _ = read_checkpoint(source)
+    save_checkpoint(arguments.output, xai_abn.load_model(source).module, config, half=True)
+    test = read_training_data(f"cifar100:{arguments.data}").test
+    assert test is not None
+    network, right = xai_abn.load_model(arguments.output).module, torch.zeros(2)
+    for batch in test.load(torch.arange(len(test)).split(500), torch.device("cpu"), None):
+        answer = network(batch.images)
+        for branch, logits in enumerate((answer.logits, answer.attention_logits)):
+            right[branch] += (logits.argmax(dim=1) == batch.targets).sum()
+    size = arguments.output.stat().st_size / 1e6
+    print(f"{size:.2f} MB; perception, attention branch right: {(right / len(test)).tolist()}")
 
 
 def row(results: list[dict]) -> dict:
@@ -124,11 +146,13 @@ def measure_maps(path: Path, images: torch.Tensor) -> dict:
     attention = torch.cat([p.attention_map for p in parts])[:, 0]
     class_map = torch.cat([p.class_maps for p in parts])[torch.arange(len(top)), top]
     classifier = network.as_classifier()
+    of_map = polarity(classifier, images, attention, top)
     return {
         "map": attention,
         "class_map": class_map,
         "area": float(attention.mean()),
-        "polarity": float(polarity(classifier, images, attention, top).nanmean()),
+        "polarity": float(of_map.nanmean()),
+        "upright": float((of_map > 0).float().mean()),
         "polarity_class": float(polarity(classifier, images, class_map, top).nanmean()),
     }
 

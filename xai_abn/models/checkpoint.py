@@ -99,14 +99,26 @@ def read_checkpoint(path: str | Path) -> tuple[CheckpointConfig, dict[str, Tenso
         raise CheckpointError(
             f"{path}: weights without a description; load them with load_model('timm:NAME', weights={str(path)!r})"
         )
-    if int(header.get("format_version", 0)) > FORMAT_VERSION:
-        raise CheckpointError(f"{path}: written by a newer xai-abn (format {header['format_version']}); update xai-abn")
+    refuse_newer(path, header, FORMAT_VERSION)
     try:
         config = CheckpointConfig(**json.loads(header["config"]))
         Preprocess.from_dict(config.preprocess)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the description is damaged ({error})") from error
     return config, {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
+
+
+def refuse_newer(path: str | Path, header: Mapping[str, str], known: int) -> None:
+    """Refuse a file of a newer format than the one known.
+
+    Raises:
+        CheckpointError: it is newer, or does not say what it is.
+    """
+    version = header.get("format_version", "0")
+    if not version.isdecimal():
+        raise CheckpointError(f"{path}: the description is damaged (format version {version!r})")
+    if int(version) > known:
+        raise CheckpointError(f"{path}: written by a newer xai-abn (format {version}); update xai-abn")
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import resources
@@ -43,8 +44,8 @@ def load_model(
 
     Args:
         spec: ``"abn-lite0"`` (an ImageNet-1k ABN, shipped), ``"lite0"`` (the classifier it was made from,
-            EfficientNet-Lite0), the name of a plug-in's model, ``"timm:NAME"``, ``"torchvision:NAME"``, or the
-            path of a checkpoint.
+            EfficientNet-Lite0), ``"abn-cifar100"`` (a small ABN for 32x32 pictures, shipped), the name of a plug-in's
+            model, ``"timm:NAME"``, ``"torchvision:NAME"``, or the path of a checkpoint.
         weights: for ``timm:`` and ``torchvision:``: a file with a state dict, or ``"random"`` for an
             untrained network; default: the library's own pretrained weights, which it downloads.
         device: where to put the model, such as ``"cpu"`` or ``"cuda"``.
@@ -88,8 +89,18 @@ def _built(name: str) -> ModelAdapter:
 @models.register("abn-lite0")
 def _abn_lite0() -> ModelAdapter:
     """Attention Branch Network for ImageNet-1k, distilled from lite0; ships with xai-abn."""
-    with resources.as_file(resources.files("xai_abn.weights") / "abn_lite0.safetensors") as path:
-        return load_checkpoint(path, name="abn-lite0")
+    return _shipped("abn-lite0")
+
+
+@models.register("abn-cifar100")
+def _abn_cifar100() -> ModelAdapter:
+    """Attention Branch Network for the 32x32 pictures of CIFAR-100, a ResNet-20; ships with xai-abn."""
+    return _shipped("abn-cifar100")
+
+
+def _shipped(name: str) -> ModelAdapter:
+    with resources.as_file(resources.files("xai_abn.weights") / f"{name.replace('-', '_')}.safetensors") as path:
+        return load_checkpoint(path, name=name)
 
 
 @models.register("lite0")
@@ -118,6 +129,9 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> ModelAdapter:
             f"{path}: the backbone {config.backbone!r} is not known; a newer xai-abn, timm or torchvision may have it"
         ) from error
     if config.abn is not None:
+        unknown = sorted(set(config.abn) - set(inspect.signature(abn_from).parameters))
+        if unknown:
+            raise CheckpointError(f"{path}: describes an ABN with {', '.join(unknown)}, unknown here; update xai-abn")
         module = abn_from(module, **config.abn)
     load_weights(module, state, str(path))
     labels = imagenet_labels() if config.labels == "imagenet" else config.labels
