@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from xai_abn import AttentionBranchNetwork
-from xai_abn.errors import CheckpointError, InvalidInputError, UnknownNameError, UnsupportedModelError
+from xai_abn.errors import CheckpointError, InvalidInputError, OutputError, UnknownNameError, UnsupportedModelError
 from xai_abn.models.architectures import architectures, create_model, find_architecture
 from xai_abn.models.convert import convert, convert_file, rename
 from xai_abn.models.zoo import load_model
@@ -196,6 +196,15 @@ def test_a_released_file_becomes_a_checkpoint(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(model.module(images).logits, network(images).logits)
     assert model.preprocess.size == 32
+    convert_file(tmp_path / "m.pth.tar", tmp_path / "m.safetensors")
+    with pytest.raises(OutputError, match="no checkpoint of xai-abn"):
+        convert_file(tmp_path / "m.pth.tar", tmp_path / "m.pth.tar")
+
+
+def test_a_classifier_with_auxiliary_heads_answers_with_logits_alone():
+    """GoogLeNet in training gives the logits, which is what the losses take."""
+    network = create_model("torchvision:googlenet", 3, mechanism=None)
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
 
 
 class Trap:

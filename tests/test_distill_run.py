@@ -264,10 +264,25 @@ def test_a_full_disk_keeps_what_was_saved(settings, tmp_path, monkeypatch):
     assert run_distillation(tmp_path / "run", settings, resume=True).done == 6
 
 
+def test_going_on_with_another_classifiers_network_is_refused(settings, classifier, tmp_path):
+    """A network made of another classifier does not get this one's head as a teacher."""
+    run_distillation(tmp_path / "first", changed(settings, steps=1, half=True))
+    made = str(tmp_path / "first/model.safetensors")
+    run_distillation(tmp_path / "more", changed(settings, steps=1, continue_from=made))
+    description, state = read_checkpoint(classifier)
+    network = create_model("timm:test_resnet", 10, mechanism=None)
+    network.load_state_dict({name: value * 1.5 if value.dim() == 4 else value for name, value in state.items()})
+    save_checkpoint(tmp_path / "other.safetensors", network, description)
+    mixed = changed(settings, model=str(tmp_path / "other.safetensors"), continue_from=made)
+    with pytest.raises(CheckpointError, match="was made of another classifier than"):
+        run_distillation(tmp_path / "run", mixed)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"photos": ()}, ImageLoadError, "no photos found"),
+        ({"photos": ()}, ImageLoadError, "no photos to learn from were named"),
         ({"photos": ("nothing/",)}, ImageLoadError, "nothing/: no such file or folder"),
         ({"exclude": (".png",)}, ImageLoadError, "no photos found"),
         ({"batch_size": 17}, InvalidInputError, "a batch of 17 needs as many photos to train on, got 16"),

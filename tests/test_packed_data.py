@@ -99,7 +99,14 @@ def test_labels_and_pictures_in_shards_are_checked(shards):
     (shards / "classes.txt").write_text("red\ngreen\n")
     with pytest.raises(DatasetError, match=r"\(train\): 3 labels are outside 0 to 1"):
         read(f"wds:{shards}")
+    (shards / "classes.txt").write_text("red\ngreen\nblue\ngrey\nblack\n")
+    with pytest.raises(DatasetError, match="class 'grey' has no training pictures, and 1 more classes have none"):
+        read(f"wds:{shards}")
+    (shards / "classes.txt").write_bytes("gr\xfcn\n".encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"classes\.txt: not a readable UTF-8 text file"):
+        read(f"wds:{shards}")
     (shards / "classes.txt").unlink()
+    assert read(f"wds:{shards}").fingerprint() == read(f"wds:{shards}").fingerprint()
     write_shard(shards / "val-001.tar", [("x.jpg", picture(1)), ("x.cls", b"3")])
     with pytest.raises(DatasetError, match="class '3' has validation pictures but no training"):
         read(f"wds:{shards}")

@@ -142,6 +142,28 @@ def test_a_batch_of_which_nothing_can_be_read(folder):
     assert batch.skipped == 2
 
 
+def test_names_of_splits_and_hidden_files(folder):
+    """Train and VALID are splits, too; what hides behind a dot is no training picture."""
+    (folder / "train").rename(folder / "Train")
+    (folder / "val").rename(folder / "VALID")
+    save(folder / "Train" / "cat" / ".ipynb_checkpoints" / "a-checkpoint.png")
+    save(folder / "Train" / "cat" / "._a.png")
+    data = read(folder)
+    assert (data.labels, len(data.train), len(data.validation)) == (("cat", "dog"), 10, 2)
+    save(folder / "test" / "cat" / "t.png")
+    before = data.fingerprint()
+    assert read(folder).fingerprint() == before
+    (folder / "Train" / "cat" / "a.png").rename(folder / "Train" / "cat" / "aa.png")
+    assert read(folder).fingerprint() != before
+
+
+def test_one_class_is_refused(tmp_path):
+    """There is nothing to tell apart."""
+    save(tmp_path / "cat" / "a.png")
+    with pytest.raises(DatasetError, match="one class, 'cat'"):
+        read(tmp_path)
+
+
 def test_folders_that_contradict_themselves_are_refused(folder, tmp_path):
     """Each mistake has its message; nothing is passed over."""
     save(folder / "val" / "emu" / "v.png")

@@ -28,6 +28,12 @@ def test_a_difference_of_cams_is_the_cam_of_the_difference(gap_net, photo):
         assert (both.label, both.target, both.versus) == ("cat rather than dog", 0, 1)
 
 
+def test_digits_are_the_label_spelt_so_or_else_an_index(gap_net):
+    """Where classes are called 1, 2, 3, the text 2 is the class of that name and the number 2 the third."""
+    model = xai_abn.wrap(gap_net.module, labels=["1", "2", "3", "cat", "dog"], preprocess=gap_net.preprocess)
+    assert [model.target_index(t, 5) for t in ("2", "4", 2, "cat")] == [1, 4, 2, 3]
+
+
 def test_the_top_class_is_compared_where_none_is_named(gap_net, photo):
     """Why this and not that."""
     top = xai_abn.explain(gap_net, photo, "cam")["cam"]

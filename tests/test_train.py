@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,15 +14,18 @@ import time
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from xai_abn import load_model
 from xai_abn.data import read_training_data
 from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError, OutputError, UnknownNameError
+from xai_abn.models.architectures import create_model
 from xai_abn.training import journal, make_config, train
 from xai_abn.training.config import published_recipe
 from xai_abn.training.folder import BEST, FINAL, RESULT, STATE
-from xai_abn.training.losses import classification_losses
+from xai_abn.training.losses import classification_losses, measured_sums
+from xai_abn.training.networks import LeftOutWarning, build_network
 from xai_abn.training.state import FORMAT, read_state, save_state
 
 CLASSES = tuple("abcdefghij")
@@ -117,12 +122,13 @@ def test_a_killed_run_resumes_to_the_same_bits(run, cifar, tmp_path):
     folder, whole = tmp_path / "run", run[0]
     process = subprocess.Popen([*PROGRAM, *flags(cifar, folder)], env=environment(), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (folder / STATE).exists() and time.monotonic() < deadline:
+    while not ((folder / "log.jsonl").exists() and (folder / "log.jsonl").stat().st_size > 0):
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     _, record = read_state(folder / STATE)
-    assert 0 < record["position"]["epoch"] * 9 + record["position"]["step"] < 18
+    assert 0 <= record["position"]["epoch"] * 9 + record["position"]["step"] < 18
     assert not (folder / RESULT).exists()
     train(settings(cifar), folder, resume=True)
     for name in (FINAL, BEST):
@@ -138,8 +144,6 @@ def test_two_ranks_do_what_one_does(cifar, tmp_path):
 
     The rate is small because a network in training amplifies rounding; the updates are compared with their own size.
     """
-    from xai_abn.training.networks import build_network
-
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, program in (("two", [*launcher, "-m", "xai_abn.cli"]), ("one", PROGRAM)):
         call([*program, *flags(cifar, tmp_path / name, epochs=1, lr=1e-4)])
@@ -171,6 +175,77 @@ def test_a_run_is_not_replaced_unasked(run, cifar, tmp_path):
     with pytest.raises(CheckpointError, match="no run to resume"):
         train(settings(cifar), tmp_path / "none", resume=True)
     assert (folder / FINAL).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"mechanism": "residul"}, UnknownNameError),
+        ({"batch_size": 800}, InvalidInputError),
+        ({"weights": "no.pth"}, CheckpointError),
+    ],
+)
+def test_a_mistake_costs_no_earlier_run(cifar, tmp_path, wrong, error):
+    """With overwrite, too, nothing is touched before data, network and settings are found good."""
+    train(settings(cifar, epochs=1, mechanism="none", milestones=None), tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    with pytest.raises(error):
+        train(settings(cifar, **wrong), tmp_path, overwrite=True)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+    with pytest.raises(error):
+        train(settings(cifar, **wrong), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_overwriting_leaves_nothing_of_the_old_run(cifar, tmp_path):
+    """Pictures of a longer run's maps are gone; what is somebody else's stays, and is not replaced unasked."""
+    (tmp_path / "result.json").write_text("mine")
+    with pytest.raises(OutputError, match=r"result\.json"):
+        train(settings(cifar), tmp_path)
+    assert (tmp_path / "result.json").read_text() == "mine"
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "epoch_300.png").touch()
+    (tmp_path / "notes.txt").touch()
+    train(settings(cifar, epochs=1, milestones=None), tmp_path, overwrite=True)
+    assert [p.name for p in (tmp_path / "maps").iterdir()] == ["epoch_001.png"]
+    assert (tmp_path / "notes.txt").exists()
+    with pytest.raises(InvalidInputError, match="give one of them"):
+        train(settings(cifar), tmp_path, resume=True, overwrite=True)
+
+
+def test_a_run_whose_state_was_taken_away_is_not_begun_anew(run, cifar, tmp_path):
+    """Without its state a run cannot go on, and what it made stays."""
+    for name in ("config.yaml", "log.jsonl", BEST, FINAL):
+        (tmp_path / name).write_bytes((run[0] / name).read_bytes())
+    with pytest.raises(CheckpointError, match=r"state\.safetensors is gone"):
+        train(settings(cifar), tmp_path, resume=True)
+    assert (tmp_path / FINAL).read_bytes() == (run[0] / FINAL).read_bytes()
+    for name in (BEST, FINAL):
+        (tmp_path / name).unlink()
+    with pytest.raises(CheckpointError, match="lr was"):
+        train(settings(cifar, lr=0.3), tmp_path, resume=True)
+
+
+def test_a_run_does_not_go_on_with_other_data(cifar, tmp_path):
+    """A class renamed or a picture less between kill and resume is refused; a lost log is not."""
+    data = tmp_path / "data"
+    shutil.copytree(cifar, data)
+    config = settings(data, epochs=1, mechanism="none", milestones=None)
+    train(config, tmp_path / "run", command="first")
+    for part in ("train", "test"):
+        (data / f"a-0-{part}.bin").rename(data / f"z-0-{part}.bin")
+    with pytest.raises(CheckpointError, match="the data is not what the run began with"):
+        train(config, tmp_path / "run", resume=True)
+    for part in ("train", "test"):
+        (data / f"z-0-{part}.bin").rename(data / f"a-0-{part}.bin")
+    whole = (data / "b-1-train.bin").read_bytes()
+    (data / "b-1-train.bin").write_bytes(whole[:-3072])
+    with pytest.raises(CheckpointError, match="the data is not what the run began with"):
+        train(config, tmp_path / "run", resume=True)
+    (data / "b-1-train.bin").write_bytes(whole)
+    (tmp_path / "run" / "log.jsonl").unlink()
+    train(config, tmp_path / "run", resume=True, command="second")
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["commands"] == ["first", "second"]
 
 
 def test_a_run_that_saved_nothing_yet_begins_anew(run, cifar, tmp_path):
@@ -225,7 +300,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(cifar, tmp_path, monkeypatch):
 
     def full(tensors, path, metadata):
         calls.append(path)
-        if len(calls) > 2:
+        if len(calls) > 3:  # before the first epoch, and after it twice
             raise OSError(28, "No space left on device")
         save(tensors, path, metadata=metadata)
 
@@ -243,6 +318,9 @@ def test_settings_come_from_flags_then_file_then_recipe(cifar):
     assert (config.lr, config.epochs, config.weight_decay, config.batch_size) == (1e-3, 9, 1e-4, 128)
     assert make_config({"data": "x:y", "milestones": "3,4.5"}).drops == (3.0, 4.5)
     assert make_config({"data": "x:y", "epochs": 30}).drops == (15.0, 22.5)
+    assert make_config({"data": "x:y"}, preset="published").drops == (150, 225)
+    assert make_config({"data": "x:y", "epochs": 30}, preset="published").drops == (15.0, 22.5)
+    assert make_config({"data": "x:y", "epochs": 30, "milestones": (9,)}, preset="published").drops == (9,)
 
 
 @pytest.mark.parametrize(
@@ -277,18 +355,29 @@ def test_the_learning_rate_follows_its_schedule():
         ({"ema": 1.0}, InvalidInputError, r"ema must be in \[0, 1\)"),
         ({"schedule": "cosin"}, UnknownNameError, "cosine"),
         ({"lr": "fast"}, InvalidInputError, "lr must be a number"),
+        ({"lr": float("inf")}, InvalidInputError, "lr must be a finite number"),
+        ({"gamma": -1.0}, InvalidInputError, r"gamma must be in \(0, 1\]"),
+        ({"warmup": -3.0}, InvalidInputError, "warmup must be a finite number, not negative"),
+        ({"attention_weight": -5.0}, InvalidInputError, "attention_weight"),
+        ({"maps_every": -1}, InvalidInputError, "maps_every"),
+        ({"milestones": 5}, InvalidInputError, "milestones must be a list of numbers"),
+        ({"nesterov": True, "momentum": 0.0}, InvalidInputError, "nesterov needs momentum"),
+        ({"mechanism": "none", "area_weight": 1.0}, InvalidInputError, "area_weight is for an attention branch"),
+        ({"mechanism": "none", "maps": "per-attribute"}, InvalidInputError, "maps is for an attention branch"),
         ({"epoch": 3}, UnknownNameError, "epochs"),
         ({"mechanism": "residul"}, UnknownNameError, "residual"),
         ({"arch": "resnet21"}, UnknownNameError, "resnet20"),
         ({"data": "cifar11:x"}, UnknownNameError, "cifar10"),
         ({"batch_size": 100000}, InvalidInputError, "no larger than the data"),
+        ({"arch": "resnet18", "batch_size": 1}, InvalidInputError, "resnet18 cannot learn from a batch of 1x3x32x32"),
+        ({"arch": "timm:vit_tiny_patch16_224", "mechanism": "none"}, InvalidInputError, "doesn't match model"),
     ],
 )
 def test_wrong_settings_are_named(cifar, tmp_path, wrong, error, message):
-    """A mistake gives one error that names it, before anything is written."""
+    """A mistake gives one error that names it."""
     with pytest.raises(error, match=message):
         train(settings(cifar, **wrong), tmp_path / "run")
-    assert not (tmp_path / "run" / STATE).exists()
+    assert not (tmp_path / "run" / BEST).exists()
 
 
 def test_the_average_is_what_is_measured_and_saved(cifar, tmp_path):
@@ -322,19 +411,46 @@ def test_losses_are_the_published_ones():
 
 def test_a_backbone_starts_from_given_weights(cifar, tmp_path):
     """Weights of a file are the backbone's start, but for a last layer of another number of classes."""
-    from xai_abn.models.architectures import create_model
-    from xai_abn.training.networks import build_network
-
     torch.manual_seed(5)
     other = create_model("resnet20", 7, mechanism=None)
     torch.save(other.state_dict(), tmp_path / "w.pth")
     data = read_training_data(f"cifar10:{cifar}")
-    network = build_network(settings(cifar, weights=str(tmp_path / "w.pth")), data)
+    with pytest.warns(LeftOutWarning, match="the last layer, fc, has 7 classes and is left out"):
+        network = build_network(settings(cifar, weights=str(tmp_path / "w.pth")), data)
     assert torch.equal(network.feature_extractor.conv1.weight, other.conv1.weight)
     assert network.perception_branch.fc.out_features == 10
     torch.save(create_model("resnet32", 10, mechanism=None).state_dict(), tmp_path / "w32.pth")
     with pytest.raises(CheckpointError, match="do not fit"):
         build_network(settings(cifar, weights=str(tmp_path / "w32.pth")), data)
+    grey = {**other.state_dict(), "conv1.weight": torch.zeros(16, 1, 3, 3)}
+    torch.save(grey, tmp_path / "grey.pth")
+    with pytest.raises(CheckpointError, match="more than the last layer has another shape: conv1"):
+        build_network(settings(cifar, weights=str(tmp_path / "grey.pth")), data)
+
+
+def test_measured_sums_have_the_same_names_whatever_can_be_read(cifar):
+    """Ranks add their sums up by position, so one without pictures gives as many."""
+    data = read_training_data(f"cifar10:{cifar}")
+    cpu = torch.device("cpu")
+    for mechanism in (None, "residual"):
+        network = create_model("resnet20", 10, mechanism=mechanism)
+        some, none = (measured_sums(network, data.test, torch.arange(n), cpu) for n in (3, 0))
+        assert list(some) == list(none)
+        assert some["count"] == 3
+        assert not any(none.values())
+
+
+def test_what_the_map_alone_needs_is_frozen_where_it_is_not_used(cifar):
+    """Of an auxiliary branch no parameter is without a gradient, which several ranks would not bear."""
+    labels = ("a", "b", "c")
+    data = dataclasses.replace(read_training_data(f"cifar10:{cifar}"), labels=labels, multi_label=True)
+    for maps in ("shared", "per-attribute"):
+        network = build_network(settings(cifar, mechanism="auxiliary", maps=maps), data)
+        answer = network(torch.randn(2, 3, 32, 32))
+        classification_losses(answer, torch.ones(2, 3))["loss"].backward()
+        assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+    with pytest.raises(InvalidInputError, match="label_smoothing is for classes"):
+        build_network(settings(cifar, label_smoothing=0.1), data)
 
 
 def test_tensorboard_files_hold_the_log(cifar, tmp_path):

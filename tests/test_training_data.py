@@ -85,6 +85,30 @@ def test_what_is_held_out_is_disjoint_complete_and_seeded():
             data.held_out(share)
 
 
+def test_holding_out_leaves_every_class_something_to_learn():
+    """Of a class with a single picture it is never the one held out."""
+    images, targets = torch.zeros(20, 3, 4, 4, dtype=torch.uint8), torch.tensor([0] * 18 + [1, 2])
+    data = TrainingData("t", ("a", "b", "c"), 4, MEAN, STD, TensorSplit(images, targets, MEAN, STD))
+    for seed in range(5):
+        held = data.held_out(0.5, seed)
+        assert set(held.train.targets.tolist()) == {0, 1, 2}
+        assert len(held.train) + len(held.validation) == 20
+
+
+def test_a_fingerprint_changes_with_pictures_targets_and_labels():
+    """Whatever would change what is learnt changes it; reading the same again does not."""
+    images, targets = torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
+
+    def fingerprint(images=images, targets=targets, labels=("a", "b")):
+        return TrainingData("t", labels, 4, MEAN, STD, TensorSplit(images, targets, MEAN, STD)).fingerprint()
+
+    other = images.clone()
+    other[0, 0, 0, 0] = 1
+    changed = [fingerprint(other), fingerprint(targets=targets.flip(0)), fingerprint(labels=("b", "a"))]
+    assert fingerprint() == fingerprint(images.clone())
+    assert len({fingerprint(), *changed}) == 4
+
+
 def test_labels_out_of_range_are_refused():
     """The message says how many and from where to where."""
     check_labels(torch.tensor([0, 2]), 3, "x")

@@ -155,7 +155,8 @@ def from_array(pixels: np.ndarray, source: str = "array") -> LoadedImage:
 def find_images(source: str | Path) -> list[str]:
     """Expand a file, folder (recursively), glob or ``example:NAME`` into sorted paths.
 
-    A plain path is returned as it is, also when nothing is there, so that reading it says so.
+    In a folder, files and folders whose name starts with a dot are passed over. A plain path is returned as it is,
+    also when nothing is there, so that reading it says so.
 
     Raises:
         ImageLoadError: a folder without pictures, or a glob that matches nothing.
@@ -165,7 +166,8 @@ def find_images(source: str | Path) -> list[str]:
     if text.startswith(EXAMPLE_PREFIX):
         return [text]
     if path.is_dir():
-        found = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        pictures = (p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        found = sorted(str(p) for p in pictures if not any(n.startswith(".") for n in p.relative_to(path).parts))
         if not found:
             raise ImageLoadError(f"{text}: no pictures in this folder (looked for {', '.join(sorted(EXTENSIONS))})")
         return found

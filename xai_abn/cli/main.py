@@ -10,7 +10,6 @@ import typer
 
 from xai_abn.cli import benchmark, convert, distill, explain, export, listing, report, runs, train
 from xai_abn.errors import XaiAbnError
-from xai_abn.registry import PlugInWarning
 
 #: Exit code after Ctrl-C, as in a shell.
 INTERRUPTED = 130
@@ -64,8 +63,8 @@ _show_as_python_does = warnings.showwarning
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    """Show what is wrong with a plug-in on one line; other warnings as Python does."""
-    if issubclass(category, PlugInWarning):
+    """Show our own warnings on one line; others as Python does."""
+    if category.__module__.startswith("xai_abn."):
         typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
     else:
         _show_as_python_does(message, category, *place, **more)

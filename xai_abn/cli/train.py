@@ -12,7 +12,7 @@ import typer
 
 from xai_abn.cli.progress import progress_bar
 from xai_abn.cli.settings import with_settings
-from xai_abn.errors import CheckpointError
+from xai_abn.errors import CheckpointError, InvalidInputError
 from xai_abn.training.config import TrainConfig, make_config
 from xai_abn.training.settings_file import SETTINGS_FILE, read_settings
 
@@ -30,22 +30,22 @@ def command(
     """Train an Attention Branch Network or a plain classifier; on many devices with torchrun."""
     if resume and not (output / SETTINGS_FILE).is_file():
         raise CheckpointError(f"{output}: no run to resume (no {SETTINGS_FILE})")
+    if resume and (config is not None or preset is not None):
+        raise InvalidInputError("resume takes the run's own settings; leave out --config and --preset")
     file = output / SETTINGS_FILE if resume else config
     chosen = make_config(read_settings(file) if file is not None else {}, settings, preset=preset)
     from xai_abn.training.trainer import train
 
     leads = int(os.environ.get("RANK", "0")) == 0
     with progress_bar("training", hidden=quiet or not leads, unit="steps") as update:
-        result = train(
-            chosen, output, resume=resume, overwrite=overwrite, progress=update, command=_command(chosen, settings)
-        )
+        result = train(chosen, output, resume=resume, overwrite=overwrite, progress=update, command=_command(chosen))
     if leads:
         typer.echo("\n".join(_summary(result, output)))
 
 
-def _command(config: TrainConfig, settings: dict[str, Any]) -> str:
+def _command(config: TrainConfig) -> str:
     """Return the command for the record, without the places that are somebody's own."""
-    shown = [a for a in sys.argv[1:] if a != "--resume"] if Path(sys.argv[0]).name == "xai-abn" else ["train"]
+    shown = sys.argv[1:] if Path(sys.argv[0]).name in ("xai-abn", "__main__.py") else ["train"]
     places = {"--output", "-o", "--config", "--weights"}
     words, hidden = [], False
     for word in shown:

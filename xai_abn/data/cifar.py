@@ -74,8 +74,8 @@ def _torchvision(root: Path, classes: int) -> _Found:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     kind = CIFAR100 if classes == 100 else CIFAR10
-    folder = next((r for r in (root, root.parent) if (r / kind.base_folder).is_dir()), None)
-    if folder is None:
+    folder = root.parent if root.name == kind.base_folder else root
+    if not (folder / kind.base_folder).is_dir():
         return None
     try:
         sets = {"train": kind(folder, train=True), "test": kind(folder, train=False)}

@@ -11,7 +11,7 @@ from xai_abn.data.training_data import ReadOptions, TrainingData, training_data
 from xai_abn.errors import DatasetError, ImageLoadError
 from xai_abn.images import EXTENSIONS, find_images
 
-_VALIDATION = ("val", "validation")
+_VALIDATION = ("val", "valid", "validation")
 
 
 @training_data.register("images")
@@ -19,9 +19,9 @@ def read_class_folders(place: str, options: ReadOptions = ReadOptions()) -> Trai
     """Read pictures whose folder is their class.
 
     Args:
-        place: a folder with ``train/<class>/``, and ``val/<class>/`` (or ``validation/``) and ``test/<class>/`` if
-            there are such pictures; or with ``<class>/`` alone. Pictures may lie deeper in a class's folder. Names
-            that start with a dot are passed over.
+        place: a folder with ``train/<class>/``, and ``val/<class>/`` (or ``valid/``, ``validation/``) and
+            ``test/<class>/`` if there are such pictures, in upper or lower case; or with ``<class>/`` alone. Pictures
+            may lie deeper in a class's folder. Names that start with a dot are passed over.
         options: see :class:`ReadOptions`.
 
     Raises:
@@ -43,13 +43,17 @@ def read_class_folders(place: str, options: ReadOptions = ReadOptions()) -> Trai
 
 def _parts(root: Path) -> dict[str, Path]:
     """Return the folders of the training, validation and test pictures."""
-    present = {name: root / name for name in ("train", *_VALIDATION, "test") if (root / name).is_dir()}
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in ("train", *_VALIDATION, "test")]
+    present = {p.name.lower(): p for p in folders}
+    if len(present) < len(folders):
+        raise DatasetError(f"{root}: it has {' and '.join(p.name for p in folders)}, alike but for their case")
     if "train" not in present:
         if present:
             raise DatasetError(f"{root}: it has {' and '.join(present)} but no train folder")
         return {"train": root}
-    if all(name in present for name in _VALIDATION):
-        raise DatasetError(f"{root}: it has both val and validation; keep one of them")
+    several = [name for name in _VALIDATION if name in present]
+    if len(several) > 1:
+        raise DatasetError(f"{root}: it has both {' and '.join(several)}; keep one of them")
     return {"validation" if name in _VALIDATION else name: folder for name, folder in present.items()}
 
 

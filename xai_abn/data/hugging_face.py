@@ -35,6 +35,9 @@ class _Rows:
             raise ImageLoadError(f"{source}: no picture in this row")
         return decode_image(cell["bytes"], source) if cell["bytes"] is not None else load_image(cell["path"])
 
+    def fingerprint(self) -> str:
+        return f"{self.column} {len(self.rows)}"  # what a row holds is not known without reading it
+
 
 @training_data.register("hf")
 def read_hugging_face(place: str, options: ReadOptions = ReadOptions()) -> TrainingData:

@@ -75,6 +75,8 @@ def find_photos(sources: Iterable[str | Path], exclude: Sequence[str] = ()) -> l
         ImageLoadError: no photo is found, or a source is not there.
     """
     sources = list(sources)
+    if not sources:
+        raise ImageLoadError("no photos to learn from were named; give folders, files or patterns as photos")
     found = []
     for source in sources:
         pictures = find_images(source)

@@ -21,6 +21,7 @@ from xai_abn.data.training_data import (
     TensorSplit,
     TrainingData,
     check_labels,
+    digest,
     normaliser,
 )
 from xai_abn.errors import DatasetError, ImageLoadError
@@ -50,6 +51,10 @@ class Pictures(Protocol):
         """
         ...
 
+    def fingerprint(self) -> str:
+        """Return a hash that changes with the pictures' names or order."""
+        ...
+
 
 #: Pictures and their labels, by ``"train"``, ``"validation"``, ``"test"``.
 Parts = dict[str, tuple[Pictures, Tensor]]
@@ -72,6 +77,10 @@ class PictureFiles:
     def __getitem__(self, index: int) -> LoadedImage:
         """Read one; see :class:`Pictures`."""
         return load_image(self.paths[index])
+
+    def fingerprint(self) -> str:
+        """Return a hash of the files' names and their folders', without where those lie."""
+        return digest(*("/".join(Path(path).parts[-2:]).encode() + b"\0" for path in self.paths))
 
 
 class PictureSplit:
@@ -99,17 +108,28 @@ class PictureSplit:
         scale: tuple[float, float] = (0.08, 1.0),
         indices: Tensor | None = None,
     ) -> None:
-        self.pictures, self.targets, self.look, self.options, self.scale = pictures, targets, look, options, scale
+        self.pictures, self.look, self.options, self.scale = pictures, look, options, scale
+        self._all_targets = targets
         self.indices = torch.arange(len(pictures)) if indices is None else indices
 
     def __len__(self) -> int:
         """Return the number of pictures."""
         return len(self.indices)
 
+    @property
+    def targets(self) -> Tensor:
+        """Class indices (N,) or attributes (N, T) of the split's pictures."""
+        return self._all_targets[self.indices]
+
+    def fingerprint(self) -> str:
+        """Return a hash of the pictures' names, which of them are the split's, and their targets."""
+        parts = (tensor.contiguous().numpy().data for tensor in (self.indices, self.targets))
+        return digest(self.pictures.fingerprint().encode(), *parts)
+
     def subset(self, indices: Tensor) -> PictureSplit:
         """Return the pictures at ``indices``."""
         chosen = self.indices[indices]
-        return PictureSplit(self.pictures, self.targets, self.look, self.options, scale=self.scale, indices=chosen)
+        return PictureSplit(self.pictures, self._all_targets, self.look, self.options, scale=self.scale, indices=chosen)
 
     def load(self, batches: Sequence[Tensor], device: torch.device, seed: int | None) -> Iterator[Batch]:
         """Yield a batch for each tensor of indices; see :class:`Split`.
@@ -139,7 +159,7 @@ class PictureSplit:
         for pixels, kept, problems in loader:
             if problems and self.options.on_unreadable == "stop":
                 raise DatasetError(f"{problems[0]}; mend it or leave it out, or skip what cannot be read")
-            yield pixels, self.targets[self.indices[kept]], problems
+            yield pixels, self._all_targets[self.indices[kept]], problems
 
     def _stacked(self, read: list[tuple[int, np.ndarray | str]]) -> tuple[Tensor, Tensor, list[str]]:
         found = [(index, pixels) for index, pixels in read if not isinstance(pixels, str)]
@@ -206,19 +226,22 @@ def picture_data(source: str, labels: tuple[str, ...], parts: Parts, options: Re
         options: see :class:`ReadOptions`.
 
     Raises:
-        DatasetError: no training pictures, a label out of range, or a class that is tested but not learnt.
+        DatasetError: no training pictures, a label out of range, fewer than two classes, or one that is not learnt.
     """
     if "train" not in parts or not len(parts["train"][0]):
         raise DatasetError(f"{source}: no training pictures")
-    learnt = set(parts["train"][1].tolist())
     for part, (_, targets) in parts.items():
         check_labels(targets, len(labels), f"{source} ({part})")
-        unknown = sorted(set(targets.tolist()) - learnt)
-        if unknown:
-            raise DatasetError(
-                f"{source}: class {labels[unknown[0]]!r} has {part} pictures but no training pictures"
-                + (f", and so have {len(unknown) - 1} more classes" if unknown[1:] else "")
-            )
+    if len(labels) < 2:
+        raise DatasetError(f"{source}: one class, {labels[0]!r}; there is nothing to tell apart")
+    unknown = sorted(set(range(len(labels))) - set(parts["train"][1].tolist()))
+    if unknown:
+        holders = [part for part, (_, targets) in parts.items() if bool((targets == unknown[0]).any())]
+        has = f"has {holders[0]} pictures but no" if holders else "has no"
+        raise DatasetError(
+            f"{source}: class {labels[unknown[0]]!r} {has} training pictures"
+            + (f", and {len(unknown) - 1} more classes have none" if unknown[1:] else "")
+        )
     look = Preprocess(options.size, 0.875, INTERPOLATION, MEAN, STD)
     splits = {part: PictureSplit(pictures, targets, look, options) for part, (pictures, targets) in parts.items()}
     validation, test = splits.get("validation"), splits.get("test")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from xai_abn.data.picture_split import Parts, picture_data
-from xai_abn.data.training_data import ReadOptions, TrainingData, training_data
+from xai_abn.data.training_data import ReadOptions, TrainingData, digest, training_data
 from xai_abn.errors import DatasetError, ImageLoadError
 from xai_abn.images import EXTENSIONS, LoadedImage, decode_image
 
@@ -45,6 +45,9 @@ class _Members:
             raise ImageLoadError(f"{self.files[number]}: {error.strerror or error}") from error
         return decode_image(content, f"{self.files[number]}/{name}")
 
+    def fingerprint(self) -> str:
+        return digest(repr([Path(file).name for file in self.files]).encode(), repr(self.places).encode())
+
 
 @training_data.register("wds")
 def read_shards(place: str, options: ReadOptions = ReadOptions()) -> TrainingData:
@@ -74,7 +77,10 @@ def read_shards(place: str, options: ReadOptions = ReadOptions()) -> TrainingDat
 
 def _labels(path: Path, parts: Parts) -> tuple[str, ...]:
     if path.is_file():
-        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+        try:
+            return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{path}: not a readable UTF-8 text file ({error})") from error
     highest = max(number for _, targets in parts.values() for number in [-1, *targets.tolist()])
     return tuple(str(number) for number in range(highest + 1))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -35,6 +36,15 @@ class Batch(NamedTuple):
 
 class Split(Protocol):
     """Some labelled pictures, in an order."""
+
+    @property
+    def targets(self) -> Tensor:
+        """Class indices (N,) of the pictures, or attributes (N, T)."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash that changes with the pictures, their order or their targets, as far as is quickly known."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -92,10 +102,15 @@ class TrainingData:
         """What makes the network's input of a picture, as it is done for validation and test."""
         return Preprocess(self.size, self.crop_pct, INTERPOLATION, tuple(self.mean), tuple(self.std))
 
+    def fingerprint(self) -> str:
+        """Return a hash of the labels and of what is learnt from and chosen by."""
+        content = repr((self.labels, self.train.fingerprint(), self.validation and self.validation.fingerprint()))
+        return digest(content.encode())
+
     def held_out(self, share: float, seed: int = 0) -> TrainingData:
         """Return the data with ``share`` of the training pictures, drawn with ``seed``, set aside for validation.
 
-        Data that brings a validation split keeps it.
+        Data that brings a validation split keeps it. A class whose pictures were all drawn keeps the first of them.
 
         Raises:
             InvalidInputError: ``share`` is not in [0, 1), or leaves nothing to learn from or to choose by.
@@ -108,8 +123,31 @@ class TrainingData:
         count = round(share * len(order))
         if not 0 < count < len(order):
             raise InvalidInputError(f"a share of {share} of {len(order)} training pictures leaves one side empty")
-        validation, train = order[:count].sort().values, order[count:].sort().values
+        kept = torch.cat([order[count:], _only_ones(self.train.targets, order[:count], order[count:])])
+        validation = order[:count][~torch.isin(order[:count], kept)].sort().values
+        if not len(validation):
+            raise InvalidInputError(f"a share of {share} leaves nothing to choose by, as each class needs a picture")
+        train = kept.sort().values
         return replace(self, train=self.train.subset(train), validation=self.train.subset(validation))
+
+
+def _only_ones(targets: Tensor, drawn: Tensor, rest: Tensor) -> Tensor:
+    """Return the first drawn picture of each class of which none is left."""
+    if targets.dim() != 1:
+        return drawn[:0]
+    left = set(targets[rest].tolist())
+    first: dict[int, int] = {}
+    for index, label in zip(drawn.tolist(), targets[drawn].tolist(), strict=True):
+        first.setdefault(label, index)
+    return torch.tensor([index for label, index in first.items() if label not in left], dtype=drawn.dtype)
+
+
+def digest(*contents: bytes | memoryview) -> str:
+    """Return a hash of bytes."""
+    found = hashlib.blake2b(digest_size=16)
+    for content in contents:
+        found.update(content)
+    return found.hexdigest()
 
 
 class TensorSplit:
@@ -137,6 +175,10 @@ class TensorSplit:
     def __len__(self) -> int:
         """Return the number of pictures."""
         return len(self.images)
+
+    def fingerprint(self) -> str:
+        """Return a hash of pixels and targets."""
+        return digest(self.images.contiguous().numpy().data, self.targets.contiguous().numpy().data)
 
     def subset(self, indices: Tensor) -> TensorSplit:
         """Return the pictures at ``indices``."""
@@ -235,6 +277,5 @@ def read_training_data(spec: str, options: ReadOptions = ReadOptions()) -> Train
     """
     kind, colon, place = spec.partition(":")
     if not colon or not place:
-        known = ", ".join(f"{name}:PLACE" for name in training_data.names())
-        raise UnknownNameError("training data", spec, [], f"Give one of {known}.")
+        raise UnknownNameError("training data", spec, [f"{name}:PLACE" for name in training_data.names()])
     return training_data.get(kind)(place, options)

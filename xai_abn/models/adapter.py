@@ -286,14 +286,14 @@ class ModelAdapter:
         """Return the index of a class given by index or by label text (upper and lower case alike).
 
         Args:
-            target: an index from 0, digits, or a label.
+            target: an index from 0, a label, or digits, which are the label spelt so or else an index.
             classes: number of classes K the model scores.
 
         Raises:
             InvalidInputError: the index is out of range, or the label is carried by several classes.
             UnknownNameError: no class has this label; the message gives the nearest.
         """
-        if isinstance(target, str) and target.strip().isdigit():
+        if isinstance(target, str) and target.strip().isdigit() and target.strip() not in (self.labels or ()):
             target = int(target)
         if isinstance(target, str):
             return self._labelled(target)

@@ -51,7 +51,8 @@ def _from_library(spec: str, classes: int) -> nn.Module:
         return timm.create_model(name, num_classes=classes)
     from torchvision import models as tv
 
-    return tv.get_model(name, weights=None, num_classes=classes)
+    alone = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    return tv.get_model(name, weights=None, num_classes=classes, **alone)
 
 
 def _add(name: str, build: Callable[[int], nn.Module], size: int, description: str, **abn: Any) -> None:

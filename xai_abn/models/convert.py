@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from xai_abn.errors import CheckpointError, UnsupportedModelError
+from xai_abn.errors import CheckpointError, OutputError, UnsupportedModelError
 from xai_abn.models.abn import AttentionBranchNetwork
 from xai_abn.models.architectures import abn_arguments, architectures, create_model, find_architecture
-from xai_abn.models.checkpoint import CheckpointConfig, load_weights, read_weights, save_checkpoint
+from xai_abn.models.checkpoint import CheckpointConfig, load_weights, read_checkpoint, read_weights, save_checkpoint
 from xai_abn.models.zoo import imagenet_labels
 from xai_abn.preprocess import Preprocess
 
@@ -116,8 +116,14 @@ def convert_file(path: str | Path, output: str | Path, arch: str | None = None) 
 
     Raises:
         CheckpointError: the file is missing, damaged, holds more than tensors, or no released network.
-        OutputError: the checkpoint cannot be written.
+        OutputError: the checkpoint cannot be written, or would replace a file that is none of ours.
     """
+    output = Path(output)
+    if output.exists():
+        try:
+            read_checkpoint(output)
+        except CheckpointError as error:
+            raise OutputError(f"{output} is there and no checkpoint of xai-abn; give another name") from error
     found = convert(read_weights(path), arch, str(path))
     description = CheckpointConfig(
         backbone=found.arch,

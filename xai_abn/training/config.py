@@ -12,6 +12,10 @@ from xai_abn.training.settings_file import typed_settings
 
 #: ``mechanism`` of a network without an attention branch.
 BASELINE = "none"
+_NOT_NEGATIVE = (
+    *("lr", "weight_decay", "warmup", "attention_weight", "area_weight"),
+    *("smoothing", "workers", "maps_every", "save_minutes"),
+)
 
 
 @dataclass(frozen=True)
@@ -92,18 +96,29 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "log_every", "size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.area_weight and self.maps == "per-attribute-signed":
-            raise InvalidInputError("area_weight is for maps in [0, 1]; per-attribute-signed ones have no area")
         choices = {"schedule": ("step", "cosine"), "on_unreadable": ("skip", "stop")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UnknownNameError(name, str(getattr(self, name)), known)
-        ranges = {"momentum": 1, "label_smoothing": 1, "validation": 1, "ema": 1}
-        for name, below in {**ranges, "lr": None, "weight_decay": None, "workers": None}.items():
+        shares = dict.fromkeys(("momentum", "label_smoothing", "validation", "ema"), 1)
+        for name, below in {**shares, **dict.fromkeys(_NOT_NEGATIVE, math.inf)}.items():
             value = getattr(self, name)
-            if value is not None and not (value >= 0 and (below is None or value < below)):
-                wanted = "not negative" if below is None else f"in [0, {below})"
+            if value is not None and not 0 <= value < below:
+                wanted = f"in [0, {below})" if name in shares else "a finite number, not negative"
                 raise InvalidInputError(f"{name} must be {wanted}, got {value}")
+        if not 0 < self.gamma <= 1:
+            raise InvalidInputError(f"gamma must be in (0, 1], got {self.gamma}")
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        """Refuse settings that mean nothing beside another."""
+        if self.nesterov and not self.momentum:
+            raise InvalidInputError("nesterov needs momentum above 0")
+        if self.area_weight and self.maps == "per-attribute-signed":
+            raise InvalidInputError("area_weight is for maps in [0, 1]; per-attribute-signed ones have no area")
+        for name in ("maps", "smoothing", "area_weight", "attention_weight"):
+            if self.mechanism == BASELINE and getattr(self, name) != getattr(type(self), name):
+                raise InvalidInputError(f"{name} is for an attention branch, which mechanism={BASELINE} leaves out")
 
     @property
     def drops(self) -> tuple[float, ...]:
@@ -125,7 +140,8 @@ def make_config(*sources: Mapping[str, Any], preset: str | None = None) -> Train
 
     Args:
         sources: settings, such as those of a file and those of the command line.
-        preset: ``"published"`` for the recipe published for the architecture, or None.
+        preset: ``"published"`` for the recipe published for the architecture, or None. With other epochs than
+            published, its drops of the rate come at the same share of them.
 
     Raises:
         InvalidInputError: a setting is unknown, of a wrong type or out of range, or ``data`` is missing.
@@ -137,7 +153,10 @@ def make_config(*sources: Mapping[str, Any], preset: str | None = None) -> Train
     if "data" not in given:
         raise InvalidInputError("no data to train on; give KIND:PLACE, such as cifar100:DIR or images:DIR")
     if preset is not None:
-        given = {**published_recipe(given.get("arch", TrainConfig.arch), preset), **given}
+        recipe = published_recipe(given.get("arch", TrainConfig.arch), preset)
+        share = given.get("epochs", recipe["epochs"]) / recipe["epochs"]
+        recipe["milestones"] = tuple(drop * share for drop in recipe["milestones"])
+        given = {**recipe, **given}
     return TrainConfig(**given)
 
 

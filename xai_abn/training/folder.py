@@ -2,36 +2,108 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import xai_abn
-from xai_abn.errors import CheckpointError, OutputError
+from xai_abn.errors import CheckpointError, InvalidInputError, OutputError
 from xai_abn.training.config import TrainConfig
 from xai_abn.training.journal import LOG
-from xai_abn.training.settings_file import SETTINGS_FILE, write_settings
+from xai_abn.training.settings_file import SETTINGS_FILE, read_settings, typed_settings, write_settings
 
 STATE, BEST, FINAL, RESULT = "state.safetensors", "best.safetensors", "final.safetensors", "result.json"
+CURVES, MAPS, BOARD = "curves.png", "maps", "tensorboard"
+_FILES = (SETTINGS_FILE, STATE, BEST, FINAL, RESULT, LOG)
+_PICTURES = (CURVES, f"{MAPS}/epoch_*.png", f"{BOARD}/events.*")
+#: Settings that may differ when a run is resumed: they change what is written, not the weights.
+FREE = ("log_every", "maps_every", "save_minutes", "tensorboard", "workers")
 
 
-def prepare_folder(folder: Path, config: TrainConfig, resume: bool, overwrite: bool, command: str) -> None:
-    """Make the run's folder and write its settings; with a run to resume in it, leave it as it is.
+def check_folder(folder: Path, config: TrainConfig, resume: bool, overwrite: bool) -> bool:
+    """Return whether there is a saved state to go on from; nothing is changed.
 
     Raises:
-        OutputError: another run is there, or the folder cannot be made.
-        CheckpointError: there is nothing to resume.
+        InvalidInputError: both flags were given.
+        OutputError: another run is there, or the path is a file.
+        CheckpointError: there is nothing to resume, its state was taken away, or it has other settings.
     """
-    if resume and not (folder / SETTINGS_FILE).exists():
+    if resume and overwrite:
+        raise InvalidInputError("resume goes on with a run, overwrite replaces it: give one of them")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"cannot write to {folder}: it is a file")
+    there = [name for name in _FILES if (folder / name).exists()]
+    if not resume:
+        if there and not overwrite:
+            raise OutputError(
+                f"{folder} holds a run already ({there[0]}); resume it, overwrite it, or choose another folder"
+            )
+        return False
+    if SETTINGS_FILE not in there:
         raise CheckpointError(f"{folder}: no run to resume from; train without resume")
-    if resume and (folder / STATE).exists():
-        return
-    if (folder / SETTINGS_FILE).exists() and not (resume or overwrite):
-        raise OutputError(f"{folder} holds a run already; resume it, overwrite it, or choose another folder")
+    if STATE in there:
+        return True
+    made = [name for name in (BEST, FINAL, RESULT) if name in there]
+    if made:
+        raise CheckpointError(
+            f"{folder}: {STATE} is gone, without which the run cannot go on; overwrite the run, or start another "
+            f"folder (what it made, such as {made[0]}, is as it was)"
+        )
+    refuse_other_settings(typed_settings(TrainConfig, read_settings(folder / SETTINGS_FILE)), config, folder)
+    return False
+
+
+def refuse_other_settings(before: Mapping[str, Any], config: TrainConfig, folder: Path) -> None:
+    """Refuse to go on with settings that would make other weights.
+
+    Args:
+        before: the run's; one that its program did not have yet counts as its default.
+        config: those it is resumed with.
+        folder: the run's.
+
+    Raises:
+        CheckpointError: one is not what it was.
+    """
+    then, now = plain({**asdict(TrainConfig("")), **before}), plain(asdict(config))
+    changed = [name for name in now if name not in FREE and then.get(name) != now[name]]
+    if changed:
+        told = ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in changed)
+        raise CheckpointError(f"{folder}: the run has other settings ({told}); resume it with its own")
+
+
+def begin(folder: Path, config: TrainConfig, command: str) -> None:
+    """Make the folder, remove what an earlier run made in it, and write the settings.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (STATE, BEST, FINAL, RESULT, LOG):
-            (folder / name).unlink(missing_ok=True)
+        for pattern in (*_FILES, *_PICTURES):
+            for file in folder.glob(pattern):
+                file.unlink()
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
-    notes = {"commands": [command], "xai_abn_version": xai_abn.__version__}
+    _write(folder, config, [command])
+
+
+def go_on(folder: Path, config: TrainConfig, command: str) -> None:
+    """Note in the settings that the run was resumed, and with which of the settings that may differ.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    earlier = read_settings(folder / SETTINGS_FILE).get("commands", [])
+    _write(folder, config, [*earlier, command])
+
+
+def _write(folder: Path, config: TrainConfig, commands: list[str]) -> None:
+    notes = {"commands": commands, "xai_abn_version": xai_abn.__version__}
     write_settings(folder / SETTINGS_FILE, asdict(config), notes)
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON would give them back."""
+    return json.loads(json.dumps(dict(settings)))

@@ -26,7 +26,8 @@ class Journal:
 
     Args:
         folder: of the run.
-        length: bytes of an earlier log to keep; what a killed run wrote after its last checkpoint is cut off.
+        length: bytes of an earlier log to keep; what a killed run wrote after its last checkpoint is cut off. What
+            somebody took away of it is missing from the curves.
         writes: whether this process writes.
         tensorboard: write TensorBoard files, too.
 
@@ -43,7 +44,7 @@ class Journal:
             return
         try:
             with self.path.open("ab") as file:
-                file.truncate(length)
+                file.truncate(min(length, self.path.stat().st_size))
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
         if tensorboard:
@@ -115,7 +116,8 @@ def draw_curves(log: Path, picture: Path) -> None:
                 axis.plot(epochs, [np.nan if v is None else v for v in values], style, label=text)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     left.set_ylabel("cross-entropy (nats)")
     right.set_ylabel("accuracy")
     with replacing(picture, "picture ") as draft:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from xai_abn.data.training_data import Batch
+from xai_abn.errors import InvalidInputError
 from xai_abn.models.abn import ABNOutput
 from xai_abn.training.config import TrainConfig
 from xai_abn.training.losses import classification_losses, correct
@@ -53,11 +54,19 @@ class Learner:
         self._wrapped.train()
 
     def step(self, batch: Batch, rate: float) -> dict[str, Tensor]:
-        """Learn from one batch at a learning rate; return the losses and what was right, as scalars."""
+        """Learn from one batch at a learning rate; return the losses and what was right, as scalars.
+
+        Raises:
+            InvalidInputError: the network does not take pictures of this size, or so few of them.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            answer = self._wrapped(batch.images)
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+                answer = self._wrapped(batch.images)
+        except (AssertionError, ValueError) as error:  # of timm's sizes, of batch normalisation's
+            shape = "x".join(map(str, batch.images.shape))
+            raise InvalidInputError(f"{self.config.arch} cannot learn from a batch of {shape}: {error}") from error
         losses = classification_losses(
             answer,
             batch.targets,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xai_abn.data.training_data import Split
-from xai_abn.models.abn import ABNOutput
+from xai_abn.models.abn import ABNOutput, AttentionBranchNetwork
 
 
 def classification_losses(
@@ -78,10 +78,13 @@ def measured_sums(
 
     Returns:
         Sums called ``accuracy``, ``loss``, ``count``, ``skipped`` (pictures that could not be read); of an ABN
-        ``attention_accuracy`` and ``area`` (mean of M), too.
+        ``attention_accuracy`` and ``area`` (mean of M), too. The same names in the same order whatever can be read.
     """
     network.eval()
-    sums: dict[str, float] = {"count": 0.0, "skipped": 0.0}
+    names = ["count", "skipped", "accuracy", "loss"]
+    if isinstance(network, AttentionBranchNetwork):
+        names += ["attention_accuracy", "area"]
+    sums = dict.fromkeys(names, 0.0)
     for batch in split.load(indices.split(at_once), device, None):
         sums["skipped"] += batch.skipped
         number = len(batch.images)
@@ -98,5 +101,5 @@ def measured_sums(
             found["attention_accuracy"] = float(correct(answer.attention_logits, batch.targets).sum())
             found["area"] = float(answer.attention_map.float().mean()) * number
         for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + value
+            sums[name] += value
     return sums

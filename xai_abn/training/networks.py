@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from typing import Any
 
@@ -13,8 +14,14 @@ from xai_abn.errors import CheckpointError, InvalidInputError
 from xai_abn.models.abn import AttentionBranch, Auxiliary
 from xai_abn.models.architectures import abn_arguments, create_model, find_architecture
 from xai_abn.models.checkpoint import CheckpointConfig, load_weights, read_weights
+from xai_abn.models.inspection import find_classifier
+from xai_abn.models.multi_task import AttributeBranch
 from xai_abn.models.split import abn_from
 from xai_abn.training.config import BASELINE, TrainConfig
+
+
+class LeftOutWarning(UserWarning):
+    """Given when not all of a file of weights is used."""
 
 
 def read_pictures(config: TrainConfig) -> TrainingData:
@@ -40,8 +47,11 @@ def build_network(config: TrainConfig, data: TrainingData) -> nn.Module:
     Raises:
         UnknownNameError: no such architecture or mechanism.
         CheckpointError: ``config.weights`` cannot be read or do not fit.
-        InvalidInputError: a map for each attribute is wanted, and the data has classes.
+        InvalidInputError: a map for each attribute is wanted, and the data has classes; or a setting is for classes,
+            and the data has attributes.
     """
+    if data.multi_label and config.label_smoothing:
+        raise InvalidInputError(f"label_smoothing is for classes, and {data.name} has attributes; leave it out")
     if config.maps != "shared" and not data.multi_label:
         raise InvalidInputError(
             f"maps={config.maps} needs attributes that may hold at once, and {data.name} has one class a picture; "
@@ -52,10 +62,17 @@ def build_network(config: TrainConfig, data: TrainingData) -> nn.Module:
         load_backbone(network, config.weights)
     if config.mechanism != BASELINE:
         network = abn_from(network, **abn_settings(config, data))
-        if isinstance(network.mechanism, Auxiliary) and isinstance(network.attention_branch, AttentionBranch):
-            network.attention_branch.att_conv3.requires_grad_(False)
-            network.attention_branch.bn_att3.requires_grad_(False)
+        if isinstance(network.mechanism, Auxiliary):
+            for part in _of_the_map_alone(network.attention_branch):
+                part.requires_grad_(False)
     return network.train()
+
+
+def _of_the_map_alone(branch: nn.Module) -> list[nn.Module]:
+    """Return the layers of an attention branch that make its map and nothing else."""
+    if isinstance(branch, AttentionBranch):
+        return [branch.att_conv3, branch.bn_att3]
+    return [branch.bn_att] if isinstance(branch, AttributeBranch) else []
 
 
 def abn_settings(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
@@ -66,16 +83,22 @@ def abn_settings(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
 
 
 def load_backbone(network: nn.Module, path: str) -> None:
-    """Load weights into a classifier, but for its last layer where that has another number of classes.
+    """Load weights into a classifier; a last layer of another number of classes is left out, with a warning.
 
     Raises:
         CheckpointError: anything else is missing or of another shape.
     """
     own, given = network.state_dict(), read_weights(path)
     other = [name for name in given if name in own and own[name].shape != given[name].shape]
-    modules = {name.rpartition(".")[0] for name in other}
-    if len(modules) > 1:
+    last = next(name for name, module in network.named_modules() if module is find_classifier(network))
+    modules = {name.rpartition(".")[0] for name in other} - {last}
+    if modules:
         raise CheckpointError(f"{path}: more than the last layer has another shape: {', '.join(sorted(modules)[:4])}")
+    if other:
+        warnings.warn(
+            LeftOutWarning(f"{path}: the last layer, {last}, has {len(given[other[0]])} classes and is left out"),
+            stacklevel=2,
+        )
     load_weights(network, {**given, **{name: own[name] for name in other}}, path)
 
 

@@ -77,4 +77,5 @@ def _typed(name: str, value: Any, kind: str) -> Any:
     elif type(value).__name__ == kind:
         return value
     wanted = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
-    raise InvalidInputError(f"the setting {name} must be {wanted.get(kind, 'a list of texts')}, got {value!r}")
+    listed = "a list of numbers" if kind.startswith("tuple[float") else "a list of texts"
+    raise InvalidInputError(f"the setting {name} must be {wanted.get(kind, listed)}, got {value!r}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import CheckpointError
-from xai_abn.models.checkpoint import read_tensors, write_tensors
+from xai_abn.models.checkpoint import read_tensors, refuse_newer, write_tensors
 
 FORMAT = "xai-abn-training"
 FORMAT_VERSION = 1
@@ -44,8 +44,7 @@ def read_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
     header, flat = read_tensors(path)
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not the state of a training run; give the folder that xai-abn train wrote")
-    if int(header.get("format_version", 0)) > FORMAT_VERSION:
-        raise CheckpointError(f"{path}: written by a newer xai-abn (format {header['format_version']}); update xai-abn")
+    refuse_newer(path, header, FORMAT_VERSION)
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in flat.items():
         group, _, rest = name.partition("/")

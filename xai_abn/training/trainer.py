@@ -24,15 +24,24 @@ from xai_abn.files import replacing
 from xai_abn.models.abn import ABNOutput
 from xai_abn.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from xai_abn.training.config import TrainConfig
-from xai_abn.training.folder import BEST, FINAL, RESULT, STATE, prepare_folder
+from xai_abn.training.folder import (
+    BEST,
+    CURVES,
+    FINAL,
+    MAPS,
+    RESULT,
+    STATE,
+    begin,
+    check_folder,
+    go_on,
+    plain,
+    refuse_other_settings,
+)
 from xai_abn.training.journal import Journal, draw_curves, draw_maps
 from xai_abn.training.learner import Learner
 from xai_abn.training.measuring import Measurer
 from xai_abn.training.networks import build_network, describe, read_pictures
 from xai_abn.training.state import read_state, save_state
-
-#: Settings that may differ when a run is resumed: they change what is written, not the weights.
-FREE = ("log_every", "maps_every", "save_minutes", "tensorboard", "workers")
 
 #: Called with the steps done, all steps, and a few words.
 Progress = Callable[[int, int, str], None]
@@ -69,7 +78,7 @@ def train(
             ``final.safetensors`` (last epoch).
         resume: go on with the run in ``output``, from its start if nothing was saved yet; on the CPU the weights
             become what they would have become without the interruption, bit for bit.
-        overwrite: replace the run in ``output``.
+        overwrite: replace the run in ``output``, once data and settings are found good.
         data: pictures, if they are not those that ``config.data`` names.
         progress: called now and then.
         command: for the record.
@@ -84,7 +93,7 @@ def train(
         InvalidInputError: a setting that does not fit the data or the ranks.
         DatasetError: damaged data.
         OutputError: a run is there already, or a file cannot be written; the last checkpoint stays.
-        CheckpointError: the state to resume from is missing, damaged, or of another run.
+        CheckpointError: the state to resume from is missing, damaged, or of other settings or data.
         NonFiniteError: the loss is no longer finite; the message gives the step, the rate and the last checkpoint.
     """
     from accelerate import Accelerator
@@ -94,14 +103,16 @@ def train(
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[parallel])
     folder = Path(output)
+    going_on = check_folder(folder, config, resume, overwrite)
     data = (data or read_pictures(config)).held_out(config.validation)
-    if accelerator.is_main_process:
-        prepare_folder(folder, config, resume, overwrite, command)
-    accelerator.wait_for_everyone()
     with torch.random.fork_rng():
         run = _Run(config, folder, data, accelerator, progress, command)
-        if resume and (folder / STATE).exists():
+        if going_on:
             run.restore()
+        accelerator.wait_for_everyone()  # each rank has looked at the folder before one changes it
+        if accelerator.is_main_process:
+            (go_on if going_on else begin)(folder, config, command)
+        accelerator.wait_for_everyone()
         return run.to_the_end()
 
 
@@ -128,25 +139,29 @@ class _Run:
         torch.manual_seed(config.seed)
         self.learner = Learner(build_network(config, data), config, accelerator)
         self.measurer = Measurer(data, accelerator)
+        self.pictures = data.fingerprint()
         self.at = _Position()
 
     def restore(self) -> None:
         groups, record = read_state(self.folder / STATE)
-        # a setting that the run's program did not have yet counts as its default
-        before, now = {**_plain(TrainConfig("")), **record["config"]}, _plain(self.config)
-        changed = [n for n in now if n not in FREE and before.get(n) != now[n]]
-        if changed:
-            told = ", ".join(f"{n} was {before.get(n)!r} and is {now[n]!r}" for n in changed)
-            raise CheckpointError(f"{self.folder}: the run has other settings ({told}); resume it with its own")
         try:
+            refuse_other_settings(record["config"], self.config, self.folder)
+            if record.get("data", self.pictures) != self.pictures:  # states of earlier versions do not say
+                raise CheckpointError(
+                    f"{self.folder}: the data is not what the run began with: its pictures, their number or their "
+                    "classes differ; put them back, or start another folder"
+                )
             self.learner.restore(groups)
             self.at = _Position(**record["position"])
+        except CheckpointError:
+            raise
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.folder / STATE}: does not fit {self.config.arch}: {error}") from error
 
     def to_the_end(self) -> dict[str, Any]:
         self.journal = Journal(self.folder, self.at.log_length, self.leads, self.config.tensorboard)
-        self.saved = self.clock = time.monotonic()
+        self.clock = time.monotonic()
+        self.save()
         while self.at.epoch < self.config.epochs:
             self.train_epoch()
             self.end_epoch()
@@ -185,15 +200,15 @@ class _Run:
         for name, total in zip(pending[0], stacked.sum(dim=0).tolist(), strict=True):
             at.sums[name] = at.sums.get(name, 0.0) + total
         means = dict(zip(pending[0], stacked.mean(dim=0).tolist(), strict=True))
+        means["skipped"] *= len(stacked) * self.ranks
         self.journal.write("step", number, {"epoch": at.epoch + 1, "lr": rate, **means})
         self.progress(number, self.config.epochs * self.steps, f"epoch {at.epoch + 1}, loss {means['loss']:.3f}")
         if at.step < self.steps and time.monotonic() - self.saved >= 60 * self.config.save_minutes:
             self.save()
 
     def stop(self, reason: str, rate: float) -> NoReturn:
-        state = self.folder / STATE
-        kept = f"the last good checkpoint is {state}" if state.exists() else "no checkpoint was written before"
         when = f"(epoch {self.at.epoch + 1}) with learning rate {rate:.4g}"
+        kept = f"the last good checkpoint is {self.folder / STATE}"
         raise NonFiniteError(f"{reason} {when}; {kept}; lower lr or give warmup epochs")
 
     def end_epoch(self) -> None:
@@ -231,8 +246,8 @@ class _Run:
         with torch.no_grad():
             answer = self.learner.measured.eval()(batch.images)
         if isinstance(answer, ABNOutput):
-            (self.folder / "maps").mkdir(exist_ok=True)
-            path = self.folder / "maps" / f"epoch_{self.at.epoch + 1:03d}.png"
+            (self.folder / MAPS).mkdir(exist_ok=True)
+            path = self.folder / MAPS / f"epoch_{self.at.epoch + 1:03d}.png"
             draw_maps(batch.images, answer.attention_map, self.data.mean, self.data.std, path)
 
     def save(self) -> None:
@@ -241,7 +256,7 @@ class _Run:
         self.saved = self.clock
         if self.leads:
             self.at.log_length = self.journal.length
-            record = {"config": _plain(self.config), "position": asdict(self.at)}
+            record = {"config": plain(asdict(self.config)), "data": self.pictures, "position": asdict(self.at)}
             save_state(self.folder / STATE, self.learner.tensors(), record)
 
     def save_model(self, name: str, reached: dict[str, float]) -> None:
@@ -270,7 +285,7 @@ class _Run:
             load_weights(network, weights, str(self.folder / BEST))
             result["best"] |= {f"test_{k}": v for k, v in measurer.accuracies(network, data.test).items()}
         if self.leads:
-            draw_curves(self.journal.path, self.folder / "curves.png")
+            draw_curves(self.journal.path, self.folder / CURVES)
             with replacing(self.folder / RESULT, "result ") as draft:
                 draft.write_text(json.dumps(result, indent=1) + "\n")
         self.accelerator.wait_for_everyone()
@@ -289,11 +304,6 @@ class _Run:
             "images_per_second": round(self.steps * config.epochs * config.batch_size / self.at.seconds, 1),
             "final": {},
         }
-
-
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    """Return a configuration as JSON would give it back."""
-    return json.loads(json.dumps(asdict(config)))
 
 
 def _seed(*numbers: object) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xai_abn.errors import UnsupportedModelError
+from xai_abn.errors import CheckpointError, UnsupportedModelError
 from xai_abn.models.abn import AttentionBranchNetwork
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.checkpoint import load_weights, read_checkpoint
@@ -91,7 +91,13 @@ def _continue(network: AttentionBranchNetwork, teacher: nn.Module, settings: Dis
     if settings.continue_from is None:
         return []
     before, state = read_checkpoint(settings.continue_from)
+    extractor = copy.deepcopy(network.feature_extractor.state_dict())
     load_weights(network, state, settings.continue_from)
+    for name, value in network.feature_extractor.state_dict().items():
+        if not torch.allclose(value.float(), extractor[name].float(), rtol=1e-3, atol=1e-4):  # it may be kept in fp16
+            raise CheckpointError(
+                f"{settings.continue_from}: was made of another classifier than {settings.model} (its {name} differs)"
+            )
     if settings.restore_head:
         network.perception_branch.load_state_dict(teacher.state_dict())
     last = {name: value for name, value in before.training.items() if name != "earlier"}
