@@ -19,7 +19,14 @@ from safetensors.torch import load_file
 
 from xai_abn import load_model
 from xai_abn.data import read_training_data
-from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError, OutputError, UnknownNameError
+from xai_abn.errors import (
+    CheckpointError,
+    InvalidInputError,
+    NonFiniteError,
+    OutputError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
 from xai_abn.models.architectures import create_model
 from xai_abn.training import journal, make_config, train
 from xai_abn.training.config import published_recipe
@@ -370,6 +377,7 @@ def test_the_learning_rate_follows_its_schedule():
         ({"data": "cifar11:x"}, UnknownNameError, "cifar10"),
         ({"batch_size": 100000}, InvalidInputError, "no larger than the data"),
         ({"arch": "resnet18", "batch_size": 1}, InvalidInputError, "resnet18 cannot learn from a batch of 1x3x32x32"),
+        ({"arch": "torchvision:vit_b_16"}, UnsupportedModelError, "does not take a blank image of 32x32"),
         ({"arch": "timm:vit_tiny_patch16_224", "mechanism": "none"}, InvalidInputError, "doesn't match model"),
     ],
 )

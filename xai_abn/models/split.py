@@ -111,8 +111,18 @@ def _call_of(layer: str, nodes: list[fx.Node]) -> fx.Node:
 
 
 def default_split_layer(backbone: nn.Module, sample: Tensor) -> str:
-    """Return the last module before the final downsampling of the feature map."""
-    outputs = spatial_layers(trace_outputs(backbone, sample))
+    """Return the last module before the final downsampling of the feature map.
+
+    Raises:
+        UnsupportedModelError: there is none, or the model does not take the sample.
+    """
+    try:
+        outputs = spatial_layers(trace_outputs(backbone, sample))
+    except (AssertionError, RuntimeError) as error:
+        raise UnsupportedModelError(
+            f"{type(backbone).__name__} does not take a blank image of {sample.shape[2]}x{sample.shape[3]} "
+            f"({str(error).partition(chr(10))[0]}); give another input size"
+        ) from error
     if not outputs:
         raise UnsupportedModelError("the model has no spatial feature maps to split behind")
     final = min(o.shape[2] * o.shape[3] for o in outputs)
