@@ -15,16 +15,21 @@ import argparse
 import itertools
 import json
 import statistics
+import time
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 import xai_abn
 from xai_abn.data import read_training_data
+from xai_abn.data.training_data import Split, TrainingData
 from xai_abn.metrics.agreement import map_agreement
 from xai_abn.metrics.polarity import polarity
 from xai_abn.models.checkpoint import read_checkpoint, save_checkpoint
 from xai_abn.training import make_config, train
+from xai_abn.training.learner import Learner
+from xai_abn.training.networks import build_network
 
 #: What is compared: settings of ``xai-abn train`` beside those all share.
 VARIANTS = {
@@ -66,8 +71,7 @@ def train_one(arguments: argparse.Namespace, name: str, seed: int) -> None:
     if (folder / "result.json").exists():
         print(f"{folder}: finished before")
         return
-    shared = {"arch": arguments.arch, "epochs": arguments.epochs, "bf16": True, "workers": 0, "save_minutes": 1.0}
-    settings = {**shared, "maps_every": 5, **VARIANTS[name], "seed": seed}
+    settings = settings_of(arguments, name, seed)
     config = make_config({"data": f"cifar100:{arguments.data}"}, settings)
     flags = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in settings.items() if k not in ("bf16", "workers"))
     command = f"xai-abn train --data cifar100:DIR {flags} --bf16 --output RUN"
@@ -80,25 +84,39 @@ def train_one(arguments: argparse.Namespace, name: str, seed: int) -> None:
     print(f"\n{folder.name}: {result['final']['test_accuracy']:.4f} in {result['training_seconds'] / 60:.0f} min")
 
 
+def settings_of(arguments: argparse.Namespace, name: str, seed: int) -> dict:
+    shared = {"arch": arguments.arch, "epochs": arguments.epochs, "bf16": True, "workers": 0, "save_minutes": 1.0}
+    return {**shared, "maps_every": 5, **VARIANTS[name], "seed": seed}
+
+
 def table(arguments: argparse.Namespace) -> None:
-    test = read_training_data(f"cifar100:{arguments.data}").test
-    assert test is not None
-    spread_out = torch.linspace(0, len(test) - 1, PICTURES).long()  # the files may be in the order of their classes
-    batch = next(iter(test.load([spread_out], torch.device("cpu"), None)))
-    rows, maps = {}, {}
+    data = read_training_data(f"cifar100:{arguments.data}")
+    assert data.test is not None
+    spread_out = torch.linspace(0, len(data.test) - 1, PICTURES).long()  # files may be in the order of their classes
+    batch = next(iter(data.test.load([spread_out], torch.device("cpu"), None)))
+    rows: dict[str, dict] = {}
+    right: dict[str, dict[int, torch.Tensor]] = {}
     for name in VARIANTS:
-        folders = [f for s in arguments.seeds if ((f := arguments.runs / f"{name}-{s}") / "result.json").exists()]
+        folders = {s: arguments.runs / f"{name}-{s}" for s in arguments.seeds}
+        folders = {s: folder for s, folder in folders.items() if (folder / "result.json").exists()}
         if not folders:
             continue
-        results = [json.loads((f / "result.json").read_text()) for f in folders]
+        results = [json.loads((f / "result.json").read_text()) for f in folders.values()]
         rows[name] = row(results)
+        right[name] = {s: answered(f / "final.safetensors", data.test) for s, f in folders.items()}
+        if "baseline" in right and name != "baseline":
+            rows[name]["above_baseline"] = difference(right[name], right["baseline"])
         if results[0]["mechanism"] != "none":
-            measured = [measure_maps(f / "final.safetensors", batch.images) for f in folders]
-            maps[name] = [m["map"] for m in measured]
-            for key in ("polarity", "upright", "polarity_class", "area"):
-                rows[name][key] = spread([m[key] for m in measured])
-            rows[name]["stability"] = stability([m["map"] for m in measured])
-            rows[name]["stability_class"] = stability([m["class_map"] for m in measured])
+            measured = [measure_maps(f / "final.safetensors", batch.images) for f in folders.values()]
+            # the map of the auxiliary branch is not used, and not trained
+            kinds = ("class_map",) if results[0]["mechanism"] == "auxiliary" else ("map", "class_map")
+            for kind in kinds:
+                for key in (f"{what} of {kind}" for what in ("polarity", "upright", "area")):
+                    if key in measured[0]:
+                        rows[name][key] = spread([m[key] for m in measured])
+                rows[name][f"stability of {kind}"] = stability([m[kind] for m in measured])
+    for name, speed in speeds(arguments, list(rows), data).items():
+        rows[name]["images_per_second"] = speed
     show(rows)
     if arguments.output:
         settings = {"arch": arguments.arch, "epochs": arguments.epochs, "map_pictures": PICTURES}
@@ -119,6 +137,43 @@ def ship(arguments: argparse.Namespace) -> None:
             right[branch] += (logits.argmax(dim=1) == batch.targets).sum()
     size = arguments.output.stat().st_size / 1e6
     print(f"{size:.2f} MB; perception, attention branch right: {(right / len(test)).tolist()}")
+
+
+@torch.no_grad()
+def answered(path: Path, test: Split) -> torch.Tensor:
+    """Return for each test picture whether a network's answer is right, (N,)."""
+    network, found = xai_abn.load_model(path).module, []
+    for batch in test.load(torch.arange(len(test)).split(500), torch.device("cpu"), None):
+        answer = network(batch.images)
+        logits = answer.logits if isinstance(answer, xai_abn.ABNOutput) else answer
+        found.append(logits.argmax(dim=1) == batch.targets)
+    return torch.cat(found).double()
+
+
+def difference(right: dict[int, torch.Tensor], baseline: dict[int, torch.Tensor]) -> dict | None:
+    """Return how much more is right, over the seeds both have, with a 95 % interval over the test pictures."""
+    seeds = sorted(right.keys() & baseline.keys())
+    if not seeds:
+        return None
+    more = torch.stack([right[s] - baseline[s] for s in seeds]).mean(dim=0)
+    mean, margin = float(more.mean()), 1.96 * float(more.std()) / len(more) ** 0.5
+    return {"seeds": seeds, "mean": mean, "low": mean - margin, "high": mean + margin}
+
+
+def speeds(arguments: argparse.Namespace, names: list[str], data: TrainingData, rounds: int = 7) -> dict[str, float]:
+    """Return pictures a second of training steps, medians of turns that the variants take one after the other."""
+    learners, times = {}, {name: [] for name in names}
+    for name in names:
+        config = make_config({"data": f"cifar100:{arguments.data}"}, settings_of(arguments, name, 0))
+        learners[name] = Learner(build_network(config, data), config, Accelerator(cpu=True))
+    batch = next(iter(data.train.load([torch.arange(128)], torch.device("cpu"), 0)))
+    for turn in range(rounds + 1):
+        for name, learner in learners.items():
+            started = time.perf_counter()
+            learner.step(batch, 0.01)
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    return {name: len(batch.images) / statistics.median(values) for name, values in times.items()}
 
 
 def row(results: list[dict]) -> dict:
@@ -146,15 +201,12 @@ def measure_maps(path: Path, images: torch.Tensor) -> dict:
     attention = torch.cat([p.attention_map for p in parts])[:, 0]
     class_map = torch.cat([p.class_maps for p in parts])[torch.arange(len(top)), top]
     classifier = network.as_classifier()
-    of_map = polarity(classifier, images, attention, top)
-    return {
-        "map": attention,
-        "class_map": class_map,
-        "area": float(attention.mean()),
-        "polarity": float(of_map.nanmean()),
-        "upright": float((of_map > 0).float().mean()),
-        "polarity_class": float(polarity(classifier, images, class_map, top).nanmean()),
-    }
+    found = {"map": attention, "class_map": class_map, "area of map": float(attention.mean())}
+    for kind in ("map", "class_map"):
+        values = polarity(classifier, images, found[kind], top)
+        found[f"polarity of {kind}"] = float(values.nanmean())
+        found[f"upright of {kind}"] = float((values > 0).float().mean())
+    return found
 
 
 def stability(maps: list[torch.Tensor]) -> dict | None:
@@ -169,16 +221,30 @@ def spread(values: list[float]) -> dict:
 
 
 def show(rows: dict) -> None:
-    heads = ["variant", "seeds", "parameters", "test, last", "test, selected", "branch", "minutes"]
-    heads += ["polarity M / class", "stability M / class"]
+    heads = [
+        "variant",
+        "seeds",
+        "parameters",
+        "images/s",
+        "test, last",
+        "test, selected",
+        "branch",
+        "above the baseline",
+    ]
+    heads += ["polarity: M, class", "above 0", "stability: M, class"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for name, r in rows.items():
-        cells = [name, str(len(r["seeds"])), f"{r['parameters'] / 1e6:.2f} M", percent(r["test_last"])]
-        cells += [percent(r["test_selected"]), percent(r.get("test_last_attention"))]
-        cells += [f"{r['training_minutes']['mean']:.0f}"]
-        for kind in ("polarity", "stability"):
-            pair = [r.get(kind), r.get(f"{kind}_class")]
-            cells.append(" / ".join("-" if v is None else f"{v['mean']:.3f}" for v in pair))
+        cells = [name, str(len(r["seeds"])), f"{r['parameters'] / 1e6:.2f} M", f"{r['images_per_second']:.0f}"]
+        cells += [percent(r["test_last"]), percent(r["test_selected"]), percent(r.get("test_last_attention"))]
+        more = r.get("above_baseline")
+        cells.append(
+            "-"
+            if more is None
+            else f"{100 * more['mean']:+.2f} ({100 * more['low']:+.2f} to {100 * more['high']:+.2f})"
+        )
+        for what in ("polarity", "upright", "stability"):
+            pair = [r.get(f"{what} of {kind}") for kind in ("map", "class_map")]
+            cells.append(", ".join("-" if v is None else f"{v['mean']:.2f}" for v in pair))
         print("| " + " | ".join(cells) + " |")
 
 
