@@ -6,6 +6,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import xai_abn
 from xai_abn.cli.output import OutputFolder
@@ -227,3 +228,34 @@ def test_registers_are_counted_where_a_network_tells_them(inputs):
     network = nn.Sequential(nn.Identity())
     network[0].num_register_tokens = 4
     assert prefix_tokens(network) == 5
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "shapley-cam", "legrad", "attention-relevance"])
+def test_checkpointed_blocks_run_once(method, photo):
+    """Timm's checkpointing is off while a network is explained, and on again afterwards; the map is the same."""
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, embed_dim=48, num_classes=5).eval()
+    model = xai_abn.wrap(vit, preprocess=SMALL)
+    plain = xai_abn.explain(model, photo, method)[0][method].map
+    vit.set_grad_checkpointing(True)
+    np.testing.assert_array_equal(xai_abn.explain(model, photo, method)[0][method].map, plain)
+    assert vit.grad_checkpointing
+
+
+def test_a_network_that_checkpoints_by_itself_is_refused_or_explained(photo):
+    """Where nothing can be switched off, one line says what to do."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.block = block
+
+        def forward(self, tokens):
+            return checkpoint(self.block, tokens, use_reentrant=False)
+
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, embed_dim=48, num_classes=5).eval()
+    vit.blocks[2] = Checkpointed(vit.blocks[2])
+    model = xai_abn.wrap(vit, preprocess=SMALL, layer="blocks.1")
+    with pytest.raises(UnsupportedModelError, match=r"torch\.utils\.checkpoint\); switch that off"):
+        xai_abn.explain(model, photo, "grad-cam")

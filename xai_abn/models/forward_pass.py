@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.models.abn import ABNOutput
@@ -299,6 +300,11 @@ class ForwardPass:
         self._zero_rows.active = not keep_history
         try:
             found = torch.autograd.grad(output, wanted, seeds, retain_graph=True, create_graph=keep_history)
+        except CheckpointError as error:
+            raise UnsupportedModelError(
+                f"{self.model.name} runs parts of itself again for their gradients (torch.utils.checkpoint); switch "
+                "that off to explain it"
+            ) from error
         except RuntimeError as error:
             if "not have been used" not in str(error) and "does not require grad" not in str(error):
                 raise
@@ -358,7 +364,7 @@ class ForwardPass:
             if self._differentiable:
                 torch.set_grad_enabled(True)  # until the surrounding no_grad() block ends
                 output = output if output.requires_grad else output.detach().requires_grad_()
-                if output.dim() == 3 and not self._kept:  # tokens
+                if output.dim() == 3 and output.device.type == "cpu" and not self._kept:  # tokens
                     modes.enter_context(self._zero_rows)
             self._kept[layer] = output
             self._runs[layer] = self._runs.get(layer, 0) + 1

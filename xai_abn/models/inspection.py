@@ -19,8 +19,10 @@ from xai_abn.models.attention import AttentionWatch
 from xai_abn.models.layout import Layout, layout_of
 from xai_abn.randomness import seeded
 
-#: Networks in evaluation mode for a while: how many passes want that, and which submodules were in training mode.
-_EVALUATING: weakref.WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = weakref.WeakKeyDictionary()
+#: What is switched off for a pass, where it is on.
+_SWITCHES = ("training", "grad_checkpointing", "gradient_checkpointing", "memory_efficient")
+#: Networks in evaluation mode for a while: how many passes want that, and which submodules had which switch on.
+_EVALUATING: weakref.WeakKeyDictionary[nn.Module, tuple[int, list[tuple[nn.Module, str]]]] = weakref.WeakKeyDictionary()
 _MODES = threading.Lock()
 
 
@@ -28,24 +30,27 @@ _MODES = threading.Lock()
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put the whole module into evaluation mode, and every submodule back into its own mode afterwards.
 
+    Blocks that would run again for their gradients (timm's checkpointing, torchvision's memory-efficient DenseNet) run
+    once: hooks and watches are gone when they run again.
+
     Of several passes at once, in different threads, the first sets the mode and the last sets it back.
     """
     with _MODES:
-        passes, training = _EVALUATING.get(module, (0, []))
-        training = training if passes else [m for m in _family(module) if m.training]
-        _EVALUATING[module] = (passes + 1, training)
-        for m in training:
-            m.training = False
+        passes, on = _EVALUATING.get(module, (0, []))
+        on = on if passes else [(m, n) for m in _family(module) for n in _SWITCHES if m.__dict__.get(n) is True]
+        _EVALUATING[module] = (passes + 1, on)
+        for m, name in on:
+            setattr(m, name, False)
     try:
         yield
     finally:
         with _MODES:
-            passes, training = _EVALUATING.pop(module)
+            passes, on = _EVALUATING.pop(module)
             if passes > 1:
-                _EVALUATING[module] = (passes - 1, training)
+                _EVALUATING[module] = (passes - 1, on)
             else:
-                for m in training:
-                    m.training = True
+                for m, name in on:
+                    setattr(m, name, True)
 
 
 def copied(network: nn.Module) -> nn.Module:
