@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -154,6 +155,14 @@ def test_names_of_splits_and_hidden_files(folder):
     before = data.fingerprint()
     assert read(folder).fingerprint() == before
     (folder / "Train" / "cat" / "a.png").rename(folder / "Train" / "cat" / "aa.png")
+    assert read(folder).fingerprint() != before
+
+
+def test_names_that_are_no_utf8_have_a_fingerprint(folder):
+    """File names are bytes; one that no text spells is as good as another."""
+    before = read(folder).fingerprint()
+    odd = os.fsdecode(os.fsencode(folder / "train" / "cat") + b"/\xff.png")
+    (folder / "train" / "cat" / "a.png").rename(odd)
     assert read(folder).fingerprint() != before
 
 

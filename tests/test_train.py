@@ -430,6 +430,11 @@ def test_a_backbone_starts_from_given_weights(cifar, tmp_path):
     torch.save(create_model("resnet32", 10, mechanism=None).state_dict(), tmp_path / "w32.pth")
     with pytest.raises(CheckpointError, match="do not fit"):
         build_network(settings(cifar, weights=str(tmp_path / "w32.pth")), data)
+    squeezed = create_model("torchvision:squeezenet1_1", 10, mechanism=None)  # it has no linear layer
+    torch.save(squeezed.state_dict(), tmp_path / "squeezed.pth")
+    arch = {"arch": "torchvision:squeezenet1_1", "mechanism": "none", "weights": str(tmp_path / "squeezed.pth")}
+    loaded = build_network(settings(cifar, **arch), data)
+    assert torch.equal(loaded.classifier[1].weight, squeezed.classifier[1].weight)
     grey = {**other.state_dict(), "conv1.weight": torch.zeros(16, 1, 3, 3)}
     torch.save(grey, tmp_path / "grey.pth")
     with pytest.raises(CheckpointError, match="more than the last layer has another shape: conv1"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class PictureFiles:
 
     def fingerprint(self) -> str:
         """Return a hash of the files' names and their folders', without where those lie."""
-        return digest(*("/".join(Path(path).parts[-2:]).encode() + b"\0" for path in self.paths))
+        return digest(*(os.fsencode("/".join(Path(path).parts[-2:])) + b"\0" for path in self.paths))
 
 
 class PictureSplit:

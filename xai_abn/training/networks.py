@@ -90,11 +90,12 @@ def load_backbone(network: nn.Module, path: str) -> None:
     """
     own, given = network.state_dict(), read_weights(path)
     other = [name for name in given if name in own and own[name].shape != given[name].shape]
-    last = next(name for name, module in network.named_modules() if module is find_classifier(network))
-    modules = {name.rpartition(".")[0] for name in other} - {last}
-    if modules:
-        raise CheckpointError(f"{path}: more than the last layer has another shape: {', '.join(sorted(modules)[:4])}")
     if other:
+        classifier = find_classifier(network)
+        last = next(name for name, module in network.named_modules() if module is classifier)
+        more = sorted({name.rpartition(".")[0] for name in other} - {last})
+        if more:
+            raise CheckpointError(f"{path}: more than the last layer has another shape: {', '.join(more[:4])}")
         warnings.warn(
             LeftOutWarning(f"{path}: the last layer, {last}, has {len(given[other[0]])} classes and is left out"),
             stacklevel=2,

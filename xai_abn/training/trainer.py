@@ -144,17 +144,15 @@ class _Run:
 
     def restore(self) -> None:
         groups, record = read_state(self.folder / STATE)
+        refuse_other_settings(record.get("config", {}), self.config, self.folder)
+        if record.get("data", self.pictures) != self.pictures:  # states of earlier versions do not say
+            raise CheckpointError(
+                f"{self.folder}: the data is not what the run began with: its pictures, their number or their "
+                "classes differ; put them back, or start another folder"
+            )
         try:
-            refuse_other_settings(record["config"], self.config, self.folder)
-            if record.get("data", self.pictures) != self.pictures:  # states of earlier versions do not say
-                raise CheckpointError(
-                    f"{self.folder}: the data is not what the run began with: its pictures, their number or their "
-                    "classes differ; put them back, or start another folder"
-                )
             self.learner.restore(groups)
             self.at = _Position(**record["position"])
-        except CheckpointError:
-            raise
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.folder / STATE}: does not fit {self.config.arch}: {error}") from error
 
