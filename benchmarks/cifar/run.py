@@ -103,7 +103,7 @@ def table(arguments: argparse.Namespace) -> None:
             continue
         results = [json.loads((f / "result.json").read_text()) for f in folders.values()]
         rows[name] = row(results)
-        right[name] = {s: answered(f / "final.safetensors", data.test) for s, f in folders.items()}
+        right[name] = {s: answered(f / "final.safetensors", data.test)["perception"] for s, f in folders.items()}
         if "baseline" in right and name != "baseline":
             rows[name]["above_baseline"] = difference(right[name], right["baseline"])
         if results[0]["mechanism"] != "none":
@@ -111,9 +111,8 @@ def table(arguments: argparse.Namespace) -> None:
             # the map of the auxiliary branch is not used, and not trained
             kinds = ("class_map",) if results[0]["mechanism"] == "auxiliary" else ("map", "class_map")
             for kind in kinds:
-                for key in (f"{what} of {kind}" for what in ("polarity", "upright", "area")):
-                    if key in measured[0]:
-                        rows[name][key] = spread([m[key] for m in measured])
+                for key in (key for key in measured[0] if key.endswith(f" of {kind}")):
+                    rows[name][key] = spread([m[key] for m in measured])
                 rows[name][f"stability of {kind}"] = stability([m[kind] for m in measured])
     for name, speed in speeds(arguments, list(rows), data).items():
         rows[name]["images_per_second"] = speed
@@ -123,31 +122,27 @@ def table(arguments: argparse.Namespace) -> None:
         arguments.output.write_text(json.dumps({"torch": torch.__version__, **settings, "rows": rows}, indent=1) + "\n")
 
 
-@torch.no_grad()
 def ship(arguments: argparse.Namespace) -> None:
     source = arguments.runs / f"residual-{arguments.seeds[0]}" / "final.safetensors"
     config, _ = read_checkpoint(source)
     save_checkpoint(arguments.output, xai_abn.load_model(source).module, config, half=True)
     test = read_training_data(f"cifar100:{arguments.data}").test
     assert test is not None
-    network, right = xai_abn.load_model(arguments.output).module, torch.zeros(2)
-    for batch in test.load(torch.arange(len(test)).split(500), torch.device("cpu"), None):
-        answer = network(batch.images)
-        for branch, logits in enumerate((answer.logits, answer.attention_logits)):
-            right[branch] += (logits.argmax(dim=1) == batch.targets).sum()
-    size = arguments.output.stat().st_size / 1e6
-    print(f"{size:.2f} MB; perception, attention branch right: {(right / len(test)).tolist()}")
+    size, right = arguments.output.stat().st_size / 1e6, answered(arguments.output, test)
+    print(f"{size:.2f} MB; right: " + ", ".join(f"{name} {float(v.mean()):.4f}" for name, v in right.items()))
 
 
 @torch.no_grad()
-def answered(path: Path, test: Split) -> torch.Tensor:
-    """Return for each test picture whether a network's answer is right, (N,)."""
+def answered(path: Path, test: Split) -> dict[str, torch.Tensor]:
+    """Return for each test picture whether the branches' answers are right, (N,) each."""
     network, found = xai_abn.load_model(path).module, []
     for batch in test.load(torch.arange(len(test)).split(500), torch.device("cpu"), None):
         answer = network(batch.images)
-        logits = answer.logits if isinstance(answer, xai_abn.ABNOutput) else answer
-        found.append(logits.argmax(dim=1) == batch.targets)
-    return torch.cat(found).double()
+        logits = {"perception": answer}
+        if isinstance(answer, xai_abn.ABNOutput):
+            logits = {"perception": answer.logits, "attention": answer.attention_logits}
+        found.append({name: values.argmax(dim=1) == batch.targets for name, values in logits.items()})
+    return {name: torch.cat([part[name] for part in found]).double() for name in found[0]}
 
 
 def difference(right: dict[int, torch.Tensor], baseline: dict[int, torch.Tensor]) -> dict | None:
