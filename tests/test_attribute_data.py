@@ -106,6 +106,26 @@ def test_no_person_is_in_two_splits(tmp_path, monkeypatch):
     assert people() == found
 
 
+def test_validation_is_of_other_people_where_the_splits_leave_it_open(tmp_path, monkeypatch):
+    """Of splits without validation, a tenth of the people that would be learnt from are held out whole."""
+    monkeypatch.setattr(attributes, "MEMORY", 0)
+    path = people_table(tmp_path)
+    header, *rows = path.read_text().splitlines()
+    split = ["test" if int(row.split(",p")[1].split(",")[0]) >= 20 else "train" for row in rows]
+    path.write_text("\n".join([f"{header},split", *(f"{r},{s}" for r, s in zip(rows, split, strict=True))]))
+    data = read(path).held_out(0.3)
+    found = [
+        {int(part.pictures.paths[i].split("/")[-1][:-4]) % 40 for i in part.indices}
+        for part in (data.train, data.validation, data.test)
+    ]
+    assert [len(part) for part in found] == [18, 2, 20]
+    assert set.union(*found) == set(range(40))
+    one = [header + ",split", rows[0] + ",train", rows[20] + ",test"]
+    path.write_text("\n".join(one))
+    with pytest.raises(DatasetError, match="1 identities to learn from cannot be split in 2"):
+        read(path)
+
+
 def test_a_split_column_is_taken_and_must_agree_with_the_people(table):
     """``val`` is validation; a person in two splits is named; so is an unknown split."""
     lines = table.read_text().splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import timm
@@ -395,9 +396,12 @@ def patches(number, seed):
 
 def colours(number=384):
     """Attributes red and blue as training data."""
-    mean, std = (0.35,) * 3, (0.2,) * 3
-    splits = [TensorSplit(*patches(n, seed)[:2], mean, std, padding=0) for n, seed in ((number, 0), (96, 1), (128, 2))]
-    return TrainingData("colours", ("red", "blue"), SIDE, mean, std, *splits, multi_label=True)
+    look = Preprocess(SIDE, 1.0, "bilinear", (0.35,) * 3, (0.2,) * 3)
+    splits = [
+        TensorSplit(*patches(n, seed)[:2], look.mean, look.std, padding=0)
+        for n, seed in ((number, 0), (96, 1), (128, 2))
+    ]
+    return TrainingData("colours", ("red", "blue"), look, *splits, multi_label=True)
 
 
 def config(**more):
@@ -485,7 +489,7 @@ def test_a_run_goes_on_where_it_was(tiny, tmp_path):
 def test_what_makes_no_sense_is_refused_before_training(tiny):
     """A map for each attribute of one-class data, and an area of signed maps."""
     with pytest.raises(InvalidInputError, match="attributes"):
-        build_network(config(), TrainingData("one", ("a", "b"), 32, (0,) * 3, (1,) * 3, colours(96).train))
+        build_network(config(), replace(colours(96), multi_label=False))
     with pytest.raises(InvalidInputError, match="area"):
         config(maps="per-attribute-signed", area_weight=0.1)
 

@@ -73,7 +73,7 @@ def test_validation_sees_what_explain_will_see(folder):
     for i, label in enumerate(data.labels):
         prepared = data.preprocess(load_image(folder / "val" / label / "v.png"))
         torch.testing.assert_close(batch.images[i], prepared.tensor, atol=1e-5, rtol=1e-5)
-    assert data.preprocess.crop_pct == data.crop_pct == 0.875
+    assert data.preprocess.crop_pct == 0.875
 
 
 def test_crops_of_files_depend_on_seed_and_index_alone(folder):
@@ -201,12 +201,12 @@ def test_folders_that_contradict_themselves_are_refused(folder, tmp_path):
 def test_the_size_is_the_architectures_unless_given(folder, tmp_path):
     """224 for ResNet-18; CIFAR pictures cannot have another."""
     config = TrainConfig(f"images:{folder}", arch="resnet18")
-    assert read_pictures(config).size == 224
-    assert read_pictures(TrainConfig(f"images:{folder}", arch="resnet18", size=48)).size == 48
+    assert read_pictures(config).preprocess.size == 224
+    assert read_pictures(TrainConfig(f"images:{folder}", arch="resnet18", size=48)).preprocess.size == 48
     for i in range(10):
         for part in ("train", "test"):
             np.zeros(3072, np.uint8).tofile(tmp_path / f"c{i}-{i}-{part}.bin")
-    assert read_pictures(TrainConfig(f"cifar10:{tmp_path}", arch="resnet18")).size == 32
+    assert read_pictures(TrainConfig(f"cifar10:{tmp_path}", arch="resnet18")).preprocess.size == 32
     with pytest.raises(InvalidInputError, match="size must be 32"):
         read_pictures(TrainConfig(f"cifar10:{tmp_path}", size=48))
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from xai_abn import load_model
@@ -33,6 +34,7 @@ from xai_abn.training.config import published_recipe
 from xai_abn.training.folder import BEST, FINAL, RESULT, STATE
 from xai_abn.training.losses import classification_losses, measured_sums
 from xai_abn.training.networks import LeftOutWarning, build_network
+from xai_abn.training.ranks import synchronised
 from xai_abn.training.state import FORMAT, read_state, save_state
 
 CLASSES = tuple("abcdefghij")
@@ -124,26 +126,124 @@ def test_it_learns(run):
     assert epochs[1]["accuracy"] > 0.15
 
 
+def steps_saved(folder):
+    position = read_state(folder / STATE)[1]["position"]
+    return position["epoch"] * 9 + position["step"]
+
+
+def same(one, other):
+    one, other = load_file(one), load_file(other)
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
 def test_a_killed_run_resumes_to_the_same_bits(run, cifar, tmp_path):
     """Killed -9 in the middle and resumed, the weights and the log are those of an undisturbed run."""
     folder, whole = tmp_path / "run", run[0]
     process = subprocess.Popen([*PROGRAM, *flags(cifar, folder)], env=environment(), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not ((folder / "log.jsonl").exists() and (folder / "log.jsonl").stat().st_size > 0):
+    while not ((folder / STATE).exists() and steps_saved(folder) > 0):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, record = read_state(folder / STATE)
-    assert 0 <= record["position"]["epoch"] * 9 + record["position"]["step"] < 18
+    assert 0 < steps_saved(folder) < 18
     assert not (folder / RESULT).exists()
     train(settings(cifar), folder, resume=True)
-    for name in (FINAL, BEST):
-        one, other = load_file(whole / name), load_file(folder / name)
-        assert all(torch.equal(value, other[key]) for key, value in one.items()), name
+    assert all(same(whole / name, folder / name) for name in (FINAL, BEST))
     logs = [journal.read_log(f / "log.jsonl", "epoch") for f in (whole, folder)]
     timeless = [[{**line, "seconds": 0} for line in log] for log in logs]
     assert timeless[0] == timeless[1]
+
+
+class Cut(BaseException):
+    """Stands for a kill."""
+
+
+def cut_at(step):
+    def progress(done, total, text):
+        if done == step:
+            raise Cut
+
+    return progress
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Return a folder of 3 x 12 noisy pictures of different sizes; the class is a colour."""
+    rng = np.random.default_rng(1)
+    for channel, label in enumerate(("red", "green", "blue")):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(12):
+            picture = rng.integers(0, 120, (40 + i, 64, 3), dtype=np.uint8)
+            picture[:, :, channel] += 120
+            Image.fromarray(picture).save(tmp_path / "photos" / label / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_a_run_cut_within_an_epoch_goes_on_to_the_same_bits(photos, tmp_path):
+    """With dropout, a moving average, and pictures that a worker reads; where the data has moved meanwhile, too."""
+    given = {"arch": "torchvision:squeezenet1_1", "mechanism": "none", "size": 64, "ema": 0.8, "epochs": 2, "lr": 0.01}
+    given |= {"batch_size": 8, "workers": 1, "log_every": 1, "save_minutes": 0.0}
+    config = make_config(given, {"data": f"images:{photos}"})
+    train(config, tmp_path / "whole")
+    with pytest.raises(Cut):
+        train(config, tmp_path / "cut", progress=cut_at(3))
+    assert read_state(tmp_path / "cut" / STATE)[1]["position"]["step"] == 2
+    photos.rename(tmp_path / "elsewhere")
+    moved = dataclasses.replace(config, data=f"images:{tmp_path / 'elsewhere'}")
+    train(moved, tmp_path / "cut", resume=True)
+    assert same(tmp_path / "whole" / FINAL, tmp_path / "cut" / FINAL)
+    ends = [read_state(tmp_path / name / STATE)[0] for name in ("whole", "cut")]
+    assert all(torch.equal(v, ends[1][group][k]) for group, values in ends[0].items() for k, v in values.items())
+    assert ends[0].keys() == {"network", "optimiser", "average"}
+
+
+def test_a_run_goes_on_without_the_file_of_weights_it_began_with(cifar, tmp_path):
+    """The state holds what became of them."""
+    torch.save(create_model("resnet20", 10, mechanism=None).state_dict(), tmp_path / "w.pth")
+    config = settings(cifar, weights=str(tmp_path / "w.pth"), mechanism="none", maps_every=0)
+    train(config, tmp_path / "whole")
+    with pytest.raises(Cut):
+        train(config, tmp_path / "cut", progress=cut_at(12))
+    (tmp_path / "w.pth").unlink()
+    train(config, tmp_path / "cut", resume=True)
+    assert same(tmp_path / "whole" / FINAL, tmp_path / "cut" / FINAL)
+
+
+LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def test_two_ranks_do_what_one_does_where_pictures_are_missing(photos, tmp_path):
+    """Unreadable pictures weigh nothing, however they fall on the ranks; activations in timm's BatchNorms stay."""
+    for label, number in (("red", 3), ("red", 7), ("green", 1), ("blue", 0), ("blue", 5)):
+        (photos / label / f"{number}.png").write_bytes(b"broken")
+    given = {"data": f"images:{photos}", "arch": "timm:mobilenetv3_small_050", "mechanism": "none", "size": 64}
+    given |= {"batch-size": 8, "workers": 0, "log-every": 1, "epochs": 1, "lr": 1e-4}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    for name, program in (("two", [*LAUNCHER, "-m", "xai_abn.cli"]), ("one", PROGRAM)):
+        call([*program, "train", "--output", str(tmp_path / name), "--quiet", *words])
+    one, two = (journal.read_log(tmp_path / n / "log.jsonl", "step") for n in ("one", "two"))
+    assert sum(line["skipped"] for line in one) >= 3
+    for a, b in zip(one, two, strict=True):
+        assert b["skipped"] == a["skipped"]
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert b["accuracy"] == pytest.approx(a["accuracy"], abs=1e-6)
+    ends = [load_file(tmp_path / n / FINAL) for n in ("one", "two")]
+    statistics = [name for name in ends[0] if name.endswith(("running_mean", "running_var"))]
+    for name in statistics:
+        torch.testing.assert_close(ends[1][name], ends[0][name], rtol=1e-3, atol=1e-5)
+    results = [json.loads((tmp_path / n / RESULT).read_text()) for n in ("one", "two")]
+    assert results[1]["best"]["validation_loss"] == pytest.approx(results[0]["best"]["validation_loss"], rel=1e-3)
+
+
+def test_a_batch_norm_that_cannot_be_joined_is_refused():
+    """What another BatchNorm does besides is not thrown away silently."""
+
+    class Own(torch.nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(UnsupportedModelError, match="1 is a Own, whose statistics cannot be joined"):
+        synchronised(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), Own(4)), torch.device("cpu"))
 
 
 def test_two_ranks_do_what_one_does(cifar, tmp_path):
@@ -151,8 +251,7 @@ def test_two_ranks_do_what_one_does(cifar, tmp_path):
 
     The rate is small because a network in training amplifies rounding; the updates are compared with their own size.
     """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, program in (("two", [*launcher, "-m", "xai_abn.cli"]), ("one", PROGRAM)):
+    for name, program in (("two", [*LAUNCHER, "-m", "xai_abn.cli"]), ("one", PROGRAM)):
         call([*program, *flags(cifar, tmp_path / name, epochs=1, lr=1e-4)])
     one, two = (journal.read_log(tmp_path / n / "log.jsonl", "step") for n in ("one", "two"))
     assert [line["step"] for line in one] == [3, 6, 9]
@@ -260,8 +359,7 @@ def test_a_run_that_saved_nothing_yet_begins_anew(run, cifar, tmp_path):
     (tmp_path / "config.yaml").write_bytes((run[0] / "config.yaml").read_bytes())
     (tmp_path / "log.jsonl").write_text("half a li")
     train(settings(cifar), tmp_path, resume=True)
-    one, other = (load_file(folder / FINAL) for folder in (run[0], tmp_path))
-    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    assert same(run[0] / FINAL, tmp_path / FINAL)
 
 
 def test_damaged_and_newer_states_are_refused(run, cifar, tmp_path):
@@ -294,6 +392,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate(cifar, tmp_path):
         train(config, tmp_path / "run")
     groups, record = read_state(tmp_path / "run" / STATE)
     assert f" step {record['position']['step'] + 1} " in str(caught.value)
+    with pytest.raises(NonFiniteError) as late:  # the rate is that step's, also where it is found out later
+        train(dataclasses.replace(config, log_every=50), tmp_path / "late")
+    assert str(late.value).partition(";")[0] == str(caught.value).partition(";")[0]
     assert all(value.isfinite().all() for value in groups["network"].values())
 
 
@@ -390,13 +491,19 @@ def test_wrong_settings_are_named(cifar, tmp_path, wrong, error, message):
 
 def test_the_average_is_what_is_measured_and_saved(cifar, tmp_path):
     """With ema the saved weights are the moving average of the steps' weights, worked out by hand over one epoch."""
-    config = settings(cifar, epochs=1, ema=0.5, maps_every=0)
-    train(config, tmp_path / "run")
-    groups, _ = read_state(tmp_path / "run" / STATE)
-    saved = load_file(tmp_path / "run" / FINAL)
-    name = "perception_branch.fc.weight"
-    assert torch.equal(saved[name], groups["average"][f"module.{name}"])
-    assert not torch.equal(saved[name], groups["network"][name])
+    config = settings(cifar, epochs=1, ema=0.7, maps_every=0, log_every=1, save_minutes=0.0, mechanism="none")
+    weights = []
+
+    def take(*_):
+        weights.append(read_state(tmp_path / "run" / STATE)[0]["network"]["fc.weight"])
+
+    train(config, tmp_path / "run", progress=take)
+    take()
+    average = weights[1]  # weights[0] are those before the first step
+    for after in weights[2:]:
+        average = 0.7 * average + 0.3 * after
+    assert len(weights) == 10
+    torch.testing.assert_close(load_file(tmp_path / "run" / FINAL)["fc.weight"], average)
 
 
 def test_losses_are_the_published_ones():
@@ -462,16 +569,24 @@ def test_what_the_map_alone_needs_is_frozen_where_it_is_not_used(cifar):
         answer = network(torch.randn(2, 3, 32, 32))
         classification_losses(answer, torch.ones(2, 3))["loss"].backward()
         assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+    vit = settings(cifar, mechanism="auxiliary", arch="timm:test_vit", size=None)
+    branch = build_network(vit, data).attention_branch
+    assert not branch.att_conv3.weight.requires_grad
+    assert branch.att_conv2.weight.requires_grad
     with pytest.raises(InvalidInputError, match="label_smoothing is for classes"):
         build_network(settings(cifar, label_smoothing=0.1), data)
 
 
 def test_tensorboard_files_hold_the_log(cifar, tmp_path):
-    """With tensorboard every logged value is there, under the same steps."""
+    """With tensorboard every logged value is there once, under the same steps, also after a kill."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(settings(cifar, epochs=1, maps_every=0, mechanism="none", tensorboard=True), tmp_path / "run")
+    config = settings(cifar, epochs=1, maps_every=0, mechanism="none", tensorboard=True, save_minutes=0.0)
+    with pytest.raises(Cut):
+        train(config, tmp_path / "run", progress=cut_at(6))  # it has been written, but its checkpoint has not
+    time.sleep(1.1)  # TensorBoard tells files apart by the second
+    train(config, tmp_path / "run", resume=True)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     lines = journal.read_log(tmp_path / "run" / "log.jsonl", "step")
     found = [(e.step, round(e.value, 4)) for e in events.Scalars("step/loss")]

@@ -11,11 +11,15 @@ import torch
 from PIL import Image
 
 from xai_abn.data import TrainingData, read_training_data
-from xai_abn.data.training_data import TensorSplit, check_labels, shifted
+from xai_abn.data.training_data import INTERPOLATION, TensorSplit, check_labels, shifted
 from xai_abn.errors import DatasetError, InvalidInputError, UnknownNameError
+from xai_abn.preprocess import Preprocess
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CPU = torch.device("cpu")
+
+
+LOOK = Preprocess(4, 1.0, INTERPOLATION, MEAN, STD)
 
 
 def tensor_split(number=10, size=8, padding=2):
@@ -68,7 +72,12 @@ def test_crops_in_memory_depend_on_seed_and_index_alone():
 def test_what_is_held_out_is_disjoint_complete_and_seeded():
     """Validation and training share no picture, leave out none, and are the same again for the same seed."""
     images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 3, 4, 4)
-    data = TrainingData("t", ("a",), 4, MEAN, STD, TensorSplit(images, torch.zeros(20).long(), MEAN, STD))
+    data = TrainingData(
+        "t",
+        ("a",),
+        Preprocess(4, 1.0, INTERPOLATION, MEAN, STD),
+        TensorSplit(images, torch.zeros(20).long(), MEAN, STD),
+    )
 
     def parts(seed):
         held = data.held_out(0.25, seed)
@@ -88,7 +97,7 @@ def test_what_is_held_out_is_disjoint_complete_and_seeded():
 def test_holding_out_leaves_every_class_something_to_learn():
     """Of a class with a single picture it is never the one held out."""
     images, targets = torch.zeros(20, 3, 4, 4, dtype=torch.uint8), torch.tensor([0] * 18 + [1, 2])
-    data = TrainingData("t", ("a", "b", "c"), 4, MEAN, STD, TensorSplit(images, targets, MEAN, STD))
+    data = TrainingData("t", ("a", "b", "c"), LOOK, TensorSplit(images, targets, MEAN, STD))
     for seed in range(5):
         held = data.held_out(0.5, seed)
         assert set(held.train.targets.tolist()) == {0, 1, 2}
@@ -100,7 +109,7 @@ def test_a_fingerprint_changes_with_pictures_targets_and_labels():
     images, targets = torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
 
     def fingerprint(images=images, targets=targets, labels=("a", "b")):
-        return TrainingData("t", labels, 4, MEAN, STD, TensorSplit(images, targets, MEAN, STD)).fingerprint()
+        return TrainingData("t", labels, LOOK, TensorSplit(images, targets, MEAN, STD)).fingerprint()
 
     other = images.clone()
     other[0, 0, 0, 0] = 1
@@ -141,7 +150,7 @@ def test_cifar_is_read_from_records_by_class(tmp_path):
     assert data.labels == tuple(f"class_{i}" for i in range(10))
     assert data.train.images.shape == (20, 3, 32, 32)
     assert data.train.images[:, 0, 0, 0].tolist() == data.train.targets.tolist() == sorted([*range(10)] * 2)
-    assert (len(data.test), data.validation, data.size) == (20, None, 32)
+    assert (len(data.test), data.validation, data.preprocess.size) == (20, None, 32)
 
 
 def test_cifar_records_cut_short_and_missing_classes_are_refused(tmp_path):

@@ -1,7 +1,8 @@
-"""Random numbers that repeat: seeded for a while, or drawn from a picture's own content."""
+"""Random numbers that repeat: seeded for a while, by several numbers at once, or by a picture's own content."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import zlib
 from collections.abc import Iterator
@@ -27,6 +28,11 @@ def seeded(seed: int) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(state)
+
+
+def mixed_seed(*parts: object) -> int:
+    """Return a seed of 63 bits that depends on all of these, as their ``repr`` tells them apart."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def content_generator(picture: Tensor, seed: int = 0) -> torch.Generator:

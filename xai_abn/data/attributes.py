@@ -53,7 +53,8 @@ def read_attributes(place: str, options: ReadOptions = ReadOptions()) -> Trainin
 
     Returns:
         Targets (N, T), 0 or 1. Where a split is given, it is taken. Else, where identities are, 80 % of the people
-        are learnt from, 10 % validated and 10 % tested on, by a hash of their identity. Pictures that take up to
+        are learnt from, 10 % validated and 10 % tested on, by a hash of their identity; a split without validation
+        gives a tenth of the people that are learnt from to it. Pictures that take up to
         ``MEMORY`` bytes are read once, shifted and flipped in training; others are read when needed, cropped and
         flipped.
 
@@ -81,14 +82,11 @@ def read_attributes(place: str, options: ReadOptions = ReadOptions()) -> Trainin
     return TrainingData(
         recorded_name(f"attributes:{place}"),
         table.labels,
-        look.size,
-        MEAN,
-        STD,
+        look,
         splits["train"],
         splits.get("validation"),
         splits.get("test"),
         multi_label=True,
-        crop_pct=look.crop_pct,
     )
 
 
@@ -195,7 +193,7 @@ def _parts(table: _Table) -> list[str]:
     if table.people is None:
         return table.parts or ["train"] * len(table.files)
     if table.parts is None:
-        return _by_person(table)
+        return _people_held_out(table, ["train"] * len(table.files), ["validation", "test"])
     seen: dict[str, str] = {}
     for person, part in zip(table.people, table.parts, strict=True):
         if seen.setdefault(person, part) != part:
@@ -203,18 +201,20 @@ def _parts(table: _Table) -> list[str]:
                 f"{table.source}: identity {person!r} is in {seen[person]} and in {part}; give it to one of them, or "
                 "leave out the column of splits or of identities"
             )
-    return table.parts
+    return table.parts if "validation" in table.parts else _people_held_out(table, table.parts, ["validation"])
 
 
-def _by_person(table: _Table) -> list[str]:
-    """Return the splits such that each person is in one: 80, 10 and 10 % of the people, in the order of a hash."""
+def _people_held_out(table: _Table, parts: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the splits with a tenth of the people that are learnt from in each of ``names``, by a hash of them."""
     assert table.people is not None  # asked for by the caller
-    people = sorted(set(table.people), key=lambda person: hashlib.blake2b(person.encode()).digest())
+    trained = {person for person, part in zip(table.people, parts, strict=True) if part == "train"}
+    people = sorted(trained, key=lambda person: hashlib.blake2b(person.encode()).digest())
+    if len(people) <= len(names):
+        told = f"to learn from cannot be split in {len(names) + 1} ({', '.join(['train', *names])})"
+        raise DatasetError(f"{table.source}: {len(people)} identities {told}; give the splits")
     share = max(1, len(people) // 10)
-    if len(people) < 3:
-        raise DatasetError(f"{table.source}: {len(people)} identities cannot be split into three; give the splits")
-    held = dict.fromkeys(people[:share], "validation") | dict.fromkeys(people[share : 2 * share], "test")
-    return [held.get(person, "train") for person in table.people]
+    held = {person: name for i, name in enumerate(names) for person in people[i * share : (i + 1) * share]}
+    return [held.get(person, part) for person, part in zip(table.people, parts, strict=True)]
 
 
 def _first_twice(names: Sequence[str]) -> str:

@@ -9,12 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xai_abn.data.training_data import ReadOptions, TensorSplit, TrainingData, check_labels, training_data
+from xai_abn.data.training_data import (
+    INTERPOLATION,
+    ReadOptions,
+    TensorSplit,
+    TrainingData,
+    check_labels,
+    training_data,
+)
 from xai_abn.errors import DatasetError, ImageLoadError
 from xai_abn.images import find_images, load_image
+from xai_abn.preprocess import Preprocess
 
 #: Of the training pictures, as the released code has them for both sets.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+#: Pictures are used whole.
+LOOK = Preprocess(32, 1.0, INTERPOLATION, MEAN, STD)
 _RECORD = 3 * 32 * 32
 _PER_CLASS = re.compile(r"(?P<label>.+)-(?P<number>\d+)-(?P<part>train|test)\.bin")
 
@@ -54,7 +64,7 @@ def read_cifar(place: str, classes: int = 100) -> TrainingData:
     missing = {"train", "test"} - set(splits)
     if missing:
         raise DatasetError(f"{place}: the {' and '.join(sorted(missing))} pictures are missing")
-    return TrainingData(f"cifar{classes}", labels, 32, MEAN, STD, splits["train"], test=splits["test"])
+    return TrainingData(f"cifar{classes}", labels, LOOK, splits["train"], test=splits["test"])
 
 
 @training_data.register("cifar10")

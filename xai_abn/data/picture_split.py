@@ -246,9 +246,7 @@ def picture_data(source: str, labels: tuple[str, ...], parts: Parts, options: Re
     look = Preprocess(options.size, 0.875, INTERPOLATION, MEAN, STD)
     splits = {part: PictureSplit(pictures, targets, look, options) for part, (pictures, targets) in parts.items()}
     validation, test = splits.get("validation"), splits.get("test")
-    return TrainingData(
-        recorded_name(source), labels, look.size, MEAN, STD, splits["train"], validation, test, crop_pct=look.crop_pct
-    )
+    return TrainingData(recorded_name(source), labels, look, splits["train"], validation, test)
 
 
 def recorded_name(source: str) -> str:

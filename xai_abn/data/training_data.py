@@ -76,31 +76,20 @@ class TrainingData:
     Attributes:
         name: for the record.
         labels: names of the classes, or of the attributes.
-        size: height and width of the pictures as a network gets them.
-        mean: per channel, in [0, 1].
-        std: per channel, in [0, 1].
+        preprocess: what makes the network's input of a picture, as it is done for validation and test.
         train: pictures to learn from.
         validation: pictures to choose by, or None.
         test: pictures to be used once, at the end, or None.
         multi_label: whether targets are attributes that may hold at once.
-        crop_pct: see :class:`xai_abn.Preprocess`; 1 for pictures used whole.
     """
 
     name: str
     labels: tuple[str, ...]
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocess: Preprocess
     train: Split
     validation: Split | None = None
     test: Split | None = None
     multi_label: bool = False
-    crop_pct: float = 1.0
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """What makes the network's input of a picture, as it is done for validation and test."""
-        return Preprocess(self.size, self.crop_pct, INTERPOLATION, tuple(self.mean), tuple(self.std))
 
     def fingerprint(self) -> str:
         """Return a hash of the labels and of what is learnt from and chosen by."""

@@ -25,17 +25,17 @@ def attribute_sums(
         attributes: T.
 
     Returns:
-        (3, T) float64, in that order.
+        (3, T) float64 on the CPU, in that order.
     """
     network.eval()
-    sums = torch.zeros(3, attributes, dtype=torch.float64, device=device)
+    sums = torch.zeros(3, attributes, dtype=torch.float64)
     for batch in split.load(batches, device, None):
         if not len(batch.images):
             continue
         answer = network(batch.images)
         logits = answer.logits if isinstance(answer, ABNOutput) else answer
         has = batch.targets > 0.5
-        sums = sums + torch.stack([torch.ones_like(has), has, (logits > 0) == has]).double().sum(dim=1)
+        sums = sums + torch.stack([torch.ones_like(has), has, (logits > 0) == has]).sum(dim=1).cpu()
     return sums
 
 
@@ -46,7 +46,7 @@ def attribute_accuracies(sums: Tensor, labels: tuple[str, ...]) -> dict[str, dic
         sums: (3, T) of :func:`attribute_sums`.
         labels: T names.
     """
-    count, having, right = sums.cpu()
+    count, having, right = sums
     share = having / count
     majority = torch.maximum(share, 1 - share).tolist()
     accuracy = (right / count).tolist()

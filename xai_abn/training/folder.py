@@ -18,8 +18,9 @@ STATE, BEST, FINAL, RESULT = "state.safetensors", "best.safetensors", "final.saf
 CURVES, MAPS, BOARD = "curves.png", "maps", "tensorboard"
 _FILES = (SETTINGS_FILE, STATE, BEST, FINAL, RESULT, LOG)
 _PICTURES = (CURVES, f"{MAPS}/epoch_*.png", f"{BOARD}/events.*")
-#: Settings that may differ when a run is resumed: they change what is written, not the weights.
-FREE = ("log_every", "maps_every", "save_minutes", "tensorboard", "workers")
+#: Settings that may differ when a run is resumed: they change what is written, not the weights. The data may have
+#: moved; its fingerprint says whether it is the same.
+FREE = ("data", "log_every", "maps_every", "save_minutes", "tensorboard", "workers")
 
 
 def check_folder(folder: Path, config: TrainConfig, resume: bool, overwrite: bool) -> bool:

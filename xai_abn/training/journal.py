@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, OutputError
 from xai_abn.files import replacing
+from xai_abn.preprocess import Preprocess
 from xai_abn.rendering import laid_over
 
 #: A run's log, in its folder.
@@ -30,13 +31,16 @@ class Journal:
             somebody took away of it is missing from the curves.
         writes: whether this process writes.
         tensorboard: write TensorBoard files, too.
+        step: of the last checkpoint; what TensorBoard has of later ones is hidden.
 
     Raises:
         InvalidInputError: TensorBoard is wanted and not installed.
         OutputError: the log cannot be written.
     """
 
-    def __init__(self, folder: Path, length: int = 0, writes: bool = True, tensorboard: bool = False) -> None:
+    def __init__(
+        self, folder: Path, length: int = 0, writes: bool = True, tensorboard: bool = False, step: int = 0
+    ) -> None:
         self.path = folder / LOG
         self.writes = writes
         self._board: Any = None
@@ -52,7 +56,7 @@ class Journal:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise InvalidInputError("TensorBoard is not installed; pip install 'xai-abn[tensorboard]'") from error
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     @property
     def length(self) -> int:
@@ -141,7 +145,7 @@ _ACCURACIES = (
 ATTRIBUTES_DRAWN = 8
 
 
-def draw_maps(images: Tensor, maps: Tensor, data_mean: Sequence[float], data_std: Sequence[float], path: Path) -> None:
+def draw_maps(images: Tensor, maps: Tensor, look: Preprocess, path: Path) -> None:
     """Draw pictures, each above its maps laid over it, eight in a row.
 
     Args:
@@ -149,15 +153,14 @@ def draw_maps(images: Tensor, maps: Tensor, data_mean: Sequence[float], data_std
         maps: (N, M, h, w), one map for all classes or one an attribute, in [0, 1] and drawn from 0 to 1: how much of a
             picture is lit can be compared. Signed ones are cut off at 0, as the released code shows them, and divided
             by the largest value of all.
-        data_mean: per channel, in [0, 1].
-        data_std: per channel, in [0, 1].
+        look: how they were normalised.
         path: of the PNG.
 
     Raises:
         OutputError: it cannot be written.
     """
     scale = max(1, 96 // images.shape[2])
-    plain = images.float().cpu() * torch.tensor(data_std).view(3, 1, 1) + torch.tensor(data_mean).view(3, 1, 1)
+    plain = images.float().cpu() * torch.tensor(look.std).view(3, 1, 1) + torch.tensor(look.mean).view(3, 1, 1)
     side = (images.shape[2] * scale, images.shape[3] * scale)
     views = torch.nn.functional.interpolate(plain.clamp(0, 1), side, mode="nearest")
     maps = maps[:, :ATTRIBUTES_DRAWN].float().cpu()

@@ -14,7 +14,7 @@ from xai_abn.errors import InvalidInputError
 from xai_abn.models.abn import ABNOutput
 from xai_abn.training.config import TrainConfig
 from xai_abn.training.losses import classification_losses, correct
-from xai_abn.training.ranks import synchronised
+from xai_abn.training.ranks import share_of_batch, synchronised
 from xai_abn.training.state import optimiser_tensors, restore_optimiser
 
 
@@ -56,6 +56,8 @@ class Learner:
     def step(self, batch: Batch, rate: float) -> dict[str, Tensor]:
         """Learn from one batch at a learning rate; return the losses and what was right, as scalars.
 
+        With several ranks, means over the ranks are those over all their pictures.
+
         Raises:
             InvalidInputError: the network does not take pictures of this size, or so few of them.
         """
@@ -74,13 +76,15 @@ class Learner:
             area_weight=self.config.area_weight,
             label_smoothing=self.config.label_smoothing,
         )
+        share = share_of_batch(len(batch.images), self.accelerator.num_processes, self.device)
+        losses = {name: loss * share for name, loss in losses.items()}
         self.optimiser.zero_grad(set_to_none=True)
         self.accelerator.backward(losses["loss"])
         self.optimiser.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
         logits = answer.logits if isinstance(answer, ABNOutput) else answer
-        right = correct(logits.detach(), batch.targets).mean()
+        right = correct(logits.detach(), batch.targets).mean() * share
         return {**losses, "accuracy": right, "skipped": torch.tensor(float(batch.skipped), device=self.device)}
 
     def is_finite(self) -> bool:
@@ -96,7 +100,7 @@ class Learner:
         """Take back what :meth:`tensors` gave.
 
         Raises:
-            KeyError, RuntimeError, ValueError: they are of another network.
+            IndexError, KeyError, RuntimeError, ValueError: they are of another network.
         """
         self.network.load_state_dict(dict(groups["network"]))
         restore_optimiser(self.optimiser, groups.get("optimiser", {}))

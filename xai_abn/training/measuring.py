@@ -26,7 +26,7 @@ class Measurer:
 
     def __init__(self, data: TrainingData, accelerator: Any) -> None:
         self.data, self.accelerator = data, accelerator
-        self.at_once = min(500, max(8, MEASURED_PIXELS // data.size**2))
+        self.at_once = min(500, max(8, MEASURED_PIXELS // data.preprocess.size**2))
 
     def accuracies(self, network: nn.Module, split: Split) -> dict[str, float]:
         """Return accuracies in [0, 1] and the loss over what can be read of a split.
@@ -35,8 +35,7 @@ class Measurer:
             DatasetError: nothing of it can be read.
         """
         sums = measured_sums(network, split, self._mine(split), self.accelerator.device, self.at_once)
-        totals = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.accelerator.device)
-        totals = self.accelerator.reduce(totals, reduction="sum")
+        totals = self._summed(torch.tensor(list(sums.values()), dtype=torch.float64))
         found = dict(zip(sums, totals.tolist(), strict=True))
         count, skipped = found.pop("count"), found.pop("skipped")
         if not count:
@@ -49,7 +48,13 @@ class Measurer:
         names = self.data.labels
         batches = self._mine(split).split(self.at_once)
         sums = attribute_sums(network, split, batches, self.accelerator.device, len(names))
-        return attribute_accuracies(self.accelerator.reduce(sums, reduction="sum"), names)
+        return attribute_accuracies(self._summed(sums), names)
+
+    def _summed(self, sums: torch.Tensor) -> torch.Tensor:
+        """Return sums, float64 on the CPU, over all ranks; a device alone need not know float64."""
+        if self.accelerator.num_processes == 1:
+            return sums
+        return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").cpu()
 
     def _mine(self, split: Split) -> torch.Tensor:
         return torch.arange(len(split))[self.accelerator.process_index :: self.accelerator.num_processes]

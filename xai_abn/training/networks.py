@@ -11,13 +11,13 @@ from torch import nn
 from xai_abn.data import ReadOptions, read_training_data
 from xai_abn.data.training_data import TrainingData
 from xai_abn.errors import CheckpointError, InvalidInputError
-from xai_abn.models.abn import AttentionBranch, Auxiliary
+from xai_abn.models.abn import AttentionBranch
 from xai_abn.models.architectures import abn_arguments, create_model, find_architecture
 from xai_abn.models.checkpoint import CheckpointConfig, load_weights, read_weights
 from xai_abn.models.inspection import find_classifier
 from xai_abn.models.multi_task import AttributeBranch
 from xai_abn.models.split import abn_from
-from xai_abn.training.config import BASELINE, TrainConfig
+from xai_abn.training.config import AUXILIARY, BASELINE, TrainConfig
 
 
 class LeftOutWarning(UserWarning):
@@ -34,8 +34,9 @@ def read_pictures(config: TrainConfig) -> TrainingData:
     """
     size = config.size or find_architecture(config.arch).size
     data = read_training_data(config.data, ReadOptions(size, config.workers, config.on_unreadable))
-    if config.size not in (None, data.size):
-        raise InvalidInputError(f"size must be {data.size}, which {data.name} has, or left out; got {config.size}")
+    own = data.preprocess.size
+    if config.size not in (None, own):
+        raise InvalidInputError(f"size must be {own}, which {data.name} has, or left out; got {config.size}")
     return data
 
 
@@ -62,7 +63,7 @@ def build_network(config: TrainConfig, data: TrainingData) -> nn.Module:
         load_backbone(network, config.weights)
     if config.mechanism != BASELINE:
         network = abn_from(network, **abn_settings(config, data))
-        if isinstance(network.mechanism, Auxiliary):
+        if config.mechanism == AUXILIARY:
             for part in _of_the_map_alone(network.attention_branch):
                 part.requires_grad_(False)
     return network.train()
@@ -78,8 +79,8 @@ def _of_the_map_alone(branch: nn.Module) -> list[nn.Module]:
 def abn_settings(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
     """Return the arguments of :func:`xai_abn.abn_from`."""
     start = "random" if config.weights is None else "classifier"
-    more = {"mechanism": config.mechanism, "smoothing": config.smoothing, "input_size": data.size, "start": start}
-    return abn_arguments(config.arch, **more, maps=config.maps)
+    more = {"mechanism": config.mechanism, "smoothing": config.smoothing, "start": start}
+    return abn_arguments(config.arch, **more, input_size=data.preprocess.size, maps=config.maps)
 
 
 def load_backbone(network: nn.Module, path: str) -> None:

@@ -3,31 +3,53 @@
 from __future__ import annotations
 
 import torch
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from xai_abn.errors import UnsupportedModelError
+
+#: Layers whose statistics can be those of all ranks.
+_KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 
-class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """A BatchNorm2d whose statistics in training are of all ranks' batches together, on any device.
+class GlobalBatchNorm(_BatchNorm):
+    """A BatchNorm whose statistics in training are of all ranks' batches together, on any device.
 
     :class:`torch.nn.SyncBatchNorm` needs a GPU. Ranks may hold different numbers of pictures, as where one is skipped.
+
+    Args:
+        norm: the layer whose place it takes, of ``_KNOWN``; it takes its parameters and what timm does behind it, too.
     """
 
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.drop, self.act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
+        self.load_state_dict(norm.state_dict())
+        self.train(norm.training)
+
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, H, W) as one rank would the batches of all ranks put together."""
-        if not self.training:
-            return super().forward(input)
+        """Normalise (N, C, ...) as one rank would the batches of all ranks put together."""
+        return self.act(self.drop(self._over_all(input) if self.training else super().forward(input)))
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Take any number of dimensions."""
+
+    def _over_all(self, input: Tensor) -> Tensor:
+        each = [0, *range(2, input.dim())]
+        shape = (-1, *[1] * (input.dim() - 2))
         wide = input.float()
         own = wide.new_full((1,), wide.numel() / wide.shape[1])
-        sums = all_reduce(torch.cat([wide.sum(dim=(0, 2, 3)), own]))
+        sums = all_reduce(torch.cat([wide.sum(dim=each), own]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
-        centred = wide - mean[:, None, None]
-        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
+        centred = wide - mean.view(shape)
+        variance = all_reduce(centred.square().sum(dim=each)) / count
         self._remember(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
-        out = centred * torch.rsqrt(variance + self.eps)[:, None, None]
+        out = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
-            out = out * self.weight[:, None, None] + self.bias[:, None, None]
+            out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(input.dtype)
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
@@ -40,17 +62,34 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return the network with BatchNorms over all ranks' batches; names and values of its weights stay."""
+    """Return the network with BatchNorms over all ranks' batches; names and values of its weights stay.
+
+    Raises:
+        UnsupportedModelError: it has a BatchNorm that does more than these.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and type(module) not in _KNOWN:
+            raise UnsupportedModelError(
+                f"{name} is a {type(module).__name__}, whose statistics cannot be joined over ranks; train on one"
+            )
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return convert_sync_batchnorm(network)
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.BatchNorm2d:
-                module.add_module(name, _global(child))
+            if isinstance(child, _BatchNorm):
+                setattr(module, name, GlobalBatchNorm(child))
     return network
 
 
-def _global(norm: nn.BatchNorm2d) -> GlobalBatchNorm2d:
-    made = GlobalBatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    made.load_state_dict(norm.state_dict())
-    return made.train(norm.training)
+def share_of_batch(pictures: int, ranks: int, device: torch.device) -> Tensor:
+    """Return by how much a rank's mean counts, a scalar, such that the mean over ranks is that over all pictures.
+
+    Args:
+        pictures: those of this rank's batch that could be read.
+        ranks: how many there are; each must ask.
+        device: where they train.
+    """
+    read = torch.tensor(float(pictures), device=device)
+    if ranks > 1:
+        torch.distributed.all_reduce(read)
+    return pictures * ranks / read

@@ -7,22 +7,22 @@ done, and two ranks do what one would.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xai_abn.data.training_data import TrainingData
 from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError
 from xai_abn.files import replacing
 from xai_abn.models.abn import ABNOutput
 from xai_abn.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from xai_abn.randomness import mixed_seed
 from xai_abn.training.config import TrainConfig
 from xai_abn.training.folder import (
     BEST,
@@ -105,8 +105,12 @@ def train(
     folder = Path(output)
     going_on = check_folder(folder, config, resume, overwrite)
     data = (data or read_pictures(config)).held_out(config.validation)
-    with torch.random.fork_rng():
-        run = _Run(config, folder, data, accelerator, progress, command)
+    own_gpu = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=own_gpu):
+        torch.manual_seed(config.seed)
+        # the state of a run holds what its file of weights once gave
+        network = build_network(replace(config, weights=None) if going_on else config, data)
+        run = _Run(config, folder, data, network, accelerator, progress, command)
         if going_on:
             run.restore()
         accelerator.wait_for_everyone()  # each rank has looked at the folder before one changes it
@@ -122,6 +126,7 @@ class _Run:
         config: TrainConfig,
         folder: Path,
         data: TrainingData,
+        network: nn.Module,
         accelerator: Any,
         progress: Progress | None,
         command: str,
@@ -136,8 +141,7 @@ class _Run:
                 f"a batch of {config.batch_size} does not fit {self.ranks} ranks and {len(data.train)} training "
                 "pictures; it must be a multiple of the ranks and no larger than the data"
             )
-        torch.manual_seed(config.seed)
-        self.learner = Learner(build_network(config, data), config, accelerator)
+        self.learner = Learner(network, config, accelerator)
         self.measurer = Measurer(data, accelerator)
         self.pictures = data.fingerprint()
         self.at = _Position()
@@ -153,11 +157,12 @@ class _Run:
         try:
             self.learner.restore(groups)
             self.at = _Position(**record["position"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.folder / STATE}: does not fit {self.config.arch}: {error}") from error
 
     def to_the_end(self) -> dict[str, Any]:
-        self.journal = Journal(self.folder, self.at.log_length, self.leads, self.config.tensorboard)
+        step = self.at.epoch * self.steps + self.at.step
+        self.journal = Journal(self.folder, self.at.log_length, self.leads, self.config.tensorboard, step)
         self.clock = time.monotonic()
         self.save()
         while self.at.epoch < self.config.epochs:
@@ -168,44 +173,49 @@ class _Run:
 
     def train_epoch(self) -> None:
         config, at = self.config, self.at
-        generator = torch.Generator().manual_seed(_seed(config.seed, at.epoch))
+        generator = torch.Generator().manual_seed(mixed_seed(config.seed, at.epoch))
         order = torch.randperm(len(self.data.train), generator=generator)[: self.steps * config.batch_size]
         batches = [batch.chunk(self.ranks)[self.rank] for batch in order.split(config.batch_size)][at.step :]
         self.learner.train()
         pending: list[dict[str, Tensor]] = []
-        for batch in self.data.train.load(batches, self.learner.device, _seed(config.seed, at.epoch, "pictures")):
-            rate = config.rate(at.epoch + at.step / self.steps)
-            torch.manual_seed(_seed(config.seed, at.epoch, at.step, self.rank))
-            values = self.learner.step(batch, rate)
+        crops = mixed_seed(config.seed, at.epoch, "pictures")
+        for batch in self.data.train.load(batches, self.learner.device, crops):
+            torch.manual_seed(mixed_seed(config.seed, at.epoch, at.step, self.rank))
+            values = self.learner.step(batch, self.rate(at.step))
             pending.append({name: value.detach().float() for name, value in values.items()})
             at.step += 1
             if at.step % config.log_every == 0 or at.step == self.steps:
-                self.take(pending, rate)
+                self.take(pending)
                 pending.clear()
 
-    def take(self, pending: list[dict[str, Tensor]], rate: float) -> None:
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step of this epoch, counted from 0."""
+        return self.config.rate(self.at.epoch + step / self.steps)
+
+    def take(self, pending: list[dict[str, Tensor]]) -> None:
         """Check and log what the last steps gave; write a checkpoint if it is time."""
         at = self.at
         stacked = torch.stack([torch.stack(list(values.values())) for values in pending])
-        stacked = self.accelerator.reduce(stacked, reduction="mean").double().cpu()
+        stacked = self.accelerator.reduce(stacked, reduction="mean").cpu().double()
         bad = (~stacked.isfinite()).any(dim=1).nonzero().flatten()
         number = at.epoch * self.steps + at.step
         if len(bad):
             first = int(bad[0])
-            self.stop(f"the loss became {stacked[first][0].item()} at step {number - len(stacked) + first + 1}", rate)
+            ago = len(stacked) - first
+            self.stop(f"the loss became {stacked[first][0].item()} at step {number - ago + 1}", at.step - ago)
         if not self.learner.is_finite():
-            self.stop(f"the weights are no longer finite after step {number}", rate)
+            self.stop(f"the weights are no longer finite after step {number}", at.step - 1)
         for name, total in zip(pending[0], stacked.sum(dim=0).tolist(), strict=True):
             at.sums[name] = at.sums.get(name, 0.0) + total
         means = dict(zip(pending[0], stacked.mean(dim=0).tolist(), strict=True))
         means["skipped"] *= len(stacked) * self.ranks
-        self.journal.write("step", number, {"epoch": at.epoch + 1, "lr": rate, **means})
+        self.journal.write("step", number, {"epoch": at.epoch + 1, "lr": self.rate(at.step - 1), **means})
         self.progress(number, self.config.epochs * self.steps, f"epoch {at.epoch + 1}, loss {means['loss']:.3f}")
         if at.step < self.steps and time.monotonic() - self.saved >= 60 * self.config.save_minutes:
             self.save()
 
-    def stop(self, reason: str, rate: float) -> NoReturn:
-        when = f"(epoch {self.at.epoch + 1}) with learning rate {rate:.4g}"
+    def stop(self, reason: str, step: int) -> NoReturn:
+        when = f"(epoch {self.at.epoch + 1}) with learning rate {self.rate(step):.4g}"
         kept = f"the last good checkpoint is {self.folder / STATE}"
         raise NonFiniteError(f"{reason} {when}; {kept}; lower lr or give warmup epochs")
 
@@ -246,7 +256,7 @@ class _Run:
         if isinstance(answer, ABNOutput):
             (self.folder / MAPS).mkdir(exist_ok=True)
             path = self.folder / MAPS / f"epoch_{self.at.epoch + 1:03d}.png"
-            draw_maps(batch.images, answer.attention_map, self.data.mean, self.data.std, path)
+            draw_maps(batch.images, answer.attention_map, self.data.preprocess, path)
 
     def save(self) -> None:
         """Write everything that going on needs, at once."""
@@ -278,9 +288,7 @@ class _Run:
         if data.validation is not None:
             result["best"] = dict(self.at.best)
         if data.validation is not None and data.test is not None:
-            self.accelerator.wait_for_everyone()
-            _, weights = read_checkpoint(self.folder / BEST)
-            load_weights(network, weights, str(self.folder / BEST))
+            self.load_best(network)
             result["best"] |= {f"test_{k}": v for k, v in measurer.accuracies(network, data.test).items()}
         if self.leads:
             draw_curves(self.journal.path, self.folder / CURVES)
@@ -288,6 +296,16 @@ class _Run:
                 draft.write_text(json.dumps(result, indent=1) + "\n")
         self.accelerator.wait_for_everyone()
         return result
+
+    def load_best(self, network: nn.Module) -> None:
+        """Give every rank's network the weights best on validation; rank 0 alone need see the folder."""
+        from accelerate.utils import broadcast
+
+        if self.leads:
+            _, weights = read_checkpoint(self.folder / BEST)
+            load_weights(network, weights, str(self.folder / BEST))
+        for value in network.state_dict().values():
+            broadcast(value)
 
     def facts(self) -> dict[str, Any]:
         """Return what was trained and what it took."""
@@ -302,8 +320,3 @@ class _Run:
             "images_per_second": round(self.steps * config.epochs * config.batch_size / self.at.seconds, 1),
             "final": {},
         }
-
-
-def _seed(*numbers: object) -> int:
-    """Return a seed that depends on all of these."""
-    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1

@@ -8,20 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from xai_abn.data.photos import stack_readable
-
-#: What a number is drawn for; each has its own stream of random numbers.
-_ORDER, _CROP, _MOSAICS = range(3)
-
-
-def _seed(*numbers: int) -> int:
-    """Mix numbers into one seed of 32 bits, which is all that torch's generator takes in."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+from xai_abn.randomness import mixed_seed
 
 
 class Draws(Dataset):
@@ -41,10 +33,10 @@ class Draws(Dataset):
         """Return what draw ``number``, counted from 0, gives; torch's random state is as before."""
         epoch, position = divmod(number, len(self.photos))  # type: ignore[arg-type]
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(_seed(self.seed, _ORDER, epoch))
+            generator = torch.Generator().manual_seed(mixed_seed(self.seed, "order", epoch))
             self._epoch, self._order = epoch, torch.randperm(len(self.photos), generator=generator)  # type: ignore[arg-type]
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(_seed(self.seed, _CROP, number))
+            torch.random.default_generator.manual_seed(mixed_seed(self.seed, "crop", number))
             return self.photos[int(self._order[position])]
 
 
@@ -73,4 +65,4 @@ def batches(
 
 def mosaic_generator(seed: int, step: int) -> torch.Generator:
     """Return the random numbers from which a step, counted from 0, draws its mosaics."""
-    return torch.Generator().manual_seed(_seed(seed, _MOSAICS, step))
+    return torch.Generator().manual_seed(mixed_seed(seed, "mosaics", step))

@@ -24,6 +24,7 @@ from xai_abn.models.vit_abn import OnPatches
 from xai_abn.training.distillation.config import DistillationConfig
 from xai_abn.training.distillation.draws import batches, mosaic_generator
 from xai_abn.training.distillation.losses import losses
+from xai_abn.training.state import optimiser_tensors, restore_optimiser
 
 
 def distill(
@@ -166,8 +167,7 @@ class Distillation:
         """Return all that :meth:`restore` needs: the weights that may have changed and the optimiser's averages."""
         weights = self.network.state_dict().items()
         tensors = {f"network.{n}": t for n, t in weights if not n.startswith("feature_extractor.")}
-        for number, averages in self._optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{name}": value for name, value in averages.items()}
+        tensors |= {f"optimiser.{name}": value for name, value in optimiser_tensors(self._optimiser).items()}
         tensors |= {"done": torch.tensor(self.done), "skipped": torch.tensor(self.skipped)}
         return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
@@ -180,16 +180,9 @@ class Distillation:
         try:
             own = self.network.state_dict()
             new = {n: state.get(f"network.{n}", t) for n, t in own.items()}
-            averages: dict[int, dict[str, Tensor]] = {}
-            for name, value in state.items():
-                if name.startswith("optimiser."):
-                    _, number, key = name.split(".")
-                    like = self._trained[int(number)]  # the memory's order is kept, for results that do not differ
-                    value = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-                    averages.setdefault(int(number), {})[key] = value
+            averages = {n.removeprefix("optimiser."): t for n, t in state.items() if n.startswith("optimiser.")}
             self.network.load_state_dict(new)
-            groups = self._optimiser.state_dict()["param_groups"]
-            self._optimiser.load_state_dict({"state": averages, "param_groups": groups})
+            restore_optimiser(self._optimiser, averages)
             self.done, self.skipped = int(state["done"]), int(state["skipped"])
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the saved state does not fit this distillation ({error})") from error
