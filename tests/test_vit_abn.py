@@ -156,6 +156,8 @@ def test_meaningless_arguments_are_refused():
         xai_abn.abn_from(vit, layer="blocks.3")
     with pytest.raises(InvalidInputError, match="strides to remove"):
         xai_abn.abn_from(vit, dilate=False)
+    with pytest.raises(InvalidInputError, match="stage is for networks with strides"):
+        xai_abn.abn_from(vit, stage="blocks")
     for blocks in (0, 4):
         with pytest.raises(InvalidInputError, match=f"from 1 to 3 of 4, got {blocks}"):
             abn_from_vit(vit, blocks=blocks)

@@ -24,7 +24,7 @@ from run import NETWORKS, RECIPE, SIZE
 import xai_abn
 from xai_abn.explainers import ABN, ABNClass, GradCAM
 from xai_abn.explainers.controls import Centre
-from xai_abn.metrics import energy_inside, relevance_rank_accuracy, upsample
+from xai_abn.metrics import energy_inside, polarity, relevance_rank_accuracy, upsample
 from xai_abn.metrics.objects import Objects
 from xai_abn.training import TrainConfig
 from xai_abn.training.networks import read_pictures
@@ -92,7 +92,7 @@ def measure_network(model, name, images, has, shown, labels, drawn) -> dict:
                 for u in range(len(labels))
             ]
             values = maps[method]
-            values["polarity"][there, t] = polarity(predict, inputs, large[t], t)
+            values["polarity"][there, t] = polarity(binary(predict, t), inputs, large[t], torch.zeros_like(there))
             drawn.setdefault(method, np.zeros((len(labels), SIZE, SIZE)))[t] = large[t].mean(dim=0)
             if label not in REGIONS:
                 continue
@@ -105,27 +105,21 @@ def measure_network(model, name, images, has, shown, labels, drawn) -> dict:
     return {"scores": scores.numpy(), "maps": maps, "swapped": swapped}
 
 
+def binary(predict, attribute: int):
+    """Return a classifier whose softmax over two classes is the sigmoid of an attribute: it is class 0."""
+    return lambda inputs: torch.nn.functional.pad(predict(inputs)[:, attribute, None], (0, 1))
+
+
 def through_other_maps(network, images: torch.Tensor, has: torch.Tensor) -> dict[str, float]:
-    """Return the accuracy where each attribute is looked at through the next one's map, and its own map's mean."""
-    answers: dict[str, list[torch.Tensor]] = {"next": [], "flat": []}
+    """Return the accuracy where each attribute is looked at through the previous one's map, and its own map's mean."""
+    answers: dict[str, list[torch.Tensor]] = {"previous": [], "flat": []}
     with torch.no_grad():
         for part in images.split(100):
             maps = network(part).attention_map
             flat = maps.mean(dim=(2, 3), keepdim=True).expand_as(maps)
-            for name, other in (("next", maps.roll(1, dims=1)), ("flat", flat)):
+            for name, other in (("previous", maps.roll(1, dims=1)), ("flat", flat)):
                 answers[name].append(network(part, attention=other).logits)
     return {k: ((torch.cat(v) > 0) == (has > 0.5)).float().mean().item() for k, v in answers.items()}
-
-
-def polarity(predict, inputs: torch.Tensor, maps: torch.Tensor, target: int, share: float = 0.2) -> torch.Tensor:
-    """Return sigmoids without the map's bottom pixels minus those without its top ones; removed pixels become 0."""
-    order = maps.flatten(1).argsort(dim=1, stable=True)
-    count, left = round(share * order.shape[1]), []
-    for removed in (order[:, :count], order[:, -count:]):
-        keep = torch.ones(order.shape).scatter_(1, removed, 0).view(len(inputs), 1, *inputs.shape[2:])
-        with torch.no_grad():
-            left.append(predict(inputs * keep)[:, target].sigmoid())
-    return left[0] - left[1]
 
 
 def summary(found: dict[str, list[dict]], has: np.ndarray, labels: tuple[str, ...], draws: np.ndarray) -> dict:

@@ -5,7 +5,8 @@
     python benchmarks/cifar/run.py ship --data DIR --runs RUNS --output abn_cifar100.safetensors
 
 ``train`` goes on where it was stopped, also by a kill, and passes over what is finished. ``table`` measures the runs
-that are finished: each of them used the test set once, and maps are measured on 1,000 of its pictures. ``ship`` writes
+that are finished: each of them used the test set once, and maps are measured on 1,000 of its pictures; the speeds are
+the CPU's. A folder holds runs of one architecture and as many epochs. ``ship`` writes
 the ABN of the first seed, g(1+M), as of its last epoch, with weights of half the size, and tests what it wrote.
 """
 
@@ -23,7 +24,7 @@ from accelerate import Accelerator
 
 import xai_abn
 from xai_abn.data import read_training_data
-from xai_abn.data.training_data import Split, TrainingData
+from xai_abn.data.training_data import Batch, Split, TrainingData
 from xai_abn.metrics.agreement import map_agreement
 from xai_abn.metrics.polarity import polarity
 from xai_abn.models.checkpoint import read_checkpoint, save_checkpoint
@@ -31,14 +32,14 @@ from xai_abn.training import make_config, train
 from xai_abn.training.learner import Learner
 from xai_abn.training.networks import build_network
 
-#: What is compared: settings of ``xai-abn train`` beside those all share.
+#: What is compared: settings of ``xai-abn train`` beside those all share; "wide" has an architecture of its own, too.
 VARIANTS = {
     "baseline": {"mechanism": "none"},
     "residual": {"mechanism": "residual"},
     "product": {"mechanism": "product"},
     "concatenation": {"mechanism": "concatenation"},
     "auxiliary": {"mechanism": "auxiliary"},
-    "wide": {"mechanism": "none", "arch": "resnet20-wide"},
+    "wide": {"mechanism": "none"},
     "residual-area": {"mechanism": "residual", "area_weight": 0.5},
 }
 PICTURES = 1000
@@ -51,8 +52,8 @@ def main() -> None:
     parser.add_argument("--runs", required=True, type=Path)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--arch", default="resnet20")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--arch", default="resnet20", help="to train")
+    parser.add_argument("--epochs", type=int, default=30, help="to train")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -68,10 +69,13 @@ def main() -> None:
 
 def train_one(arguments: argparse.Namespace, name: str, seed: int) -> None:
     folder = arguments.runs / f"{name}-{seed}"
+    settings = settings_of(arguments.arch, arguments.epochs, name, seed)
     if (folder / "result.json").exists():
+        finished = json.loads((folder / "result.json").read_text())
+        if any(finished[what] != settings[what] for what in ("arch", "epochs")):
+            raise SystemExit(f"{folder}: {finished['arch']}, {finished['epochs']} epochs; give another --runs")
         print(f"{folder}: finished before")
         return
-    settings = settings_of(arguments, name, seed)
     config = make_config({"data": f"cifar100:{arguments.data}"}, settings)
     flags = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in settings.items() if k not in ("bf16", "workers"))
     command = f"xai-abn train --data cifar100:DIR {flags} --bf16 --output RUN"
@@ -84,9 +88,9 @@ def train_one(arguments: argparse.Namespace, name: str, seed: int) -> None:
     print(f"\n{folder.name}: {result['final']['test_accuracy']:.4f} in {result['training_seconds'] / 60:.0f} min")
 
 
-def settings_of(arguments: argparse.Namespace, name: str, seed: int) -> dict:
-    shared = {"arch": arguments.arch, "epochs": arguments.epochs, "bf16": True, "workers": 0, "save_minutes": 1.0}
-    return {**shared, "maps_every": 5, **VARIANTS[name], "seed": seed}
+def settings_of(arch: str, epochs: int, name: str, seed: int) -> dict:
+    shared = {"arch": f"{arch}-wide" if name == "wide" else arch, "epochs": epochs, "bf16": True, "workers": 0}
+    return {**shared, "save_minutes": 1.0, "maps_every": 5, **VARIANTS[name], "seed": seed}
 
 
 def table(arguments: argparse.Namespace) -> None:
@@ -94,32 +98,51 @@ def table(arguments: argparse.Namespace) -> None:
     assert data.test is not None
     spread_out = torch.linspace(0, len(data.test) - 1, PICTURES).long()  # files may be in the order of their classes
     batch = next(iter(data.test.load([spread_out], torch.device("cpu"), None)))
+    found = finished(arguments)
+    arch, epochs = budget([result for results in found.values() for result in results.values()])
     rows: dict[str, dict] = {}
     right: dict[str, dict[int, torch.Tensor]] = {}
-    for name in VARIANTS:
-        folders = {s: arguments.runs / f"{name}-{s}" for s in arguments.seeds}
-        folders = {s: folder for s, folder in folders.items() if (folder / "result.json").exists()}
-        if not folders:
-            continue
-        results = [json.loads((f / "result.json").read_text()) for f in folders.values()]
+    for name, each in found.items():
+        folders = {s: arguments.runs / f"{name}-{s}" for s in each}
+        results = list(each.values())
         rows[name] = row(results)
         right[name] = {s: answered(f / "final.safetensors", data.test)["perception"] for s, f in folders.items()}
         if "baseline" in right and name != "baseline":
             rows[name]["above_baseline"] = difference(right[name], right["baseline"])
         if results[0]["mechanism"] != "none":
-            measured = [measure_maps(f / "final.safetensors", batch.images) for f in folders.values()]
+            measured = [measure_maps(f / "final.safetensors", batch) for f in folders.values()]
             # the map of the auxiliary branch is not used, and not trained
             kinds = ("class_map",) if results[0]["mechanism"] == "auxiliary" else ("map", "class_map")
             for kind in kinds:
                 for key in (key for key in measured[0] if key.endswith(f" of {kind}")):
                     rows[name][key] = spread([m[key] for m in measured])
-                rows[name][f"stability of {kind}"] = stability([m[kind] for m in measured])
-    for name, speed in speeds(arguments, list(rows), data).items():
+                compared = "map" if kind == "map" else "map of the label"
+                rows[name][f"stability of {kind}"] = stability([m[compared] for m in measured])
+    networks = {name: settings_of(arch, epochs, name, 0) for name in rows}
+    for name, speed in speeds(networks, data).items():
         rows[name]["images_per_second"] = speed
     show(rows)
     if arguments.output:
-        settings = {"arch": arguments.arch, "epochs": arguments.epochs, "map_pictures": PICTURES}
+        settings = {"arch": arch, "epochs": epochs, "map_pictures": PICTURES, "threads": torch.get_num_threads()}
         arguments.output.write_text(json.dumps({"torch": torch.__version__, **settings, "rows": rows}, indent=1) + "\n")
+
+
+def finished(arguments: argparse.Namespace) -> dict[str, dict[int, dict]]:
+    """Return what the finished runs came to, by variant and seed."""
+    found: dict[str, dict[int, dict]] = {}
+    for name, seed in itertools.product(VARIANTS, arguments.seeds):
+        file = arguments.runs / f"{name}-{seed}" / "result.json"
+        if file.exists():
+            found.setdefault(name, {})[seed] = json.loads(file.read_text())
+    return found
+
+
+def budget(results: list[dict]) -> tuple[str, int]:
+    """Return the architecture and the epochs that all runs have."""
+    all_of_them = {(result["arch"].removesuffix("-wide"), result["epochs"]) for result in results}
+    if len(all_of_them) != 1:
+        raise SystemExit(f"need finished runs of one architecture and as many epochs, found {sorted(all_of_them)}")
+    return all_of_them.pop()
 
 
 def ship(arguments: argparse.Namespace) -> None:
@@ -155,11 +178,11 @@ def difference(right: dict[int, torch.Tensor], baseline: dict[int, torch.Tensor]
     return {"seeds": seeds, "mean": mean, "low": mean - margin, "high": mean + margin}
 
 
-def speeds(arguments: argparse.Namespace, names: list[str], data: TrainingData, rounds: int = 7) -> dict[str, float]:
-    """Return pictures a second of training steps, medians of turns that the variants take one after the other."""
-    learners, times = {}, {name: [] for name in names}
-    for name in names:
-        config = make_config({"data": f"cifar100:{arguments.data}"}, settings_of(arguments, name, 0))
+def speeds(networks: dict[str, dict], data: TrainingData, rounds: int = 7) -> dict[str, float]:
+    """Return pictures a second of training steps on the CPU, medians of turns that the variants take in order."""
+    learners, times = {}, {name: [] for name in networks}
+    for name, settings in networks.items():
+        config = make_config({"data": "cifar100:"}, settings)
         learners[name] = Learner(build_network(config, data), config, Accelerator(cpu=True))
     batch = next(iter(data.train.load([torch.arange(128)], torch.device("cpu"), 0)))
     for turn in range(rounds + 1):
@@ -180,7 +203,6 @@ def row(results: list[dict]) -> dict:
         "test_last": spread([f["test_accuracy"] for f in final]),
         "test_selected": spread([b["test_accuracy"] for b in best]),
         "epoch_selected": [b["epoch"] for b in best],
-        "training_minutes": spread([r["training_seconds"] / 60 for r in results]),
     }
     if "test_attention_accuracy" in final[0]:
         made["test_last_attention"] = spread([f["test_attention_accuracy"] for f in final])
@@ -188,18 +210,20 @@ def row(results: list[dict]) -> dict:
 
 
 @torch.no_grad()
-def measure_maps(path: Path, images: torch.Tensor) -> dict:
-    """Return a network's maps of its own top-1 class, and whether they are the right way up."""
-    network = xai_abn.load_model(path).module
+def measure_maps(path: Path, batch: Batch) -> dict:
+    """Return a network's maps, of its own top-1 class and of the true one, and whether the first are upright."""
+    network, images = xai_abn.load_model(path).module, batch.images
     parts = [network(part) for part in images.split(250)]
     top = torch.cat([p.logits for p in parts]).argmax(dim=1)
     attention = torch.cat([p.attention_map for p in parts])[:, 0]
-    class_map = torch.cat([p.class_maps for p in parts])[torch.arange(len(top)), top]
+    class_maps, each = torch.cat([p.class_maps for p in parts]), torch.arange(len(top))
     classifier = network.as_classifier()
-    found = {"map": attention, "class_map": class_map, "area of map": float(attention.mean())}
+    found = {"map": attention, "class_map": class_maps[each, top], "map of the label": class_maps[each, batch.targets]}
+    found["area of map"] = float(attention.mean())
     for kind in ("map", "class_map"):
         values = polarity(classifier, images, found[kind], top)
-        found[f"polarity of {kind}"] = float(values.nanmean())
+        values = values[~values.isnan()]  # of flat maps
+        found[f"polarity of {kind}"] = float(values.mean())
         found[f"upright of {kind}"] = float((values > 0).float().mean())
     return found
 

@@ -3,9 +3,9 @@
     python benchmarks/training_speed/run.py [--data cifar100:DIR] [--output results.json]
 
 The published step is written down here: the same network in float32 and torch's usual memory layout, plain SGD, one
-picture at a time through torchvision's transforms for the data. Ours is a step of ``xai-abn train``: bfloat16
-autocast, channels last, pictures cropped and flipped as one tensor. Within a round each takes its turn, so that a noisy
-moment hits both; figures are medians over rounds. Loss curves need ``--data``.
+picture at a time through torchvision's transforms for the data. Ours is the step of ``xai-abn train --bf16``, its very
+code: bfloat16 autocast, channels last, accuracy counted, pictures cropped and flipped as one tensor. Within a round
+each takes its turn, so that a noisy moment hits both; figures are medians over rounds. Loss curves need ``--data``.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+from accelerate import Accelerator
 from torchvision import transforms
 
 from xai_abn.data import read_training_data
-from xai_abn.data.training_data import TensorSplit
+from xai_abn.data.cifar import MEAN, STD
+from xai_abn.data.training_data import Batch, TensorSplit
 from xai_abn.models.architectures import create_model
+from xai_abn.training import TrainConfig
+from xai_abn.training.learner import Learner
 from xai_abn.training.losses import classification_losses
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 BATCH = 128
 
 
@@ -64,15 +66,16 @@ def stepper(
 ) -> Callable[[torch.Tensor, torch.Tensor], float]:
     """Return a function that learns from one batch; ours or the published way. Both start from the same weights."""
     torch.manual_seed(0)
-    network: nn.Module = create_model(arch, 100).to(device)
+    network = create_model(arch, 100).train()
     if ours:
-        network = network.to(memory_format=torch.channels_last)
+        config = TrainConfig("cifar100:", arch=arch, bf16=bf16)
+        learner = Learner(network, config, Accelerator(cpu=device.type == "cpu"))
+        return lambda images, targets: float(learner.step(Batch(images, targets), config.lr)["loss"].detach())
+    network = network.to(device)
     optimiser = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4)
 
     def step(images: torch.Tensor, targets: torch.Tensor) -> float:
-        with torch.autocast(device.type, torch.bfloat16, enabled=ours and bf16):
-            answer = network(images)
-        loss = classification_losses(answer, targets)["loss"]
+        loss = classification_losses(network(images), targets)["loss"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -232,7 +232,8 @@ def abn_from(
     Args:
         backbone: a torchvision, timm or other CNN classifier (N, 3, H, W) -> (N, K), or a timm Vision Transformer
             (:func:`xai_abn.models.vit_abn.abn_from_vit`).
-        mechanism: ``"residual"`` g(1+M) as published, ``"product"`` g*M, or ``"concatenation"``.
+        mechanism: ``"residual"`` g(1+M) as published, ``"product"`` g*M, ``"concatenation"``, or ``"auxiliary"``, g:
+            the control that does not use the map.
         layer: where to split; default the last module before the final downsampling, of a Vision Transformer
             the block before the last two, such as ``"blocks.9"``.
         input_size: height and width of the blank image used to find shapes; a Vision Transformer needs none.
@@ -255,7 +256,7 @@ def abn_from(
     Raises:
         UnsupportedModelError: the model cannot be split, or is a Vision Transformer and ``maps`` not ``"shared"``.
         UnknownNameError: no such mechanism, layer, start or kind of maps.
-        InvalidInputError: ``dilate=False`` for a Vision Transformer.
+        InvalidInputError: ``dilate=False`` or a ``stage`` for a Vision Transformer.
 
     Example:
         >>> import torch, torchvision, xai_abn
@@ -268,8 +269,9 @@ def abn_from(
     if isinstance(backbone, VisionTransformer):
         from xai_abn.models.vit_abn import abn_from_vit, blocks_behind
 
-        if not dilate:
-            raise InvalidInputError("dilate=False is for networks with strides to remove, not for a Vision Transformer")
+        if not dilate or stage is not None:
+            what = "stage" if dilate else "dilate=False"
+            raise InvalidInputError(f"{what} is for networks with strides to remove, not for a Vision Transformer")
         if maps != "shared":
             raise UnsupportedModelError("the ABN of a Vision Transformer has one map: maps must be 'shared'")
         behind = blocks_behind(backbone, layer)

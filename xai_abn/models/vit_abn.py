@@ -123,7 +123,7 @@ def abn_from_vit(
     Args:
         vit: :class:`timm.models.vision_transformer.VisionTransformer` itself, pooled in any way, with a linear head.
         blocks: how many of the last blocks go behind the split, at least 1 and fewer than there are.
-        mechanism: ``"residual"``, ``"product"`` or ``"concatenation"``.
+        mechanism: see :func:`xai_abn.abn_from`.
         smoothing: how many times to average the map over 3x3 neighbours; 0 as published.
         start: where the branch's weights come from; see :func:`xai_abn.abn_from`.
 
