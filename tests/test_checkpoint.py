@@ -13,9 +13,17 @@ import torchvision
 from safetensors.torch import save_file
 
 import xai_abn
-from xai_abn.errors import CheckpointError, InvalidInputError, OutputError, UnknownNameError, WeightsError
+from xai_abn.errors import (
+    CheckpointError,
+    InvalidInputError,
+    OutputError,
+    UnknownNameError,
+    UnsupportedModelError,
+    WeightsError,
+)
 from xai_abn.models.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
 from xai_abn.preprocess import Preprocess
+from xai_abn.training.state import save_state
 
 CONFIG = CheckpointConfig(
     backbone="torchvision:resnet18",
@@ -160,6 +168,27 @@ def test_models_with_weights_of_their_own_take_none(tmp_path):
     """weights= for a shipped model is a mistake."""
     with pytest.raises(InvalidInputError, match="its own weights"):
         xai_abn.load_model("lite0", weights="random")
+    with pytest.raises(InvalidInputError, match=r"own\.safetensors holds its own weights"):
+        xai_abn.load_model(tmp_path / "own.safetensors", weights="random")
+
+
+def test_the_state_of_a_run_is_no_model(tmp_path):
+    """It says what it is."""
+    save_state(tmp_path / "state.safetensors", {"network": {"a": torch.zeros(1)}}, {})
+    with pytest.raises(CheckpointError, match="what a run goes on from, no model"):
+        xai_abn.load_model(tmp_path / "state.safetensors")
+
+
+def test_a_map_that_is_not_used_is_not_shown_as_the_answers(tmp_path, inputs):
+    """Of the control without a map, ABN's map was never trained: it is refused, and not the default."""
+    torch.manual_seed(0)
+    made = xai_abn.abn_from(torchvision.models.resnet18(num_classes=4), mechanism="auxiliary")
+    assert not made.uses_map
+    model = xai_abn.wrap(made, preprocess=Preprocess(size=64))
+    with pytest.raises(UnsupportedModelError, match="is not used and was not trained"):
+        xai_abn.explain(model, inputs[0], "abn")
+    assert list(xai_abn.explain(model, inputs[0])[0]) == ["grad-cam"]
+    assert "abn-class" in xai_abn.explain(model, inputs[0], "abn-class")[0]
 
 
 def test_pretrained_weights_that_cannot_be_had_say_what_to_do(monkeypatch):

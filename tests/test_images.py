@@ -49,6 +49,19 @@ def test_a_truncated_file_is_refused(tmp_path, photo, name):
         load_image(path)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("Failed to decode frame 0"), TypeError("Missing dimensions")])
+def test_whatever_a_decoder_raises_means_a_damaged_file(tmp_path, photo, error, monkeypatch):
+    """Pillow's AVIF and TIFF decoders raise such errors at damaged files."""
+
+    def load(self):
+        raise error
+
+    path = saved(tmp_path, Image.fromarray(photo), "photo.bmp")
+    monkeypatch.setattr("PIL.BmpImagePlugin.BmpImageFile.load", load)
+    with pytest.raises(ImageLoadError, match=f"damaged or cut short.*{error}"):
+        load_image(path)
+
+
 def test_random_bytes_are_refused(tmp_path):
     """Bytes that are no picture are refused."""
     path = tmp_path / "noise.png"

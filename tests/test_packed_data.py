@@ -68,6 +68,26 @@ def test_shards_are_read_in_any_order(shards):
     assert read(f"wds:{shards}").labels == ("red", "green", "blue")
 
 
+def test_the_words_of_a_name_say_what_a_shard_is_for(tmp_path):
+    """Wherever they stand; a part of a word is none."""
+    for number, name in enumerate(
+        ("set-train-0", "set-validation-0", "VAL_1", "set1k-test-00", "testimony", "pretrain")
+    ):
+        write_shard(tmp_path / f"{name}.tar", samples(range(3 * number, 3 * number + 3)))
+    data = read(f"wds:{tmp_path}")
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [9, 6, 3]
+
+
+def test_a_key_with_a_dot_is_refused_and_a_mask_passed_over(tmp_path):
+    """Members behind the first dot are kinds: one that stands for the picture would be lost silently."""
+    masks = [("000.seg.png", picture(1)), ("001.seg.png", picture(2))]
+    write_shard(tmp_path / "train-0.tar", [*samples(range(3)), *masks])
+    assert len(read(f"wds:{tmp_path}").train) == 3
+    write_shard(tmp_path / "train-1.tar", [*samples(range(3, 6)), ("a.7.png", picture(7)), ("a.7.cls", b"1")])
+    with pytest.raises(DatasetError, match=r"train-1\.tar: a\.7\.png: a key ends at the first dot"):
+        read(f"wds:{tmp_path}")
+
+
 def test_damaged_shards_are_refused(shards):
     """Each message names the file, and the member where there is one."""
     shard = shards / "train-002.tar"
@@ -156,6 +176,23 @@ def test_a_hugging_face_dataset_is_read(saved):
     assert read(f"hf:{saved}#id").labels == ("0", "1", "2", "3", "4")
 
 
+def test_splits_may_number_their_classes_differently(tmp_path):
+    """Names count; hidden labels are none, also of numbers without names; what rows hold is in the fingerprint."""
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    train, test = hub_table([0, 1], [0, 1]), hub_table([2, 3], [0, 1], names=("dog", "cat"))
+    datasets.DatasetDict(train=train, Test=test).save_to_disk(tmp_path / "a")
+    data = read(f"hf:{tmp_path / 'a'}")
+    assert data.labels == ("cat", "dog")
+    assert brightness(data.test, [0, 1]) == ([2, 3], [1, 0])
+    numbers = [t.cast_column("label", datasets.Value("int32")) for t in (train, hub_table([2], [-1]))]
+    datasets.DatasetDict(train=numbers[0], test=numbers[1]).save_to_disk(tmp_path / "b")
+    assert (read(f"hf:{tmp_path / 'b'}").labels, read(f"hf:{tmp_path / 'b'}").test) == (("0", "1"), None)
+    datasets.DatasetDict(train=hub_table([0, 5], [0, 1]), Test=test).save_to_disk(tmp_path / "c")
+    assert read(f"hf:{tmp_path / 'c'}").fingerprint() != data.fingerprint()
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert read(f"hf:{tmp_path / 'moved'}").fingerprint() == data.fingerprint()
+
+
 def test_a_folder_that_datasets_loads_itself(tmp_path, monkeypatch):
     """A folder of parquet files."""
     datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
@@ -178,8 +215,19 @@ def test_a_hugging_face_dataset_without_pictures_labels_or_train_is_refused(save
     refused("no column of images; its columns are id, label", "a", train=table.remove_columns("image"))
     refused("which column holds the labels.*id, image", "b", train=table.remove_columns("label"))
     refused("no split 'train'; it has test", "c", test=table)
-    refused("2 rows of train have no 'label'", "d", train=hub_table([1, 2], [None, None]))
+    refused("train: 2 rows have no 'label'", "d", train=hub_table([1, 2], [None, None]))
     refused("class 'dog' has test pictures but no training", "e", train=hub_table([1], [0]), test=table)
+    refused("test: no column 'label', which the split train has", "f", train=table, test=table.remove_columns("label"))
+    other = hub_table([3], [1], names=("cat", "emu"))
+    refused("test: 'label' is 'emu', which is no class of the split train", "g", train=table, test=other)
+    refused(
+        "'label' is 0, which is no class", "h", train=table, test=table.cast_column("label", datasets.Value("int32"))
+    )
+    listed = datasets.Sequence(datasets.Value("int32"))
+    lists = table.remove_columns("label").add_column("label", [[0], [1]]).cast_column("label", listed)
+    refused("'label' holds lists, which are no classes", "i", train=lists)
+    with pytest.raises(DatasetError, match=r"'image' holds .*, which are no classes"):
+        read(f"hf:{tmp_path / 'g'}#image")
     with pytest.raises(DatasetError, match="cannot be loaded"):
         read(f"hf:{tmp_path / 'nothing' / 'there' / 'at all'}")
     with pytest.raises(DatasetError, match="Add #COLUMN"):

@@ -12,6 +12,7 @@ from PIL import Image
 
 import xai_abn
 from xai_abn.data import ReadOptions, read_training_data
+from xai_abn.data.class_folders import LeftAsideWarning
 from xai_abn.data.picture_split import random_part
 from xai_abn.errors import DatasetError, InvalidInputError
 from xai_abn.images import load_image
@@ -193,7 +194,14 @@ def test_folders_that_contradict_themselves_are_refused(folder, tmp_path):
         read(folder / "nothing")
     with pytest.raises(DatasetError, match="no class folders"):
         read(folder / "train" / "cat")
-    (folder / "train").rename(folder / "training")
+    (folder / "validation").rmdir()
+    (folder / "notes").mkdir()
+    with pytest.warns(LeftAsideWarning, match="not used beside train: notes"):
+        read(folder)
+    (folder / "notes").rmdir()
+    (folder / "train").rename(folder / "Training")
+    assert len(read(folder).validation)
+    (folder / "Training").rename(folder / "pictures")
     with pytest.raises(DatasetError, match="but no train folder"):
         read(folder)
 

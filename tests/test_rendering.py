@@ -11,7 +11,7 @@ from PIL import Image
 
 import xai_abn
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
-from xai_abn.rendering import COLORMAPS, overlay, sheet
+from xai_abn.rendering import COLORMAPS, _font, overlay, sheet
 
 
 @pytest.fixture
@@ -88,6 +88,13 @@ def test_wrong_options_are_refused(record):
         overlay(record, colormap="virdis")
     with pytest.raises(InvalidInputError, match="opacity"):
         overlay(record, opacity=1.5)
+
+
+@pytest.mark.parametrize("letters", ["ÄÖÜéñçşłđ", "ЖΩא"])
+def test_letters_of_other_alphabets_are_drawn_as_themselves(letters):
+    """None is the box that stands for an unknown letter, and no two look alike."""
+    masks = [bytes(_font(20).getmask(letter)) for letter in (*letters, "\uffff")]
+    assert len(set(masks)) == len(masks)
 
 
 def test_notebooks_show_the_overlay_and_the_sheet(gap_net, photo):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from xai_abn import load_model
 from xai_abn.data import read_training_data
 from xai_abn.errors import (
     CheckpointError,
+    DatasetError,
     InvalidInputError,
     NonFiniteError,
     OutputError,
@@ -36,6 +38,7 @@ from xai_abn.training.losses import classification_losses, measured_sums
 from xai_abn.training.networks import LeftOutWarning, build_network
 from xai_abn.training.ranks import synchronised
 from xai_abn.training.state import FORMAT, read_state, save_state
+from xai_abn.training.trainer import _rank
 
 CLASSES = tuple("abcdefghij")
 
@@ -55,12 +58,12 @@ def cifar(tmp_path_factory):
 
 def settings(cifar, **more):
     given = {"data": f"cifar10:{cifar}", "epochs": 2, "batch_size": 20, "log_every": 3, "maps_every": 1, "lr": 0.02}
-    return make_config({**given, "milestones": (1.5,), **more})
+    return make_config({**given, "milestones": None if more.get("epochs") == 1 else (1.5,), **more})
 
 
 def flags(cifar, output, **more):
     given = {"data": f"cifar10:{cifar}", "epochs": 2, "batch-size": 20, "log-every": 3, "lr": 0.02}
-    given |= {"save-minutes": 0, "milestones": 1.5, **more}
+    given |= {"save-minutes": 0, **({} if more.get("epochs") == 1 else {"milestones": 1.5}), **more}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     return ["train", "--output", str(output), "--quiet", *words]
 
@@ -286,6 +289,10 @@ def test_a_run_is_not_replaced_unasked(run, cifar, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
+        (
+            {"arch": "torchvision:alexnet", "mechanism": "none"},
+            InvalidInputError,
+        ),  # the first batch is too small for it
         ({"mechanism": "residul"}, UnknownNameError),
         ({"batch_size": 800}, InvalidInputError),
         ({"weights": "no.pth"}, CheckpointError),
@@ -301,6 +308,40 @@ def test_a_mistake_costs_no_earlier_run(cifar, tmp_path, wrong, error):
     with pytest.raises(error):
         train(settings(cifar, **wrong), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_training_made_stays_where_the_test_cannot_be_read(photos, tmp_path):
+    """The last epoch's network and the curves are there; with the pictures mended, resume finishes the run."""
+    (photos / "train").mkdir()
+    for label in ("red", "green", "blue"):
+        (photos / label).rename(photos / "train" / label)
+        (photos / "test" / label).mkdir(parents=True)
+        (photos / "test" / label / "t.png").write_bytes(b"broken")
+    given = {"arch": "resnet20", "mechanism": "none", "size": 32, "epochs": 1, "batch_size": 8, "workers": 0}
+    config = make_config(given, {"data": f"images:{photos}"})
+    with pytest.raises(DatasetError, match="none of 3 pictures to measure on can be read"):
+        train(config, tmp_path / "run")
+    assert load_model(tmp_path / "run" / FINAL).labels == ("blue", "green", "red")
+    assert (tmp_path / "run" / "curves.png").exists()
+    for label in ("red", "green", "blue"):
+        shutil.copy(photos / "train" / label / "0.png", photos / "test" / label / "t.png")
+    assert "test_accuracy" in train(config, tmp_path / "run", resume=True)["final"]
+
+
+def test_pictures_that_fill_no_batch_are_told(cifar, tmp_path):
+    """Many of them give a warning."""
+    config = settings(cifar, epochs=1, mechanism="none", milestones=None, batch_size=100)
+    with pytest.warns(LeftOutWarning, match="80 of 180 training pictures, others each time, are left out of an epoch"):
+        train(config, tmp_path / "run")
+
+
+def test_of_epochs_as_accurate_the_one_of_lower_loss_is_best():
+    """The first of equals is kept."""
+    one = {"validation_accuracy": 0.5, "validation_loss": 2.0}
+    assert _rank({**one, "validation_loss": 1.0}) > _rank(one)
+    assert _rank({**one, "validation_accuracy": 0.6, "validation_loss": 9.0}) > _rank(one)
+    assert not _rank(one) > _rank(one)
+    assert _rank(one) > _rank({})
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(cifar, tmp_path):
@@ -392,9 +433,11 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate(cifar, tmp_path):
         train(config, tmp_path / "run")
     groups, record = read_state(tmp_path / "run" / STATE)
     assert f" step {record['position']['step'] + 1} " in str(caught.value)
-    with pytest.raises(NonFiniteError) as late:  # the rate is that step's, also where it is found out later
+    with pytest.raises(NonFiniteError) as late:
         train(dataclasses.replace(config, log_every=50), tmp_path / "late")
-    assert str(late.value).partition(";")[0] == str(caught.value).partition(";")[0]
+    for error in (caught, late):  # the rate is that step's, also where it is found out later
+        found = re.search(r" step (\d+) .* learning rate (\S+);", str(error.value))
+        assert found[2] == f"{config.rate((int(found[1]) - 1) / 9):.4g}"
     assert all(value.isfinite().all() for value in groups["network"].values())
 
 
@@ -429,6 +472,10 @@ def test_settings_come_from_flags_then_file_then_recipe(cifar):
     assert make_config({"data": "x:y"}, preset="published").drops == (150, 225)
     assert make_config({"data": "x:y", "epochs": 30}, preset="published").drops == (15.0, 22.5)
     assert make_config({"data": "x:y", "epochs": 30, "milestones": (9,)}, preset="published").drops == (9,)
+    assert make_config({"data": "x:y", "epochs": 30, "milestones": (9,)}, {"epochs": 10}).drops == (3,)
+    assert make_config({"data": "x:y", "milestones": (9,)}, {"epochs": 10}).drops == (9,)
+    saved = {"data": "x:y", "arch": "resnet50", "epochs": 90, "milestones": None}
+    assert make_config(saved, preset="published").drops == (31, 61)
 
 
 @pytest.mark.parametrize(
@@ -468,6 +515,10 @@ def test_the_learning_rate_follows_its_schedule():
         ({"warmup": -3.0}, InvalidInputError, "warmup must be a finite number, not negative"),
         ({"attention_weight": -5.0}, InvalidInputError, "attention_weight"),
         ({"maps_every": -1}, InvalidInputError, "maps_every"),
+        ({"milestones": (1.0, 2.0)}, InvalidInputError, "milestones must lie within the 2 epochs"),
+        ({"milestones": (-1.0,)}, InvalidInputError, "milestones must lie within the 2 epochs"),
+        ({"warmup": 5.0}, InvalidInputError, "warmup and milestones must lie within"),
+        ({"seed": 10**23}, InvalidInputError, "seed must be a number from 0"),
         ({"milestones": 5}, InvalidInputError, "milestones must be a list of numbers"),
         ({"nesterov": True, "momentum": 0.0}, InvalidInputError, "nesterov needs momentum"),
         ({"mechanism": "none", "area_weight": 1.0}, InvalidInputError, "area_weight is for an attention branch"),

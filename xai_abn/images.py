@@ -96,7 +96,7 @@ def _decoded(file: BinaryIO, text: str) -> LoadedImage:
         raise ImageLoadError(f"{text}: not a picture in a format that can be read{_looks_like(file)}") from error
     except Image.DecompressionBombError as error:
         raise ImageLoadError(f"{text}: too large to be a photo ({error}); shrink it first") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    except Exception as error:  # the decoders of the formats raise whatever they stumble over
         raise ImageLoadError(f"{text}: damaged or cut short ({error})") from error
 
 

@@ -134,7 +134,7 @@ def make_explainers(
         InvalidInputError: no method, or one twice.
     """
     if methods is None:
-        methods = "abn" if model.is_abn else "grad-cam"
+        methods = "abn" if model.looks else "grad-cam"
     wanted = [methods] if isinstance(methods, (str, Explainer)) else list(methods)
     made = [m if isinstance(m, Explainer) else get(m)(layer=layer) for m in wanted]
     keys = [m.name for m in made]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -164,10 +167,16 @@ def _colour_bar(
         return
     ramp = np.repeat(np.linspace(0, 1, width, dtype=np.float32)[None], 10, axis=0)
     page.paste(Image.fromarray(_colours(ramp, colormap)), (left, top))
-    font = ImageFont.load_default(12)
+    font = _font(12)
     low, high = f"{explanation.map.min():.3g}", f"{explanation.map.max():.3g}"
     draw.text((left, top + 13), low, _PALE, font)
     draw.text((left + width - draw.textlength(high, font), top + 13), high, _PALE, font)
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Return a font with the letters of most alphabets; Pillow's own has no accents."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def _write(
@@ -179,7 +188,7 @@ def _write(
     fill: tuple[int, int, int],
 ) -> None:
     """Write one line, shortened with an ellipsis where it is too long."""
-    font = ImageFont.load_default(size)
+    font = _font(size)
     if draw.textlength(text, font) > width:
         while text and draw.textlength(text + "…", font) > width:
             text = text[:-1]

@@ -192,6 +192,25 @@ def test_dilation_keeps_what_the_stage_computes(backbone):
         torch.testing.assert_close(branch.stage(features)[:, :, ::2, ::2], parts.last_stage(features))
 
 
+@pytest.mark.parametrize("spec", ["torchvision:shufflenet_v2_x0_5", "timm:mobileone_s0", "timm:fasternet_t0"])
+def test_dilation_follows_the_way_through_parallel_branches(spec):
+    """Strides side by side count once, whatever the order in which the network was written down."""
+    torch.manual_seed(0)
+    module = xai_abn.load_model(spec, weights="random").module
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 1.5)
+    parts = split_classifier(module, input_size=128)
+    stage = xai_abn.abn_from(module, input_size=128).attention_branch.stage
+    with torch.no_grad():
+        features = parts.feature_extractor(torch.randn(2, 3, 128, 128))
+        small, large = parts.last_stage(features), stage(features)
+    size = (small - large[:, :, ::2, ::2]).abs().mean() / small.abs().mean()
+    assert large.shape[2] == features.shape[2] == 2 * small.shape[2]
+    assert float(size) < 1e-5
+
+
 FAMILIES = [
     "torchvision:densenet121",
     "torchvision:vgg11_bn",

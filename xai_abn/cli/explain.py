@@ -161,9 +161,15 @@ def _report(records: list[dict[str, Any]]) -> None:
         print_table(("label", "probability", "method", "layer", "file", "time"), rows, right=("probability", "time"))
     for r in records:
         if r["flaw"]:
-            typer.echo(f"warning: {r['source']}: the {r['method']} map is {r['flaw']}, so no map is drawn", err=True)
+            typer.echo(
+                f"warning: {r['source']}: the {r['method']} map{_of(r)} is {r['flaw']}, so no map is drawn", err=True
+            )
     for source, note in dict.fromkeys((r["source"], n) for r in records for n in r["notes"]):
         typer.echo(f"note: {source}: {note}", err=True)
+
+
+def _of(record: dict[str, Any]) -> str:
+    return f" of {record['label']}" if record["class_specific"] else ""
 
 
 def _finish(failures: list[tuple[str, str]], total: int) -> None:

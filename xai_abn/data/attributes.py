@@ -101,6 +101,10 @@ def _read_csv(path: Path) -> _Table:
     name = next((name for name in _FILE if name in header), None)
     if name is None:
         raise DatasetError(f"{path}: no column 'file'; its columns are {', '.join(header) or 'none'}")
+    if "" in header:
+        raise DatasetError(
+            f"{path}: column {header.index('') + 1} has no name; name it, or leave it out (an index, say)"
+        )
     if len(set(header)) < len(header):
         raise DatasetError(f"{path}: a column is there twice: {_first_twice(header)!r}")
     for line, row in numbered[1:]:
@@ -177,14 +181,15 @@ def _values(table: _Table) -> Tensor:
 
 def _located(table: _Table, root: Path) -> list[str]:
     """Return the files' paths."""
-    if len(set(table.files)) < len(table.files):
-        raise DatasetError(f"{table.source}: a file is listed twice: {_first_twice(table.files)}")
     places = [os.path.join(root, folder) for folder in _FOLDERS]
     found = [next((p for f in places if os.path.isfile(p := os.path.join(f, file))), "") for file in table.files]
     if "" in found:
         raise DatasetError(
             f"{table.source}: {found.count('')} files are listed but absent, such as {table.files[found.index('')]}"
         )
+    paths = [os.path.normpath(path) for path in found]
+    if len(set(paths)) < len(paths):
+        raise DatasetError(f"{table.source}: a file is listed twice: {_first_twice(paths)}")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -11,7 +12,13 @@ from xai_abn.data.training_data import ReadOptions, TrainingData, training_data
 from xai_abn.errors import DatasetError, ImageLoadError
 from xai_abn.images import EXTENSIONS, find_images
 
-_VALIDATION = ("val", "valid", "validation")
+#: What folders of a data set are called, in upper or lower case.
+_PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_PARTS |= dict.fromkeys(("val", "valid", "validation"), "validation")
+
+
+class LeftAsideWarning(UserWarning):
+    """Given when folders of a data set are not used."""
 
 
 @training_data.register("images")
@@ -19,9 +26,10 @@ def read_class_folders(place: str, options: ReadOptions = ReadOptions()) -> Trai
     """Read pictures whose folder is their class.
 
     Args:
-        place: a folder with ``train/<class>/``, and ``val/<class>/`` (or ``valid/``, ``validation/``) and
-            ``test/<class>/`` if there are such pictures, in upper or lower case; or with ``<class>/`` alone. Pictures
-            may lie deeper in a class's folder. Names that start with a dot are passed over.
+        place: a folder with ``train/<class>/`` (or ``training/``), and ``val/<class>/`` (or ``valid/``,
+            ``validation/``) and ``test/<class>/`` (or ``testing/``) if there are such pictures, in upper or lower case;
+            or with ``<class>/`` alone. Pictures may lie deeper in a class's folder. Names that start with a dot are
+            passed over; other folders beside ``train`` are, with a warning.
         options: see :class:`ReadOptions`.
 
     Raises:
@@ -43,18 +51,21 @@ def read_class_folders(place: str, options: ReadOptions = ReadOptions()) -> Trai
 
 def _parts(root: Path) -> dict[str, Path]:
     """Return the folders of the training, validation and test pictures."""
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in ("train", *_VALIDATION, "test")]
-    present = {p.name.lower(): p for p in folders}
-    if len(present) < len(folders):
-        raise DatasetError(f"{root}: it has {' and '.join(p.name for p in folders)}, alike but for their case")
-    if "train" not in present:
-        if present:
-            raise DatasetError(f"{root}: it has {' and '.join(present)} but no train folder")
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    present: dict[str, Path] = {}
+    for folder in folders:
+        part = _PARTS.get(folder.name.lower())
+        if part is not None and present.setdefault(part, folder) is not folder:
+            raise DatasetError(f"{root}: it has both {present[part].name} and {folder.name}; keep one of them")
+    if not present:
         return {"train": root}
-    several = [name for name in _VALIDATION if name in present]
-    if len(several) > 1:
-        raise DatasetError(f"{root}: it has both {' and '.join(several)}; keep one of them")
-    return {"validation" if name in _VALIDATION else name: folder for name, folder in present.items()}
+    if "train" not in present:
+        raise DatasetError(f"{root}: it has {' and '.join(p.name for p in present.values())} but no train folder")
+    aside = [p.name for p in folders if p not in present.values()]
+    if aside:
+        told = f"{root}: not used beside {present['train'].name}: {', '.join(aside[:5])}{', ...' if aside[5:] else ''}"
+        warnings.warn(LeftAsideWarning(told), stacklevel=3)
+    return present
 
 
 def _by_class(folder: Path) -> dict[str, list[str]]:

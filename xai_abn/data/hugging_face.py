@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 
 from xai_abn.data.picture_split import Parts, picture_data
-from xai_abn.data.training_data import ReadOptions, TrainingData, training_data
+from xai_abn.data.training_data import ReadOptions, TrainingData, digest, training_data
 from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError
 from xai_abn.images import LoadedImage, decode_image, load_image
 
 _PARTS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+#: Of how many rows the fingerprint knows what they hold.
+_HASHED = 64
 _SAVED = ("dataset_dict.json", "state.json")
 
 
@@ -36,7 +39,11 @@ class _Rows:
         return decode_image(cell["bytes"], source) if cell["bytes"] is not None else load_image(cell["path"])
 
     def fingerprint(self) -> str:
-        return f"{self.column} {len(self.rows)}"  # what a row holds is not known without reading it
+        """Return a hash of some rows, evenly over all; reading all would take long."""
+        some = torch.linspace(0, len(self) - 1, min(_HASHED, len(self))).long().tolist()
+        cells = [self.rows[index][self.column] or {} for index in some]
+        held = [c.get("bytes") or os.fsencode(Path(c.get("path") or "").name) for c in cells]
+        return digest(f"{self.column} {len(self)}".encode(), *held)
 
 
 @training_data.register("hf")
@@ -62,22 +69,47 @@ def read_hugging_face(place: str, options: ReadOptions = ReadOptions()) -> Train
     if "train" not in tables:
         raise DatasetError(f"hf:{name}: no split 'train'; it has {', '.join(tables)}")
     image, label = _columns(tables["train"].features, wanted, f"hf:{name}")
-    values = {key: list(table[label]) for key, table in tables.items() if key in _PARTS}
-    missing = next((key for key, column in values.items() if None in column), None)
-    if missing is not None:
-        raise DatasetError(f"hf:{name}: {values[missing].count(None)} rows of {missing} have no {label!r}")
-    known = getattr(tables["train"].features[label], "names", None)
-    names = known or sorted({value for column in values.values() for value in column})
+    values = {key: _labels(table, image, label, f"hf:{name}/{key}") for key, table in tables.items() if _part(key)}
+    values = {key: column for key, column in values.items() if _part(key) != "test" or set(column) != {-1}}
+    names = getattr(tables["train"].features[label], "names", None) or sorted(
+        {value for column in values.values() for value in column}, key=lambda value: (str(type(value)), value)
+    )
     number = {value: i for i, value in enumerate(names)}
     parts: Parts = {}
     for key, column in values.items():
-        targets = torch.tensor(column if known else [number[value] for value in column])
-        if key == "test" and len(targets) and bool((targets == -1).all()):
-            continue
-        if _PARTS[key] in parts:
-            raise DatasetError(f"hf:{name}: it has two splits for {_PARTS[key]}; keep one of them")
-        parts[_PARTS[key]] = _Rows(_undecoded(tables[key], image), image, f"hf:{name}/{key}"), targets
+        unknown = next((value for value in column if value not in number), None)
+        if unknown is not None:
+            raise DatasetError(f"hf:{name}/{key}: {label!r} is {unknown!r}, which is no class of the split train")
+        if _part(key) in parts:
+            raise DatasetError(f"hf:{name}: it has two splits for {_part(key)}; keep one of them")
+        targets = torch.tensor([number[value] for value in column])
+        parts[_part(key)] = _Rows(_undecoded(tables[key], image), image, f"hf:{name}/{key}"), targets
     return picture_data(f"hf:{place}", tuple(map(str, names)), parts, options)
+
+
+def _part(key: str) -> str:
+    """Return what a split is for, or nothing."""
+    return _PARTS.get(key.lower(), "")
+
+
+def _labels(table: Any, image: str, label: str, source: str) -> list[Any]:
+    """Return a split's labels: names of classes where it has them, else numbers or words; -1 where it hides them.
+
+    Splits may number the same classes in different orders.
+    """
+    for wanted in (image, label):
+        if wanted not in table.features:
+            raise DatasetError(f"{source}: no column {wanted!r}, which the split train has")
+    column = list(table[label])
+    if None in column:
+        raise DatasetError(f"{source}: {column.count(None)} rows have no {label!r}")
+    odd = next((value for value in column if not isinstance(value, (int, str))), None)
+    if odd is not None:
+        raise DatasetError(
+            f"{source}: {label!r} holds {type(odd).__name__}s, which are no classes; name another column"
+        )
+    names = getattr(table.features[label], "names", None)
+    return [value if names is None or value == -1 else names[value] for value in column]
 
 
 def _loaded(name: str) -> Mapping[str, Any]:

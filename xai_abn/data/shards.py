@@ -21,8 +21,8 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 #: A tar file ends with at least so many zero bytes.
 _END = 1024
-#: Beginnings of the names of shards that are not for training.
-_PARTS = {"val": "validation", "test": "test"}
+#: Words in the names of shards, the first that fits.
+_PARTS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,15 @@ def read_shards(place: str, options: ReadOptions = ReadOptions()) -> TrainingDat
     The files are indexed once, then pictures are read in place in any order, so that a run can be resumed.
 
     Args:
-        place: a folder of ``.tar`` files, or a pattern with ``*``, ``{000..009}`` and ``{a,b}``. Files whose name
-            begins with ``val`` or ``test`` are for that, the others for training. Names of the classes are the lines
-            of ``classes.txt`` beside the first file; else they are called by their numbers.
+        place: a folder of ``.tar`` files, or a pattern with ``*``, ``{000..009}`` and ``{a,b}``. Files whose name has
+            the word ``val``, ``valid``, ``validation`` or ``test``, and not ``train``, are for that, the others for
+            training. Names of the classes are the lines of ``classes.txt`` beside the first file; else they are
+            called by their numbers.
         options: see :class:`ReadOptions`.
 
     Raises:
-        DatasetError: no such file, a compressed, damaged or cut one, a key twice, a picture without a class or the
-            other way round, a class that is no number.
+        DatasetError: no such file, a compressed, damaged or cut one, a key twice or with a dot in it, a picture
+            without a class or the other way round, a class that is no number.
     """
     shards = _expanded(place)
     parts: Parts = {}
@@ -86,8 +87,9 @@ def _labels(path: Path, parts: Parts) -> tuple[str, ...]:
 
 
 def _part(shard: str) -> str:
-    """Return what a shard is for, by the beginning of its name."""
-    return next((part for start, part in _PARTS.items() if Path(shard).name.startswith(start)), "train")
+    """Return what a shard is for, by the words of its name."""
+    words = re.split(r"[^a-z]+", Path(shard).stem.lower())
+    return next((part for word, part in _PARTS.items() if word in words), "train")
 
 
 def _expanded(place: str) -> list[str]:
@@ -122,6 +124,7 @@ def _indexed(shard: str) -> list[tuple[int, int, str, int]]:
     """Return where a shard's pictures begin, how long they are, their names and their classes."""
     pictures: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, tarfile.TarInfo] = {}
+    others: dict[str, str] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in (m for m in tar if m.isfile()):
@@ -129,6 +132,8 @@ def _indexed(shard: str) -> list[tuple[int, int, str, int]]:
                 stem, _, ending = name.partition(".")
                 key = f"{folder}/{stem}".strip("/")
                 if f".{ending.lower()}" not in EXTENSIONS and ending != "cls":
+                    if Path(name).suffix.lower() in EXTENSIONS:  # a mask, say, or a key with a dot in it
+                        others[key] = member.name
                     continue
                 of_kind = labels if ending == "cls" else pictures
                 if of_kind.setdefault(key, member) is not member:
@@ -140,6 +145,9 @@ def _indexed(shard: str) -> list[tuple[int, int, str, int]]:
                 raise tarfile.ReadError("it ends without an end mark, so it is cut short")
     except (OSError, tarfile.TarError) as error:
         raise DatasetError(f"{shard}: not a readable tar file, or compressed ({error})") from error
+    lost = sorted(set(others) - set(pictures))
+    if lost:
+        raise DatasetError(f"{shard}: {others[lost[0]]}: a key ends at the first dot; leave dots out of the names")
     alone = sorted(set(pictures) ^ set(classes))
     if alone:
         raise DatasetError(f"{shard}: {alone[0]} has no {'class' if alone[0] in pictures else 'picture'}")

@@ -56,6 +56,15 @@ class ABN(_AttentionBranchMap):
     class_specific = False
     source = "Fukui et al., CVPR 2019"
 
+    def check(self, model: ModelAdapter) -> None:
+        """Refuse a network whose map is not used, too: nothing taught it where to be high."""
+        super().check(model)
+        if not model.looks:
+            raise UnsupportedModelError(
+                f"the map of {model.name} is not used and was not trained (mechanism auxiliary); use abn-class for its "
+                "attention branch, or grad-cam"
+            )
+
     def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return M, (N, h, w), whatever the ``targets``; of a multi-task ABN theirs."""
         assert forward_pass.attention_map is not None  # check() refused other models

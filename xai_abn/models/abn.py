@@ -226,6 +226,11 @@ class AttentionBranchNetwork(nn.Module):
         """Whether attention maps lie in [0, 1]."""
         return True
 
+    @property
+    def uses_map(self) -> bool:
+        """Whether the answer depends on the attention map, which with the mechanism ``"auxiliary"`` it does not."""
+        return not any(isinstance(part, Auxiliary) for part in self.mechanism.modules())
+
     def perceive(self, features: Tensor, attention_map: Tensor) -> Tensor:
         """Return logits (N, K) of features (N, C, h, w) looked at through a map (N, 1, h, w)."""
         return self.perception_branch(self.mechanism(features, attention_map))

@@ -79,6 +79,11 @@ class ModelAdapter:
         return f"ModelAdapter({self.name!r}, {type(self.module).__name__})"
 
     @property
+    def looks(self) -> bool:
+        """Whether the model is an ABN whose answer depends on its attention map."""
+        return isinstance(self.module, AttentionBranchNetwork) and self.module.uses_map
+
+    @property
     def is_abn(self) -> bool:
         """Whether the network has an attention branch."""
         return isinstance(self.module, AttentionBranchNetwork)

@@ -95,7 +95,10 @@ def read_checkpoint(path: str | Path) -> tuple[CheckpointConfig, dict[str, Tenso
         CheckpointError: missing, damaged, of another kind, or of a newer format.
     """
     header, state = read_tensors(path)
-    if header.get("format") != FORMAT:
+    kind = header.get("format", "")
+    if kind.startswith("xai-abn-") and kind != FORMAT:
+        raise CheckpointError(f"{path}: what a run goes on from, no model; the model is in another file beside it")
+    if kind != FORMAT:
         raise CheckpointError(
             f"{path}: weights without a description; load them with load_model('timm:NAME', weights={str(path)!r})"
         )

@@ -78,7 +78,7 @@ def export_onnx(model: ModelAdapter, path: str | Path, *, check: bool = True) ->
                 differences = _write(network, model, draft, [(side, side), (side + 32, side), (side, side + 64)], check)
                 return OnnxExport(path, network.names, True, differences)
             except UnsupportedModelError as error:
-                why_fixed = error.line
+                why_fixed = f"with other sizes, {error.line}"
         differences = _write(network, model, draft, [(side, side)], check)
         return OnnxExport(path, network.names, False, differences, why_fixed)
 
@@ -177,7 +177,9 @@ def _differences(network: _Outputs, content: bytes, sizes: Sequence[tuple[int, i
 
     largest = dict.fromkeys(network.names, 0.0)
     try:
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # errors are raised, too
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         for batch, size in [(3, sizes[0]), *((1, size) for size in sizes)]:
             images = _noise(batch, size)
             answers = session.run(None, {INPUT: images.numpy()})

@@ -168,8 +168,15 @@ def _node_shapes(backbone: nn.Module, graph: fx.Graph, sample: Tensor) -> dict[f
 
     shapes: dict[fx.Node, tuple[int, ...]] = {}
     parameter = next(backbone.parameters())
-    with evaluating(backbone), torch.no_grad():
-        Recorder(fx.GraphModule(backbone, graph)).run(sample.to(parameter))
+    try:
+        with evaluating(backbone), torch.no_grad():
+            Recorder(fx.GraphModule(backbone, graph)).run(sample.to(parameter))
+    except Exception as error:  # of whatever the network computes
+        reason = str(error).partition("\n")[0]
+        raise UnsupportedModelError(
+            f"what torch.fx traced of {type(backbone).__name__} does not run ({reason}); build AttentionBranchNetwork "
+            "from parts of your own"
+        ) from error
     return shapes
 
 
@@ -238,8 +245,8 @@ def abn_from(
             the block before the last two, such as ``"blocks.9"``.
         input_size: height and width of the blank image used to find shapes; a Vision Transformer needs none.
         dilate: give the convolutions behind the removed stride twice the dilation, so that they see
-            at every position what they were trained to see (Yu et al., 2017). The released code,
-            which trains from scratch, does not; pass False for its exact branch.
+            at every position what they were trained to see (Yu et al., 2017); poolings stay as they are. The released
+            code, which trains from scratch, does not; pass False for its exact branch.
         smoothing: how many times to average the map over 3x3 neighbours; 0 as published.
         stage: name of the module that ends the last stage; default: see :func:`split_classifier`.
         start: ``"classifier"`` sets the branch from the backbone's stage and classifier; ``"random"`` draws it
@@ -280,7 +287,10 @@ def abn_from(
     parts = split_classifier(backbone, layer, input_size, stage)
     classifier = find_classifier(backbone)
     last_stage = copy.deepcopy(parts.last_stage)
-    _remove_stride(last_stage, dilate)
+    sample = torch.zeros(1, 3, input_size, input_size).to(next(backbone.parameters()))
+    with evaluating(parts.feature_extractor), torch.no_grad():
+        features = parts.feature_extractor(sample)
+    _remove_stride(last_stage, features, dilate)
     kind, branch = _kind_and_branch(maps, last_stage, parts.stage_channels, classifier.out_features, smoothing)
     start_branch(branch, classifier, mechanism, start)
     network = kind(
@@ -290,16 +300,15 @@ def abn_from(
         mechanism=combine(parts.channels),
     )
     network = network.to(next(backbone.parameters())).eval()
-    _check_runs(network, input_size, parts.layer)
+    _check_runs(network, sample, parts.layer)
     return network
 
 
-def _check_runs(network: AttentionBranchNetwork, input_size: int, layer: str) -> None:
-    sample = torch.zeros(1, 3, input_size, input_size).to(next(network.parameters()))
+def _check_runs(network: AttentionBranchNetwork, sample: Tensor, layer: str) -> None:
     try:
         with torch.no_grad():
             network(sample)
-    except RuntimeError as error:
+    except Exception as error:  # of whatever the network asserts
         raise UnsupportedModelError(
             f"the stage behind {layer!r} does not run without its stride ({error}); "
             "name another layer, or build AttentionBranchNetwork from parts of your own"
@@ -350,24 +359,47 @@ def _initialise_from_classifier(branch: AttentionBranch, classifier: nn.Linear, 
         branch.bn_att3.bias.fill_(map_bias)
 
 
-def _remove_stride(stage: nn.Module, dilate: bool) -> None:
-    """Make the stage keep its input's size, in place; dilate the convolutions behind each removed stride."""
-    rate = 1
+def _remove_stride(stage: nn.Module, features: Tensor, dilate: bool) -> None:
+    """Make the stage keep its input's size, in place.
+
+    Args:
+        stage: the last stage as it was.
+        features: what it gets, (1, C, h, w).
+        dilate: give each convolution as much more dilation as its input has become larger.
+    """
+    rates = {name: round(features.shape[2] / height) for name, height in _input_heights(stage, features).items()}
     for name, module in list(stage.named_modules()):
-        if not isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+        if not isinstance(module, _Window):
             continue
-        kernel, stride = _pair(module.kernel_size), _pair(module.stride)
+        rate = rates.get(name, 1) if dilate and max(_pair(module.kernel_size)) > 1 else 1
         if isinstance(module, nn.Conv2d) and rate > 1 and isinstance(module.padding, tuple):
             module.dilation = tuple(rate * d for d in module.dilation)
             module.padding = tuple(rate * p for p in module.padding)
-        if max(stride) == 1:
+        if max(_pair(module.stride)) == 1:
             continue
         module.stride = (1, 1)
         spread = [(_span(module, axis) - 1, _pair(module.padding)[axis]) for axis in (0, 1)]
         if any(extra != 2 * pad for extra, pad in spread) and not isinstance(module, Conv2dSame):
             _pad_to_same_size(stage, name, module, spread)
-        if dilate and max(kernel) > 1:
-            rate *= max(stride)
+
+
+def _input_heights(stage: nn.Module, features: Tensor) -> dict[str, int]:
+    """Return how high the input of each convolution and pooling is, by its name."""
+    heights: dict[str, int] = {}
+
+    def note(name: str, inputs: tuple[Tensor, ...]) -> None:
+        if inputs:
+            heights.setdefault(name, inputs[0].shape[2])
+
+    windows = [(name, module) for name, module in stage.named_modules() if isinstance(module, _Window)]
+    hooks = [m.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs)) for name, m in windows]
+    try:
+        with evaluating(stage), torch.no_grad():
+            stage(features)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return heights
 
 
 def _span(module: _Window, axis: int) -> int:

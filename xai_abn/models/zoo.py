@@ -66,6 +66,8 @@ def load_model(
             raise InvalidInputError(f"{text} has its own weights; weights= is for timm: and torchvision: models")
         adapter = _built(text)
     elif Path(text).suffix == ".safetensors" or Path(text).is_file():
+        if weights is not None:
+            raise InvalidInputError(f"{text} holds its own weights; weights= is for timm: and torchvision: models")
         adapter = load_checkpoint(text)
     else:
         hint = "Or give timm:NAME, torchvision:NAME or the path of a .safetensors checkpoint."

@@ -36,7 +36,7 @@ class TrainConfig:
         size: height and width of the pictures; None for what the architecture was designed for, or, where the data has
             one size, that.
         weights: file with weights of the backbone to start from, or None to start from random ones.
-        epochs: passes over the training pictures.
+        epochs: passes over the training pictures, but for those, others each time, that fill no batch.
         batch_size: pictures a step, of all ranks together.
         lr: peak learning rate of SGD.
         momentum: of SGD, in [0, 1).
@@ -108,6 +108,12 @@ class TrainConfig:
             if value is not None and not 0 <= value < below:
                 wanted = f"in [0, {below})" if name in shares else "a finite number, not negative"
                 raise InvalidInputError(f"{name} must be {wanted}, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise InvalidInputError(f"seed must be a number from 0 to 2**63 - 1, got {self.seed}")
+        if self.warmup > self.epochs or not all(0 <= drop < self.epochs for drop in self.drops):
+            raise InvalidInputError(
+                f"warmup and milestones must lie within the {self.epochs} epochs, got {self.warmup} and {self.drops}"
+            )
         if not 0 < self.gamma <= 1:
             raise InvalidInputError(f"gamma must be in (0, 1], got {self.gamma}")
         self._check_pairs()
@@ -142,8 +148,8 @@ def make_config(*sources: Mapping[str, Any], preset: str | None = None) -> Train
 
     Args:
         sources: settings, such as those of a file and those of the command line.
-        preset: ``"published"`` for the recipe published for the architecture, or None. With other epochs than
-            published, its drops of the rate come at the same share of them.
+        preset: ``"published"`` for the recipe published for the architecture, or None. Where a source changes the
+            epochs of an earlier one, or of the recipe, and not the milestones, these move to the same share of them.
 
     Raises:
         InvalidInputError: a setting is unknown, of a wrong type or out of range, or ``data`` is missing.
@@ -151,15 +157,21 @@ def make_config(*sources: Mapping[str, Any], preset: str | None = None) -> Train
     """
     given: dict[str, Any] = {}
     for source in sources:
-        given.update(typed_settings(TrainConfig, source))
+        given = _over(given, typed_settings(TrainConfig, source))
     if "data" not in given:
         raise InvalidInputError("no data to train on; give KIND:PLACE, such as cifar100:DIR or images:DIR")
     if preset is not None:
-        recipe = published_recipe(given.get("arch", TrainConfig.arch), preset)
-        share = given.get("epochs", recipe["epochs"]) / recipe["epochs"]
-        recipe["milestones"] = tuple(drop * share for drop in recipe["milestones"])
-        given = {**recipe, **given}
+        given = _over(published_recipe(given.get("arch", TrainConfig.arch), preset), given)
     return TrainConfig(**given)
+
+
+def _over(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with later ones before earlier ones, whose milestones move along with changed epochs."""
+    drops, epochs = earlier.get("milestones"), earlier.get("epochs")
+    if drops and later.get("milestones") is None:
+        share = later.get("epochs", epochs) / epochs if epochs else 1
+        later = {**later, "milestones": tuple(drop * share for drop in drops)}
+    return {**earlier, **later}
 
 
 _CIFAR = {"epochs": 300, "batch_size": 128, "lr": 0.1, "weight_decay": 1e-4, "milestones": (150, 225), "gamma": 0.1}

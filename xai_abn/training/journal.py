@@ -52,11 +52,7 @@ class Journal:
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise InvalidInputError("TensorBoard is not installed; pip install 'xai-abn[tensorboard]'") from error
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self._board = event_writer()(str(folder / "tensorboard"), purge_step=step + 1)
 
     @property
     def length(self) -> int:
@@ -89,6 +85,19 @@ class Journal:
             self._board.close()
 
 
+def event_writer() -> Any:
+    """Return TensorBoard's ``SummaryWriter``.
+
+    Raises:
+        InvalidInputError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InvalidInputError("TensorBoard is not installed; pip install 'xai-abn[tensorboard]'") from error
+    return SummaryWriter
+
+
 def _short(value: float) -> float:
     return value if isinstance(value, int) else float(f"{value:.6g}")
 
@@ -117,7 +126,7 @@ def draw_curves(log: Path, picture: Path) -> None:
         for name, text, style in names:
             values = [line.get(name) for line in lines]
             if any(value is not None for value in values):
-                axis.plot(epochs, [np.nan if v is None else v for v in values], style, label=text)
+                axis.plot(epochs, [np.nan if v is None else v for v in values], f"{style}.", label=text)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
         if axis.lines:

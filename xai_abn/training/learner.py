@@ -17,6 +17,10 @@ from xai_abn.training.losses import classification_losses, correct
 from xai_abn.training.ranks import share_of_batch, synchronised
 from xai_abn.training.state import optimiser_tensors, restore_optimiser
 
+_Kinds = tuple[type[Exception], ...]
+#: What timm's networks and batch normalisation raise.
+_WRONG_SIZES: _Kinds = (AssertionError, ValueError)
+
 
 class Learner:
     """All that a step changes.
@@ -63,12 +67,7 @@ class Learner:
         """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-                answer = self._wrapped(batch.images)
-        except (AssertionError, ValueError) as error:  # of timm's sizes, of batch normalisation's
-            shape = "x".join(map(str, batch.images.shape))
-            raise InvalidInputError(f"{self.config.arch} cannot learn from a batch of {shape}: {error}") from error
+        answer = self._answer(self._wrapped, batch)
         losses = classification_losses(
             answer,
             batch.targets,
@@ -86,6 +85,30 @@ class Learner:
         logits = answer.logits if isinstance(answer, ABNOutput) else answer
         right = correct(logits.detach(), batch.targets).mean() * share
         return {**losses, "accuracy": right, "skipped": torch.tensor(float(batch.skipped), device=self.device)}
+
+    def try_out(self, batch: Batch) -> None:
+        """Answer a batch as in training, and forget it.
+
+        Raises:
+            InvalidInputError: as for :meth:`step`.
+        """
+        before = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
+        self.network.train()
+        with torch.no_grad():
+            self._answer(self.network, batch, (*_WRONG_SIZES, RuntimeError))  # of sizes that become nothing, of memory
+            for buffer, value in before:
+                buffer.copy_(value)
+
+    def _answer(self, network: nn.Module, batch: Batch, errors: _Kinds = _WRONG_SIZES) -> Tensor | ABNOutput:
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+                return network(batch.images)
+        except errors as error:
+            shape = "x".join(map(str, batch.images.shape))
+            skipped = f" ({batch.skipped} more of it could not be read)" if batch.skipped else ""
+            raise InvalidInputError(
+                f"{self.config.arch} cannot learn from a batch of {shape}{skipped}: {error}"
+            ) from error
 
     def is_finite(self) -> bool:
         """Return whether no weight is NaN or infinite."""

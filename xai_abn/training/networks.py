@@ -21,7 +21,7 @@ from xai_abn.training.config import AUXILIARY, BASELINE, TrainConfig
 
 
 class LeftOutWarning(UserWarning):
-    """Given when not all of a file of weights is used."""
+    """Given when not all of a file of weights, or of the training pictures, is used."""
 
 
 def read_pictures(config: TrainConfig) -> TrainingData:

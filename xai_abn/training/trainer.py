@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from xai_abn.data.training_data import TrainingData
+from xai_abn.data.training_data import Batch, TrainingData
 from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError
 from xai_abn.files import replacing
 from xai_abn.models.abn import ABNOutput
@@ -37,10 +38,10 @@ from xai_abn.training.folder import (
     plain,
     refuse_other_settings,
 )
-from xai_abn.training.journal import Journal, draw_curves, draw_maps
+from xai_abn.training.journal import Journal, draw_curves, draw_maps, event_writer
 from xai_abn.training.learner import Learner
 from xai_abn.training.measuring import Measurer
-from xai_abn.training.networks import build_network, describe, read_pictures
+from xai_abn.training.networks import LeftOutWarning, build_network, describe, read_pictures
 from xai_abn.training.state import read_state, save_state
 
 #: Called with the steps done, all steps, and a few words.
@@ -113,7 +114,9 @@ def train(
         run = _Run(config, folder, data, network, accelerator, progress, command)
         if going_on:
             run.restore()
-        accelerator.wait_for_everyone()  # each rank has looked at the folder before one changes it
+        else:
+            run.try_out()
+        accelerator.wait_for_everyone()  # nothing is changed before each rank has found all of this good
         if accelerator.is_main_process:
             (go_on if going_on else begin)(folder, config, command)
         accelerator.wait_for_everyone()
@@ -141,6 +144,12 @@ class _Run:
                 f"a batch of {config.batch_size} does not fit {self.ranks} ranks and {len(data.train)} training "
                 "pictures; it must be a multiple of the ranks and no larger than the data"
             )
+        left_out = len(data.train) % config.batch_size
+        if self.leads and left_out > len(data.train) / 10:
+            told = f"{left_out} of {len(data.train)} training pictures, others each time, are left out of an epoch"
+            warnings.warn(LeftOutWarning(f"{told}: they fill no batch of {config.batch_size}"), stacklevel=3)
+        if config.tensorboard:
+            event_writer()  # found out now: is it installed?
         self.learner = Learner(network, config, accelerator)
         self.measurer = Measurer(data, accelerator)
         self.pictures = data.fingerprint()
@@ -160,6 +169,10 @@ class _Run:
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.folder / STATE}: does not fit {self.config.arch}: {error}") from error
 
+    def try_out(self) -> None:
+        """See whether the first batch can be read and learnt from, without learning."""
+        self.learner.try_out(next(self.batches(last=1)))
+
     def to_the_end(self) -> dict[str, Any]:
         step = self.at.epoch * self.steps + self.at.step
         self.journal = Journal(self.folder, self.at.log_length, self.leads, self.config.tensorboard, step)
@@ -173,13 +186,9 @@ class _Run:
 
     def train_epoch(self) -> None:
         config, at = self.config, self.at
-        generator = torch.Generator().manual_seed(mixed_seed(config.seed, at.epoch))
-        order = torch.randperm(len(self.data.train), generator=generator)[: self.steps * config.batch_size]
-        batches = [batch.chunk(self.ranks)[self.rank] for batch in order.split(config.batch_size)][at.step :]
         self.learner.train()
         pending: list[dict[str, Tensor]] = []
-        crops = mixed_seed(config.seed, at.epoch, "pictures")
-        for batch in self.data.train.load(batches, self.learner.device, crops):
+        for batch in self.batches():
             torch.manual_seed(mixed_seed(config.seed, at.epoch, at.step, self.rank))
             values = self.learner.step(batch, self.rate(at.step))
             pending.append({name: value.detach().float() for name, value in values.items()})
@@ -187,6 +196,14 @@ class _Run:
             if at.step % config.log_every == 0 or at.step == self.steps:
                 self.take(pending)
                 pending.clear()
+
+    def batches(self, last: int | None = None) -> Iterator[Batch]:
+        """Yield this rank's part of the epoch's batches from here on, at most up to batch ``last``."""
+        config, at = self.config, self.at
+        generator = torch.Generator().manual_seed(mixed_seed(config.seed, at.epoch))
+        order = torch.randperm(len(self.data.train), generator=generator)[: self.steps * config.batch_size]
+        mine = [batch.chunk(self.ranks)[self.rank] for batch in order.split(config.batch_size)][at.step : last]
+        yield from self.data.train.load(mine, self.learner.device, mixed_seed(config.seed, at.epoch, "pictures"))
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step of this epoch, counted from 0."""
@@ -229,11 +246,11 @@ class _Run:
             found = self.measurer.accuracies(self.learner.measured, validation)
             line |= {f"validation_{name}": value for name, value in found.items()}
         self.journal.write("epoch", (at.epoch + 1) * self.steps, line)
-        if validation is not None and line["validation_accuracy"] > at.best.get("validation_accuracy", -1.0):
+        if validation is not None and _rank(line) > _rank(at.best):
             at.best = {k: v for k, v in line.items() if k == "epoch" or k.startswith("validation")}
             self.save_model(BEST, at.best)
         every = self.config.maps_every
-        if self.leads and every and (at.epoch + 1) % every == 0:
+        if self.leads and every and ((at.epoch + 1) % every == 0 or at.epoch + 1 == self.config.epochs):
             self.draw()
         at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
         self.clock = time.monotonic()  # measuring is no training
@@ -277,6 +294,9 @@ class _Run:
         """Test the last epoch's network and the one best on validation, once."""
         network, measurer, data = self.learner.measured, self.measurer, self.data
         result = self.facts()
+        self.save_model(FINAL, {"epoch": self.config.epochs})  # whatever comes of the tests
+        if self.leads:
+            draw_curves(self.journal.path, self.folder / CURVES)
         splits = {"validation": data.validation, "test": data.test}
         for name, split in splits.items():
             if split is not None:
@@ -291,7 +311,6 @@ class _Run:
             self.load_best(network)
             result["best"] |= {f"test_{k}": v for k, v in measurer.accuracies(network, data.test).items()}
         if self.leads:
-            draw_curves(self.journal.path, self.folder / CURVES)
             with replacing(self.folder / RESULT, "result ") as draft:
                 draft.write_text(json.dumps(result, indent=1) + "\n")
         self.accelerator.wait_for_everyone()
@@ -320,3 +339,8 @@ class _Run:
             "images_per_second": round(self.steps * config.epochs * config.batch_size / self.at.seconds, 1),
             "final": {},
         }
+
+
+def _rank(line: Mapping[str, float]) -> tuple[float, float]:
+    """Return what is larger the better an epoch is on validation: by its accuracy, then by its loss."""
+    return line.get("validation_accuracy", -1.0), -line.get("validation_loss", 0.0)
