@@ -56,7 +56,7 @@ def test_a_flawed_map_leaves_the_picture_bare(record):
     """The overlay of a flat map shows the untouched picture, and a line that says why."""
     flat = with_map(record, np.zeros((4, 4)))
     pixels = np.asarray(overlay(flat))
-    view = record.view.repeat(3, axis=0).repeat(3, axis=1)  # a picture of 64 pixels is enlarged
+    view = record.view.repeat(4, axis=0).repeat(4, axis=1)  # a picture of 64 pixels is enlarged
     height, width = view.shape[:2]
     bare = pixels[-height - 44 : -44, 14 : 14 + width]
     assert np.array_equal(bare, view)

@@ -35,7 +35,7 @@ DEFAULT_OPACITY = 0.6
 _PAPER, _INK, _PALE, _WARNING = (255, 255, 255), (24, 24, 27), (113, 113, 122), (180, 40, 40)
 _MARGIN, _LINE = 14, 22
 #: Small pictures are enlarged, pixel by pixel, to about this width, or their headings would have no place.
-_WIDTH = 200
+_WIDTH = 256
 
 
 def overlay(
