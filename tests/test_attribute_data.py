@@ -124,7 +124,8 @@ def test_validation_is_of_other_people_where_the_splits_leave_it_open(tmp_path, 
     header, *rows = path.read_text().splitlines()
     split = ["test" if int(row.split(",p")[1].split(",")[0]) >= 20 else "train" for row in rows]
     path.write_text("\n".join([f"{header},split", *(f"{r},{s}" for r, s in zip(rows, split, strict=True))]))
-    data = read(path).held_out(0.3)
+    assert read(path, validation=0.0).validation is None
+    data = read(path, validation=0.1).held_out(0.3)
     found = [
         {int(part.pictures.paths[i].split("/")[-1][:-4]) % 40 for i in part.indices}
         for part in (data.train, data.validation, data.test)

@@ -232,6 +232,9 @@ def test_two_ranks_do_what_one_does_where_pictures_are_missing(photos, tmp_path)
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         assert b["accuracy"] == pytest.approx(a["accuracy"], abs=1e-6)
     ends = [load_file(tmp_path / n / FINAL) for n in ("one", "two")]
+    auxiliary = ["--data", f"images:{photos}", "--arch", "resnet20", "--mechanism", "auxiliary", "--size", "32"]
+    auxiliary += ["--batch-size", "8", "--workers", "0", "--epochs", "1", "--quiet", "--output", str(tmp_path / "aux")]
+    call([*LAUNCHER, "-m", "xai_abn.cli", "train", *auxiliary])  # what is frozen stays so
     statistics = [name for name in ends[0] if name.endswith(("running_mean", "running_var"))]
     for name in statistics:
         torch.testing.assert_close(ends[1][name], ends[0][name], rtol=1e-3, atol=1e-5)

@@ -79,7 +79,8 @@ def explain(
         model: from :func:`xai_abn.load_model` or :func:`xai_abn.wrap`; a bare module is wrapped.
         images: one or a sequence of: path or ``"example:cat"``, Pillow image, uint8 array (H, W, 3),
             uint8 tensor (3, H, W), or normalised float tensor (3, H, W) or (N, 3, H, W), used as it is.
-        methods: names or :class:`Explainer` objects; default ``"abn"`` for an ABN, else ``"grad-cam"``.
+        methods: names or :class:`Explainer` objects; default ``"abn"`` for an ABN that uses its
+            map, else ``"grad-cam"``.
         targets: None for each picture's top-1 class, of a multi-label model for all attributes it is more likely to
             have than not, the most probable first (or the most probable alone); one for all, or one a picture: an
             index, a label or a :class:`Difference` of two classes. A list inside the list asks for several of one

@@ -211,6 +211,15 @@ def test_dilation_follows_the_way_through_parallel_branches(spec):
     assert float(size) < 1e-5
 
 
+def test_dilation_is_the_stride_also_where_small_maps_shrink_more():
+    """Without padding a 6x6 map becomes 2x2, and the stride is 2 still."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU()]
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    stage = xai_abn.abn_from(module, layer="1", input_size=12).attention_branch.stage
+    assert [m.dilation for m in stage.modules() if isinstance(m, nn.Conv2d)] == [(1, 1), (2, 2)]
+
+
 FAMILIES = [
     "torchvision:densenet121",
     "torchvision:vgg11_bn",

@@ -53,8 +53,8 @@ def read_attributes(place: str, options: ReadOptions = ReadOptions()) -> Trainin
 
     Returns:
         Targets (N, T), 0 or 1. Where a split is given, it is taken. Else, where identities are, 80 % of the people
-        are learnt from, 10 % validated and 10 % tested on, by a hash of their identity; a split without validation
-        gives a tenth of the people that are learnt from to it. Pictures that take up to
+        are learnt from, 10 % validated and 10 % tested on, by a hash of their identity; of a split without
+        validation ``options.validation`` of the people to learn from become that. Pictures that take up to
         ``MEMORY`` bytes are read once, shifted and flipped in training; others are read when needed, cropped and
         flipped.
 
@@ -69,7 +69,7 @@ def read_attributes(place: str, options: ReadOptions = ReadOptions()) -> Trainin
     if not table.files or not table.labels:
         raise DatasetError(f"{place}: no {'attributes' if table.files else 'pictures'} in it")
     values, paths = _values(table), _located(table, path.parent)
-    parts = _parts(table)
+    parts = _parts(table, options.validation)
     look = Preprocess(options.size, 1.0, INTERPOLATION, MEAN, STD)
     pictures = PictureSplit(PictureFiles(tuple(paths)), values, look, options, scale=(0.7, 1.0))
     keeps = 3 * look.size**2 * len(paths) <= MEMORY
@@ -193,12 +193,12 @@ def _located(table: _Table, root: Path) -> list[str]:
     return found
 
 
-def _parts(table: _Table) -> list[str]:
+def _parts(table: _Table, share: float) -> list[str]:
     """Return the split of each picture."""
     if table.people is None:
         return table.parts or ["train"] * len(table.files)
     if table.parts is None:
-        return _people_held_out(table, ["train"] * len(table.files), ["validation", "test"])
+        return _people_held_out(table, ["train"] * len(table.files), ["validation", "test"], 0.1)
     seen: dict[str, str] = {}
     for person, part in zip(table.people, table.parts, strict=True):
         if seen.setdefault(person, part) != part:
@@ -206,19 +206,21 @@ def _parts(table: _Table) -> list[str]:
                 f"{table.source}: identity {person!r} is in {seen[person]} and in {part}; give it to one of them, or "
                 "leave out the column of splits or of identities"
             )
-    return table.parts if "validation" in table.parts else _people_held_out(table, table.parts, ["validation"])
+    if "validation" in table.parts or not share:
+        return table.parts
+    return _people_held_out(table, table.parts, ["validation"], share)
 
 
-def _people_held_out(table: _Table, parts: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return the splits with a tenth of the people that are learnt from in each of ``names``, by a hash of them."""
+def _people_held_out(table: _Table, parts: Sequence[str], names: Sequence[str], share: float) -> list[str]:
+    """Return the splits with a share of the people that are learnt from in each of ``names``, by a hash of them."""
     assert table.people is not None  # asked for by the caller
     trained = {person for person, part in zip(table.people, parts, strict=True) if part == "train"}
     people = sorted(trained, key=lambda person: hashlib.blake2b(person.encode()).digest())
-    if len(people) <= len(names):
+    count = max(1, int(share * len(people)))
+    if len(people) <= count * len(names):
         told = f"to learn from cannot be split in {len(names) + 1} ({', '.join(['train', *names])})"
         raise DatasetError(f"{table.source}: {len(people)} identities {told}; give the splits")
-    share = max(1, len(people) // 10)
-    held = {person: name for i, name in enumerate(names) for person in people[i * share : (i + 1) * share]}
+    held = {person: name for i, name in enumerate(names) for person in people[i * count : (i + 1) * count]}
     return [held.get(person, part) for person, part in zip(table.people, parts, strict=True)]
 
 

@@ -21,8 +21,8 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 #: A tar file ends with at least so many zero bytes.
 _END = 1024
-#: Words in the names of shards, the first that fits.
-_PARTS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+#: Beginnings of words in the names of shards; the first that is there counts.
+_PARTS = {"train": "train", "val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ def read_shards(place: str, options: ReadOptions = ReadOptions()) -> TrainingDat
     The files are indexed once, then pictures are read in place in any order, so that a run can be resumed.
 
     Args:
-        place: a folder of ``.tar`` files, or a pattern with ``*``, ``{000..009}`` and ``{a,b}``. Files whose name has
-            the word ``val``, ``valid``, ``validation`` or ``test``, and not ``train``, are for that, the others for
-            training. Names of the classes are the lines of ``classes.txt`` beside the first file; else they are
-            called by their numbers.
+        place: a folder of ``.tar`` files, or a pattern with ``*``, ``{000..009}`` and ``{a,b}``. Files in whose name a
+            word begins with ``val`` or ``test``, and none with ``train``, are for that, the others for training. Names
+            of the classes are the lines of ``classes.txt`` beside the first file; else they are called by their
+            numbers. Members whose name begins with a dot are passed over.
         options: see :class:`ReadOptions`.
 
     Raises:
@@ -89,7 +89,7 @@ def _labels(path: Path, parts: Parts) -> tuple[str, ...]:
 def _part(shard: str) -> str:
     """Return what a shard is for, by the words of its name."""
     words = re.split(r"[^a-z]+", Path(shard).stem.lower())
-    return next((part for word, part in _PARTS.items() if word in words), "train")
+    return next((part for start, part in _PARTS.items() if any(word.startswith(start) for word in words)), "train")
 
 
 def _expanded(place: str) -> list[str]:
@@ -129,6 +129,8 @@ def _indexed(shard: str) -> list[tuple[int, int, str, int]]:
         with tarfile.open(shard, "r:") as tar:
             for member in (m for m in tar if m.isfile()):
                 folder, _, name = member.name.rpartition("/")
+                if name.startswith("."):
+                    continue
                 stem, _, ending = name.partition(".")
                 key = f"{folder}/{stem}".strip("/")
                 if f".{ending.lower()}" not in EXTENSIONS and ending != "cls":

@@ -242,11 +242,14 @@ class ReadOptions:
         size: height and width wanted by the network; data of one size, such as CIFAR, keeps its own.
         workers: processes that read picture files; 0 to read them in this one.
         on_unreadable: ``"skip"`` leaves a picture that cannot be read out and counts it, ``"stop"`` stops.
+        validation: share of the people to learn from who are held out, where the data names people and has a split,
+            but none for validation; 0 for none. (Where it names none, see :meth:`TrainingData.held_out`.)
     """
 
     size: int = 224
     workers: int = 2
     on_unreadable: str = "skip"
+    validation: float = 0.1
 
 
 #: Functions of a place (what stands behind the colon of ``KIND:PLACE``) and options that return the data.

@@ -367,7 +367,7 @@ def _remove_stride(stage: nn.Module, features: Tensor, dilate: bool) -> None:
         features: what it gets, (1, C, h, w).
         dilate: give each convolution as much more dilation as its input has become larger.
     """
-    rates = {name: round(features.shape[2] / height) for name, height in _input_heights(stage, features).items()}
+    rates = _input_rates(stage, features)
     for name, module in list(stage.named_modules()):
         if not isinstance(module, _Window):
             continue
@@ -381,6 +381,19 @@ def _remove_stride(stage: nn.Module, features: Tensor, dilate: bool) -> None:
         spread = [(_span(module, axis) - 1, _pair(module.padding)[axis]) for axis in (0, 1)]
         if any(extra != 2 * pad for extra, pad in spread) and not isinstance(module, Conv2dSame):
             _pad_to_same_size(stage, name, module, spread)
+
+
+def _input_rates(stage: nn.Module, features: Tensor) -> dict[str, int]:
+    """Return how many times smaller than the features the input of each convolution and pooling is, by its name.
+
+    Looked at on features four times as large, where the stage takes them: without padding, small ones shrink more.
+    """
+    large = features.new_zeros(1, features.shape[1], 4 * features.shape[2], 4 * features.shape[3])
+    try:
+        heights, height = _input_heights(stage, large), large.shape[2]
+    except Exception:  # of whatever the network asserts; the features themselves it takes
+        heights, height = _input_heights(stage, features), features.shape[2]
+    return {name: round(height / found) for name, found in heights.items()}
 
 
 def _input_heights(stage: nn.Module, features: Tensor) -> dict[str, int]:

@@ -95,7 +95,9 @@ class Learner:
         before = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         self.network.train()
         with torch.no_grad():
-            self._answer(self.network, batch, (*_WRONG_SIZES, RuntimeError))  # of sizes that become nothing, of memory
+            # sizes that become nothing, too little memory; of several ranks, it may be that another has stopped
+            alone = (RuntimeError,) if self.accelerator.num_processes == 1 else ()
+            self._answer(self.network, batch, (*_WRONG_SIZES, *alone))
             for buffer, value in before:
                 buffer.copy_(value)
 

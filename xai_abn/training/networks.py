@@ -33,7 +33,7 @@ def read_pictures(config: TrainConfig) -> TrainingData:
         InvalidInputError: the data has one size, and another is asked for.
     """
     size = config.size or find_architecture(config.arch).size
-    data = read_training_data(config.data, ReadOptions(size, config.workers, config.on_unreadable))
+    data = read_training_data(config.data, ReadOptions(size, config.workers, config.on_unreadable, config.validation))
     own = data.preprocess.size
     if config.size not in (None, own):
         raise InvalidInputError(f"size must be {own}, which {data.name} has, or left out; got {config.size}")

@@ -20,13 +20,16 @@ class GlobalBatchNorm(_BatchNorm):
     :class:`torch.nn.SyncBatchNorm` needs a GPU. Ranks may hold different numbers of pictures, as where one is skipped.
 
     Args:
-        norm: the layer whose place it takes, of ``_KNOWN``; it takes its parameters and what timm does behind it, too.
+        norm: the layer whose place it takes, of ``_KNOWN``; its parameters, its statistics and what timm does behind
+            it are the very same.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         self.drop, self.act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
-        self.load_state_dict(norm.state_dict())
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+        self.num_batches_tracked = norm.num_batches_tracked
         self.train(norm.training)
 
     def forward(self, input: Tensor) -> Tensor:
