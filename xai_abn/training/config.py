@@ -12,8 +12,6 @@ from xai_abn.training.settings_file import typed_settings
 
 #: ``mechanism`` of a network without an attention branch.
 BASELINE = "none"
-#: The mechanism that does not use the map.
-AUXILIARY = "auxiliary"
 _NOT_NEGATIVE = (
     *("lr", "weight_decay", "warmup", "attention_weight", "area_weight"),
     *("smoothing", "workers", "maps_every", "save_minutes"),

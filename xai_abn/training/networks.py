@@ -17,7 +17,7 @@ from xai_abn.models.checkpoint import CheckpointConfig, load_weights, read_weigh
 from xai_abn.models.inspection import find_classifier
 from xai_abn.models.multi_task import AttributeBranch
 from xai_abn.models.split import abn_from
-from xai_abn.training.config import AUXILIARY, BASELINE, TrainConfig
+from xai_abn.training.config import BASELINE, TrainConfig
 
 
 class LeftOutWarning(UserWarning):
@@ -63,7 +63,7 @@ def build_network(config: TrainConfig, data: TrainingData) -> nn.Module:
         load_backbone(network, config.weights)
     if config.mechanism != BASELINE:
         network = abn_from(network, **abn_settings(config, data))
-        if config.mechanism == AUXILIARY:
+        if not network.uses_map:
             for part in _of_the_map_alone(network.attention_branch):
                 part.requires_grad_(False)
     return network.train()
