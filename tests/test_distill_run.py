@@ -180,6 +180,8 @@ def test_a_run_may_be_ended_early_and_gone_on_with(settings, tmp_path):
 def test_a_run_is_not_touched_unasked(settings, tmp_path, photos, monkeypatch):
     """Another run's folder, other settings, photos and weights, and a lost state are refused, and nothing changes."""
     run = tmp_path / "run"
+    with pytest.raises(RunError, match="no run to resume"):
+        run_distillation(run, settings, resume=True)
     run_distillation(run, changed(settings, stop_after=2))
     before = {f.name: f.read_bytes() for f in run.iterdir()}
     with pytest.raises(RunError, match=r"holds a run already.*--resume.*--overwrite"):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from xai_abn.data import ReadOptions, read_training_data
+from xai_abn.data.split_names import LeftAsideWarning
 from xai_abn.errors import DatasetError, InvalidInputError, XaiAbnError
 
 CPU = torch.device("cpu")
@@ -189,6 +190,12 @@ def test_splits_may_number_their_classes_differently(tmp_path):
     assert (read(f"hf:{tmp_path / 'b'}").labels, read(f"hf:{tmp_path / 'b'}").test) == (("0", "1"), None)
     datasets.DatasetDict(train=hub_table([0, 5], [0, 1]), Test=test).save_to_disk(tmp_path / "c")
     assert read(f"hf:{tmp_path / 'c'}").fingerprint() != data.fingerprint()
+    datasets.DatasetDict(train=train, valid=test, extra=test, val=test).save_to_disk(tmp_path / "d")
+    with pytest.raises(DatasetError, match="both valid and val"):
+        read(f"hf:{tmp_path / 'd'}")
+    datasets.DatasetDict(Training=train, valid=test, extra=test).save_to_disk(tmp_path / "e")
+    with pytest.warns(LeftAsideWarning, match="not used beside Training: extra"):
+        assert brightness(read(f"hf:{tmp_path / 'e'}").validation, [0, 1]) == ([2, 3], [1, 0])
     (tmp_path / "a").rename(tmp_path / "moved")
     assert read(f"hf:{tmp_path / 'moved'}").fingerprint() == data.fingerprint()
 
@@ -214,7 +221,7 @@ def test_a_hugging_face_dataset_without_pictures_labels_or_train_is_refused(save
     table = hub_table([1, 2], [0, 1])
     refused("no column of images; its columns are id, label", "a", train=table.remove_columns("image"))
     refused("which column holds the labels.*id, image", "b", train=table.remove_columns("label"))
-    refused("no split 'train'; it has test", "c", test=table)
+    refused("it has test, but nothing called train", "c", test=table)
     refused("train: 2 rows have no 'label'", "d", train=hub_table([1, 2], [None, None]))
     refused("class 'dog' has test pictures but no training", "e", train=hub_table([1], [0]), test=table)
     refused("test: no column 'label', which the split train has", "f", train=table, test=table.remove_columns("label"))

@@ -12,8 +12,8 @@ from PIL import Image
 
 import xai_abn
 from xai_abn.data import ReadOptions, read_training_data
-from xai_abn.data.class_folders import LeftAsideWarning
 from xai_abn.data.picture_split import random_part
+from xai_abn.data.split_names import LeftAsideWarning
 from xai_abn.errors import DatasetError, InvalidInputError
 from xai_abn.images import load_image
 from xai_abn.training.config import TrainConfig
@@ -202,7 +202,7 @@ def test_folders_that_contradict_themselves_are_refused(folder, tmp_path):
     (folder / "train").rename(folder / "Training")
     assert len(read(folder).validation)
     (folder / "Training").rename(folder / "pictures")
-    with pytest.raises(DatasetError, match="but no train folder"):
+    with pytest.raises(DatasetError, match="it has pictures, val, but nothing called train"):
         read(folder)
 
 

@@ -27,6 +27,7 @@ from xai_abn.errors import (
     InvalidInputError,
     NonFiniteError,
     OutputError,
+    RunError,
     UnknownNameError,
     UnsupportedModelError,
 )
@@ -278,13 +279,13 @@ def test_a_run_is_not_replaced_unasked(run, cifar, tmp_path):
     """A folder with a run is refused without overwrite; nothing to resume and other settings are refused, too."""
     folder, _ = run
     before = (folder / FINAL).read_bytes()
-    with pytest.raises(OutputError, match="holds a run already"):
+    with pytest.raises(RunError, match="holds a run already"):
         train(settings(cifar), folder)
-    with pytest.raises(CheckpointError, match=r"lr was 0\.02 and is 0\.3"):
+    with pytest.raises(RunError, match=r"lr was 0\.02 and is 0\.3"):
         train(settings(cifar, lr=0.3), folder, resume=True)
-    with pytest.raises(CheckpointError, match="arch was 'resnet20' and is 'resnet32'"):
+    with pytest.raises(RunError, match="arch was 'resnet20' and is 'resnet32'"):
         train(settings(cifar, arch="resnet32"), folder, resume=True)
-    with pytest.raises(CheckpointError, match="no run to resume"):
+    with pytest.raises(RunError, match="no run to resume"):
         train(settings(cifar), tmp_path / "none", resume=True)
     assert (folder / FINAL).read_bytes() == before
 
@@ -350,7 +351,7 @@ def test_of_epochs_as_accurate_the_one_of_lower_loss_is_best():
 def test_overwriting_leaves_nothing_of_the_old_run(cifar, tmp_path):
     """Pictures of a longer run's maps are gone; what is somebody else's stays, and is not replaced unasked."""
     (tmp_path / "result.json").write_text("mine")
-    with pytest.raises(OutputError, match=r"result\.json"):
+    with pytest.raises(RunError, match=r"result\.json"):
         train(settings(cifar), tmp_path)
     assert (tmp_path / "result.json").read_text() == "mine"
     (tmp_path / "maps").mkdir()
@@ -367,12 +368,12 @@ def test_a_run_whose_state_was_taken_away_is_not_begun_anew(run, cifar, tmp_path
     """Without its state a run cannot go on, and what it made stays."""
     for name in ("config.yaml", "log.jsonl", BEST, FINAL):
         (tmp_path / name).write_bytes((run[0] / name).read_bytes())
-    with pytest.raises(CheckpointError, match=r"state\.safetensors is gone"):
+    with pytest.raises(RunError, match=r"state\.safetensors is gone"):
         train(settings(cifar), tmp_path, resume=True)
     assert (tmp_path / FINAL).read_bytes() == (run[0] / FINAL).read_bytes()
     for name in (BEST, FINAL):
         (tmp_path / name).unlink()
-    with pytest.raises(CheckpointError, match="lr was"):
+    with pytest.raises(RunError, match="lr was"):
         train(settings(cifar, lr=0.3), tmp_path, resume=True)
 
 
@@ -384,13 +385,13 @@ def test_a_run_does_not_go_on_with_other_data(cifar, tmp_path):
     train(config, tmp_path / "run", command="first")
     for part in ("train", "test"):
         (data / f"a-0-{part}.bin").rename(data / f"z-0-{part}.bin")
-    with pytest.raises(CheckpointError, match="the data is not what the run began with"):
+    with pytest.raises(RunError, match="the data is not what the run began with"):
         train(config, tmp_path / "run", resume=True)
     for part in ("train", "test"):
         (data / f"z-0-{part}.bin").rename(data / f"a-0-{part}.bin")
     whole = (data / "b-1-train.bin").read_bytes()
     (data / "b-1-train.bin").write_bytes(whole[:-3072])
-    with pytest.raises(CheckpointError, match="the data is not what the run began with"):
+    with pytest.raises(RunError, match="the data is not what the run began with"):
         train(config, tmp_path / "run", resume=True)
     (data / "b-1-train.bin").write_bytes(whole)
     (tmp_path / "run" / "log.jsonl").unlink()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from xai_abn.data.picture_split import MEAN, STD, PictureFiles, PictureSplit, in_memory, recorded_name
+from xai_abn.data.split_names import split_for
 from xai_abn.data.training_data import INTERPOLATION, ReadOptions, Split, TrainingData, training_data
 from xai_abn.errors import DatasetError
 from xai_abn.preprocess import Preprocess
@@ -22,7 +23,6 @@ MEMORY = 2**30
 #: Where the files of a table may lie, beside it.
 _FOLDERS = ("", "images", "img_align_celeba")
 _FILE = ("file", "image_id")
-_PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _PARTITION = {"0": "train", "1": "validation", "2": "test"}
 _VALUES = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
 
@@ -116,10 +116,10 @@ def _read_csv(path: Path) -> _Table:
     if people is not None and "" in people:
         raise DatasetError(f"{path}, line {lines[people.index('')]}: the identity is missing")
     if parts is not None:
-        for line, part in zip(lines, parts, strict=True):
-            if part not in _PARTS:
-                raise DatasetError(f"{path}, line {line}: split {part!r} is none of train, validation, test")
-        parts = [_PARTS[part] for part in parts]
+        said, parts = parts, [split_for(part) or "" for part in parts]
+        if "" in parts:
+            at = parts.index("")
+            raise DatasetError(f"{path}, line {lines[at]}: split {said[at]!r} is none of train, validation, test")
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     return _Table(str(path), tuple(columns), files, rows, lines, parts, people)
 

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import torch
 
 from xai_abn.data.picture_split import Parts, PictureFiles, picture_data
+from xai_abn.data.split_names import sorted_splits, split_for
 from xai_abn.data.training_data import ReadOptions, TrainingData, training_data
 from xai_abn.errors import DatasetError, ImageLoadError
 from xai_abn.images import EXTENSIONS, find_images
-
-#: What folders of a data set are called, in upper or lower case.
-_PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-_PARTS |= dict.fromkeys(("val", "valid", "validation"), "validation")
-
-
-class LeftAsideWarning(UserWarning):
-    """Given when folders of a data set are not used."""
 
 
 @training_data.register("images")
@@ -51,21 +43,10 @@ def read_class_folders(place: str, options: ReadOptions = ReadOptions()) -> Trai
 
 def _parts(root: Path) -> dict[str, Path]:
     """Return the folders of the training, validation and test pictures."""
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-    present: dict[str, Path] = {}
-    for folder in folders:
-        part = _PARTS.get(folder.name.lower())
-        if part is not None and present.setdefault(part, folder) is not folder:
-            raise DatasetError(f"{root}: it has both {present[part].name} and {folder.name}; keep one of them")
-    if not present:
+    names = [p.name for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    if not any(map(split_for, names)):
         return {"train": root}
-    if "train" not in present:
-        raise DatasetError(f"{root}: it has {' and '.join(p.name for p in present.values())} but no train folder")
-    aside = [p.name for p in folders if p not in present.values()]
-    if aside:
-        told = f"{root}: not used beside {present['train'].name}: {', '.join(aside[:5])}{', ...' if aside[5:] else ''}"
-        warnings.warn(LeftAsideWarning(told), stacklevel=3)
-    return present
+    return {part: root / name for part, name in sorted_splits(names, str(root)).items()}
 
 
 def _by_class(folder: Path) -> dict[str, list[str]]:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from xai_abn.data.picture_split import Parts, picture_data
+from xai_abn.data.split_names import sorted_splits
 from xai_abn.data.training_data import ReadOptions, TrainingData, digest, training_data
 from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError
 from xai_abn.images import LoadedImage, decode_image, load_image
 
-_PARTS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
 #: Of how many rows the fingerprint knows what they hold.
 _HASHED = 64
 _SAVED = ("dataset_dict.json", "state.json")
@@ -57,8 +57,8 @@ def read_hugging_face(place: str, options: ReadOptions = ReadOptions()) -> Train
         options: see :class:`ReadOptions`.
 
     Returns:
-        The splits ``train``, ``validation`` (or ``val``, ``valid``) and ``test``; a ``test`` whose labels are all -1,
-        which is how the hub hides them, is left out.
+        The splits ``train``, ``validation`` (or ``val``, ``valid``) and ``test``; others are passed over, with a
+        warning. A ``test`` whose labels are all -1, which is how the hub hides them, is left out.
 
     Raises:
         InvalidInputError: ``datasets`` is not installed.
@@ -66,30 +66,24 @@ def read_hugging_face(place: str, options: ReadOptions = ReadOptions()) -> Train
     """
     name, _, wanted = place.partition("#")
     tables = _loaded(name)
-    if "train" not in tables:
-        raise DatasetError(f"hf:{name}: no split 'train'; it has {', '.join(tables)}")
-    image, label = _columns(tables["train"].features, wanted, f"hf:{name}")
-    values = {key: _labels(table, image, label, f"hf:{name}/{key}") for key, table in tables.items() if _part(key)}
-    values = {key: column for key, column in values.items() if _part(key) != "test" or set(column) != {-1}}
-    names = getattr(tables["train"].features[label], "names", None) or sorted(
+    keys = sorted_splits(tables, f"hf:{name}")
+    features = tables[keys["train"]].features
+    image, label = _columns(features, wanted, f"hf:{name}")
+    values = {part: _labels(tables[key], image, label, f"hf:{name}/{key}") for part, key in keys.items()}
+    values = {part: column for part, column in values.items() if part != "test" or set(column) != {-1}}
+    names = getattr(features[label], "names", None) or sorted(
         {value for column in values.values() for value in column}, key=lambda value: (str(type(value)), value)
     )
     number = {value: i for i, value in enumerate(names)}
     parts: Parts = {}
-    for key, column in values.items():
+    for part, column in values.items():
+        key = keys[part]
         unknown = next((value for value in column if value not in number), None)
         if unknown is not None:
             raise DatasetError(f"hf:{name}/{key}: {label!r} is {unknown!r}, which is no class of the split train")
-        if _part(key) in parts:
-            raise DatasetError(f"hf:{name}: it has two splits for {_part(key)}; keep one of them")
         targets = torch.tensor([number[value] for value in column])
-        parts[_part(key)] = _Rows(_undecoded(tables[key], image), image, f"hf:{name}/{key}"), targets
+        parts[part] = _Rows(_undecoded(tables[key], image), image, f"hf:{name}/{key}"), targets
     return picture_data(f"hf:{place}", tuple(map(str, names)), parts, options)
-
-
-def _part(key: str) -> str:
-    """Return what a split is for, or nothing."""
-    return _PARTS.get(key.lower(), "")
 
 
 def _labels(table: Any, image: str, label: str, source: str) -> list[Any]:

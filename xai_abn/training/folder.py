@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import xai_abn
-from xai_abn.errors import CheckpointError, InvalidInputError, OutputError
+from xai_abn.errors import InvalidInputError, OutputError, RunError
 from xai_abn.training.config import TrainConfig
 from xai_abn.training.journal import LOG
 from xai_abn.training.settings_file import SETTINGS_FILE, read_settings, typed_settings, write_settings
@@ -28,8 +28,8 @@ def check_folder(folder: Path, config: TrainConfig, resume: bool, overwrite: boo
 
     Raises:
         InvalidInputError: both flags were given.
-        OutputError: another run is there, or the path is a file.
-        CheckpointError: there is nothing to resume, its state was taken away, or it has other settings.
+        OutputError: the path is a file.
+        RunError: another run is there, or there is none to resume, its state was taken away, or it has other settings.
     """
     if resume and overwrite:
         raise InvalidInputError("resume goes on with a run, overwrite replaces it: give one of them")
@@ -38,17 +38,17 @@ def check_folder(folder: Path, config: TrainConfig, resume: bool, overwrite: boo
     there = [name for name in _FILES if (folder / name).exists()]
     if not resume:
         if there and not overwrite:
-            raise OutputError(
+            raise RunError(
                 f"{folder} holds a run already ({there[0]}); resume it, overwrite it, or choose another folder"
             )
         return False
     if SETTINGS_FILE not in there:
-        raise CheckpointError(f"{folder}: no run to resume from; train without resume")
+        raise RunError(f"{folder}: no run to resume from; train without resume")
     if STATE in there:
         return True
     made = [name for name in (BEST, FINAL, RESULT) if name in there]
     if made:
-        raise CheckpointError(
+        raise RunError(
             f"{folder}: {STATE} is gone, without which the run cannot go on; overwrite the run, or start another "
             f"folder (what it made, such as {made[0]}, is as it was)"
         )
@@ -65,13 +65,13 @@ def refuse_other_settings(before: Mapping[str, Any], config: TrainConfig, folder
         folder: the run's.
 
     Raises:
-        CheckpointError: one is not what it was.
+        RunError: one is not what it was.
     """
     then, now = plain({**asdict(TrainConfig("")), **before}), plain(asdict(config))
     changed = [name for name in now if name not in FREE and then.get(name) != now[name]]
     if changed:
         told = ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in changed)
-        raise CheckpointError(f"{folder}: the run has other settings ({told}); resume it with its own")
+        raise RunError(f"{folder}: the run has other settings ({told}); resume it with its own")
 
 
 def begin(folder: Path, config: TrainConfig, command: str) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from xai_abn.data.training_data import Batch, TrainingData
-from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError
+from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError, RunError
 from xai_abn.files import replacing
 from xai_abn.models.abn import ABNOutput
 from xai_abn.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
@@ -93,8 +93,9 @@ def train(
     Raises:
         InvalidInputError: a setting that does not fit the data or the ranks.
         DatasetError: damaged data.
-        OutputError: a run is there already, or a file cannot be written; the last checkpoint stays.
-        CheckpointError: the state to resume from is missing, damaged, or of other settings or data.
+        OutputError: a file cannot be written; the last checkpoint stays.
+        RunError: a run is there already, or the one to resume is missing or has other settings or data.
+        CheckpointError: the state to resume from is damaged or does not fit.
         NonFiniteError: the loss is no longer finite; the message gives the step, the rate and the last checkpoint.
     """
     from accelerate import Accelerator
@@ -159,7 +160,7 @@ class _Run:
         groups, record = read_state(self.folder / STATE)
         refuse_other_settings(record.get("config", {}), self.config, self.folder)
         if record.get("data", self.pictures) != self.pictures:  # states of earlier versions do not say
-            raise CheckpointError(
+            raise RunError(
                 f"{self.folder}: the data is not what the run began with: its pictures, their number or their "
                 "classes differ; put them back, or start another folder"
             )

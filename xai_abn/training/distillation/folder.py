@@ -47,13 +47,16 @@ class RunFolder:
 
         Raises:
             InvalidInputError: both flags were given.
-            RunError: there is a run, and neither flag was given; or it was made with other settings.
+            RunError: there is a run, and neither flag was given; or there is none to resume, or it was made with
+                other settings.
             OutputError: the path is not a folder.
         """
         if resume and overwrite:
             raise InvalidInputError("resume goes on with a run, overwrite replaces it: give one of them")
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"cannot write to output folder {self.path}: it is a file")
+        if resume and not self._files:
+            raise RunError(f"{self.path}: no run to resume from; distil without --resume")
         if not self._files or overwrite:
             return False
         if not resume:

@@ -69,13 +69,13 @@ def run_distillation(
     Args:
         output: the run's folder.
         settings: see :class:`DistillationSettings`.
-        resume: go on with the run in the folder, if there is one.
+        resume: go on with the run in the folder, from its start if nothing was saved yet.
         overwrite: replace the run in the folder, once photos and model are found good.
         command: how the run was called, for ``config.yaml``.
         progress: called after each step with photos done and to do.
 
     Raises:
-        RunError: the folder holds a run that was not to be touched, or one made with something else.
+        RunError: the folder holds a run that was not to be touched, none to resume, or one made with something else.
         ImageLoadError, InvalidInputError: no photos, too few, or unreadable ones.
         UnknownNameError, WeightsError, CheckpointError: the model cannot be had.
         UnsupportedModelError: the model cannot become an ABN, or its checkpoint could not be loaded again.
