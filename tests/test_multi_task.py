@@ -18,7 +18,7 @@ import xai_abn
 from xai_abn import Difference
 from xai_abn.data import TrainingData
 from xai_abn.data.training_data import TensorSplit
-from xai_abn.errors import CheckpointError, InvalidInputError, UnknownNameError, UnsupportedModelError
+from xai_abn.errors import InvalidInputError, RunError, UnknownNameError, UnsupportedModelError
 from xai_abn.explainers import run_pass
 from xai_abn.models.architectures import Architecture, architectures
 from xai_abn.models.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
@@ -484,7 +484,7 @@ def test_a_run_goes_on_where_it_was(tiny, tmp_path):
     assert record["position"]["epoch"] == 1
     del record["config"]["maps"]  # as written before the setting was there; "shared" is what it means
     save_state(folder / "state.safetensors", groups, record)
-    with pytest.raises(CheckpointError, match="maps was 'shared' and is 'per-attribute'"):
+    with pytest.raises(RunError, match="maps was 'shared' and is 'per-attribute'"):
         train(config(epochs=2, maps_every=0), folder, resume=True, data=colours(96))
     record["config"]["maps"] = "per-attribute"
     save_state(folder / "state.safetensors", groups, record)
