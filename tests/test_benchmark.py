@@ -25,6 +25,8 @@ from xai_abn.evaluation import store as store_module
 from xai_abn.evaluation.exchange import export_run, merge_runs
 from xai_abn.evaluation.records import Batch, FailureRow
 from xai_abn.evaluation.scoring import Scorer
+from xai_abn.metrics import average_drop, upsample
+from xai_abn.metrics.maps import unit_range
 from xai_abn.models.checkpoint import fingerprint
 from xai_abn.models.inference import FastPredictor
 
@@ -83,6 +85,35 @@ def test_a_run_holds_one_row_for_each_photo_method_target_and_metric(gap_net, ph
         assert {r.flaw for r in store.results() if r.method == "uniform" and r.metric.startswith("del")} == {"flat"}
         assert len(store.images()) == 8
         assert store.sessions[0]["measured"] == 8
+
+
+def test_attributes_are_measured_by_their_own_probabilities(gap_net, photos, tmp_path):
+    """Of a multi-label model a probability is a sigmoid, in maps, curves and definitions; infidelity reads logits."""
+    model = xai_abn.wrap(
+        gap_net.module, labels=gap_net.labels, preprocess=xai_abn.Preprocess(size=32), name="many", multi_label=True
+    )
+    metrics = ["deletion:xai-abn", "average-drop:undivided", "polarity", "infidelity"]
+    run(model, photos, tmp_path / "run.sqlite", ["grad-cam"], metrics)
+    with Store.read(tmp_path / "run.sqlite") as store:
+        names = {i.image: i.source for i in store.images()}
+        shown = xai_abn.Preprocess(size=32, crop="squash")
+        for row in store.maps():
+            inputs = shown(xai_abn.images.load_image(photos / "images" / names[row.image])).tensor[None]
+            with torch.no_grad():
+                expected = gap_net.module(inputs).sigmoid()[0, row.target].item()
+            assert row.probability == pytest.approx(expected, abs=1e-5)
+            (deleted,) = [r for r in store.results("deletion:xai-abn") if r.image == row.image]
+            assert deleted.curve[0] == pytest.approx(expected, abs=1e-5)
+        told = {m: "sigmoid of the target's logit" in record["definition"] for m, record in store.metrics().items()}
+    assert told == {m: not m.startswith("infidelity") for m in told}
+    assert len(told) == 4
+    inputs, maps = torch.randn(2, 3, 32, 32), torch.rand(2, 4, 4)
+    predict, targets = FastPredictor(model), torch.tensor([1, 3])
+    drop = average_drop(predict, inputs, maps, targets, divided=False)
+    scaled = upsample(unit_range(maps), (32, 32))[:, None]
+    with torch.no_grad():
+        before, after = (gap_net.module(x).sigmoid()[[0, 1], targets] for x in (inputs, inputs * scaled))
+    torch.testing.assert_close(drop, (before - after).clamp_min(0), atol=1e-5, rtol=0)
 
 
 def test_the_values_are_the_metrics_own(gap_net, photos, tmp_path):

@@ -6,6 +6,7 @@ import copy
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -446,7 +447,10 @@ def test_each_attributes_map_finds_its_own_patch(tiny, tmp_path):
     assert json.loads((tmp_path / "run/result.json").read_text())["attributes"] == result["attributes"]
     assert read_checkpoint(tmp_path / "run/final.safetensors")[0].multi_label
     with Image.open(tmp_path / "run/maps/epoch_008.png") as picture:
-        assert picture.size == (8 * 96, 2 * 3 * 96)  # sixteen pictures in two rows, each above two maps
+        assert picture.size == (8 * 96, 2 * (3 * 96 + 2 * 20))  # two rows of eight, each above two named maps
+        names = np.asarray(picture)[96:116], np.asarray(picture)[96 + 20 + 96 :][:20]
+    assert all(strip[:, -300:].min() == 255 and strip[:, :40].min() < 128 for strip in names)
+    assert not np.array_equal(*names)
 
 
 @pytest.mark.parametrize(

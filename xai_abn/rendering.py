@@ -145,7 +145,7 @@ def _column(
     for row, (text, style) in enumerate(heading):
         fill = _INK if style == "bold" else _PALE
         size = 17 if style == "bold" else 14
-        _write(draw, (_MARGIN, _MARGIN // 2 + row * _LINE), text, width, size, fill)
+        write_line(draw, (_MARGIN, _MARGIN // 2 + row * _LINE), text, width, size, fill)
     page.paste(Image.fromarray(pixels), (_MARGIN, top))
     if colormap is not None:
         _colour_bar(page, draw, explanation, (_MARGIN, top + height + 8), width, colormap)
@@ -163,7 +163,7 @@ def _colour_bar(
     """Draw the colours of the map with its smallest and largest value, or the reason there are none."""
     left, top = corner
     if explanation.flaw:
-        _write(draw, corner, f"the map is {explanation.flaw}: nothing to show", width, 14, _WARNING)
+        write_line(draw, corner, f"the map is {explanation.flaw}: nothing to show", width, 14, _WARNING)
         return
     ramp = np.repeat(np.linspace(0, 1, width, dtype=np.float32)[None], 10, axis=0)
     page.paste(Image.fromarray(_colours(ramp, colormap)), (left, top))
@@ -179,7 +179,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
-def _write(
+def write_line(
     draw: ImageDraw.ImageDraw,
     corner: tuple[int, int],
     text: str,

@@ -26,6 +26,7 @@ from xai_abn.explainers import ABN, ABNClass, GradCAM
 from xai_abn.explainers.controls import Centre
 from xai_abn.metrics import energy_inside, polarity, relevance_rank_accuracy, upsample
 from xai_abn.metrics.objects import Objects
+from xai_abn.models.inference import FastPredictor
 from xai_abn.training import TrainConfig
 from xai_abn.training.networks import read_pictures
 
@@ -76,9 +77,8 @@ def positives(has: torch.Tensor) -> torch.Tensor:
 
 def measure_network(model, name, images, has, shown, labels, drawn) -> dict:
     """Return probabilities (N, T), and of each kind of map the measures (N, T), NaN where there is none."""
-    predict = model.module.as_classifier() if model.is_abn else model.module
-    with torch.no_grad():
-        scores = torch.cat([predict(part) for part in images.split(200)])
+    predict = FastPredictor(model)
+    scores = torch.cat([predict(part) for part in images.split(200)])
     swapped = through_other_maps(model.module, images, has) if name in ("per-attribute", "signed") else None
     methods = {f"{name}: {m.name}": m for m in MAPS[name]} | {f"{name}: centre": Centre()}
     maps = {method: {k: np.full(has.shape, np.nan) for k in MEASURES} for method in methods}
@@ -92,7 +92,7 @@ def measure_network(model, name, images, has, shown, labels, drawn) -> dict:
                 for u in range(len(labels))
             ]
             values = maps[method]
-            values["polarity"][there, t] = polarity(binary(predict, t), inputs, large[t], torch.zeros_like(there))
+            values["polarity"][there, t] = polarity(predict, inputs, large[t], torch.full_like(there, t))
             drawn.setdefault(method, np.zeros((len(labels), SIZE, SIZE)))[t] = large[t].mean(dim=0)
             if label not in REGIONS:
                 continue
@@ -103,11 +103,6 @@ def measure_network(model, name, images, has, shown, labels, drawn) -> dict:
             others = torch.stack([relevance_rank_accuracy(large[u], objects) for u in elsewhere])
             values["others"][there, t] = others.nanmean(dim=0)
     return {"scores": scores.numpy(), "maps": maps, "swapped": swapped}
-
-
-def binary(predict, attribute: int):
-    """Return a classifier whose softmax over two classes is the sigmoid of an attribute: it is class 0."""
-    return lambda inputs: torch.nn.functional.pad(predict(inputs)[:, attribute, None], (0, 1))
 
 
 def through_other_maps(network, images: torch.Tensor, has: torch.Tensor) -> dict[str, float]:

@@ -182,7 +182,7 @@ class _Run:
             "data": {"kind": data.kind},
         }
         size = self.preprocess.size
-        self.metric_records = {n: {**m.to_dict(), "axis": _axis(m, size)} for n, m in self.metrics.items()}
+        self.metric_records = {n: _metric_record(model, m, size) for n, m in self.metrics.items()}
         self.method_records = {name: _method_record(model, e) for name, e in self.methods.items()}
 
     def work(self, store: Store, summary: Summary, progress: Progress) -> None:
@@ -286,8 +286,12 @@ def _check_annotations(data: AnnotatedData, metrics: Sequence[Metric]) -> None:
         raise DatasetError(f"{', '.join(needy)} need annotated objects, and {data.kind} has none; leave them out")
 
 
-def _axis(metric: Metric, size: int) -> list[float] | None:
-    return metric.perturbation.axis(size, size).tolist() if metric.perturbation else None
+def _metric_record(model: ModelAdapter, metric: Metric, size: int) -> dict[str, Any]:
+    record = metric.to_dict()
+    if model.multi_label and "probability" in metric.definition.lower():
+        record["definition"] += " The model is multi-label: a probability is the sigmoid of the target's logit."
+    record["axis"] = metric.perturbation.axis(size, size).tolist() if metric.perturbation else None
+    return record
 
 
 def _method_record(model: ModelAdapter, explainer: Explainer) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class _Batch:
         shared = run_batch(scorer.model, self.inputs, methods.values(), [p.name for p in photos])
         check_finite(shared)
         self.logits, self.top = shared.logits.cpu(), shared.logits.argmax(dim=1).cpu()
-        self.probabilities = self.logits.softmax(dim=1)
+        self.probabilities = scorer.model.probabilities(self.logits)
         self.shared_seconds = (perf_counter() - started) / len(photos)
         self.trials: dict[Subject, list[Trial]] = {Subject.PREDICTION: [], Subject.CLASSES: []}
         if Subject.PREDICTION in subjects:

@@ -37,7 +37,7 @@ class Needs(str, Enum):
     EXPLAIN = "explain"
 
 
-#: Inputs (B, 3, H, W) to logits (B, K).
+#: Inputs (B, 3, H, W) to logits (B, K); see also :func:`probabilities_of`.
 Predict = Callable[[Tensor], Tensor]
 
 #: Combines per-image curves (N, T) and weights (N,) that sum to 1 into one value of the data set.
@@ -117,6 +117,15 @@ class Metric:
         values["parameters"] = dict(self.parameters)
         values["aggregated"] = "over the data set" if self.aggregate else "mean"
         return values
+
+
+def probabilities_of(predict: Predict, logits: Tensor) -> Tensor:
+    """Return logits (B, K) as probabilities: by ``predict.probabilities`` if it has one, else by softmax.
+
+    :class:`~xai_abn.models.inference.FastPredictor` has one: each attribute of a multi-label model is a sigmoid.
+    """
+    own = getattr(predict, "probabilities", None)
+    return logits.softmax(dim=1) if own is None else own(logits)
 
 
 def _full_name(name: str, item: object) -> str:

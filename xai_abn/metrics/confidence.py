@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
-from xai_abn.metrics.base import Metric, Needs, Predict, add
+from xai_abn.metrics.base import Metric, Needs, Predict, add, probabilities_of
 from xai_abn.metrics.maps import unit_range, upsample, usable
 
 
@@ -48,11 +48,11 @@ def increase_in_confidence(predict: Predict, inputs: Tensor, maps: Tensor, targe
 
 
 def probabilities(predict: Predict, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the softmax probability (N,) of each input's target, without gradients."""
+    """Return the probability (N,) of each input's target, see :func:`probabilities_of`, without gradients."""
     with torch.no_grad():
         logits = predict(inputs).float()
     check_targets(inputs, targets, logits.shape[1])
-    return logits.softmax(dim=1).gather(1, targets.to(logits.device)[:, None])[:, 0]
+    return probabilities_of(predict, logits).gather(1, targets.to(logits.device)[:, None])[:, 0]
 
 
 def check_numbers(inputs: Tensor, maps: Tensor, targets: Tensor) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
-from xai_abn.metrics.base import Predict
+from xai_abn.metrics.base import Predict, probabilities_of
 from xai_abn.metrics.blanks import BLACK, Blank
 from xai_abn.metrics.maps import upsample, usable
 
@@ -144,7 +144,7 @@ class _Work:
         for start in range(0, len(pictures), batch_size):
             chunk = pictures[start : start + batch_size]
             with torch.no_grad():
-                answers = predict(self._drawn(chunk)).float().softmax(dim=1).cpu().numpy()
+                answers = probabilities_of(predict, predict(self._drawn(chunk)).float()).cpu().numpy()
             if wanted.size and wanted.max() >= answers.shape[1]:
                 raise InvalidInputError(f"target {wanted.max()} is out of range for {answers.shape[1]} classes")
             for answer, picture in zip(answers, chunk, strict=True):

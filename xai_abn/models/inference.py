@@ -34,6 +34,7 @@ class FastPredictor:
     Attributes:
         folded: how many batch normalisations were folded into the convolution before.
         precision: ``"float32"`` or ``"bfloat16"``.
+        probabilities: logits (N, K) to the model's probabilities.
 
     Raises:
         NonFiniteError: the network answers a blank input with NaN or infinity.
@@ -48,6 +49,7 @@ class FastPredictor:
             plain = copied(whole).eval().requires_grad_(False)
         example = _probe(model.blank_input).to(self._device, self._dtype)
         self._logits_of = model.logits_of
+        self.probabilities = model.probabilities
         self._network, self.folded = _folded(plain, example, model)
         if bf16:
             _keep_float32(self._network, example)

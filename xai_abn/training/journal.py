@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, OutputError
 from xai_abn.files import replacing
 from xai_abn.preprocess import Preprocess
-from xai_abn.rendering import laid_over
+from xai_abn.rendering import laid_over, write_line
 
 #: A run's log, in its folder.
 LOG = "log.jsonl"
@@ -154,7 +154,7 @@ _ACCURACIES = (
 ATTRIBUTES_DRAWN = 8
 
 
-def draw_maps(images: Tensor, maps: Tensor, look: Preprocess, path: Path) -> None:
+def draw_maps(images: Tensor, maps: Tensor, look: Preprocess, path: Path, labels: Sequence[str] = ()) -> None:
     """Draw pictures, each above its maps laid over it, eight in a row.
 
     Args:
@@ -164,6 +164,7 @@ def draw_maps(images: Tensor, maps: Tensor, look: Preprocess, path: Path) -> Non
             by the largest value of all.
         look: how they were normalised.
         path: of the PNG.
+        labels: of the attributes, written over their rows; not where one map is for all.
 
     Raises:
         OutputError: it cannot be written.
@@ -184,6 +185,16 @@ def draw_maps(images: Tensor, maps: Tensor, look: Preprocess, path: Path) -> Non
             [laid_over(v, m.numpy()) for v, m in zip(row, one[start : start + 8], strict=True)]
             for one in large.unbind(1)
         ]
-        rows += [np.concatenate([*line, *empty], axis=1) for line in (row, *laid)]
+        lines = [np.concatenate([*line, *empty], axis=1) for line in (row, *laid)]
+        captions = labels[: len(laid)] if len(laid) > 1 else ()
+        strips = [_caption(text, lines[0].shape[1]) for text in captions] or [lines[0][:0]] * len(laid)
+        rows += [lines[0], *(part for pair in zip(strips, lines[1:], strict=True) for part in pair)]
     with replacing(path, "picture ") as draft:
         Image.fromarray(np.concatenate(rows)).save(draft, "PNG")
+
+
+def _caption(text: str, width: int) -> np.ndarray:
+    """Return a white strip (20, width, 3) with a line of text."""
+    strip = Image.new("RGB", (width, 20), "white")
+    write_line(ImageDraw.Draw(strip), (4, 3), text, width - 8, 12, (60, 60, 60))
+    return np.asarray(strip)

@@ -274,7 +274,7 @@ class _Run:
         if isinstance(answer, ABNOutput):
             (self.folder / MAPS).mkdir(exist_ok=True)
             path = self.folder / MAPS / f"epoch_{self.at.epoch + 1:03d}.png"
-            draw_maps(batch.images, answer.attention_map, self.data.preprocess, path)
+            draw_maps(batch.images, answer.attention_map, self.data.preprocess, path, self.data.labels)
 
     def save(self) -> None:
         """Write everything that going on needs, at once."""
