@@ -186,9 +186,11 @@ def draw_maps(images: Tensor, maps: Tensor, look: Preprocess, path: Path, labels
             for one in large.unbind(1)
         ]
         lines = [np.concatenate([*line, *empty], axis=1) for line in (row, *laid)]
-        captions = labels[: len(laid)] if len(laid) > 1 else ()
-        strips = [_caption(text, lines[0].shape[1]) for text in captions] or [lines[0][:0]] * len(laid)
-        rows += [lines[0], *(part for pair in zip(strips, lines[1:], strict=True) for part in pair)]
+        rows.append(lines[0])
+        for number, line in enumerate(lines[1:]):
+            if labels and len(laid) > 1:
+                rows.append(_caption(labels[number], line.shape[1]))
+            rows.append(line)
     with replacing(path, "picture ") as draft:
         Image.fromarray(np.concatenate(rows)).save(draft, "PNG")
 
