@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import timm
@@ -12,6 +14,11 @@ from torch import nn
 
 import xai_abn
 from xai_abn.preprocess import Preprocess
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # each worker keeps to its share of the cores, and so do the processes that its tests start
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
 
 class GapNet(nn.Module):
