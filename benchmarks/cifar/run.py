@@ -173,9 +173,11 @@ def difference(right: dict[int, torch.Tensor], baseline: dict[int, torch.Tensor]
     seeds = sorted(right.keys() & baseline.keys())
     if not seeds:
         return None
-    more = torch.stack([right[s] - baseline[s] for s in seeds]).mean(dim=0)
+    each = torch.stack([right[s] - baseline[s] for s in seeds])
+    more = each.mean(dim=0)
     mean, margin = float(more.mean()), 1.96 * float(more.std()) / len(more) ** 0.5
-    return {"seeds": seeds, "mean": mean, "low": mean - margin, "high": mean + margin}
+    by_seed = spread(each.mean(dim=1).tolist())
+    return {"seeds": seeds, "mean": mean, "low": mean - margin, "high": mean + margin, "by_seed": by_seed}
 
 
 def speeds(networks: dict[str, dict], data: TrainingData, rounds: int = 7) -> dict[str, float]:
