@@ -124,6 +124,7 @@ def summary(found: dict[str, list[dict]], has: np.ndarray, labels: tuple[str, ..
         "majority": dict(zip(labels, np.maximum(share, 1 - share), strict=True)),
         "networks": {},
         "maps_measured": {},
+        "maps_each_seed": {},
     }
     results["prevalence"] = dict(zip(labels, share, strict=True))
     once = np.ones((1, draws.shape[1]))
@@ -149,7 +150,10 @@ def summary(found: dict[str, list[dict]], has: np.ndarray, labels: tuple[str, ..
         }
         for method in runs[0]["maps"]:
             for kind in MEASURES:
-                values = np.mean([run["maps"][method][kind] for run in runs], axis=0)
+                each = [run["maps"][method][kind] for run in runs]
+                alone = [float(np.nanmean(means(one_seed, once))) for one_seed in each]
+                results["maps_each_seed"].setdefault(method, {})[kind] = alone
+                values = np.mean(each, axis=0)
                 results["maps_measured"].setdefault(method, {})[kind] = int(np.isfinite(values).sum())
                 stands[kind][method] = np.concatenate([means(values, once), means(values, draws)])
     for kind, values in stands.items():
