@@ -10,30 +10,15 @@ import timm
 import torch
 import torchvision
 from PIL import Image
-from torch import nn
+from support import GapNet
 
 import xai_abn
-from xai_abn.preprocess import Preprocess
+from xai_abn.images.preprocess import Preprocess
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # each worker keeps to its share of the cores, and so do the processes that its tests start
     torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-
-
-class GapNet(nn.Module):
-    """Two convolutions, GAP and one linear layer: the smallest network that CAM describes."""
-
-    def __init__(self, classes: int = 5) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.ReLU(inplace=True)
-        )
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(12, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.pool(self.features(x)).flatten(1))
 
 
 @pytest.fixture

@@ -16,11 +16,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "xai_abn"
 LAYERS = [
     {"errors"},
-    {"registry", "images", "preprocess", "files", "randomness"},
-    {"explanation", "metrics", "models"},
-    {"explainers", "data", "rendering", "targets"},
-    {"pipeline", "training"},
-    {"evaluation", "interop"},
+    {"registry", "files", "seeding"},
+    {"heatmaps", "images"},
+    {"rendering", "networks"},
+    {"explanation", "models"},
+    {"explainers", "metrics"},
+    {"datasets", "pipeline"},
+    {"training", "benchmark", "integrations"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

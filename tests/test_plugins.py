@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xai_abn.evaluation import Store
+from xai_abn.benchmark import Store
 
 PLUGIN = Path(__file__).parent / "plugin"
 

@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xai_abn.explanation import Explanation
-    from xai_abn.models.abn import ABNOutput, AttentionBranchNetwork
+    from xai_abn.images.preprocess import Preprocess
     from xai_abn.models.adapter import ModelAdapter, wrap
-    from xai_abn.models.architectures import create_model
-    from xai_abn.models.split import abn_from
+    from xai_abn.models.targets import Difference
     from xai_abn.models.zoo import load_model
+    from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
+    from xai_abn.networks.architectures import create_model
+    from xai_abn.networks.splitting import abn_from
     from xai_abn.pipeline import explain
-    from xai_abn.preprocess import Preprocess
-    from xai_abn.targets import Difference
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ABNOutput": "xai_abn.models.abn",
-    "AttentionBranchNetwork": "xai_abn.models.abn",
-    "Difference": "xai_abn.targets",
+    "ABNOutput": "xai_abn.networks.abn",
+    "AttentionBranchNetwork": "xai_abn.networks.abn",
+    "Difference": "xai_abn.models.targets",
     "Explanation": "xai_abn.explanation",
     "ModelAdapter": "xai_abn.models.adapter",
-    "Preprocess": "xai_abn.preprocess",
-    "abn_from": "xai_abn.models.split",
-    "create_model": "xai_abn.models.architectures",
+    "Preprocess": "xai_abn.images.preprocess",
+    "abn_from": "xai_abn.networks.splitting",
+    "create_model": "xai_abn.networks.architectures",
     "explain": "xai_abn.pipeline",
     "load_model": "xai_abn.models.zoo",
     "wrap": "xai_abn.models.adapter",

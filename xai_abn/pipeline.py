@@ -16,11 +16,11 @@ from torch import Tensor
 from xai_abn.errors import InvalidInputError, NonFiniteError, XaiAbnError
 from xai_abn.explainers import Explainer, get, run_batch
 from xai_abn.explanation import Explanation
-from xai_abn.images import from_array, load_image, to_rgb
+from xai_abn.images.loading import from_array, load_image, to_rgb
+from xai_abn.images.preprocess import PreparedImage, Preprocess
 from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.forward_pass import ForwardPass
-from xai_abn.preprocess import PreparedImage, Preprocess
-from xai_abn.targets import Difference, Question, Score, Target, as_tensor, default_targets, distinct
+from xai_abn.models.targets import Difference, Question, Score, Target, as_tensor, default_targets, distinct
 
 #: Pictures per forward pass.
 BATCH_SIZE = 8

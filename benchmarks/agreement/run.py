@@ -27,7 +27,7 @@ from torchcam.methods import GradCAM as TorchCAMGradCAM
 import xai_abn
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers import CAM, GradCAM
-from xai_abn.images import load_image
+from xai_abn.images.loading import load_image
 from xai_abn.metrics import upsample
 
 NETWORKS = ("resnet18", "resnet50", "efficientnet_b0", "vgg11_bn", "densenet121", "densenet121, ReLU not in place")

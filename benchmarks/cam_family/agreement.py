@@ -28,7 +28,7 @@ from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_kernel
 
 import xai_abn
 from xai_abn import explainers as ours
-from xai_abn.images import load_image
+from xai_abn.images.loading import load_image
 from xai_abn.metrics import upsample
 
 PHOTOS = ("astronaut", "cat")

@@ -17,7 +17,7 @@ import torch
 import xai_abn
 from xai_abn import explainers
 from xai_abn.errors import UnsupportedModelError
-from xai_abn.preprocess import Preprocess
+from xai_abn.images.preprocess import Preprocess
 
 SMALL = {
     "integrated-gradients": {"steps": 2},

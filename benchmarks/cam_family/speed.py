@@ -32,7 +32,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 import xai_abn
 from xai_abn import explainers as ours
-from xai_abn.images import load_image
+from xai_abn.images.loading import load_image
 from xai_abn.metrics import upsample
 
 NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {

@@ -23,10 +23,10 @@ from run import NETWORKS, RECIPE, SIZE
 
 import xai_abn
 from xai_abn.explainers import ABN, ABNClass, GradCAM
-from xai_abn.explainers.controls import Centre
+from xai_abn.explainers.baselines import Centre
 from xai_abn.metrics import energy_inside, polarity, relevance_rank_accuracy, upsample
 from xai_abn.metrics.objects import Objects
-from xai_abn.models.inference import FastPredictor
+from xai_abn.models.predictor import FastPredictor
 from xai_abn.training import TrainConfig
 from xai_abn.training.networks import read_pictures
 

@@ -23,11 +23,11 @@ import torch
 from accelerate import Accelerator
 
 import xai_abn
-from xai_abn.data import read_training_data
-from xai_abn.data.training_data import Batch, Split, TrainingData
+from xai_abn.datasets import read_training_data
+from xai_abn.datasets.training_data import Batch, Split, TrainingData
 from xai_abn.metrics.agreement import map_agreement
 from xai_abn.metrics.polarity import polarity
-from xai_abn.models.checkpoint import read_checkpoint, save_checkpoint
+from xai_abn.networks.checkpoint import read_checkpoint, save_checkpoint
 from xai_abn.training import make_config, train
 from xai_abn.training.learner import Learner
 from xai_abn.training.networks import build_network

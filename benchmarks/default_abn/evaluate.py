@@ -20,7 +20,7 @@ from timm.data import ImageNetInfo
 
 from xai_abn import load_model
 from xai_abn.explainers import ABN, CAM, ABNClass, GradCAM
-from xai_abn.images import load_image
+from xai_abn.images.loading import load_image
 from xai_abn.metrics import Objects, energy_inside, object_recall, peak_inside, polarity
 
 SIZE = 224

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from xai_abn.evaluation import Store
+from xai_abn.benchmark import Store
 
 METHODS = "cam,grad-cam,centre,random-7,random-14,sobel"
 METRICS = "deletion,insertion,pointing-game,energy-pointing-game"

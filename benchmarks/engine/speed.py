@@ -31,14 +31,14 @@ from torchcam.methods import GradCAM as TorchcamGradCAM
 from torchcam.metrics import DeletionInsertionMetric
 
 import xai_abn
-from xai_abn.data import read_data
-from xai_abn.evaluation import Settings, benchmark
-from xai_abn.images import find_images, load_image
+from xai_abn.benchmark import Settings, benchmark
+from xai_abn.datasets import read_data
+from xai_abn.images.loading import find_images, load_image
 from xai_abn.metrics.blanks import rise_kernel
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
 from xai_abn.metrics.perturbation import area, perturbation_curves, upsample
 from xai_abn.metrics.ranks import at_most, every
-from xai_abn.models.inference import FastPredictor
+from xai_abn.models.predictor import FastPredictor
 
 warnings.filterwarnings("ignore")
 PIXELS = 224 * 224

@@ -14,12 +14,12 @@ from dataclasses import replace
 import torch
 
 import xai_abn
-from xai_abn.data import read_data
+from xai_abn.datasets import read_data
 from xai_abn.explainers import ABNClass, GradCAM
 from xai_abn.metrics import perturbation_curves, upsample
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
 from xai_abn.metrics.perturbation import area
-from xai_abn.models.inference import FastPredictor
+from xai_abn.models.predictor import FastPredictor
 
 
 def main() -> None:

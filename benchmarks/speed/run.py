@@ -29,7 +29,7 @@ import torchvision
 
 import xai_abn
 from xai_abn.explainers import ABN, CAM, GradCAM
-from xai_abn.images import load_image
+from xai_abn.images.loading import load_image
 
 TARGET_RATIOS = {"ours: grad-cam": 1.10, "ours: cam + grad-cam": 1.15, "ours: abn / abn's prediction": 1.05}
 

@@ -21,10 +21,10 @@ import torch
 from accelerate import Accelerator
 from torchvision import transforms
 
-from xai_abn.data import read_training_data
-from xai_abn.data.cifar import MEAN, STD
-from xai_abn.data.training_data import Batch, TensorSplit
-from xai_abn.models.architectures import create_model
+from xai_abn.datasets import read_training_data
+from xai_abn.datasets.cifar import MEAN, STD
+from xai_abn.datasets.training_data import Batch, TensorSplit
+from xai_abn.networks.architectures import create_model
 from xai_abn.training import TrainConfig
 from xai_abn.training.learner import Learner
 from xai_abn.training.losses import classification_losses

@@ -10,8 +10,8 @@ from torch import nn
 
 import xai_abn
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
-from xai_abn.models.abn import AttentionBranch, mechanisms
-from xai_abn.models.split import split_classifier
+from xai_abn.networks.abn import AttentionBranch, mechanisms
+from xai_abn.networks.splitting import split_classifier
 
 
 def batch_norm(x, layer):
@@ -153,7 +153,7 @@ def test_the_fresh_branch_classifies_as_the_backbone_does(abn_lite0):
     """Class maps of an untrained branch put the backbone's own answer first on nearly every example photo."""
     lite0 = xai_abn.load_model("lite0")
     network = xai_abn.abn_from(lite0.module)
-    from xai_abn.images import load_image
+    from xai_abn.images.loading import load_image
 
     photos = ["astronaut", "cat", "coffee", "rocket"]
     images = torch.stack([lite0.preprocess(load_image(f"example:{n}")).tensor for n in photos])

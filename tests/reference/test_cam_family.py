@@ -29,8 +29,8 @@ from xai_abn.explainers import (
     XGradCAM,
     run_pass,
 )
-from xai_abn.metrics.maps import unit_range
-from xai_abn.preprocess import Preprocess
+from xai_abn.heatmaps import unit_range
+from xai_abn.images.preprocess import Preprocess
 
 TARGETS = torch.tensor([3, 1, 4])
 

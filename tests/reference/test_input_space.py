@@ -21,9 +21,9 @@ from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.explainers.captum_perturbations import closeness
 from xai_abn.explainers.input_space import InputSpaceExplainer
 from xai_abn.explainers.superpixels import superpixels
-from xai_abn.models.unshared import SeparateWindows, separate_windows, unshared
-from xai_abn.preprocess import Preprocess
-from xai_abn.randomness import seeded
+from xai_abn.images.preprocess import Preprocess
+from xai_abn.models.captum_copy import SeparateWindows, separate_windows, unshared
+from xai_abn.seeding import seeded
 
 SIDE = 24
 METHODS = [n for n in explainers.names() if issubclass(explainers.get(n), InputSpaceExplainer)]

@@ -15,8 +15,8 @@ from xai_abn.cli.progress import progress_bar
 from xai_abn.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from xai_abn.data.annotated import AnnotatedData
-    from xai_abn.evaluation.runner import Summary
+    from xai_abn.benchmark.runner import Summary
+    from xai_abn.datasets.annotated import AnnotatedData
 
 
 def command(
@@ -53,8 +53,8 @@ def command(
     device: options.Device = "cpu",
 ) -> None:
     """Score methods on annotated photos; what is measured once is never measured again."""
-    from xai_abn.data import read_data
-    from xai_abn.evaluation import Settings, benchmark
+    from xai_abn.benchmark import Settings, benchmark
+    from xai_abn.datasets import read_data
     from xai_abn.models.zoo import load_model
 
     part = _shard(shard)
@@ -89,7 +89,7 @@ def _shard(text: str | None) -> tuple[int, int]:
 def _in_grids(photos: AnnotatedData, grid: int | None, size: int) -> AnnotatedData:
     if grid is None:
         return photos
-    from xai_abn.data.grids import make_grids
+    from xai_abn.datasets.grids import make_grids
 
     return make_grids(photos, grid, size)
 

@@ -16,7 +16,7 @@ def command(
     ] = None,
 ) -> None:
     """Convert a network that the ABN code of Fukui et al. has saved; nothing in the file is executed."""
-    from xai_abn.models.convert import convert_file
+    from xai_abn.networks.released_code import convert_file
 
     found = convert_file(source, output, arch)
     typer.echo(f"{output}: {found.arch}, {found.classes} classes")

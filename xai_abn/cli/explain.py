@@ -16,8 +16,8 @@ from xai_abn.errors import XaiAbnError
 if TYPE_CHECKING:
     from xai_abn.cli.output import OutputFolder
     from xai_abn.models.adapter import ModelAdapter
+    from xai_abn.models.targets import Difference
     from xai_abn.pipeline import ImageExplanations
-    from xai_abn.targets import Difference
 
 
 def command(
@@ -79,7 +79,7 @@ def command(
 
 def _expand(images: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the pictures named, each once, and the arguments that name none."""
-    from xai_abn.images import find_images
+    from xai_abn.images.loading import find_images
 
     sources: dict[str, None] = {}
     failures = []
@@ -124,7 +124,7 @@ def _run(
 
 def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> list[int | str | Difference] | None:
     """Look labels up before any picture is read."""
-    from xai_abn.targets import Difference
+    from xai_abn.models.targets import Difference
 
     def found(target: str) -> int | str:
         return target if model.labels is None else model.target_index(target, len(model.labels))

@@ -24,14 +24,14 @@ def command(
     elif weights is not None:
         raise InvalidInputError(f"--weights is for models, which are written as .onnx, not {output.name}")
     else:
-        from xai_abn.evaluation.exchange import export_run
+        from xai_abn.benchmark.exchange import export_run
 
         rows = export_run(source, output)
         typer.echo(f"{output}: {rows} rows")
 
 
 def _export_model(spec: str, weights: str | None, output: Path) -> None:
-    from xai_abn.models.export import export_onnx
+    from xai_abn.models.onnx import export_onnx
     from xai_abn.models.zoo import load_model
 
     model = load_model(spec, weights=weights)

@@ -61,7 +61,8 @@ def _metrics(model: str, weights: str | None) -> list[tuple[str, ...]]:
 
 
 def _models(model: str, weights: str | None) -> list[tuple[str, ...]]:
-    from xai_abn.models import architectures, zoo
+    from xai_abn.models import zoo
+    from xai_abn.networks import architectures
 
     rows: list[tuple[str, ...]] = [
         (name, (inspect.getdoc(zoo.models.get(name)) or "a plug-in").splitlines()[0]) for name in zoo.models
@@ -71,7 +72,7 @@ def _models(model: str, weights: str | None) -> list[tuple[str, ...]]:
 
 
 def _architectures(model: str, weights: str | None) -> list[tuple[str, ...]]:
-    from xai_abn.models.architectures import architectures
+    from xai_abn.networks.architectures import architectures
 
     found = [(name, architectures.get(name)) for name in architectures.names()]
     return [(name, f"{a.size}x{a.size}", a.description) for name, a in found]

@@ -20,7 +20,7 @@ def command(
     gallery: Annotated[int, typer.Option(min=0, help="Number of photos to show.")] = 12,
 ) -> None:
     """Report what runs found: means with intervals, paired tests, curves and pictures."""
-    from xai_abn.evaluation.report import make_report
+    from xai_abn.benchmark.report.build import make_report
 
     report = make_report(runs, reference, gallery)
     paths = report.save(output)
@@ -33,8 +33,8 @@ def command(
 def _print_summary(section: dict[str, Any]) -> None:
     from rich.markup import escape
 
+    from xai_abn.benchmark.report.text import DIRECTIONS, cell_text, overview, title
     from xai_abn.cli.table import print_table
-    from xai_abn.evaluation.report_text import DIRECTIONS, cell_text, overview, title
 
     typer.echo(f"{title(section)}: {overview(section)[0]}")
     arrows = [f"{m['full_name']} {DIRECTIONS[m['higher_is_better']][1]}".strip() for m in section["metrics"]]

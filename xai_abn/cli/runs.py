@@ -13,7 +13,7 @@ def merge(
     shards: Annotated[list[Path], typer.Argument(help="The files of its shards.", metavar="SHARD...")],
 ) -> None:
     """Join the shards of a benchmark run into one file."""
-    from xai_abn.evaluation.exchange import merge_runs
+    from xai_abn.benchmark.exchange import merge_runs
 
     photos, values = merge_runs(output, shards)
     typer.echo(f"{output}: {photos} photos, {values} values from {len(shards)} files")

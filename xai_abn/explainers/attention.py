@@ -9,7 +9,7 @@ from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
-from xai_abn.models.layout import Layout, layout_of
+from xai_abn.networks.layout import Layout, layout_of
 
 
 class _AttentionExplainer(Explainer):

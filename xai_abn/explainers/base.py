@@ -12,7 +12,7 @@ from torch import Tensor
 from xai_abn.errors import InvalidInputError
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
-from xai_abn.models.inspection import takes_channels_first
+from xai_abn.networks.tracing import takes_channels_first
 from xai_abn.registry import Registry
 
 

@@ -13,9 +13,9 @@ from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.explainers.input_space import CaptumMethod, Score, largest_magnitude
 from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.captum_copy import Turns, separate_windows, unshared
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.nonlinear import nonlinear_steps
-from xai_abn.models.unshared import Turns, separate_windows, unshared
 
 # captum says at each call that it puts hooks on the network: here they are on a copy that is thrown away.
 warnings.filterwarnings("ignore", message=r"Setting (forward, )?backward hooks", category=UserWarning)

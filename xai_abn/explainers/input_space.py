@@ -13,8 +13,8 @@ from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
-from xai_abn.models.inspection import evaluating, on_device
-from xai_abn.randomness import seeded
+from xai_abn.networks.tracing import evaluating, on_device
+from xai_abn.seeding import seeded
 
 
 class Score(nn.Module):

@@ -1,5 +1,6 @@
 """Metrics of explanations: functions of maps, one value a photo, each under a named protocol."""
 
+from xai_abn.heatmaps import flaws, upsample
 from xai_abn.metrics.agreement import map_agreement, rank_correlation
 from xai_abn.metrics.base import Metric, Needs, Scores, Subject, add, get, metrics, names
 from xai_abn.metrics.complexity import entropy, gini
@@ -13,7 +14,6 @@ from xai_abn.metrics.localisation import (
     pointing_game,
     relevance_rank_accuracy,
 )
-from xai_abn.metrics.maps import flaws, upsample
 from xai_abn.metrics.multi_object import all_objects_found, energy_confusion, grid_pointing, object_recall
 from xai_abn.metrics.objects import Objects
 from xai_abn.metrics.perturbation import PerturbationProtocol, perturbation_curves

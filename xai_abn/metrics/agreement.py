@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
-from xai_abn.metrics.maps import upsample, usable
+from xai_abn.heatmaps import upsample, usable
 from xai_abn.metrics.ranks import scattered_ranks
 
 

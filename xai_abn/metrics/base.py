@@ -122,7 +122,7 @@ class Metric:
 def probabilities_of(predict: Predict, logits: Tensor) -> Tensor:
     """Return logits (B, K) as probabilities: by ``predict.probabilities`` if it has one, else by softmax.
 
-    :class:`~xai_abn.models.inference.FastPredictor` has one: each attribute of a multi-label model is a sigmoid.
+    :class:`~xai_abn.models.predictor.FastPredictor` has one: each attribute of a multi-label model is a sigmoid.
     """
     own = getattr(predict, "probabilities", None)
     return logits.softmax(dim=1) if own is None else own(logits)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
+from xai_abn.heatmaps import usable
 from xai_abn.metrics.base import Metric, Needs, add
-from xai_abn.metrics.maps import usable
 
 
 def gini(maps: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
+from xai_abn.heatmaps import unit_range, upsample, usable
 from xai_abn.metrics.base import Metric, Needs, Predict, add, probabilities_of
-from xai_abn.metrics.maps import unit_range, upsample, usable
 
 
 def average_drop(predict: Predict, inputs: Tensor, maps: Tensor, targets: Tensor, *, divided: bool = True) -> Tensor:

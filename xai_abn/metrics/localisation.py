@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
+from xai_abn.heatmaps import flaws, upsample
 from xai_abn.metrics.base import Metric, Needs, Scores, Subject, add
-from xai_abn.metrics.maps import flaws, upsample
 from xai_abn.metrics.objects import Objects
 
 #: TorchRay's tolerance around the objects, in pixels.

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
+from xai_abn.heatmaps import upsample, usable
 from xai_abn.metrics.base import Predict, probabilities_of
 from xai_abn.metrics.blanks import BLACK, Blank
-from xai_abn.metrics.maps import upsample, usable
 
 CurveName = Literal["deletion", "insertion"]
 

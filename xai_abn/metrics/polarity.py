@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
+from xai_abn.heatmaps import upsample, usable
 from xai_abn.metrics.base import Metric, Needs, add
 from xai_abn.metrics.confidence import check_numbers, probabilities
-from xai_abn.metrics.maps import upsample, usable
 
 
 def polarity(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
+from xai_abn.heatmaps import upsample, usable
 from xai_abn.metrics.base import Metric, Needs, Predict, add
 from xai_abn.metrics.confidence import check_numbers, probabilities
-from xai_abn.metrics.maps import upsample, usable
 from xai_abn.metrics.ranks import scattered_ranks
 
 #: Shares of the pixels removed.

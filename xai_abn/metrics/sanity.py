@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from xai_abn.errors import InvalidInputError
+from xai_abn.heatmaps import upsample, usable
 from xai_abn.metrics.agreement import rank_correlation
 from xai_abn.metrics.base import Metric, Needs, Predict, add
 from xai_abn.metrics.confidence import check_numbers, check_targets
-from xai_abn.metrics.maps import upsample, usable
-from xai_abn.randomness import content_generator, seeded
+from xai_abn.seeding import content_generator, seeded
 
 
 class Explain(Protocol):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
+from xai_abn.heatmaps import flaws
 from xai_abn.metrics.base import Scores
 from xai_abn.metrics.localisation import add_share
-from xai_abn.metrics.maps import flaws
 from xai_abn.metrics.objects import Objects
 
 #: Distance of the thresholds in the released evaluation script.

@@ -10,19 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
-from xai_abn.models.abn import ABNOutput, AttentionBranchNetwork
+from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.forward_pass import ForwardPass
-from xai_abn.models.inspection import (
-    LayerOutput,
-    attention_blocks,
-    find_classifier,
-    find_target_layer,
-    prefix_tokens,
-    spatial_layers,
-    trace_outputs,
-)
-from xai_abn.models.multi_task import MultiTaskABN
-from xai_abn.preprocess import Preprocess
+from xai_abn.models.layers import attention_blocks, find_target_layer
+from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
+from xai_abn.networks.multi_task import MultiTaskABN
+from xai_abn.networks.tracing import LayerOutput, find_classifier, prefix_tokens, spatial_layers, trace_outputs
 
 #: Where the logits are in what a network answers: None if they are the answer, a key or attribute, a position, or a
 #: function of the answer that gives logits (N, K) or one score an image (N,).

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
-from xai_abn.models.abn import ABNOutput
 from xai_abn.models.attention import AttentionWatch
-from xai_abn.models.inspection import evaluating, on_device
-from xai_abn.models.layout import Layout, layout_of
 from xai_abn.models.zero_rows import SkipZeroRows
+from xai_abn.networks.abn import ABNOutput
+from xai_abn.networks.layout import Layout, layout_of
+from xai_abn.networks.tracing import evaluating, on_device
 
 if TYPE_CHECKING:
     from xai_abn.models.adapter import ModelAdapter
@@ -229,7 +229,7 @@ class ForwardPass:
     def predict(self, inputs: Tensor) -> Tensor:
         """Return logits (B, K) float32 of other inputs (B, 3, H, W), from a fast copy made at the first call."""
         if self._predict is None:
-            from xai_abn.models.inference import FastPredictor
+            from xai_abn.models.predictor import FastPredictor
 
             self._predict = FastPredictor(self.model)
         return self._predict(inputs)

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from xai_abn.errors import CheckpointError, InvalidInputError, UnknownNameError, WeightsError
+from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.architectures import create_model, timm_names, torchvision_names
-from xai_abn.models.checkpoint import load_weights, read_checkpoint, read_weights
-from xai_abn.models.split import abn_from
-from xai_abn.preprocess import Preprocess
+from xai_abn.networks.architectures import create_model, timm_names, torchvision_names
+from xai_abn.networks.checkpoint import load_weights, read_checkpoint, read_weights
+from xai_abn.networks.splitting import abn_from
 from xai_abn.registry import Registry
 
 #: The model used where none is named.

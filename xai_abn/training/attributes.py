@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from xai_abn.data.training_data import Split
-from xai_abn.models.abn import ABNOutput
+from xai_abn.datasets.training_data import Split
+from xai_abn.networks.abn import ABNOutput
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, OutputError
 from xai_abn.files import replacing
-from xai_abn.preprocess import Preprocess
+from xai_abn.images.preprocess import Preprocess
 from xai_abn.rendering import laid_over, write_line
 
 #: A run's log, in its folder.

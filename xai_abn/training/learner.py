@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from xai_abn.data.training_data import Batch
+from xai_abn.datasets.training_data import Batch
 from xai_abn.errors import InvalidInputError
-from xai_abn.models.abn import ABNOutput
+from xai_abn.networks.abn import ABNOutput
 from xai_abn.training.config import TrainConfig
 from xai_abn.training.losses import classification_losses, correct
 from xai_abn.training.ranks import share_of_batch, synchronised

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xai_abn.data.training_data import Split
-from xai_abn.models.abn import ABNOutput, AttentionBranchNetwork
+from xai_abn.datasets.training_data import Split
+from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
 
 
 def classification_losses(

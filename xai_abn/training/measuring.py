@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xai_abn.data.training_data import Split, TrainingData
+from xai_abn.datasets.training_data import Split, TrainingData
 from xai_abn.errors import DatasetError
 from xai_abn.training.attributes import attribute_accuracies, attribute_sums
 from xai_abn.training.losses import measured_sums

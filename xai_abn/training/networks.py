@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from xai_abn.data import ReadOptions, read_training_data
-from xai_abn.data.training_data import TrainingData
+from xai_abn.datasets import ReadOptions, read_training_data
+from xai_abn.datasets.training_data import TrainingData
 from xai_abn.errors import CheckpointError, InvalidInputError
-from xai_abn.models.abn import AttentionBranch
-from xai_abn.models.architectures import abn_arguments, create_model, find_architecture
-from xai_abn.models.checkpoint import CheckpointConfig, load_weights, read_weights
-from xai_abn.models.inspection import find_classifier
-from xai_abn.models.multi_task import AttributeBranch
-from xai_abn.models.split import abn_from
+from xai_abn.networks.abn import AttentionBranch
+from xai_abn.networks.architectures import abn_arguments, create_model, find_architecture
+from xai_abn.networks.checkpoint import CheckpointConfig, load_weights, read_weights
+from xai_abn.networks.multi_task import AttributeBranch
+from xai_abn.networks.splitting import abn_from
+from xai_abn.networks.tracing import find_classifier
 from xai_abn.training.config import BASELINE, TrainConfig
 
 

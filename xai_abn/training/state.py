@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import CheckpointError
-from xai_abn.models.checkpoint import read_tensors, refuse_newer, write_tensors
+from xai_abn.networks.checkpoint import read_tensors, refuse_newer, write_tensors
 
 FORMAT = "xai-abn-training"
 FORMAT_VERSION = 1

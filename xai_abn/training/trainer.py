@@ -18,12 +18,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from xai_abn.data.training_data import Batch, TrainingData
+from xai_abn.datasets.training_data import Batch, TrainingData
 from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError, RunError
 from xai_abn.files import replacing
-from xai_abn.models.abn import ABNOutput
-from xai_abn.models.checkpoint import load_weights, read_checkpoint, save_checkpoint
-from xai_abn.randomness import mixed_seed
+from xai_abn.networks.abn import ABNOutput
+from xai_abn.networks.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from xai_abn.seeding import mixed_seed
 from xai_abn.training.config import TrainConfig
 from xai_abn.training.folder import (
     BEST,

@@ -27,7 +27,7 @@ class DistillationConfig:
         necessity_weight: weight of the necessity term: how much of its answer the teacher still
             gives when it sees what the map hides, g(1 - M). In [0, 1].
         match_scale: with the residual mechanism, keep the features at the size the perception branch
-            knows (:meth:`xai_abn.models.abn.Residual.match_scale`, a running mean).
+            knows (:meth:`xai_abn.networks.abn.Residual.match_scale`, a running mean).
         train_stage: train the attention branch's copy of the last stage, too.
         warmup: share of the steps over which the learning rates rise from 0.
         max_grad_norm: gradients are clipped to this norm.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from xai_abn.data.photos import stack_readable
-from xai_abn.randomness import mixed_seed
+from xai_abn.datasets.photos import stack_readable
+from xai_abn.seeding import mixed_seed
 
 
 class Draws(Dataset):

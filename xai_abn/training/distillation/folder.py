@@ -9,7 +9,7 @@ from typing import Any
 
 from xai_abn.errors import InvalidInputError, OutputError, RunError
 from xai_abn.files import replacing
-from xai_abn.models.checkpoint import read_tensors, write_tensors
+from xai_abn.networks.checkpoint import read_tensors, write_tensors
 from xai_abn.training.distillation.loop import Distillation
 from xai_abn.training.distillation.settings import FREE, DistillationSettings
 from xai_abn.training.settings_file import SETTINGS_FILE, read_settings

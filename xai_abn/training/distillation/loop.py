@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from xai_abn.errors import CheckpointError, ImageLoadError, NonFiniteError, UnsupportedModelError
-from xai_abn.models.abn import AttentionBranchNetwork
-from xai_abn.models.multi_task import MultiTaskABN
-from xai_abn.models.vit_abn import OnPatches
+from xai_abn.networks.abn import AttentionBranchNetwork
+from xai_abn.networks.multi_task import MultiTaskABN
+from xai_abn.networks.vit_abn import OnPatches
 from xai_abn.training.distillation.config import DistillationConfig
 from xai_abn.training.distillation.draws import batches, mosaic_generator
 from xai_abn.training.distillation.losses import losses
@@ -44,7 +44,7 @@ def distill(
     Args:
         network: fresh from :func:`xai_abn.abn_from`, or a distilled one with its ``teacher``.
         photos: gives (3, H, W) crops, or an ImageLoadError for a photo that cannot be read, such as
-            :class:`xai_abn.data.photos.PhotoFolder`.
+            :class:`xai_abn.datasets.photos.PhotoFolder`.
         config: see :class:`DistillationConfig`.
         log: called after each step with the step, the losses, the mean of M and photos per second.
         teacher: features (N, C, h, w) to logits (N, K), the backbone's own part behind the split;

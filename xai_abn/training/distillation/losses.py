@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xai_abn.models.abn import AttentionBranchNetwork, Residual
+from xai_abn.networks.abn import AttentionBranchNetwork, Residual
 from xai_abn.training.distillation.config import DistillationConfig
 
 

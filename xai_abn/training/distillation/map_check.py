@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from xai_abn.metrics.polarity import polarity
-from xai_abn.models.abn import AttentionBranchNetwork
-from xai_abn.models.inspection import evaluating
+from xai_abn.networks.abn import AttentionBranchNetwork
+from xai_abn.networks.tracing import evaluating
 
 #: A map whose values differ by less than this weighs all positions alike.
 FLAT_RANGE = 0.01

@@ -11,13 +11,13 @@ from typing import Any
 from torch import nn
 
 import xai_abn
-from xai_abn.data.held_out import HeldOut, hold_out
-from xai_abn.data.photos import PhotoFolder, find_photos
+from xai_abn.datasets.held_out import HeldOut, hold_out
+from xai_abn.datasets.photos import PhotoFolder, find_photos
 from xai_abn.errors import ImageLoadError, NonFiniteError, RunError
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.checkpoint import CheckpointConfig, fingerprint, read_checkpoint, save_checkpoint
 from xai_abn.models.zoo import load_checkpoint, load_model
-from xai_abn.randomness import seeded
+from xai_abn.networks.checkpoint import CheckpointConfig, fingerprint, read_checkpoint, save_checkpoint
+from xai_abn.seeding import seeded
 from xai_abn.training.distillation.folder import RunFolder
 from xai_abn.training.distillation.loop import Distillation
 from xai_abn.training.distillation.map_check import check_map

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from xai_abn.errors import CheckpointError, UnsupportedModelError
-from xai_abn.models.abn import AttentionBranchNetwork
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.checkpoint import load_weights, read_checkpoint
-from xai_abn.models.split import abn_from
 from xai_abn.models.zoo import imagenet_labels
+from xai_abn.networks.abn import AttentionBranchNetwork
+from xai_abn.networks.checkpoint import load_weights, read_checkpoint
+from xai_abn.networks.splitting import abn_from
 from xai_abn.training.distillation.settings import DistillationSettings
 
 

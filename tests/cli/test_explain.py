@@ -1,0 +1,282 @@
+"""The command line: one clear line for each mistake, nothing lost, nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import call
+from typer.testing import CliRunner
+
+import xai_abn
+from xai_abn.models import zoo
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def small_model(gap_net, monkeypatch, tmp_path):
+    """Let the command use the small model, under the name ``small``, in a folder of its own."""
+    monkeypatch.setitem(zoo.models._items, "small", lambda: gap_net)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def explain(*arguments):
+    return call("explain", *arguments, "--model", "small")
+
+
+def test_a_photo_gives_a_table_and_a_picture(photo_file, tmp_path):
+    """Label, probability, method, layer, file and time are printed; the picture is there."""
+    code, out, _ = explain(photo_file, "--method", "grad-cam", "--target", "kite")
+    assert code == 0
+    for text in ("label", "kite", "%", "grad-cam", "features", "explanations/photo.grad-cam.png", "ms"):
+        assert text in out
+    with Image.open(tmp_path / "explanations/photo.grad-cam.png") as picture:
+        assert json.loads(picture.info["xai-abn"])[0]["label"] == "kite"
+
+
+def test_several_methods_give_a_sheet_and_maps(photo_file, tmp_path):
+    """Commas and repetition both work; --map npy saves the raw map that numpy reads."""
+    code, *_ = explain(photo_file, "-M", "cam,grad-cam", "--map", "npy", "-o", "out")
+    assert code == 0
+    names = {"photo.cam.png", "photo.cam.npy", "photo.grad-cam.png", "photo.grad-cam.npy", "photo.sheet.png"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names
+    assert np.load(tmp_path / "out/photo.cam.npy").shape == (8, 8)
+
+
+def test_json_is_complete(photo_file):
+    """--json prints every record with its files, and the failures."""
+    code, out, _ = explain(photo_file, "missing.jpg", "--json")
+    answer = json.loads(out)
+    assert code == 1
+    assert answer["explanations"][0]["method"] == "grad-cam"
+    assert answer["explanations"][0]["files"] == ["explanations/photo.grad-cam.png"]
+    assert answer["failed"][0]["source"] == "missing.jpg"
+
+
+@pytest.fixture
+def bad_files(tmp_path, photo):
+    """One file of each broken kind, in a folder."""
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("no picture at all")
+    Image.fromarray(photo).save(folder / "cut.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:700])
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    Image.new("1", (20_000, 50)).save(folder / "wide.png")
+    return folder
+
+
+def test_each_bad_file_is_one_line_and_exit_1(bad_files):
+    """Alone, a broken file prints exactly one line that begins with the program and names the file."""
+    for path in sorted(bad_files.iterdir()):
+        code, out, err = explain(path)
+        assert code == 1
+        assert out == ""
+        assert err.startswith(f"xai-abn: {path}: ")
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_the_rest_of_a_batch_still_runs(bad_files, photo, tmp_path):
+    """Good pictures among bad ones are explained; the failures are counted and the exit code is 1."""
+    for name in ("a.png", "z.png"):
+        Image.fromarray(photo).save(bad_files / name)
+    code, out, err = explain(bad_files, "missing.jpg")
+    assert code == 1
+    assert out.count("grad-cam.png") == 2
+    assert "6 of 8 pictures failed" in err
+    assert len(err.strip().splitlines()) == 7
+    assert {p.name for p in (tmp_path / "explanations").iterdir()} == {"a.grad-cam.png", "z.grad-cam.png"}
+
+
+def test_accepted_oddities_are_noted(tmp_path):
+    """An animation is explained by its first frame, and a note says so."""
+    frames = [Image.effect_noise((32, 32), 90).convert("RGB") for _ in range(3)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    code, _, err = explain("moving.gif")
+    assert code == 0
+    assert "note: moving.gif: first of 3 frames" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "grad-cm"], "did you mean 'grad-cam'"),
+        (["--method", "abn"], "needs an Attention Branch Network"),
+        (["--target", "bycicle"], "did you mean 'bicycle'"),
+        (["--target", "99"], "classes 0 to 4"),
+        (["--layer", "featurs"], "did you mean 'features"),
+        (["--colormap", "virdis"], "did you mean 'viridis'"),
+        (["--weights", "x.pt"], "has its own weights"),
+        (["--device", "nonsense"], "cannot use device"),
+    ],
+)
+def test_wrong_names_are_one_line_with_the_nearest(photo_file, arguments, message):
+    """Every unknown name is answered with one line, exit code 1, and nothing is written."""
+    code, out, err = explain(photo_file, *arguments)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not os.path.exists("explanations") or not os.listdir("explanations")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("abn-lite", "did you mean 'abn-lite0'"),
+        ("timm:resnet511", "did you mean 'resnet"),
+        ("torchvision:resnet19", "did you mean 'resnet1"),
+        ("missing.safetensors", "not a readable safetensors checkpoint"),
+    ],
+)
+def test_wrong_models_are_one_line(photo_file, model, message):
+    """An unknown model or missing checkpoint is answered with one line."""
+    code, out, err = call("explain", photo_file, "--model", model)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_usage_errors_exit_2(photo_file):
+    """A missing argument, an unknown option or format is a usage error."""
+    assert call("explain")[0] == 2
+    assert call("explain", photo_file, "--colour", "red")[0] == 2
+    assert call("explain", photo_file, "--map", "csv")[0] == 2
+
+
+def test_nan_scores_fail_only_their_picture(gap_net, photo, tmp_path, monkeypatch):
+    """A picture whose scores are NaN fails by name; its neighbours in the batch are explained."""
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(photo if name != "b.png" else np.full_like(photo, 255)).save(tmp_path / name)
+    original = gap_net.module.forward
+
+    def fragile(x):
+        scores = original(x)
+        return torch.where((x.amin((1, 2, 3)) > 1)[:, None], torch.nan, scores)
+
+    monkeypatch.setattr(gap_net.module, "forward", fragile)
+    code, out, err = explain("a.png", "b.png", "c.png")
+    assert code == 1
+    assert out.count("grad-cam.png") == 2
+    assert "xai-abn: b.png: gap-net answers with NaN" in err
+    assert "1 of 3 pictures failed" in err
+
+
+def test_own_files_are_replaced_foreign_ones_are_not(photo_file, tmp_path):
+    """A second run replaces its own pictures and maps; a file of the user's stays unless --overwrite is given."""
+    out = tmp_path / "explanations"
+    assert explain(photo_file, "--map", "npy")[0] == 0
+    assert explain(photo_file, "--map", "npy")[0] == 0
+    for name in ("photo.grad-cam.png", "photo.grad-cam.npy"):
+        (out / name).write_bytes(b"mine")
+        code, _, err = explain(photo_file, "--map", "npy")
+        assert code == 1
+        assert "not made by xai-abn" in err
+        assert (out / name).read_bytes() == b"mine"
+        assert explain(photo_file, "--map", "npy", "--overwrite")[0] == 0
+        assert (out / name).read_bytes() != b"mine"
+    assert not [p for p in out.iterdir() if p.suffix == ".part"]
+
+
+def test_pictures_of_one_name_do_not_replace_each_other(tmp_path, photo):
+    """a/x.png and b/x.png get files of their own."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(photo).save(tmp_path / folder / "x.png")
+    assert explain("a", "b")[0] == 0
+    assert {p.name for p in (tmp_path / "explanations").iterdir()} == {"x.grad-cam.png", "x-2.grad-cam.png"}
+
+
+def test_an_unwritable_output_is_one_line(photo_file, tmp_path):
+    """An output path that is a file is refused before any work."""
+    (tmp_path / "taken").write_text("a file")
+    code, out, err = explain(photo_file, "--output", "taken")
+    assert (code, out) == (1, "")
+    assert "cannot write to output folder taken" in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_protected_output_is_one_line(photo_file, tmp_path):
+    """A folder without write permission is refused before any work."""
+    (tmp_path / "locked").mkdir(mode=0o500)
+    code, _, err = explain(photo_file, "--output", "locked/out")
+    assert code == 1
+    assert "cannot write" in err
+
+
+def test_a_flat_map_is_a_warning_not_a_picture_of_nothing(gap_net, photo_file):
+    """An all-zero Grad-CAM is said to be flat."""
+    with torch.no_grad():
+        gap_net.module.fc.weight.zero_()
+    code, _, err = explain(photo_file)
+    assert code == 0
+    assert "warning" in err
+    assert "flat" in err
+
+
+def test_list_shows_methods_models_and_layers():
+    """Each list holds what can be asked for; the target layer is marked; --search narrows."""
+    methods = call("list", "methods")[1]
+    assert all(name in methods for name in xai_abn.explainers.names())
+    models = call("list", "models", "--search", "lite0")[1]
+    assert "abn-lite0" in models
+    assert "timm:tf_efficientnet_lite0" in models
+    assert "resnet50" not in models
+    layers = call("list", "layers", "--model", "small")[1]
+    assert "target layer" in layers
+    assert "features.2" in layers
+
+
+def test_help_and_version_do_not_import_torch():
+    """--help, 'explain --help' and --version answer without loading torch."""
+    for arguments in (["--help"], ["explain", "--help"], ["list", "--help"], ["--version"]):
+        code = (
+            "import sys; from xai_abn.cli.main import app\n"
+            f"try: app({arguments!r})\nexcept SystemExit as e: assert not e.code\n"
+            "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    """An interrupted run says so on one line and keeps its exit code."""
+    from xai_abn.cli import main
+
+    def interrupted():
+        raise SystemExit(main.INTERRUPTED)
+
+    monkeypatch.setattr(main, "app", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main.main()
+    assert capsys.readouterr().err == "xai-abn: interrupted; the files written so far are complete\n"
+
+
+def test_main_prints_one_line_and_exits_1(tmp_path):
+    """The installed entry point itself turns an error into one line, in a process of its own."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from xai_abn.cli.main import main; main()",
+            "explain",
+            "gone.jpg",
+            "--model",
+            "nonsense",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("xai-abn: unknown model 'nonsense'")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,216 @@
+"""Pictures with attributes from tables: values, splits, people, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from xai_abn.datasets import ReadOptions, attributes, read_training_data
+from xai_abn.datasets.picture_split import PictureSplit, UnreadableWarning
+from xai_abn.datasets.training_data import TensorSplit
+from xai_abn.errors import DatasetError
+from xai_abn.images.loading import load_image
+from xai_abn.training.config import TrainConfig
+from xai_abn.training.trainer import train
+
+CPU = torch.device("cpu")
+
+
+def save(path, seed):
+    path.parent.mkdir(exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (22, 18, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Six pictures in ``images`` beside a CSV file, which is returned."""
+    for i in range(6):
+        save(tmp_path / "images" / f"{i}.png", i)
+    path = tmp_path / "list.csv"
+    rows = "".join(f"{i}.png,{i % 2},{int(i > 2)}\n" for i in range(6))
+    path.write_text(f"file,smiling,young\n{rows}")
+    return path
+
+
+def read(path, **options):
+    return read_training_data(f"attributes:{path}", ReadOptions(**{"size": 16, "workers": 0, **options}))
+
+
+def test_a_table_gives_attributes(table):
+    """Columns are labels, cells are targets 0 or 1, and -1 is 0, too."""
+    data = read(table)
+    assert data.labels == ("smiling", "young")
+    assert data.multi_label
+    assert data.train.targets.tolist() == [[i % 2, float(i > 2)] for i in range(6)]
+    table.write_text(table.read_text().replace(",0", ",-1"))
+    assert torch.equal(read(table).train.targets, data.train.targets)
+
+
+def test_small_sets_are_kept_in_memory_as_evaluation_sees_them(table, monkeypatch):
+    """Kept or read when needed, validation is the checkpoint's preprocessing; only the crops of training differ."""
+    kept = read(table)
+    monkeypatch.setattr(attributes, "MEMORY", 0)
+    lazy = read(table)
+    assert isinstance(kept.train, TensorSplit)
+    assert isinstance(lazy.train, PictureSplit)
+    one, two = (next(data.train.load([torch.tensor([4, 1])], CPU, None)) for data in (kept, lazy))
+    assert torch.equal(one.images, two.images)
+    assert torch.equal(one.targets, two.targets)
+    prepared = kept.preprocess(load_image(table.parent / "images" / "4.png"))
+    torch.testing.assert_close(one.images[0], prepared.tensor, atol=1e-5, rtol=1e-5)
+    assert next(lazy.train.load([torch.tensor([4, 1])], CPU, 1)).images.shape == (2, 3, 16, 16)
+
+
+def test_unreadable_pictures_are_left_out_of_memory_with_a_warning(table):
+    """The others keep their labels; "stop" names the file; nothing readable is an error."""
+    (table.parent / "images" / "1.png").write_bytes(b"broken")
+    with pytest.warns(UnreadableWarning, match=r"1 of 6 pictures cannot be read and are left out, as .*1\.png"):
+        data = read(table)
+    assert data.train.targets.tolist() == [[i % 2, float(i > 2)] for i in (0, 2, 3, 4, 5)]
+    with pytest.raises(DatasetError, match=r"1\.png"):
+        read(table, on_unreadable="stop")
+    for i in range(6):
+        (table.parent / "images" / f"{i}.png").write_bytes(b"broken")
+    with pytest.raises(DatasetError, match="none of 6 pictures"):
+        read(table)
+
+
+def people_table(tmp_path, count=40):
+    for i in range(count * 2):
+        save(tmp_path / f"{i}.png", i)
+    rows = "".join(f"{i}.png,p{i % count},{i % 2}\n" for i in range(count * 2))
+    path = tmp_path / "people.csv"
+    path.write_text(f"file,identity,a\n{rows}")
+    return path
+
+
+def test_no_person_is_in_two_splits(tmp_path, monkeypatch):
+    """80, 10 and 10 % of the people, whatever the order of the rows."""
+    monkeypatch.setattr(attributes, "MEMORY", 0)
+    path = people_table(tmp_path)
+
+    def people():
+        data = read(path)
+        files = data.train.pictures.paths
+        splits = (data.train, data.validation, data.test)
+        return [{int(files[i].split("/")[-1][:-4]) % 40 for i in split.indices} for split in splits]
+
+    train_people, validation, test = found = people()
+    assert [len(part) for part in found] == [32, 4, 4]
+    assert train_people | validation | test == set(range(40))
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, *reversed(rows)]))
+    assert people() == found
+
+
+def test_a_file_under_two_names_and_a_column_without_one_are_refused(table):
+    """A picture would be in two splits, or an index an attribute."""
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines, lines[1].replace("0.png", "./0.png")]))
+    with pytest.raises(DatasetError, match="a file is listed twice"):
+        read(table)
+    table.write_text("\n".join([f",{lines[0]}", *(f"{i},{line}" for i, line in enumerate(lines[1:]))]))
+    with pytest.raises(DatasetError, match="column 1 has no name; name it, or leave it out"):
+        read(table)
+
+
+def test_validation_is_of_other_people_where_the_splits_leave_it_open(tmp_path, monkeypatch):
+    """Of splits without validation, a tenth of the people that would be learnt from are held out whole."""
+    monkeypatch.setattr(attributes, "MEMORY", 0)
+    path = people_table(tmp_path)
+    header, *rows = path.read_text().splitlines()
+    split = ["test" if int(row.split(",p")[1].split(",")[0]) >= 20 else "train" for row in rows]
+    path.write_text("\n".join([f"{header},split", *(f"{r},{s}" for r, s in zip(rows, split, strict=True))]))
+    assert read(path, validation=0.0).validation is None
+    data = read(path, validation=0.1).held_out(0.3)
+    found = [
+        {int(part.pictures.paths[i].split("/")[-1][:-4]) % 40 for i in part.indices}
+        for part in (data.train, data.validation, data.test)
+    ]
+    assert [len(part) for part in found] == [18, 2, 20]
+    assert set.union(*found) == set(range(40))
+    one = [header + ",split", rows[0] + ",train", rows[20] + ",test"]
+    path.write_text("\n".join(one))
+    with pytest.raises(DatasetError, match="1 identities to learn from cannot be split in 2"):
+        read(path)
+
+
+def test_a_split_column_is_taken_and_must_agree_with_the_people(table):
+    """``val`` is validation; a person in two splits is named; so is an unknown split."""
+    lines = table.read_text().splitlines()
+    names = ["split", "train", "train", "val", "validation", "test", "test"]
+    table.write_text("\n".join(f"{line},{name}" for line, name in zip(lines, names, strict=True)))
+    data = read(table)
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [2, 2, 2]
+    assert data.validation.targets.tolist() == [[0, 0], [1, 1]]
+    assert data.labels == ("smiling", "young")
+    people = ["identity", "a", "b", "c", "c", "d", "b"]
+    table.write_text("\n".join(f"{line},{p}" for line, p in zip(table.read_text().splitlines(), people, strict=True)))
+    with pytest.raises(DatasetError, match="identity 'b' is in train and in test"):
+        read(table)
+    table.write_text(table.read_text().replace("validation", "dev"))
+    with pytest.raises(DatasetError, match="line 5: split 'dev' is none of"):
+        read(table)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("1.png,1,0", "1.png,yes,0", "line 3: 'smiling' is 'yes'; attributes are 1 and 0"),
+        ("1.png,1,0", "1.png,1,2", "line 3: 'young' is '2'"),
+        ("1.png,1,0", "1.png,,0", "line 3: 'smiling' is missing"),
+        ("1.png,1,0", "1.png,1", "line 3: 2 values for 3 columns"),
+        ("1.png,1,0", "1.png,1,-1", "holds both 0 and -1"),
+        ("1.png", "0.png", r"listed twice: .*/0\.png"),
+        ("1.png", "nowhere.png", r"1 files are listed but absent, such as nowhere\.png"),
+        ("file,", "name,", "no column 'file'; its columns are name, smiling, young"),
+        ("young", "smiling", "a column is there twice: 'smiling'"),
+    ],
+)
+def test_a_damaged_table_is_refused(table, old, new, message):
+    """One line says where and what."""
+    table.write_text(table.read_text().replace(old, new, 1))
+    with pytest.raises(DatasetError, match=message):
+        read(table)
+
+
+def test_an_empty_table_is_refused(table):
+    """No file, no header, no rows, no attributes."""
+    for content, message in (("", "no column"), ("file,a\n", "no pictures"), ("file\n0.png\n", "no attributes")):
+        table.write_text(content)
+        with pytest.raises(DatasetError, match=message):
+            read(table)
+    with pytest.raises(DatasetError, match="no such file"):
+        read(table.with_name("nothing.csv"))
+
+
+def test_celebas_own_files(table):
+    """The list, its partition and its identities give what a CSV would; a list cut short is refused."""
+    path = table.with_name("list_attr_celeba.txt")
+    rows = [f"{i}.png  {1 if i % 2 else -1} -1" for i in range(6)]
+    path.write_text("\n".join(["6", "Smiling Young ", *rows]) + "\n")
+    (table.parent / "images").rename(table.parent / "img_align_celeba")
+    data = read(path)
+    assert data.labels == ("Smiling", "Young")
+    assert data.train.targets[:, 0].tolist() == [0, 1, 0, 1, 0, 1]
+    path.with_name("list_eval_partition.txt").write_text("".join(f"{i}.png {i // 2}\n" for i in range(6)))
+    assert [len(s) for s in (read(path).train, read(path).validation, read(path).test)] == [2, 2, 2]
+    path.with_name("identity_CelebA.txt").write_text("".join(f"{i}.png {i // 3}\n" for i in range(6)))
+    with pytest.raises(DatasetError, match="identity '0' is in train and in validation"):
+        read(path)
+    path.with_name("identity_CelebA.txt").write_text("0.png 1\n")
+    with pytest.raises(DatasetError, match=r"says nothing of 5 pictures, such as 1\.png"):
+        read(path)
+    path.write_text("\n".join(["7", "Smiling Young", *rows]))
+    with pytest.raises(DatasetError, match="6 pictures, but the first line says 7"):
+        read(path)
+
+
+def test_a_network_learns_attributes(table, tmp_path):
+    """An ABN trains on them for an epoch; accuracies are shares of attributes."""
+    settings = {"epochs": 1, "batch_size": 2, "lr": 0.01, "validation": 0.34, "maps_every": 0, "size": 32}
+    result = train(TrainConfig(f"attributes:{table}", **settings), tmp_path / "run")
+    assert 0 <= result["final"]["validation_accuracy"] <= 1

@@ -1,0 +1,250 @@
+"""Pictures in class folders, read when needed: what a network sees of them, and what cannot be read."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import xai_abn
+from xai_abn.datasets import ReadOptions, read_training_data
+from xai_abn.datasets.picture_split import random_part
+from xai_abn.datasets.split_names import LeftAsideWarning
+from xai_abn.errors import DatasetError, InvalidInputError
+from xai_abn.images.loading import load_image
+from xai_abn.training.config import TrainConfig
+from xai_abn.training.networks import read_pictures
+from xai_abn.training.trainer import train
+
+CPU = torch.device("cpu")
+MODES = {"a.png": "RGB", "b.jpg": "L", "c.png": "RGBA", "d.jpg": "CMYK", "e.jpg": "RGB"}
+
+
+def save(path, size=(40, 30), mode="RGB", seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], len(mode)), dtype=np.uint8)
+    Image.fromarray(noise.squeeze(), mode="CMYK" if mode == "CMYK" else None).convert(mode).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of five pictures of different sizes and modes to learn, one of each to validate."""
+    for c, label in enumerate(("cat", "dog")):
+        for i, (name, mode) in enumerate(MODES.items()):
+            save(tmp_path / "train" / label / name, (30 + 9 * i, 50 - 7 * i), mode, 10 * c + i)
+        save(tmp_path / "val" / label / "v.png", seed=c)
+    return tmp_path
+
+
+def read(folder, **options):
+    return read_training_data(f"images:{folder}", ReadOptions(**{"size": 24, "workers": 0, **options}))
+
+
+def images(split, batches, seed=None):
+    return list(split.load([torch.tensor(b) for b in batches], CPU, seed))
+
+
+def test_folders_give_classes_and_splits(folder):
+    """Pictures of any size and mode become (N, 3, size, size), channels last; ``<class>/`` alone is all training."""
+    data = read(folder)
+    assert data.labels == ("cat", "dog")
+    assert data.name == f"images:{folder.name}"
+    assert (len(data.train), len(data.validation), data.test) == (10, 2, None)
+    (batch,) = images(data.train, [range(10)])
+    assert batch.images.shape == (10, 3, 24, 24)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.targets.tolist() == [0] * 5 + [1] * 5
+    assert batch.skipped == 0
+    alone = read(folder / "train")
+    assert (len(alone.train), alone.validation) == (10, None)
+    held = alone.held_out(0.2)
+    assert (len(held.train), len(held.validation)) == (8, 2)
+    subset = alone.train.subset(torch.tensor([7, 2])).subset(torch.tensor([1]))
+    assert torch.equal(images(subset, [[0]])[0].images, images(alone.train, [[2]])[0].images)
+
+
+def test_validation_sees_what_explain_will_see(folder):
+    """An evaluation's input is what the checkpoint's preprocessing makes of the same file."""
+    data = read(folder)
+    (batch,) = images(data.validation, [[0, 1]])
+    for i, label in enumerate(data.labels):
+        prepared = data.preprocess(load_image(folder / "val" / label / "v.png"))
+        torch.testing.assert_close(batch.images[i], prepared.tensor, atol=1e-5, rtol=1e-5)
+    assert data.preprocess.crop_pct == 0.875
+
+
+def test_crops_of_files_depend_on_seed_and_index_alone(folder):
+    """Workers, batches, order and torch's random state change nothing; another seed or index does."""
+    split = read(folder).train
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = torch.cat([b.images for b in images(split, [range(10)], 7)])
+    assert torch.equal(torch.get_rng_state(), before)
+    other = torch.cat([b.images for b in images(read(folder, workers=2).train, [[9, 8, 7], range(6, -1, -1)], 7)])
+    assert torch.equal(one, other.flip(0))
+    assert not torch.equal(one, images(split, [range(10)], 8)[0].images)
+    same = split.subset(torch.zeros(10, dtype=torch.long))
+    assert len(images(same, [range(10)], 7)[0].images.unique(dim=0)) > 3
+
+
+def test_training_sees_the_part_drawn_resized_and_flipped(folder):
+    """Cutting, resizing and mirroring by hand gives the same pictures, some of them mirrored."""
+    split = read(folder).train
+    (batch,) = images(split, [range(10)], 7)
+    mirrored = 0
+    for index, path in enumerate(split.pictures.paths):
+        image = load_image(path).image
+        part, flipped = random_part(image.size, np.random.default_rng((7, index)), (0.08, 1.0))
+        seen = image.crop(part).resize((24, 24), Image.Resampling.BILINEAR)
+        seen = seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else seen
+        torch.testing.assert_close(batch.images[index], split.look.normalise(np.asarray(seen)), atol=1e-5, rtol=1e-5)
+        mirrored += flipped
+    assert 0 < mirrored < 10
+
+
+def test_random_parts_lie_inside_and_keep_to_their_shares():
+    """Parts reach every share and shape allowed; a picture too long for any gives its middle."""
+    random = np.random.default_rng(0)
+    drawn = [random_part((200, 100), random, (0.2, 0.5)) for _ in range(300)]
+    areas = [(r - left) * (b - t) / 20000 for (left, t, r, b), _ in drawn]
+    shapes = [(r - left) / (b - t) for (left, t, r, b), _ in drawn]
+    assert all(0 <= left < r <= 200 and 0 <= t < b <= 100 for (left, t, r, b), _ in drawn)
+    assert 0.19 < min(areas) < 0.25 < 0.45 < max(areas) < 0.51
+    assert 0.73 < min(shapes) < 0.8 < 1.25 < max(shapes) < 1.37
+    assert 100 < sum(flipped for _, flipped in drawn) < 200
+    assert random_part((1000, 10), random, (0.9, 1.0))[0] == (493, 0, 506, 10)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_cannot_be_read_is_skipped_and_counted_or_stops(folder, workers):
+    """A corrupt file in the middle leaves the others and their labels in place; "stop" names it, in one line."""
+    broken = folder / "train" / "cat" / "b.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    whole, short = images(read(folder, workers=workers).train, [[5, 6], [0, 1, 9]], 3)
+    assert (whole.skipped, short.skipped) == (0, 1)
+    assert short.targets.tolist() == [0, 1]
+    with pytest.raises(DatasetError, match=r"^\S*cat/b\.jpg: damaged or cut short") as caught:
+        images(read(folder, workers=workers, on_unreadable="stop").train, [[5, 6], [0, 1, 9]], 3)
+    assert caught.value.line == str(caught.value)
+
+
+def test_a_batch_of_which_nothing_can_be_read(folder):
+    """It stops training, with the reason; an evaluation gets an empty batch and its count."""
+    for name in ("a.png", "b.jpg"):
+        (folder / "train" / "cat" / name).write_bytes(b"no picture")
+    split = read(folder).train
+    with pytest.raises(DatasetError, match=r"none of the 2 pictures of a batch can be read, as .*cat/a\.png"):
+        images(split, [[0, 1]], 3)
+    (batch,) = images(split, [[0, 1]])
+    assert batch.images.shape == (0, 3, 24, 24)
+    assert batch.skipped == 2
+
+
+def test_names_of_splits_and_hidden_files(folder):
+    """Train and VALID are splits, too; what hides behind a dot is no training picture."""
+    (folder / "train").rename(folder / "Train")
+    (folder / "val").rename(folder / "VALID")
+    save(folder / "Train" / "cat" / ".ipynb_checkpoints" / "a-checkpoint.png")
+    save(folder / "Train" / "cat" / "._a.png")
+    data = read(folder)
+    assert (data.labels, len(data.train), len(data.validation)) == (("cat", "dog"), 10, 2)
+    save(folder / "test" / "cat" / "t.png")
+    before = data.fingerprint()
+    assert read(folder).fingerprint() == before
+    (folder / "Train" / "cat" / "a.png").rename(folder / "Train" / "cat" / "aa.png")
+    assert read(folder).fingerprint() != before
+
+
+def test_names_that_are_no_utf8_have_a_fingerprint(folder):
+    """File names are bytes; one that no text spells is as good as another."""
+    before = read(folder).fingerprint()
+    odd = os.fsdecode(os.fsencode(folder / "train" / "cat") + b"/\xff.png")
+    (folder / "train" / "cat" / "a.png").rename(odd)
+    assert read(folder).fingerprint() != before
+
+
+def test_one_class_is_refused(tmp_path):
+    """There is nothing to tell apart."""
+    save(tmp_path / "cat" / "a.png")
+    with pytest.raises(DatasetError, match="one class, 'cat'"):
+        read(tmp_path)
+
+
+def test_folders_that_contradict_themselves_are_refused(folder, tmp_path):
+    """Each mistake has its message; nothing is passed over."""
+    save(folder / "val" / "emu" / "v.png")
+    with pytest.raises(DatasetError, match="class 'emu' has validation pictures but no training pictures"):
+        read(folder)
+    (folder / "val" / "emu" / "v.png").unlink()
+    with pytest.raises(DatasetError, match=r"an empty class folder: .*val/emu"):
+        read(folder)
+    (folder / "val" / "emu").rmdir()
+    save(folder / "train" / "loose.png")
+    with pytest.raises(DatasetError, match=r"1 pictures beside the class folders, such as loose\.png"):
+        read(folder)
+    (folder / "train" / "loose.png").unlink()
+    (folder / "validation").mkdir()
+    with pytest.raises(DatasetError, match="both val and validation"):
+        read(folder)
+    with pytest.raises(DatasetError, match="no such folder"):
+        read(folder / "nothing")
+    with pytest.raises(DatasetError, match="no class folders"):
+        read(folder / "train" / "cat")
+    (folder / "validation").rmdir()
+    (folder / "notes").mkdir()
+    with pytest.warns(LeftAsideWarning, match="not used beside train: notes"):
+        read(folder)
+    (folder / "notes").rmdir()
+    (folder / "train").rename(folder / "Training")
+    assert len(read(folder).validation)
+    (folder / "Training").rename(folder / "pictures")
+    with pytest.raises(DatasetError, match="it has pictures, val, but nothing called train"):
+        read(folder)
+
+
+def test_the_size_is_the_architectures_unless_given(folder, tmp_path):
+    """224 for ResNet-18; CIFAR pictures cannot have another."""
+    config = TrainConfig(f"images:{folder}", arch="resnet18")
+    assert read_pictures(config).preprocess.size == 224
+    assert read_pictures(TrainConfig(f"images:{folder}", arch="resnet18", size=48)).preprocess.size == 48
+    for i in range(10):
+        for part in ("train", "test"):
+            np.zeros(3072, np.uint8).tofile(tmp_path / f"c{i}-{i}-{part}.bin")
+    assert read_pictures(TrainConfig(f"cifar10:{tmp_path}", arch="resnet18")).preprocess.size == 32
+    with pytest.raises(InvalidInputError, match="size must be 32"):
+        read_pictures(TrainConfig(f"cifar10:{tmp_path}", size=48))
+
+
+def test_bad_data_leaves_an_earlier_run_as_it_was(folder, tmp_path):
+    """Data that cannot be read is found before anything is overwritten."""
+    config = TrainConfig(f"images:{folder / 'nothing'}")
+    with pytest.raises(DatasetError, match="no such folder"):
+        train(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "result.json").write_text("{}")
+    with pytest.raises(DatasetError, match="no such folder"):
+        train(config, tmp_path / "old", overwrite=True)
+    assert (tmp_path / "old" / "result.json").exists()
+
+
+def test_training_on_folders_goes_round_a_corrupt_file_or_stops(folder, tmp_path):
+    """The log counts what was left out in each epoch, of training and validation; "stop" gives the file's name."""
+    (folder / "train" / "dog" / "e.jpg").write_bytes(b"\xff\xd8\xff broken")
+    save(folder / "val" / "dog" / "w.png")
+    (folder / "val" / "dog" / "w.png").write_bytes(b"")
+    settings = {"data": f"images:{folder}", "epochs": 2, "batch_size": 5, "lr": 0.01, "workers": 1, "maps_every": 0}
+    result = train(TrainConfig(**settings), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if "validation_accuracy" in line]
+    assert [(e["skipped"], e["validation_skipped"]) for e in epochs] == [(1, 1), (1, 1)]
+    assert result["final"]["validation_skipped"] == 1
+    model = xai_abn.load_model(str(tmp_path / "run" / "final.safetensors"))
+    assert model.preprocess.size == 32
+    assert model.preprocess == read(folder, size=32).preprocess
+    with pytest.raises(DatasetError, match=r"e\.jpg"):
+        train(TrainConfig(**settings, on_unreadable="stop"), tmp_path / "stopped")

@@ -1,0 +1,59 @@
+"""What several test modules share: the smallest networks, made-up data, and the command line as a function."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+from xai_abn.cli.main import app
+from xai_abn.errors import XaiAbnError
+
+runner = CliRunner()
+
+
+class GapNet(nn.Module):
+    """Two convolutions, GAP and one linear layer: the smallest network that CAM describes."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.ReLU(inplace=True)
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(12, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.pool(self.features(x)).flatten(1))
+
+
+def make_photos(folder, number=8):
+    (folder / "images").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(number):
+        pixels = draw.integers(0, 255, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": 60, "height": 40})
+        for category, box in [(0, [5, 5, 20, 20]), (1, [30, 10, 25, 25])][: 1 + i % 2]:
+            annotations.append(
+                {"id": len(annotations), "image_id": i, "category_id": category, "bbox": box, "iscrowd": 0}
+            )
+    names = [{"id": i, "name": n} for i, n in enumerate(["cat", "dog"])]
+    content = {"images": images, "annotations": annotations, "categories": names}
+    (folder / "instances.json").write_text(json.dumps(content))
+    return folder
+
+
+def call(*arguments):
+    """Run the command as main() does: a mistake is one line on stderr and exit code 1."""
+    result = runner.invoke(app, [str(a) for a in arguments])
+    if isinstance(result.exception, XaiAbnError):
+        return 1, result.stdout, result.stderr + f"xai-abn: {result.exception.line}\n"
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr

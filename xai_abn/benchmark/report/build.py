@@ -1,0 +1,159 @@
+"""One report of one or several runs: a page to read, JSON to compute with, Markdown to paste."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xai_abn.benchmark.report import tables
+from xai_abn.benchmark.report.gallery import make_gallery
+from xai_abn.benchmark.report.reading import Run, Section, read_sections
+from xai_abn.errors import OutputError
+from xai_abn.files import replacing
+
+#: Word that every file of a report holds near its start; files without it are not replaced.
+MARK = "made by xai-abn"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What runs found.
+
+    Attributes:
+        runs: each run's files, identity and sessions.
+        sections: tables of the runs that can be compared, as plain JSON values; see docs/guide.md.
+        pictures: data URI of each picture of the gallery by (section, row, method).
+    """
+
+    runs: tuple[dict[str, Any], ...]
+    sections: tuple[dict[str, Any], ...]
+    pictures: dict[tuple[int, int, str], str] = field(default_factory=dict, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the pictures as plain JSON values; what is not finite is None."""
+        from xai_abn import __version__
+
+        found = {"about": f"{MARK} {__version__}", "runs": list(self.runs), "sections": list(self.sections)}
+        return _strict(found)
+
+    def markdown(self) -> str:
+        """Return the tables as Markdown."""
+        from xai_abn.benchmark.report.text import markdown
+
+        return markdown(self.to_dict())
+
+    def html(self) -> str:
+        """Return one page that needs nothing but itself."""
+        from xai_abn.benchmark.report.page import page
+
+        return page(self.to_dict(), self.pictures)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write ``report.html``, ``report.json`` and ``report.md``, each whole or not at all.
+
+        Returns:
+            Their paths in that order.
+
+        Raises:
+            OutputError: a file cannot be written, or is there and was not made by xai-abn; then none is written.
+        """
+        folder = Path(folder)
+        contents = {
+            folder / "report.html": self.html(),
+            folder / "report.json": json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+            folder / "report.md": self.markdown(),
+        }
+        for path in contents:
+            _check_ours(path)
+        for path, content in contents.items():
+            _write(path, content)
+        return list(contents)
+
+
+def make_report(runs: Sequence[str | Path], reference: str | None = None, gallery: int = 12) -> Report:
+    """Read runs and work out their tables, intervals and tests.
+
+    Runs of the same data and metrics are compared; others get a section of their own.
+
+    Args:
+        runs: files made by ``xai-abn benchmark``; they are not changed.
+        reference: method that the others are compared with; default ``abn``, or the first.
+        gallery: number of photos to show.
+
+    Raises:
+        RunError: a file is no run, is damaged, or has no results.
+        UnknownNameError: there is no such reference method.
+
+    Example:
+        >>> from xai_abn.benchmark.report.build import make_report
+        >>> make_report(["run.sqlite"]).save("report")  # doctest: +SKIP
+    """
+    found = read_sections([Path(run) for run in runs], reference)
+    sections, pictures = [], {}
+    for index, section in enumerate(found):
+        facts, drawn = _section(section, reference, gallery)
+        sections.append(facts)
+        pictures.update({(index, *place): uri for place, uri in drawn.items()})
+    return Report(tuple(_run(run) for section in found for run in section.runs), tuple(sections), pictures)
+
+
+def _section(
+    section: Section, reference: str | None, gallery: int
+) -> tuple[dict[str, Any], dict[tuple[int, str], str]]:
+    against = section.reference(reference) or section.reference(None)
+    assert against is not None
+    shown = make_gallery(section, against, gallery)
+    data = section.runs[0].identity.get("data")
+    facts = {
+        "data": data if isinstance(data, dict) else {"kind": "data" if data is None else str(data)},
+        "models": list(dict.fromkeys(run.model for run in section.runs)),
+        "photos": len(section.photos),
+        "superseded": len(set().union(*(run.superseded - set(run.images) for run in section.runs))),
+        "reference": against.name,
+        "methods": tables.method_table(section),
+        "metrics": tables.metric_table(section),
+        "summary": tables.summary_table(section),
+        "comparisons": tables.comparison_table(section, against),
+        "agreement": tables.agreement_table(section),
+        "curves": tables.curve_table(section),
+        "classes": tables.class_table(section),
+        "failures": tables.failure_table(section),
+        "gallery": shown.facts if shown else None,
+    }
+    return facts, shown.pictures if shown else {}
+
+
+def _run(run: Run) -> dict[str, Any]:
+    return {"files": run.files, "identity": run.identity, "sessions": run.sessions, "photos": len(run.images)}
+
+
+def _strict(value: Any) -> Any:
+    """Return JSON values with None for every number that is not finite."""
+    if isinstance(value, dict):
+        return {str(key): _strict(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check_ours(path: Path) -> None:
+    if not os.path.lexists(path):
+        return
+    try:
+        with path.open("rb") as file:
+            ours = MARK.encode() in file.read(1000)
+    except OSError:
+        ours = False
+    if not ours:
+        raise OutputError(f"{path} is there and was not made by xai-abn; choose another --output or delete it")
+
+
+def _write(path: Path, content: str) -> None:
+    with replacing(path) as draft:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(content, encoding="utf-8")

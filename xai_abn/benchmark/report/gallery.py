@@ -1,0 +1,188 @@
+"""The photos on which methods differ most, as small pictures for a report."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from xai_abn.benchmark.records import ImageRow, MapRow
+from xai_abn.benchmark.report.reading import Method, Section
+from xai_abn.errors import RunError
+from xai_abn.explanation import Explanation
+from xai_abn.rendering import blended
+
+#: Longer side of a picture in pixels, and its JPEG quality: twelve photos of eight methods stay below 8 MB.
+SIDE = 288
+QUALITY = 82
+#: What a metric needs where it tells the objects of the map's class from others.
+_CLASS_OBJECTS = "objects of the class and of others"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Photos and maps to show.
+
+    Attributes:
+        facts: plain values: the metric, and for each photo its objects and each method's value.
+        pictures: data URI of each picture by (row, method), the photo itself under method "".
+    """
+
+    facts: dict[str, Any]
+    pictures: dict[tuple[int, str], str]
+
+
+def make_gallery(section: Section, reference: Method, number: int) -> Gallery | None:
+    """Return the photos where methods differ most, or None if none is wanted or no metric can tell.
+
+    Photos are chosen by the largest spread of one metric's per-photo values between methods that are no
+    controls; of several classes present, the one with the largest spread is shown.
+    """
+    metric = gallery_metric(section)
+    if metric is None or number < 1:
+        return None
+    chosen = _choose(section, metric, number)
+    maps = [run.maps(image for image, *_ in chosen) for run in section.runs]
+    rows, pictures = [], {}
+    for index, (image, trial, spread) in enumerate(chosen):
+        row, drawn = _row(section, metric, image, trial, reference, maps)
+        rows.append({**row, "spread": spread})
+        pictures.update({(index, name): uri for name, uri in drawn.items()})
+    return Gallery({"metric": metric, "compared": len(section.compared), "rows": rows}, pictures)
+
+
+def gallery_metric(section: Section) -> str | None:
+    """Return the first class-object or deletion metric, else the first that has a value for each photo."""
+    usable = [m for m, r in section.metrics.items() if r.get("aggregated", "mean") == "mean"]
+    usable = [m for m in usable if any(section.rows(m, method) for method in section.methods)]
+    for metric in usable:
+        record = section.metrics[metric]
+        if record.get("needs") == _CLASS_OBJECTS or metric.partition(":")[0] == "deletion":
+            return metric
+    return usable[0] if usable else None
+
+
+def _choose(section: Section, metric: str, number: int) -> list[tuple[str, str, float]]:
+    """Return (photo, trial, spread) of the largest spread; of equal ones, those with more methods at both ends."""
+    compared = section.compared or section.methods
+    values = np.stack([section.values(metric, m).values for m in compared], axis=1)
+    there = np.isfinite(values)
+    spread = np.where(there, values, -np.inf).max(axis=1) - np.where(there, values, np.inf).min(axis=1)
+    spread = np.where(there.any(axis=1), spread, -1)
+    means = np.where(there, values, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+    deviation = (np.where(there, values - means[:, None], 0) ** 2).sum(axis=1)
+    order = np.lexsort([np.arange(len(spread)), -np.round(deviation, 9), -np.round(spread, 9)])
+    best = [i for i in order.tolist() if spread[i] >= 0][:number]
+    return [(section.photos[i], _trial(section, metric, section.photos[i], compared), float(spread[i])) for i in best]
+
+
+def _trial(section: Section, metric: str, image: str, compared: list[Method]) -> str:
+    """Return the trial of a photo on which the methods differ most."""
+    values: dict[str, list[float]] = {}
+    for method in compared:
+        for (photo, trial), row in section.rows(metric, method).items():
+            value = row.value if row.flaw is None else section.metrics[metric].get("flat_counts_as")
+            if photo == image:
+                values.setdefault(trial, []).extend([] if value is None else [value])
+    return max(values, key=lambda trial: max(values[trial], default=0) - min(values[trial], default=0))
+
+
+def _row(
+    section: Section,
+    metric: str,
+    image: str,
+    trial: str,
+    reference: Method,
+    maps: list[dict[tuple[str, str, str], MapRow]],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the facts of one photo, and its pictures by method."""
+    shown = reference.run.images.get(image) or section.image(image)
+    entries, pictures = [], {"": _data_uri(_opened(shown))}
+    for method in section.methods:
+        found = _map_of(maps[section.runs.index(method.run)], image, method, trial)
+        entries.append(_entry(section, metric, image, trial, method, found))
+        if found is not None:
+            pictures[method.name] = _data_uri(_drawn(method.run.images[image], found))
+    objects = _boxes(shown, entries, trial)
+    row = {"source": shown.source, "label": shown.label, "trial": trial, "objects": objects, "methods": entries}
+    targets = list(dict.fromkeys((e["target"], e["probability"]) for e in entries if e["target"] is not None))
+    row["target"], row["probability"] = targets[0] if len(targets) == 1 else (None, None)
+    return row, pictures
+
+
+def _entry(
+    section: Section, metric: str, image: str, trial: str, method: Method, found: MapRow | None
+) -> dict[str, Any]:
+    result = section.rows(metric, method).get((image, trial))
+    return {
+        "method": method.name,
+        "control": method.control,
+        "class_specific": method.class_specific,
+        "value": result.value if result and result.flaw is None else None,
+        "flaw": found.flaw if found and found.flaw else result.flaw if result else None,
+        "target": found.label if found else None,
+        "probability": found.probability if found else None,
+    }
+
+
+def _map_of(maps: dict[tuple[str, str, str], MapRow], image: str, method: Method, trial: str) -> MapRow | None:
+    """Return the map of a trial; of a method that has one map for every class, any map of the photo."""
+    exact = maps.get((image, method.bare, trial))
+    if exact is not None or method.class_specific:
+        return exact
+    return next((row for (photo, name, _), row in maps.items() if (photo, name) == (image, method.bare)), None)
+
+
+def _opened(image: ImageRow) -> np.ndarray:
+    """Return the view (H, W, 3) uint8, its longer side at most SIDE pixels."""
+    try:
+        view = Image.open(io.BytesIO(image.view)).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RunError(
+            f"{image.source}: its picture in the run is damaged; delete the run and measure again"
+        ) from error
+    view.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(view)
+
+
+def _drawn(image: ImageRow, row: MapRow) -> np.ndarray:
+    """Return the view with a map over it, or bare if the map has a flaw."""
+    view = _opened(image)
+    explanation = Explanation(
+        map=row.map, method=row.method, target=row.target, label=row.label, score=0.0, probability=row.probability,
+        predicted=row.target, predicted_label=row.label, class_specific=True, layer="", model="", view=view,
+    )  # fmt: skip
+    return blended(explanation)
+
+
+def _boxes(image: ImageRow, entries: list[dict[str, Any]], trial: str) -> list[dict[str, Any]]:
+    """Return the objects' boxes; the largest of each class is named, or small objects would vanish under names."""
+    targets = {trial, *(e["target"] for e in entries)}
+    boxes = [box for thing in image.objects if (box := _box(thing, targets))]
+    largest: dict[str, dict[str, Any]] = {}
+    for box in boxes:
+        known = largest.setdefault(box["label"], box)
+        if box["width"] * box["height"] > known["width"] * known["height"]:
+            largest[box["label"]] = box
+    return [{**box, "named": box is largest[box["label"]]} for box in boxes]
+
+
+def _box(thing: dict[str, Any], targets: set[str]) -> dict[str, Any] | None:
+    """Return an object's box in percent of the view, cut to it; None where none of it is in view."""
+    left, top, right, bottom = (min(max(float(edge), 0.0), 1.0) * 100 for edge in thing["box"])
+    if right <= left or bottom <= top:
+        return None
+    label = str(thing.get("label", "object"))
+    notes = [word for word in ("crowd", "difficult") if thing.get(word)]
+    box = {"left": left, "top": top, "width": right - left, "height": bottom - top, "of_target": label in targets}
+    return {**box, "label": label + (f" ({', '.join(notes)})" if notes else "")}
+
+
+def _data_uri(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,252 @@
+"""Read run files for a report: shards are put together, and what may be compared is kept apart from the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xai_abn.benchmark.records import FailureRow, ImageRow, MapRow, ResultRow
+from xai_abn.benchmark.statistics import PhotoValues, per_photo
+from xai_abn.benchmark.store import Store
+from xai_abn.errors import RunError, UnknownNameError
+
+#: The method that others are compared with where none is chosen and there is one of this name.
+USUAL_REFERENCE = "abn"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """All files of one identity, such as the shards of one benchmark.
+
+    Attributes:
+        paths: the files.
+        images: photos that count, by key.
+        results: by (metric, method), each by (photo, trial), so that shards that overlap count once.
+        seconds: time of each map by method.
+        flaws: number of maps by method and flaw.
+    """
+
+    paths: list[Path]
+    identity: dict[str, Any]
+    metrics: dict[str, dict[str, Any]]
+    methods: dict[str, dict[str, Any]]
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    images: dict[str, ImageRow] = field(default_factory=dict)
+    superseded: set[str] = field(default_factory=set)
+    results: dict[tuple[str, str], dict[tuple[str, str], ResultRow]] = field(default_factory=dict)
+    failures: list[FailureRow] = field(default_factory=list)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    flaws: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(_dict(self.identity.get("model")).get("name", "model"))
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files, without their folders."""
+        return [path.name for path in self.paths]
+
+    def maps(self, images: Iterable[str]) -> dict[tuple[str, str, str], MapRow]:
+        """Return the maps of some photos by (photo, method, trial)."""
+        wanted, found = list(images), {}
+        for path in self.paths:
+            with Store.read(path) as store:
+                rows = [row for image in wanted for row in store.maps(image)]
+            found.update({(row.image, row.method, row.trial): row for row in rows})
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A method as the report names it."""
+
+    name: str
+    bare: str
+    run: Run
+    record: dict[str, Any]
+
+    @property
+    def control(self) -> bool:
+        """A baseline that shows what chance or a fixed picture reaches."""
+        return bool(self.record.get("control", False))
+
+    @property
+    def class_specific(self) -> bool:
+        """False where the map is the same for every class."""
+        return bool(self.record.get("class_specific", True))
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Runs of the same data and metrics, which can be compared."""
+
+    runs: list[Run]
+    methods: list[Method]
+    metrics: dict[str, dict[str, Any]]
+    photos: list[str]
+
+    @property
+    def compared(self) -> list[Method]:
+        """The methods that are no controls."""
+        return [m for m in self.methods if not m.control]
+
+    def rows(self, metric: str, method: Method) -> dict[tuple[str, str], ResultRow]:
+        """Return the results of one metric and method by (photo, trial)."""
+        return method.run.results.get((metric, method.bare), {})
+
+    def values(self, metric: str, method: Method) -> PhotoValues:
+        """Return the values of one metric and method by photo, in the order of ``photos``."""
+        rows = list(self.rows(metric, method).values())
+        values = np.array([np.nan if r.value is None else r.value for r in rows], float)
+        flawed = np.array([r.flaw is not None for r in rows], bool)
+        return per_photo(
+            self._index(rows), values, flawed, self.metrics[metric].get("flat_counts_as"), len(self.photos)
+        )
+
+    def curves(self, metric: str, method: Method) -> tuple[np.ndarray, np.ndarray]:
+        """Return the curves (R, T) of one metric and method that count, and the index (R,) of their photos.
+
+        A flawed map's curve counts where flawed maps count at all and the metric gave it a curve.
+        """
+        flawed_count = self.metrics[metric].get("flat_counts_as") is not None
+        rows = [r for r in self.rows(metric, method).values() if r.flaw is None or flawed_count]
+        pairs = [(r, r.curve.astype(float)) for r in rows if r.curve is not None and np.isfinite(r.curve).all()]
+        pairs = [(r, curve) for r, curve in pairs if len(curve) == len(pairs[0][1])]
+        stacked = np.stack([curve for _, curve in pairs]) if pairs else np.zeros((0, 0))
+        return stacked, self._index([r for r, _ in pairs])
+
+    def image(self, key: str) -> ImageRow:
+        """Return a photo as the first run that has it stored it."""
+        return next(run.images[key] for run in self.runs if key in run.images)
+
+    def reference(self, name: str | None) -> Method | None:
+        """Return the method that others are compared with: the one named, else ``abn``, else the first.
+
+        A name without a model will do where it fits only one method. None if the name fits no method here.
+        """
+        if name is None:
+            usual = [m for m in self.compared if m.bare == USUAL_REFERENCE]
+            return (usual or self.compared or self.methods)[0]
+        exact = [m for m in self.methods if m.name == name]
+        bare = [m for m in self.methods if m.bare == name]
+        return exact[0] if exact else bare[0] if len(bare) == 1 else None
+
+    @cached_property
+    def _position(self) -> dict[str, int]:
+        return {photo: i for i, photo in enumerate(self.photos)}
+
+    def _index(self, rows: Sequence[ResultRow]) -> np.ndarray:
+        return np.array([self._position[r.image] for r in rows], int)
+
+
+def read_sections(paths: Sequence[Path], reference: str | None = None) -> list[Section]:
+    """Read run files into sections that can be compared.
+
+    Raises:
+        RunError: no run, or one without results, or files of one identity that contradict each other.
+        UnknownNameError: no section has the reference method.
+    """
+    runs: dict[str, Run] = {}
+    for path in dict.fromkeys(Path(p) for p in paths):
+        _read(path, runs)
+    if not runs:
+        raise RunError("no run to report; name at least one file made by xai-abn benchmark")
+    groups: dict[str, list[Run]] = {}
+    for run in runs.values():
+        groups.setdefault(_comparable(run), []).append(run)
+    sections = [_section(group) for group in groups.values()]
+    if reference is not None and all(s.reference(reference) is None for s in sections):
+        known = dict.fromkeys(m.name for s in sections for m in s.methods)
+        raise UnknownNameError("reference method", reference, known)
+    return sections
+
+
+def _comparable(run: Run) -> str:
+    """Return what runs must share to be compared: data and metrics; the curves' axis varies with the input size."""
+    metrics = {name: {k: v for k, v in record.items() if k != "axis"} for name, record in run.metrics.items()}
+    return _plain([run.identity.get("data"), metrics])
+
+
+def _read(path: Path, runs: dict[str, Run]) -> None:
+    """Add one file to the run of its identity."""
+    with Store.read(path) as store:
+        results = store.results()
+        if not results:
+            failed = store.count("failures")
+            why = f" ({failed} failures are recorded)" if failed else ""
+            raise RunError(f"{path}: has no results yet{why}; run xai-abn benchmark --output {path} first")
+        key = _plain([store.identity, store.metrics()])
+        run = runs.setdefault(key, Run([], store.identity, store.metrics(), {}))
+        _check_methods(path, run, store.methods())
+        run.paths.append(path)
+        run.methods.update(store.methods())
+        run.sessions.extend(store.sessions)
+        images = store.images(superseded=True)
+        run.images.update({i.image: i for i in images if not i.superseded})
+        run.superseded.update(i.image for i in images if i.superseded)
+        run.failures.extend(f for f in store.failures() if f not in run.failures)
+        for row in results:
+            run.results.setdefault((row.metric, row.method), {})[row.image, row.trial] = row
+        for method, seconds, flaw in store.map_facts():
+            run.seconds.setdefault(method, []).append(seconds)
+            if flaw is not None:
+                counts = run.flaws.setdefault(method, {})
+                counts[flaw] = counts.get(flaw, 0) + 1
+
+
+def _check_methods(path: Path, run: Run, methods: dict[str, dict[str, Any]]) -> None:
+    for name, record in methods.items():
+        if run.methods.get(name, record) != record:
+            raise RunError(
+                f"{path}: method {name!r} means something else than in {run.files[0]}; make two reports, one each"
+            )
+
+
+def _section(runs: list[Run]) -> Section:
+    labels = _model_labels(runs)
+    methods = [
+        Method(f"{label}: {bare}" if len(runs) > 1 else bare, bare, run, _dict(run.methods.get(bare)))
+        for run, label in zip(runs, labels, strict=True)
+        for bare in dict.fromkeys([*run.methods, *(method for _, method in run.results)])
+        if any(method == bare for _, method in run.results)
+    ]
+    methods.sort(key=lambda m: m.control)
+    metrics = dict(runs[0].metrics)
+    for metric in dict.fromkeys(metric for run in runs for metric, _ in run.results):
+        metrics.setdefault(metric, {})
+    measured = {image for run in runs for rows in run.results.values() for image, _ in rows}
+    positions = {key: image.position for run in runs for key, image in run.images.items() if key in measured}
+    return Section(runs, methods, metrics, sorted(positions, key=lambda key: (positions[key], key)))
+
+
+def _model_labels(runs: list[Run]) -> list[str]:
+    """Name the models; where two share a name, add what tells them apart."""
+    labels = [run.model for run in runs]
+    tellers = (
+        lambda run: str(run.identity.get("precision", "")),
+        lambda run: str(_dict(run.identity.get("model")).get("fingerprint", ""))[:8],
+        lambda run: run.files[0],
+    )
+    for tell in tellers:
+        if len(set(labels)) == len(labels):
+            break
+        told = [tell(run) for run in runs]
+        if len(set(told)) > 1:
+            labels = [f"{label} {more}".rstrip() for label, more in zip(labels, told, strict=True)]
+    return labels
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,331 @@
+"""Run a benchmark: explain every photo with every method, score every map, keep every value."""
+
+from __future__ import annotations
+
+import io
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from xai_abn.benchmark.records import Batch, FailureRow, ImageRow
+from xai_abn.benchmark.scoring import Scorer
+from xai_abn.benchmark.store import Store, key_of
+from xai_abn.benchmark.trials import Photo, class_indices, short_names
+from xai_abn.datasets.annotated import AnnotatedData, AnnotatedImage
+from xai_abn.errors import DatasetError, InvalidInputError, NonFiniteError, RunError, XaiAbnError
+from xai_abn.explainers import Explainer
+from xai_abn.metrics.base import Metric, Needs, Subject
+from xai_abn.metrics.base import get as get_metric
+from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.predictor import FastPredictor
+from xai_abn.networks.checkpoint import fingerprint
+from xai_abn.pipeline import make_explainers
+
+#: Side of the pictures kept for the report, in pixels.
+VIEW = 320
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a benchmark is run; none of it but ``bf16``, ``crop`` and ``grid`` changes a value by more than rounding.
+
+    Attributes:
+        batch_size: photos per forward pass, and per transaction: what a kill can lose.
+        evaluations: perturbed pictures per forward pass; memory is bounded by it.
+        bf16: predict perturbed pictures in bfloat16.
+        compile: predict them through ``torch.compile``.
+        crop: ``"squash"`` shows the network the whole photo, ``"center"`` its usual crop.
+        shard: (i, n): only every n-th photo, beginning with the i-th, from 1.
+        limit: only the first so many photos.
+    """
+
+    batch_size: int = 8
+    evaluations: int = 16
+    bf16: bool = False
+    compile: bool = False
+    crop: str = "squash"
+    shard: tuple[int, int] = (1, 1)
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        index, number = self.shard
+        if not 1 <= index <= number:
+            raise InvalidInputError(f"a shard is I/N with 1 <= I <= N, got {index}/{number}")
+        if self.batch_size < 1 or self.evaluations < 1 or (self.limit is not None and self.limit < 1):
+            raise InvalidInputError("batch_size, evaluations and limit must be at least 1")
+
+
+@dataclass
+class Summary:
+    """What one session of a run did.
+
+    Attributes:
+        output: the run's file.
+        photos: that belong to this session's shard.
+        measured: photos worked on now.
+        known: photos that had been measured before.
+        failed: (photo, reason).
+        superseded: photos whose content or annotations changed since an earlier session.
+        seconds: wall time.
+    """
+
+    output: Path
+    photos: int = 0
+    measured: int = 0
+    known: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    superseded: int = 0
+    seconds: float = 0.0
+
+
+#: Called with the photos done and the photos to do.
+Progress = Callable[[int, int], None]
+
+
+def benchmark(
+    model: ModelAdapter,
+    data: AnnotatedData,
+    methods: Sequence[str | Explainer],
+    metrics: Sequence[str],
+    output: str | Path,
+    settings: Settings | None = None,
+    *,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Summary:
+    """Score methods on annotated photos and keep every value in one file, which a later call goes on with.
+
+    What the file holds already is not computed again; a photo that cannot be read is recorded with its reason.
+
+    Args:
+        model: the model to explain.
+        data: from :func:`xai_abn.datasets.read_data`.
+        methods: names or :class:`~xai_abn.explainers.Explainer` objects.
+        metrics: names, with protocol or without; see :func:`xai_abn.metrics.names`.
+        output: the run's file, made if missing.
+        settings: how to run.
+        command: recorded with the run.
+        progress: called after each batch.
+
+    Raises:
+        UnknownNameError: a method or metric is not known.
+        UnsupportedModelError: a method does not apply to the model.
+        DatasetError: a metric needs annotations that the data set does not have.
+        RunError: the file is damaged, busy, or was made with something else.
+
+    Example:
+        >>> import xai_abn
+        >>> from xai_abn.datasets import read_data
+        >>> from xai_abn.benchmark import benchmark
+        >>> model, data = xai_abn.load_model(), read_data("folder:photos")
+        >>> summary = benchmark(model, data, ["abn", "cam", "centre"], ["deletion", "insertion"], "run.sqlite")
+    """
+    started, settings = time.perf_counter(), settings or Settings()
+    run = _Run(model, data, methods, metrics, settings)
+    with Store.create(output, run.identity) as store:
+        store.describe(run.metric_records, run.method_records)
+        summary = Summary(Path(output), photos=len(run.photos))
+        session = {"command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_environment()}
+        session |= {"shard": "/".join(map(str, settings.shard)), "photos": len(run.photos)}
+        number = store.add_session(session)
+        run.work(store, summary, progress or (lambda done, total: None))
+        summary.superseded = len(store.superseded())
+        summary.seconds = time.perf_counter() - started
+        store.update_session(number, seconds=round(summary.seconds, 3), measured=summary.measured)
+    return summary
+
+
+class _Run:
+    """One session: which values are missing, and how to get them."""
+
+    def __init__(
+        self,
+        model: ModelAdapter,
+        data: AnnotatedData,
+        methods: Sequence[str | Explainer],
+        metrics: Sequence[str],
+        settings: Settings,
+    ) -> None:
+        self.model, self.settings, self.data = model, settings, data
+        self.preprocess = replace(model.preprocess, crop=settings.crop)
+        if data.picture_size is not None:
+            self.preprocess = replace(self.preprocess, crop="squash", size=data.picture_size)
+        self.methods = {e.name: e for e in make_explainers(model, list(methods))}
+        chosen = [get_metric(name) for name in metrics]
+        self.metrics = {m.full_name: m for m in chosen}
+        if not self.metrics or len(self.metrics) < len(chosen):
+            raise InvalidInputError(f"give each metric once and at least one, got {', '.join(metrics) or 'none'}")
+        _check_annotations(data, chosen)
+        classes = model.number_of_classes
+        wanted = any(m.subject is Subject.CLASSES for m in chosen)
+        self.indices = class_indices(model, data, classes) if wanted else {}
+        names = short_names(data.images)
+        index, number = settings.shard
+        listed = list(zip(range(len(names)), names, data.images, strict=True))[: settings.limit]
+        self.photos = listed[index - 1 :: number]
+        self.identity = {
+            "model": {
+                "name": model.name,
+                "fingerprint": fingerprint(model.module),
+                "weights": Path(model.weights).name,
+            },
+            "preprocess": self.preprocess.to_dict(),
+            "precision": "bfloat16" if settings.bf16 else "float32",
+            "data": {"kind": data.kind},
+        }
+        size = self.preprocess.size
+        self.metric_records = {n: _metric_record(model, m, size) for n, m in self.metrics.items()}
+        self.method_records = {name: _method_record(model, e) for name, e in self.methods.items()}
+
+    def work(self, store: Store, summary: Summary, progress: Progress) -> None:
+        """Measure what is missing, batch by batch."""
+        for source, reason in self.data.problems:
+            summary.failed.append((source, reason))
+            store.write(Batch(failures=[FailureRow(source, reason)]))
+        known, scorer = store.done(), None
+        superseded = store.superseded()
+        waiting: list[tuple[Photo, Work]] = []
+        for done, (position, name, annotated) in enumerate(self.photos, 1):
+            try:
+                key = key_of(digest=annotated.digest(), preprocess=self.preprocess.to_dict())
+                work = self._missing(key, known)
+                if work:
+                    waiting.append((self._load(key, position, name, annotated), work))
+                else:
+                    summary.known += 1
+                    if key in superseded:  # the photo is again what it was
+                        store.write(Batch(images=[_image_row(self._load(key, position, name, annotated))]))
+            except RunError:
+                raise
+            except XaiAbnError as error:
+                summary.failed.append((name, error.line))
+                store.write(Batch(failures=[FailureRow(name, error.line)]))
+            last = done == len(self.photos)
+            if waiting and (last or len(waiting) == self.settings.batch_size):
+                scorer = scorer or self._scorer()
+                for group in _alike(waiting):
+                    self._measure(store, scorer, group, summary)
+                waiting = []
+            if not waiting:
+                progress(done, len(self.photos))
+
+    def _scorer(self) -> Scorer:
+        """Make the copy of the network for predictions only when something is to be measured."""
+        predictor = FastPredictor(self.model, bf16=self.settings.bf16, compile=self.settings.compile)
+        return Scorer(self.model, self.preprocess, predictor, self.indices, self.settings.evaluations)
+
+    def _load(self, key: str, position: int, name: str, annotated: AnnotatedImage) -> Photo:
+        loaded = annotated.load()
+        width, height = loaded.image.size
+        annotated.check((height, width))
+        region = self.preprocess.region(width, height)
+        return Photo(key, name, position, annotated, self.preprocess(loaded), (height, width), region)
+
+    def _missing(self, photo: str, known: set[str]) -> Work:
+        """Return the methods still to be scored for each metric on the photo of a key."""
+        work = []
+        for metric in self.metrics:
+            methods = tuple(m for m in self.methods if self.key(photo, m, metric) not in known)
+            if methods:
+                work.append((metric, methods))
+        return tuple(work)
+
+    def key(self, photo: str, method: str, metric: str) -> str:
+        """Return the key under which a metric of a method on the photo of a key is noted as done."""
+        return key_of(
+            image=photo,
+            method=[method, self.method_records[method]],
+            metric=[metric, self.metric_records[metric]],
+            identity=self.identity,
+        )
+
+    def _measure(self, store: Store, scorer: Scorer, group: list[tuple[Photo, Work]], summary: Summary) -> None:
+        photos, work = [p for p, _ in group], group[0][1]
+        needed = {m: self.methods[m] for _, names in work for m in names}
+        while photos:
+            try:
+                maps, results = scorer.score(
+                    photos, needed, [(self.metrics[metric], methods) for metric, methods in work], self.key
+                )
+                break
+            except NonFiniteError as error:
+                bad = [photos[row] for row in error.rows]
+                failures = [FailureRow(p.name, error.line, p.key) for p in bad]
+                store.write(Batch(failures=failures))
+                summary.failed += [(f.source, f.reason) for f in failures]
+                photos = [p for p in photos if p not in bad]
+        else:
+            return
+        store.write(Batch([_image_row(p) for p in photos], maps, results))
+        summary.measured += len(photos)
+
+
+#: For each metric (by full name) still missing somewhere, the methods it is missing for.
+Work = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def _alike(waiting: list[tuple[Photo, Work]]) -> Iterable[list[tuple[Photo, Work]]]:
+    """Group photos that miss the same values."""
+    groups: dict[Work, list[tuple[Photo, Work]]] = {}
+    for photo, work in waiting:
+        groups.setdefault(work, []).append((photo, work))
+    return groups.values()
+
+
+def _check_annotations(data: AnnotatedData, metrics: Sequence[Metric]) -> None:
+    needy = [m.full_name for m in metrics if m.needs in (Needs.OBJECTS, Needs.CLASS_OBJECTS)]
+    if needy and not any(photo.objects for photo in data.images):
+        raise DatasetError(f"{', '.join(needy)} need annotated objects, and {data.kind} has none; leave them out")
+
+
+def _metric_record(model: ModelAdapter, metric: Metric, size: int) -> dict[str, Any]:
+    record = metric.to_dict()
+    if model.multi_label and "probability" in metric.definition.lower():
+        record["definition"] += " The model is multi-label: a probability is the sigmoid of the target's logit."
+    record["axis"] = metric.perturbation.axis(size, size).tolist() if metric.perturbation else None
+    return record
+
+
+def _method_record(model: ModelAdapter, explainer: Explainer) -> dict[str, Any]:
+    return {
+        "class": type(explainer).__name__,
+        "control": explainer.control,
+        "class_specific": explainer.is_class_specific(model),
+        "layer": explainer.layer_of(model),
+        "source": explainer.source,
+        "definition": (type(explainer).__doc__ or "").strip().split("\n")[0],
+        "parameters": dict(explainer.parameters),
+    }
+
+
+def _image_row(photo: Photo) -> ImageRow:
+    picture = Image.fromarray(photo.prepared.view).resize((VIEW, VIEW), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    left, top, right, bottom = photo.region
+    objects = []
+    for thing in photo.annotated.objects:
+        x0, y0, x1, y1 = thing.box
+        box = [(x0 - left) / (right - left), (y0 - top) / (bottom - top)]
+        box += [(x1 - left) / (right - left), (y1 - top) / (bottom - top)]
+        objects.append({"label": thing.label, "box": box, "crowd": thing.crowd, "difficult": thing.difficult})
+    return ImageRow(photo.key, photo.position, photo.name, photo.annotated.label, buffer.getvalue(), objects)
+
+
+def _environment() -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for package in ("xai-abn", "torch", "torchvision", "timm", "captum", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    machine = {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()}
+    return {"versions": versions, "machine": machine}

@@ -1,0 +1,124 @@
+"""What is explained and scored: the classes of a photo that a model knows, and their objects as it saw them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from xai_abn.datasets.annotated import AnnotatedData, AnnotatedImage
+from xai_abn.errors import DatasetError
+from xai_abn.images.preprocess import PreparedImage
+from xai_abn.metrics.objects import Objects
+from xai_abn.models.adapter import ModelAdapter
+
+#: Name of the trial that asks for the model's own answer.
+TOP = "top-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A photo ready to be scored.
+
+    Attributes:
+        key: hash of its content and annotations.
+        name: its path below the data set's folder.
+        position: in the data set.
+        annotated: what is known about it.
+        prepared: what the network sees.
+        size: (H, W) of the photo.
+        region: left, top, right, bottom of the part seen, in its pixels.
+    """
+
+    key: str
+    name: str
+    position: int
+    annotated: AnnotatedImage
+    prepared: PreparedImage
+    size: tuple[int, int]
+    region: tuple[float, float, float, float]
+    _drawn: dict[tuple[str, bool], Objects | None] = field(default_factory=dict, repr=False)
+
+    def objects(self, classes: Sequence[str] | None = None, *, at_photo_size: bool = False) -> Objects | None:
+        """Return the objects seen, of some classes or all, on the network's grid or the photo's own."""
+        wanted = self.annotated.classes if classes is None else classes
+        found = [o for o in (self._of_class(name, at_photo_size) for name in wanted) if o is not None]
+        return Objects.joined(found) if found else None
+
+    def others(self, name: str, *, at_photo_size: bool = False) -> Objects | None:
+        """Return the objects of every class but one."""
+        return self.objects([c for c in self.annotated.classes if c != name], at_photo_size=at_photo_size)
+
+    def _of_class(self, name: str, at_photo_size: bool) -> Objects | None:
+        """Draw the objects of one class, once."""
+        if (name, at_photo_size) not in self._drawn:
+            left, top, right, bottom = self.region
+            own = (max(1, round(bottom - top)), max(1, round(right - left)))
+            grid = own if at_photo_size else (self.prepared.tensor.shape[1], self.prepared.tensor.shape[2])
+            drawn = self.annotated.on_grid(self.size, self.region, grid, [name])
+            self._drawn[name, at_photo_size] = drawn
+        return self._drawn[name, at_photo_size]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One question: row ``row`` of a batch, ``name`` of the class asked for (or ``TOP``), the model's ``target``."""
+
+    row: int
+    name: str
+    target: int
+
+
+def class_indices(model: ModelAdapter, data: AnnotatedData, classes: int) -> dict[str, tuple[int, ...]]:
+    """Return the model's classes that correspond to each class of a data set; those without are left out.
+
+    A class that has the name of one of the model's labels is that class; for a model of 1,000 ImageNet classes
+    the WordNet ids of the data set decide.
+
+    Args:
+        model: the model.
+        data: the data set.
+        classes: number K of classes that the model scores.
+
+    Raises:
+        DatasetError: no class corresponds.
+    """
+    labels = {label.casefold(): i for i, label in enumerate(model.labels or ())}
+    found: dict[str, tuple[int, ...]] = {}
+    if classes == 1000 and data.wnids:
+        from timm.data import ImageNetInfo
+
+        index = {wnid: i for i, wnid in enumerate(ImageNetInfo().label_names())}
+        found = {name: tuple(index[w] for w in wnids) for name, wnids in data.wnids.items()}
+    else:
+        found = {name: (labels[name.casefold()],) for name in data.class_names if name.casefold() in labels}
+    if not found:
+        raise DatasetError(
+            f"{model.name} knows none of the classes of {data.kind} ({', '.join(data.class_names[:3])} ...): give it "
+            "labels of the same names, or choose metrics that ask for the top-1 class alone"
+        )
+    return found
+
+
+def trials_of(photo: Photo, row: int, logits: Tensor, indices: dict[str, tuple[int, ...]]) -> list[Trial]:
+    """Return one trial for each class present and seen that the model knows.
+
+    Where several of the model's classes correspond to one class, as 118 breeds to "dog", the one with the
+    highest logit on this photo is explained.
+    """
+    trials = []
+    for name in photo.annotated.classes:
+        group = indices.get(name)
+        if group and photo.objects([name]) is not None:
+            trials.append(Trial(row, name, group[int(logits[row, torch.tensor(group)].argmax())]))
+    return trials
+
+
+def short_names(images: Sequence[AnnotatedImage]) -> list[str]:
+    """Return each photo's path below the folder that holds them all."""
+    paths = [image.source for image in images]
+    folder = os.path.commonpath([os.path.dirname(p) for p in paths]) if len(paths) > 1 else os.path.dirname(paths[0])
+    return [os.path.relpath(p, folder) if folder else p for p in paths]

@@ -1,0 +1,125 @@
+"""Our methods, called as captum and Quantus call theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xai_abn.errors import InvalidInputError
+from xai_abn.explainers import Explainer, get, run_pass
+from xai_abn.heatmaps import upsample
+from xai_abn.images.preprocess import Preprocess
+from xai_abn.models.adapter import ModelAdapter, wrap
+from xai_abn.pipeline import make_explainers
+
+
+class CaptumStyle:
+    """A method with captum's call: ``CaptumStyle(model, "grad-cam").attribute(inputs, target=3)``.
+
+    Args:
+        model: from :func:`xai_abn.load_model` or :func:`xai_abn.wrap`; a bare module is wrapped.
+        method: a name or an :class:`~xai_abn.explainers.Explainer`.
+        layer: read by a method given by name; default: the model's target layer.
+
+    Example:
+        >>> import torch, xai_abn
+        >>> from xai_abn.integrations import CaptumStyle
+        >>> method = CaptumStyle(xai_abn.load_model("lite0"), "cam")
+        >>> method.attribute(torch.zeros(2, 3, 224, 224), target=281).shape
+        torch.Size([2, 1, 224, 224])
+    """
+
+    def __init__(self, model: ModelAdapter | nn.Module, method: str | Explainer, layer: str | None = None) -> None:
+        self.model, self.method, self.layer = model, method, layer
+
+    def attribute(
+        self, inputs: Tensor, target: int | Sequence[int] | Tensor | None = None, *, upsample_maps: bool = True
+    ) -> Tensor:
+        """Return one map an image, detached, in the method's own units.
+
+        Args:
+            inputs: (N, 3, H, W), normalised.
+            target: one class index for all, one each, or None for each image's top-1 class.
+            upsample_maps: enlarge to (H, W), bilinear with half-pixel centres; else the method's own resolution.
+
+        Returns:
+            (N, 1, H, W), or (N, 1, h, w).
+
+        Raises:
+            InvalidInputError: inputs or targets of another shape, or a class that is not there.
+            UnsupportedModelError: the method does not apply to the model.
+        """
+        if inputs.dim() != 4 or not inputs.is_floating_point():
+            raise InvalidInputError(f"inputs must be floats (N, 3, H, W), got {inputs.dtype} {tuple(inputs.shape)}")
+        model = self.model if isinstance(self.model, ModelAdapter) else _wrapped(self.model, inputs)
+        (explainer,) = make_explainers(model, self.method, self.layer)
+        shared = run_pass(model, inputs, [explainer])
+        chosen = _indices(target, shared.logits, model)
+        maps = explainer.explain(shared, chosen).detach()
+        maps = upsample(maps, (inputs.shape[2], inputs.shape[3])) if upsample_maps else maps
+        return maps[:, None]
+
+
+def explain_func(
+    model: ModelAdapter | nn.Module,
+    inputs: np.ndarray | Tensor,
+    targets: np.ndarray | Tensor | Sequence[int],
+    *,
+    method: str | Explainer = "grad-cam",
+    device: str | torch.device | None = None,
+    **settings: Any,
+) -> np.ndarray:
+    """Explain as Quantus asks its ``explain_func``; give ``explain_func_kwargs={"method": "cam"}`` to choose.
+
+    Args:
+        model: the network, or a :class:`~xai_abn.ModelAdapter`; used where it is.
+        inputs: (N, 3, H, W), normalised.
+        targets: (N,) class indices.
+        method: a name or an :class:`~xai_abn.explainers.Explainer`.
+        device: where Quantus wants the inputs; the model's own device counts.
+        settings: of a method given by name, such as ``layer="layer3"``.
+
+    Returns:
+        (N, 1, H, W) float32 maps, enlarged to the input's size.
+
+    Raises:
+        InvalidInputError: inputs, targets or settings are wrong.
+        UnsupportedModelError: the method does not apply to the model.
+    """
+    chosen = _with_settings(method, settings)
+    images = torch.as_tensor(np.asarray(inputs) if not isinstance(inputs, Tensor) else inputs).float()
+    classes = torch.as_tensor(targets).flatten()
+    return CaptumStyle(model, chosen).attribute(images, classes).float().cpu().numpy()
+
+
+def _with_settings(method: str | Explainer, settings: dict[str, Any]) -> Explainer:
+    if isinstance(method, Explainer):
+        if settings:
+            raise InvalidInputError(f"{method.name} is made already; it takes no {', '.join(settings)}")
+        return method
+    try:
+        return get(method)(**settings)
+    except TypeError as error:
+        raise InvalidInputError(f"{method} does not take {', '.join(settings)}: {error}") from error
+
+
+def _wrapped(module: nn.Module, inputs: Tensor) -> ModelAdapter:
+    return wrap(module, preprocess=Preprocess(size=max(inputs.shape[2:])))
+
+
+def _indices(target: int | Sequence[int] | Tensor | None, logits: Tensor, model: ModelAdapter) -> Tensor:
+    """Return (N,) indices of classes that are there."""
+    number, classes = logits.shape
+    if target is None:
+        return logits.argmax(dim=1)
+    values = torch.as_tensor(target, device=logits.device)
+    values = values.expand(number) if values.dim() == 0 else values
+    if values.is_floating_point() or tuple(values.shape) != (number,):
+        raise InvalidInputError(f"target must be class indices ({number},), got {values.dtype} {tuple(values.shape)}")
+    for value in values.tolist():
+        model.target_index(value, classes)
+    return values.long()

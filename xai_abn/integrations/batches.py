@@ -1,0 +1,165 @@
+"""Columns in, columns out: for Ray Data's ``map_batches`` and Hugging Face's ``map(batched=True)``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xai_abn.errors import ImageLoadError, InvalidInputError, XaiAbnError
+from xai_abn.explainers import Explainer
+from xai_abn.images.loading import decode_image
+from xai_abn.images.preprocess import PreparedImage, Preprocess
+from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.zoo import load_model
+from xai_abn.pipeline import ImageExplanations, Target, explain_prepared, make_explainers, prepare
+
+_ERRORS = ("raise", "record")
+
+
+class BatchExplainer:
+    """Explains a batch of rows: a mapping from column names to values, to the same with columns added.
+
+    Added are ``label`` and ``probability`` of the class explained, a ``<method>_map`` (h, w) float32 for each method,
+    and with ``errors="record"`` an ``error``: None, or why the row's other new columns are None. Pickled, it holds the
+    model's name, not its weights; each process loads the model once, when the first batch comes.
+
+    Args:
+        model: a name for :func:`xai_abn.load_model`; an adapter is pickled whole.
+        methods: names or :class:`~xai_abn.explainers.Explainer` objects.
+        image_column: of paths, encoded bytes, ``{"bytes": ..., "path": ...}``, uint8 arrays or Pillow images.
+        target: index or label of the class to explain in all; default: each picture's top-1 class.
+        layer: read by every method given by name that reads a layer.
+        weights: see :func:`xai_abn.load_model`.
+        device: see :func:`xai_abn.load_model`.
+        batch_size: pictures per forward pass, however many rows come.
+        errors: ``"raise"`` what is wrong with the first bad picture, or ``"record"`` it.
+        prefix: of the names of all new columns.
+        keep: whether to return the given columns too. Ray wants them; Hugging Face keeps them itself.
+
+    Raises:
+        InvalidInputError: ``errors`` or ``batch_size`` is wrong.
+
+    Example:
+        >>> from xai_abn.integrations import BatchExplainer
+        >>> explainer = BatchExplainer("lite0", ["cam"])
+        >>> sorted(explainer({"image": ["example:cat"]}))
+        ['cam_map', 'image', 'label', 'probability']
+    """
+
+    def __init__(
+        self,
+        model: str | Path | ModelAdapter = "abn-lite0",
+        methods: str | Explainer | Sequence[str | Explainer] | None = None,
+        image_column: str = "image",
+        *,
+        target: Target | None = None,
+        layer: str | None = None,
+        weights: str | None = None,
+        device: str = "cpu",
+        batch_size: int = 8,
+        errors: str = "raise",
+        prefix: str = "",
+        keep: bool = True,
+    ) -> None:
+        if errors not in _ERRORS:
+            raise InvalidInputError(f"errors must be {' or '.join(_ERRORS)}, got {errors!r}")
+        if batch_size < 1:
+            raise InvalidInputError(f"batch_size must be at least 1, got {batch_size}")
+        self.model, self.methods, self.image_column = model, methods, image_column
+        self.target, self.layer, self.weights, self.device = target, layer, weights, device
+        self.batch_size, self.errors, self.prefix, self.keep = batch_size, errors, prefix, keep
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        """Return the batch with the new columns.
+
+        Raises:
+            InvalidInputError: no column of images, or a new column would replace one.
+            XaiAbnError: a picture cannot be read or explained, with ``errors="raise"``.
+        """
+        if self.image_column not in batch:
+            raise InvalidInputError(
+                f"no column {self.image_column!r}; there are {', '.join(batch)}: choose with image_column=..."
+            )
+        model = self._loaded()
+        methods = make_explainers(model, self.methods, self.layer)
+        rows = self._explained(model, methods, list(batch[self.image_column]))
+        made = {self.prefix + name: column for name, column in self._columns(model, rows, methods).items()}
+        taken = [name for name in made if name in batch]
+        if taken:
+            raise InvalidInputError(f"there is a column {taken[0]!r} already; name the new ones with prefix='xai_'")
+        return {**batch, **made} if self.keep else made
+
+    def _loaded(self) -> ModelAdapter:
+        if isinstance(self.model, ModelAdapter):
+            return self.model
+        return _load_once(str(self.model), self.weights, self.device)
+
+    def _explained(
+        self, model: ModelAdapter, methods: Sequence[Explainer], images: Sequence[Any]
+    ) -> list[ImageExplanations | XaiAbnError]:
+        rows: list[ImageExplanations | XaiAbnError] = []
+        for start in range(0, len(images), self.batch_size):
+            part = enumerate(images[start : start + self.batch_size], start)
+            waiting = [_prepared(image, model.preprocess, i) for i, image in part]
+            rows += [answer for _, answer in explain_prepared(model, waiting, methods, self.target)]
+        if self.errors == "raise":
+            for answer in rows:
+                if isinstance(answer, XaiAbnError):
+                    raise answer
+        return rows
+
+    def _columns(
+        self, model: ModelAdapter, rows: Sequence[ImageExplanations | XaiAbnError], methods: Sequence[Explainer]
+    ) -> dict[str, Sequence[Any]]:
+        """Return the new columns; of pictures that failed, None in all but ``error``."""
+        good = [None if isinstance(row, XaiAbnError) else row for row in rows]
+        asked = next((m.name for m in methods if m.is_class_specific(model)), methods[0].name)
+        columns: dict[str, Sequence[Any]] = {
+            "label": [row and row[asked].label for row in good],
+            "probability": [row and row[asked].probability for row in good],
+        }
+        for method in methods:
+            maps = [None if row is None else row[method.name].map for row in good]
+            columns[f"{method.name}_map"] = _stacked(maps) if self.errors == "raise" else _listed(maps)
+        if self.errors == "record":
+            columns["error"] = [row.line if isinstance(row, XaiAbnError) else None for row in rows]
+        return columns
+
+
+@lru_cache(maxsize=4)
+def _load_once(spec: str, weights: str | None, device: str) -> ModelAdapter:
+    return load_model(spec, weights=weights, device=device)
+
+
+def _prepared(image: Any, preprocess: Preprocess, row: int) -> tuple[str, PreparedImage | XaiAbnError]:
+    """Return a row's name and its picture, or what is wrong with it."""
+    name = f"row {row}"
+    try:
+        if isinstance(image, Mapping):
+            name = image.get("path") or name
+            image = image["bytes"] if image.get("bytes") is not None else image.get("path")
+        if isinstance(image, bytes):
+            return name, preprocess(decode_image(image, name))
+        if image is None:
+            raise ImageLoadError(f"{name}: there is no picture")
+        prepared = prepare(image, preprocess, row)
+        return prepared.source, prepared
+    except XaiAbnError as error:
+        return name, error
+    except OSError as error:  # a Pillow image reads its file only when asked for pixels
+        return name, ImageLoadError(f"{name}: damaged or cut short ({error})")
+
+
+def _stacked(maps: list[np.ndarray | None]) -> Any:
+    """Return maps of one shape as (N, h, w), others as a list."""
+    whole = [m for m in maps if m is not None]
+    return np.stack(whole) if len({m.shape for m in whole}) == 1 else maps
+
+
+def _listed(maps: list[np.ndarray | None]) -> list[list[list[float]] | None]:
+    """Return maps as nested lists: Arrow, beneath Ray and datasets, keeps no arrays beside None."""
+    return [None if m is None else m.tolist() for m in maps]

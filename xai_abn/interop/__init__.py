@@ -1,6 +1,0 @@
-"""Our methods where others are expected: captum, Quantus, Ray Data, Hugging Face datasets."""
-
-from xai_abn.interop.attribution import CaptumStyle, explain_func
-from xai_abn.interop.batches import BatchExplainer
-
-__all__ = ["BatchExplainer", "CaptumStyle", "explain_func"]

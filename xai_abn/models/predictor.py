@@ -1,0 +1,154 @@
+"""A copy of a network made for answering quickly, not for gradients."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from xai_abn.errors import NonFiniteError
+from xai_abn.models.adapter import ModelAdapter
+from xai_abn.networks.tracing import copied, evaluating, takes_channels_first, trace_outputs
+
+#: With bfloat16, so many convolutions from the input on stay in float32: rounding there shifts every layer behind them,
+#: and was most of the error of deletion areas on lite0 (benchmarks/engine).
+FLOAT32_LAYERS = 3
+#: The copy must give the network's logits within this share of the largest one.
+TOLERANCE = 1e-3
+
+
+class FastPredictor:
+    """Logits of a model, from a copy with folded batch normalisation in channels-last layout.
+
+    The copy is compared with the network when it is made: if folding changes the logits by more than
+    rounding does, the layers are left as they are.
+
+    Args:
+        model: the model; it is not changed.
+        bf16: run in bfloat16 autocast, but for the first ``FLOAT32_LAYERS`` convolutions.
+        compile: also pass the copy through ``torch.compile``: slower to start, then faster.
+
+    Attributes:
+        folded: how many batch normalisations were folded into the convolution before.
+        precision: ``"float32"`` or ``"bfloat16"``.
+        probabilities: logits (N, K) to the model's probabilities.
+
+    Raises:
+        NonFiniteError: the network answers a blank input with NaN or infinity.
+    """
+
+    def __init__(self, model: ModelAdapter, *, bf16: bool = False, compile: bool = False) -> None:
+        self.precision = "bfloat16" if bf16 else "float32"
+        weights = next(model.module.parameters(), torch.zeros(()))
+        self._device, self._dtype = weights.device, weights.dtype
+        with evaluating(model.module):
+            whole = model.module.as_classifier() if model.is_abn else model.module  # type: ignore[operator]
+            plain = copied(whole).eval().requires_grad_(False)
+        example = _probe(model.blank_input).to(self._device, self._dtype)
+        self._logits_of = model.logits_of
+        self.probabilities = model.probabilities
+        self._network, self.folded = _folded(plain, example, model)
+        if bf16:
+            _keep_float32(self._network, example)
+        self._layout = torch.channels_last
+        self._network = self._network.to(memory_format=self._layout)
+        try:
+            self(example)
+        except RuntimeError as error:
+            if not takes_channels_first(error):
+                raise
+            self._layout = torch.contiguous_format
+            self._network = self._network.to(memory_format=self._layout)
+        if compile:
+            self._network = torch.compile(self._network)  # type: ignore[assignment]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return logits (N, K) float32 of inputs (N, 3, H, W)."""
+        inputs = inputs.to(self._device, self._dtype, memory_format=self._layout)
+        bf16 = self.precision == "bfloat16"
+        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            return self._logits_of(self._network(inputs)).float()
+
+
+def _probe(blank: Tensor) -> Tensor:
+    """Return two seeded inputs of noise, shaped as ``blank``."""
+    return torch.randn(2, *blank.shape[1:], generator=torch.Generator().manual_seed(0))
+
+
+def _folded(plain: nn.Module, example: Tensor, model: ModelAdapter) -> tuple[nn.Module, int]:
+    """Return the network with batch normalisations folded where that changes nothing, and how many were."""
+    with torch.no_grad():
+        expected = model.logits_of(plain(example))
+        if not bool(torch.isfinite(expected).all()):
+            raise NonFiniteError(f"{model.name} answers with NaN or infinite scores; check its weights", [0])
+        pairs = _pairs(plain, example)
+        folded = copy.deepcopy(plain)
+        for convolution, norm in pairs:
+            _fold(folded, convolution, norm)
+        close = (model.logits_of(folded(example)) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+    return (folded, len(pairs)) if bool(close) else (plain, 0)
+
+
+def _pairs(network: nn.Module, example: Tensor) -> list[tuple[str, str]]:
+    """Name each convolution, run once, whose output a batch normalisation reads as it is, and that normalisation."""
+    made: dict[int, tuple[str, Tensor]] = {}
+    runs: dict[str, int] = {}
+    pairs: list[tuple[str, str]] = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            runs[name] = runs.get(name, 0) + 1
+            if isinstance(module, nn.Conv2d):
+                made[id(output)] = (name, output)  # kept alive, so that no other tensor gets its id
+            elif id(inputs[0]) in made:
+                pairs.append((made[id(inputs[0])][0], name))
+
+        return hook
+
+    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    handles = [m.register_forward_hook(watch(n)) for n, m in network.named_modules() if isinstance(m, kinds)]
+    try:
+        network(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    norms = {n: m for n, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    return [(c, b) for c, b in pairs if runs[c] == runs[b] == 1 and norms[b].running_mean is not None]
+
+
+def _fold(network: nn.Module, convolution: str, norm: str) -> None:
+    """Fold one normalisation away, in place; what a subclass does after it (timm's activation) stays."""
+    old = network.get_submodule(norm)
+    rest = [getattr(old, part) for part in ("drop", "act") if isinstance(getattr(old, part, None), nn.Module)]
+    fused = fuse_conv_bn_eval(network.get_submodule(convolution), old)  # type: ignore[type-var, arg-type]
+    _replace(network, convolution, fused)
+    _replace(network, norm, nn.Sequential(*rest))
+
+
+class _Float32(nn.Module):
+    """A layer that leaves autocast while it runs."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self.layer(inputs.float())
+
+
+def _keep_float32(network: nn.Module, example: Tensor) -> None:
+    """Keep the first convolutions, in order of running, in float32."""
+    layers = [o.name for o in trace_outputs(network, example)]
+    order = [n for n in layers if isinstance(network.get_submodule(n), nn.Conv2d)]
+    for name in dict.fromkeys(order[:FLOAT32_LAYERS]):
+        if name:
+            _replace(network, name, _Float32(network.get_submodule(name)))
+
+
+def _replace(network: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, new)

@@ -1,0 +1,155 @@
+"""Networks by name, untrained, each as the plain classifier and as what :func:`abn_from` needs to make its ABN.
+
+The split points are those of the released code (Fukui et al., CVPR 2019); where it has none, they are found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from xai_abn.errors import InvalidInputError, UnknownNameError
+from xai_abn.networks import cifar
+from xai_abn.networks.splitting import abn_from
+from xai_abn.registry import Registry
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network that can be built by name.
+
+    Attributes:
+        build: number of classes K to an untrained classifier (N, 3, H, W) -> (N, K).
+        size: height and width it was designed for.
+        description: one line.
+        abn: arguments of :func:`xai_abn.abn_from` that give the published split.
+    """
+
+    build: Callable[[int], nn.Module]
+    size: int
+    description: str
+    abn: Mapping[str, Any] = field(default_factory=dict)
+
+
+architectures: Registry[Architecture] = Registry("architecture")
+
+_RESNET = {"layer": "layer2", "stage": "layer3", "dilate": False}
+_DENSENET = {"layer": "trans2", "stage": "dense3", "dilate": False}
+_WRN = {"layer": "block2", "stage": "block3", "dilate": False}
+_IMAGENET_RESNET = {"layer": "layer3", "stage": "layer4", "dilate": False}
+
+
+def _from_library(spec: str, classes: int) -> nn.Module:
+    library, _, name = spec.partition(":")
+    if library == "timm":
+        import timm
+
+        return timm.create_model(name, num_classes=classes)
+    from torchvision import models as tv
+
+    alone = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    return tv.get_model(name, weights=None, num_classes=classes, **alone)
+
+
+def _add(name: str, build: Callable[[int], nn.Module], size: int, description: str, **abn: Any) -> None:
+    architectures.register(name)(Architecture(build, size, description, abn))
+
+
+for _depth in (20, 32, 44, 56, 110):
+    _add(f"resnet{_depth}", partial(cifar.resnet, _depth), 32, f"ResNet-{_depth} for CIFAR", **_RESNET)
+_text = "ResNet-20 with 25, 50, 100 channels: multiply-adds of the ABN of ResNet-20"
+_add("resnet20-wide", partial(cifar.resnet, 20, planes=25), 32, _text, **_RESNET)
+for _depth in (44, 56, 110):
+    _layers = (_depth - 2) // 6 * 9 + 2
+    _text = f'"ResNet-{_depth}" of the released code: {_layers} layers of bottlenecks'
+    _add(f"resnet{_depth}-bottleneck", partial(cifar.bottleneck_resnet, _depth), 32, _text, **_RESNET)
+for _depth in (20, 110):
+    _add(f"seresnet{_depth}", partial(cifar.se_resnet, _depth), 32, f"SE-ResNet-{_depth} for CIFAR", **_RESNET)
+_add("densenet-bc-100-12", partial(cifar.CifarDenseNet, 100, 12), 32, "DenseNet-BC-100-12 for CIFAR", **_DENSENET)
+_add("wrn-28-10", partial(cifar.WideResNet, 28, 10, dropout=0.3), 32, "WRN-28-10, dropout 0.3, for CIFAR", **_WRN)
+_add("resnext29-8x64d", partial(cifar.resnext, 29, 8), 32, "ResNeXt-29, 8x64d, for CIFAR", **_RESNET)
+for _depth in (18, 34, 50, 101, 152):
+    _spec = f"torchvision:resnet{_depth}"
+    _add(f"resnet{_depth}", partial(_from_library, _spec), 224, f"torchvision's ResNet-{_depth}", **_IMAGENET_RESNET)
+_add("seresnet50", partial(_from_library, "timm:seresnet50"), 224, "timm's SE-ResNet-50", **_IMAGENET_RESNET)
+_add("vgg16-bn", partial(_from_library, "torchvision:vgg16_bn"), 224, "torchvision's VGG-16 with BatchNorm")
+
+
+def find_architecture(spec: str) -> Architecture:
+    """Return the architecture that ``spec`` names.
+
+    Args:
+        spec: one of ``architectures.names()``, ``"lite0"``, ``"timm:NAME"`` or ``"torchvision:NAME"``.
+
+    Raises:
+        UnknownNameError: there is no such network; the message gives the nearest.
+    """
+    library, _, name = spec.partition(":")
+    if library in _KNOWN and name:
+        if name not in _KNOWN[library]():
+            raise UnknownNameError(f"{library} model", name, _KNOWN[library]())
+        return Architecture(partial(_from_library, spec), 224, f"{library}'s {name}")
+    if spec == "lite0":
+        return Architecture(partial(_from_library, "timm:tf_efficientnet_lite0"), 224, "EfficientNet-Lite0")
+    if spec not in architectures:
+        raise UnknownNameError("architecture", spec, architectures.names(), "Or give timm:NAME or torchvision:NAME.")
+    return architectures.get(spec)
+
+
+def create_model(spec: str, classes: int, *, mechanism: str | None = "residual", **more: Any) -> nn.Module:
+    """Build an untrained network by name.
+
+    Args:
+        spec: see :func:`find_architecture`.
+        classes: K.
+        mechanism: of the ABN (see :func:`xai_abn.abn_from`), or None for the plain classifier.
+        more: further arguments of :func:`xai_abn.abn_from`, instead of the architecture's own.
+
+    Returns:
+        A classifier (N, 3, H, W) -> (N, K), or an :class:`AttentionBranchNetwork`; on the CPU, in training mode.
+
+    Raises:
+        UnknownNameError: no such architecture or mechanism.
+        InvalidInputError: ``classes`` is not positive.
+        UnsupportedModelError: no ABN can be made of the network.
+
+    Example:
+        >>> import torch
+        >>> network = create_model("resnet20", 100)
+        >>> network(torch.zeros(2, 3, 32, 32)).attention_map.shape
+        torch.Size([2, 1, 16, 16])
+    """
+    architecture = find_architecture(spec)
+    if classes < 1:
+        raise InvalidInputError(f"a classifier needs at least one class, got {classes}")
+    network = architecture.build(classes)
+    if mechanism is not None:
+        network = abn_from(network, mechanism=mechanism, **abn_arguments(spec, **more))
+    return network.train()
+
+
+def abn_arguments(spec: str, **more: Any) -> dict[str, Any]:
+    """Return the arguments of :func:`xai_abn.abn_from` for an untrained network of this name."""
+    architecture = find_architecture(spec)
+    return {"input_size": architecture.size, "start": "random", **architecture.abn, **more}
+
+
+def timm_names() -> list[str]:
+    """Return the names timm knows."""
+    import timm
+
+    return timm.list_models()
+
+
+def torchvision_names() -> list[str]:
+    """Return the names of torchvision's image classifiers."""
+    from torchvision import models as tv
+
+    return tv.list_models(module=tv)
+
+
+_KNOWN: dict[str, Callable[[], list[str]]] = {"timm": timm_names, "torchvision": torchvision_names}

@@ -1,0 +1,189 @@
+"""Save and load a model as one plain file: weights, architecture, labels, preprocessing, training.
+
+The format is safetensors with a JSON description in its header, so that reading one never runs code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from xai_abn.errors import CheckpointError, OutputError
+from xai_abn.files import replacing
+from xai_abn.images.preprocess import Preprocess
+
+#: Written to and expected in the header.
+FORMAT = "xai-abn-checkpoint"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Everything but the weights.
+
+    Attributes:
+        backbone: spec of the classifier the model is made of, such as ``"timm:resnet50"`` or ``"lite0"``.
+        classes: number of classes K.
+        abn: arguments of :func:`xai_abn.abn_from`, or None for a plain classifier.
+        preprocess: fields of :class:`Preprocess`.
+        labels: K names, ``"imagenet"`` for the ImageNet-1k names, or None.
+        training: how the weights were made: data, recipe, seed, command, measurements.
+        multi_label: whether classes are attributes that may hold at once.
+    """
+
+    backbone: str
+    classes: int
+    abn: Mapping[str, Any] | None
+    preprocess: Mapping[str, Any]
+    labels: list[str] | str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    multi_label: bool = False
+
+
+def save_checkpoint(path: str | Path, module: nn.Module, config: CheckpointConfig, half: bool = False) -> None:
+    """Write a checkpoint, replacing the file at once or not at all.
+
+    Args:
+        path: where to.
+        module: the network whose weights to save.
+        config: the rest.
+        half: store floating-point weights as fp16.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    state = {n: _storable(t, half) for n, t in module.state_dict().items()}
+    header = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "config": json.dumps(vars(config), sort_keys=True),
+    }
+    write_tensors(path, state, header)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write contiguous tensors and a header as safetensors, replacing the file at once or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    path = Path(path)
+    with replacing(path, "checkpoint ") as draft:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.touch()
+        rights = draft.stat().st_mode  # safetensors >= 0.8 leaves the file to its owner alone
+        try:
+            save_file(dict(tensors), draft, metadata=dict(header))
+            draft.chmod(rights)
+        except SafetensorError as error:
+            raise OutputError(f"cannot write checkpoint {path}: {error}") from error
+
+
+def read_checkpoint(path: str | Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:
+    """Read a checkpoint's description and weights (as float32).
+
+    Raises:
+        CheckpointError: missing, damaged, of another kind, or of a newer format.
+    """
+    header, state = read_tensors(path)
+    kind = header.get("format", "")
+    if kind.startswith("xai-abn-") and kind != FORMAT:
+        raise CheckpointError(f"{path}: what a run goes on from, no model; the model is in another file beside it")
+    if kind != FORMAT:
+        raise CheckpointError(
+            f"{path}: weights without a description; load them with load_model('timm:NAME', weights={str(path)!r})"
+        )
+    refuse_newer(path, header, FORMAT_VERSION)
+    try:
+        config = CheckpointConfig(**json.loads(header["config"]))
+        Preprocess.from_dict(config.preprocess)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the description is damaged ({error})") from error
+    return config, {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
+
+
+def refuse_newer(path: str | Path, header: Mapping[str, str], known: int) -> None:
+    """Refuse a file of a newer format than the one known.
+
+    Raises:
+        CheckpointError: it is newer, or does not say what it is.
+    """
+    version = header.get("format_version", "0")
+    if not version.isdecimal():
+        raise CheckpointError(f"{path}: the description is damaged (format version {version!r})")
+    if int(version) > known:
+        raise CheckpointError(f"{path}: written by a newer xai-abn (format {version}); update xai-abn")
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read the header and the tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors checkpoint ({error})") from error
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights strictly.
+
+    Raises:
+        CheckpointError: names or shapes do not fit; the message gives the first ones.
+    """
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+        detail = " ".join(lines)[:300]
+        raise CheckpointError(f"{source}: the weights do not fit {type(module).__name__}: {detail}") from error
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return a hash of a network's architecture and weights."""
+    content = hashlib.sha256(f"{type(module).__name__} {module}".encode())
+    for name, values in module.state_dict().items():
+        content.update(name.encode())
+        content.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()[:32]
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a bare state dict from ``.safetensors``, or from a torch file without running code in it.
+
+    Raises:
+        CheckpointError: missing, damaged, or a pickle that holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            loaded: Any = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch's own words advise to execute the file
+        reason = "damaged, or a pickle of more than tensors, which is never executed"
+        raise CheckpointError(f"{path}: not a plain weights file ({reason})") from error
+    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise CheckpointError(f"{path}: expected a dictionary of tensors")
+    return {name.removeprefix("module."): value for name, value in loaded.items()}
+
+
+def _storable(tensor: Tensor, half: bool) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous().clone()
+    return tensor.half() if half and tensor.is_floating_point() else tensor

@@ -1,0 +1,192 @@
+"""Read networks saved by the released ABN code (Fukui et al., CVPR 2019) into ours.
+
+The released networks keep three parts in one module; here each part is a module of its own whose weights keep their
+names. A file says nothing about its architecture: it is told by the names and shapes of its tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from xai_abn.errors import CheckpointError, OutputError, UnsupportedModelError
+from xai_abn.images.preprocess import Preprocess
+from xai_abn.models.zoo import imagenet_labels
+from xai_abn.networks.abn import AttentionBranchNetwork
+from xai_abn.networks.architectures import abn_arguments, architectures, create_model, find_architecture
+from xai_abn.networks.checkpoint import CheckpointConfig, load_weights, read_checkpoint, read_weights, save_checkpoint
+
+#: Names of the released code, as patterns, and ours. The first rule that fits counts.
+_RENAMED = (
+    # CIFAR ResNeXt: its stages, blocks and shortcuts have names of their own
+    (r"stage_(\w+?)\.stage_\w+?_bottleneck_(\d+)\.(.+)", r"layer\1.\2.\3"),
+    (r"conv_1_3x3\.", "conv1."),
+    (r"bn_1\.", "bn1."),
+    (r"classifier\.", "fc."),
+    # wide ResNet: one more level
+    (r"((?:att_)?block\d)\.layer\.(\d+)\.", r"\1.\2."),
+)
+_RENAMED_IN_BLOCK = (
+    (r"conv_reduce\.", "conv1."),
+    (r"bn_reduce\.", "bn1."),
+    (r"conv_conv\.", "conv2."),
+    (r"\.bn\.", ".bn2."),
+    (r"conv_expand\.", "conv3."),
+    (r"bn_expand\.", "bn3."),
+    (r"shortcut\.shortcut_conv\.", "downsample.0."),
+    (r"shortcut\.shortcut_bn\.", "downsample.1."),
+)
+_HEAD = re.compile(r"(bn_att\d?|att_conv\d?)\.")
+#: Where the released code normalises pictures of each size.
+_LOOKS = {
+    32: Preprocess(32, 1.0, "bilinear", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    224: Preprocess(224, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A network read from the released code's format.
+
+    Attributes:
+        network: in evaluation mode.
+        arch: the architecture it was found to be.
+        classes: K.
+        preprocess: how the released code prepares pictures for it.
+    """
+
+    network: AttentionBranchNetwork
+    arch: str
+    classes: int
+    preprocess: Preprocess
+
+
+def convert(state: Mapping[str, Tensor], arch: str | None = None, source: str = "the state dict") -> Converted:
+    """Build our network from a state dict of the released code.
+
+    In the released ResNeXt ``bn_att`` exists and is never called; ours becomes the identity.
+
+    Args:
+        state: names, with or without ``module.``, and tensors.
+        arch: one of ``architectures.names()``; default: told by names and shapes.
+        source: for messages.
+
+    Returns:
+        A network whose logits, attention logits and map equal those of the released network.
+
+    Raises:
+        CheckpointError: it is none of the released networks, or not the one named.
+        UnsupportedModelError: a released SE-ResNet, whose map is not a sigmoid.
+    """
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    if "att_conv.weight" not in state:
+        raise CheckpointError(f"{source}: no attention branch of the released code in it (no att_conv.weight)")
+    if "att_conv3.weight" not in state:
+        raise UnsupportedModelError(
+            f"{source}: a released SE-ResNet, whose map is a sum of log(1 + A) without bound; xai-abn has the paper's "
+            "sigmoid map alone"
+        )
+    classes = state["att_conv.weight"].shape[0]
+    ours = rename(state)
+    known = [arch] if arch is not None else architectures.names()
+    fitting = [name for name in known if _fits(name, classes, ours)]
+    if not fitting:
+        wanted = arch if arch is not None else "any network of the released code"
+        raise CheckpointError(f"{source}: names and shapes are not those of {wanted} with {classes} classes")
+    network = create_model(fitting[0], classes)
+    assert isinstance(network, AttentionBranchNetwork)  # the default mechanism
+    load_weights(network, _complete(ours, network), source)
+    if any(name.startswith("stage_att.") for name in state):
+        _make_identity(network.attention_branch.bn_att)
+    return Converted(network.eval(), fitting[0], classes, _LOOKS[find_architecture(fitting[0]).size])
+
+
+def convert_file(path: str | Path, output: str | Path, arch: str | None = None) -> Converted:
+    """Read a file of the released code and write a checkpoint that :func:`xai_abn.load_model` reads.
+
+    Args:
+        path: a torch file, which is read without running code in it, or ``.safetensors``.
+        output: where to.
+        arch: see :func:`convert`.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, holds more than tensors, or no released network.
+        OutputError: the checkpoint cannot be written, or would replace a file that is none of ours.
+    """
+    output = Path(output)
+    if output.exists():
+        try:
+            read_checkpoint(output)
+        except CheckpointError as error:
+            raise OutputError(f"{output} is there and no checkpoint of xai-abn; give another name") from error
+    found = convert(read_weights(path), arch, str(path))
+    description = CheckpointConfig(
+        backbone=found.arch,
+        classes=found.classes,
+        abn=abn_arguments(found.arch, mechanism="residual"),
+        preprocess=found.preprocess.to_dict(),
+        labels="imagenet" if found.classes == len(imagenet_labels()) else None,
+        training={"method": "converted from the released code's format", "file": Path(path).name},
+    )
+    save_checkpoint(output, found.network, description)
+    return found
+
+
+def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under our names: one for each part that has it.
+
+    The attention branch's copy of the last stage, ``att_<stage>``, becomes ``attention_branch.stage.<stage>``, its
+    head ``attention_branch.<name>``; all others keep their names, without the part they belong to.
+    """
+    found = {}
+    for name, value in state.items():
+        for pattern, ours in _RENAMED:
+            name, changed = re.subn(f"^{pattern}", ours, name)
+            if changed:
+                break
+        if re.match(r"layer(att|\d+)\.\d+\.(conv_|bn_|bn\.|shortcut)", name):
+            for pattern, ours in _RENAMED_IN_BLOCK:
+                name = re.sub(pattern, ours, name)
+        if _HEAD.match(name):
+            name = f"attention_branch.{name}"
+        elif name.startswith(("att_", "layeratt.")):
+            name = "attention_branch.stage." + re.sub("^layeratt", "layer3", name).removeprefix("att_")
+        found[name] = value
+    return found
+
+
+def _fits(arch: str, classes: int, ours: Mapping[str, Tensor]) -> bool:
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in find_architecture(arch).build(classes).state_dict().items()}
+    given = {n: v.shape for n, v in ours.items() if not n.startswith("attention_branch.")}
+    return _counted(given) == _counted(shapes)
+
+
+def _counted(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+    """Leave out the counters of BatchNorms, which files of old versions of torch do not have."""
+    return {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
+
+
+def _complete(ours: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors under the network's full names, with our own of what the released code does not have."""
+    full = {}
+    for name, own in network.state_dict().items():
+        part, _, rest = name.partition(".")
+        key = name if part == "attention_branch" else rest
+        if key in ours:
+            full[name] = ours[key]
+        elif name.endswith("num_batches_tracked") or part == "mechanism":
+            full[name] = own
+    return full
+
+
+def _make_identity(norm: nn.BatchNorm2d) -> None:
+    with torch.no_grad():
+        norm.reset_running_stats()
+        norm.weight.fill_((1 + norm.eps) ** 0.5)
+        norm.bias.zero_()

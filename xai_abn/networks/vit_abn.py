@@ -1,0 +1,187 @@
+"""Attention Branch Networks of Vision Transformers: an experiment.
+
+The published block needs positions, and a Vision Transformer has them: its patch tokens. The parts are those of
+:mod:`xai_abn.networks.abn`; what passes between them are tokens that know their grid. Tokens that are no patches
+(class, registers) go through both branches, have no place in a map, and are not weighted by it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
+from xai_abn.networks.abn import AttentionBranch, AttentionBranchNetwork, mechanisms
+from xai_abn.networks.layout import Layout
+from xai_abn.networks.splitting import start_branch
+
+#: How many of a transformer's blocks go behind the split where nothing else is said.
+LAST_BLOCKS = 2
+
+
+class Tokens(NamedTuple):
+    """The features of a Vision Transformer.
+
+    Attributes:
+        values: (N, prefix + h w, D).
+        layout: where the patches are among them.
+    """
+
+    values: Tensor
+    layout: Layout
+
+    @property
+    def maps(self) -> Tensor:
+        """The patch tokens on their grid, (N, D, h, w)."""
+        return self.layout.to_maps(self.values)
+
+    def with_maps(self, maps: Tensor) -> Tokens:
+        """Return these tokens with other patches, from (N, D, h, w)."""
+        patches = maps.flatten(2).transpose(1, 2)
+        return self._replace(values=torch.cat([self.values[:, : self.layout.prefix], patches], dim=1))
+
+
+class TokenExtractor(nn.Module):
+    """The feature extractor: everything before the split, from an image batch (N, 3, H, W) to tokens."""
+
+    def __init__(self, vit: VisionTransformer, blocks: int) -> None:
+        super().__init__()
+        self.vit = copy.deepcopy(vit)
+        self.vit.prune_intermediate_layers([len(vit.blocks) - blocks - 1], prune_norm=True, prune_head=True)
+
+    def forward(self, images: Tensor) -> Tokens:
+        """Return the tokens behind the split, with the grid that the patch embedding makes of this image size."""
+        grid = self.vit.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
+        return Tokens(self.vit.forward_features(images), Layout("tokens", grid, self.vit.num_prefix_tokens))
+
+
+class TokenStage(nn.Module):
+    """The attention branch's stage: copies of the last blocks and the final norm, from tokens to maps (N, D, h, w)."""
+
+    def __init__(self, vit: VisionTransformer, blocks: int) -> None:
+        super().__init__()
+        self.blocks = copy.deepcopy(vit.blocks[-blocks:])
+        self.norm = copy.deepcopy(nn.Sequential(vit.norm, vit.fc_norm))  # one of them: before or after pooling
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Return what the last blocks make of the patches, (N, D, h, w)."""
+        return tokens._replace(values=self.norm(self.blocks(tokens.values))).maps
+
+
+class TokenClassifier(nn.Module):
+    """The perception branch: the last blocks, norm, pooling and head, from tokens to logits (N, K)."""
+
+    def __init__(self, vit: VisionTransformer, blocks: int) -> None:
+        super().__init__()
+        self.vit = copy.deepcopy(vit)
+        self.vit.blocks = self.vit.blocks[-blocks:]
+        self.vit.patch_embed = self.vit.norm_pre = nn.Identity()
+        self.vit.cls_token = self.vit.reg_token = self.vit.pos_embed = None
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Return the logits (N, K)."""
+        return self.vit.forward_head(self.vit.norm(self.vit.blocks(tokens.values)))
+
+
+class OnPatches(nn.Module):
+    """A mechanism for tokens: applies one for maps to the patches, and leaves the other tokens alone.
+
+    Args:
+        mechanism: from features (N, D, h, w) and a map (N, 1, h, w) to features; see ``mechanisms``.
+    """
+
+    def __init__(self, mechanism: nn.Module) -> None:
+        super().__init__()
+        self.mechanism = mechanism
+
+    def forward(self, tokens: Tokens, attention: Tensor) -> Tokens:
+        """Weigh the patches by attention (N, 1, h, w); as many tokens as before."""
+        return tokens.with_maps(self.mechanism(tokens.maps, attention))
+
+
+def abn_from_vit(
+    vit: VisionTransformer,
+    *,
+    blocks: int = LAST_BLOCKS,
+    mechanism: str = "residual",
+    smoothing: int = 0,
+    start: str = "classifier",
+) -> AttentionBranchNetwork:
+    """Turn a timm Vision Transformer into an Attention Branch Network.
+
+    The attention branch starts as a copy of the last blocks and the final norm, and its class maps as what the
+    classifier makes of each patch. Everything is copied; the transformer is left as it was. The map has the size of the
+    patch grid, also for image sizes other than the model's own where it takes them (``dynamic_img_size``).
+
+    Deviation from the published ABN: the map weighs patch tokens alone. What a class or register token has gathered
+    before the split reaches the prediction whatever the map says.
+
+    Args:
+        vit: :class:`timm.models.vision_transformer.VisionTransformer` itself, pooled in any way, with a linear head.
+        blocks: how many of the last blocks go behind the split, at least 1 and fewer than there are.
+        mechanism: see :func:`xai_abn.abn_from`.
+        smoothing: how many times to average the map over 3x3 neighbours; 0 as published.
+        start: where the branch's weights come from; see :func:`xai_abn.abn_from`.
+
+    Returns:
+        A network in evaluation mode whose perception branch computes the transformer's logits whenever the mechanism
+        passes the tokens on unchanged.
+
+    Raises:
+        UnsupportedModelError: another kind of transformer, or one without a grid of patches, pooling or linear head.
+        InvalidInputError: ``blocks`` is out of range.
+        UnknownNameError: no such mechanism.
+
+    Example:
+        >>> import timm, torch
+        >>> network = abn_from_vit(timm.create_model("test_vit"))
+        >>> network(torch.zeros(1, 3, 160, 96)).attention_map.shape
+        torch.Size([1, 1, 10, 6])
+    """
+    combine = mechanisms.get(mechanism)
+    head = _linear_head(vit)
+    if not 1 <= blocks < len(vit.blocks):
+        most = len(vit.blocks) - 1
+        raise InvalidInputError(f"blocks behind the split must be from 1 to {most} of {most + 1}, got {blocks}")
+    branch = AttentionBranch(TokenStage(vit, blocks), vit.embed_dim, head.out_features, smoothing)
+    start_branch(branch, head, mechanism, start)
+    network = AttentionBranchNetwork(
+        feature_extractor=TokenExtractor(vit, blocks),
+        attention_branch=branch,
+        perception_branch=TokenClassifier(vit, blocks),
+        mechanism=OnPatches(combine(vit.embed_dim)),
+    )
+    return network.to(next(vit.parameters())).eval()
+
+
+def blocks_behind(vit: VisionTransformer, layer: str | None) -> int:
+    """Return how many blocks lie behind a block given by its name, such as ``"blocks.9"``; None means the default.
+
+    Raises:
+        UnknownNameError: no block with others behind it is called that.
+    """
+    if layer is None:
+        return LAST_BLOCKS
+    names = [f"blocks.{i}" for i in range(len(vit.blocks) - 1)]
+    if layer not in names:
+        raise UnknownNameError("layer to split behind", layer, names)
+    return len(names) - names.index(layer)
+
+
+def _linear_head(vit: VisionTransformer) -> nn.Linear:
+    """Return the head, of a transformer that can be cut into the parts above."""
+    if type(vit) is not VisionTransformer:
+        reason = f"not {type(vit).__name__}, which computes in a way of its own"
+    elif not vit.global_pool or not isinstance(vit.head, nn.Linear):
+        reason = "with pooling and one linear head, which this one has not"
+    elif not isinstance(vit.patch_drop, nn.Identity):
+        reason = "that keeps all patches; this one drops some while training (patch_drop_rate), so there is no grid"
+    elif not hasattr(vit.patch_embed, "dynamic_feat_size"):
+        reason = f"that tells its grid of patches, which {type(vit.patch_embed).__name__} does not"
+    else:
+        return vit.head
+    raise UnsupportedModelError(f"an ABN on patches is made from timm's VisionTransformer {reason}")
