@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "xai_abn"
 LAYERS = [
     {"errors"},
-    {"registry", "files", "seeding"},
+    {"registry", "files", "seeding", "settings"},
     {"heatmaps", "images"},
     {"rendering", "networks"},
     {"explanation", "models"},

@@ -1,0 +1,94 @@
+"""Base class of every record of settings: validated, immutable, readable from and written to plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from xai_abn.errors import InvalidInputError, UnknownNameError, XaiAbnError
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """An immutable record of settings. A subclass declares its settings as annotated fields.
+
+    Each field has a type, a default, and a ``Field`` with its bounds and a ``description``: one sentence that the
+    command line shows as the help of the option. Values given as text, as on a command line or in YAML, are converted
+    to the type of the field.
+
+    Raises:
+        UnknownNameError: a setting does not exist; the message suggests the nearest names.
+        InvalidInputError: a value has the wrong type or is out of range; the message says what was expected.
+
+    Example:
+        >>> from pydantic import Field
+        >>> class Blur(Settings):
+        ...     radius: int = Field(3, ge=1, description="Radius of the blur in pixels.")
+        >>> Blur(radius="5")
+        Blur(radius=5)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _as_own_error(type(self), error) from None
+
+    def replace(self: S, **changes: Any) -> S:
+        """Return a validated copy with some settings changed."""
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings as values that JSON and YAML can hold; ``type(self)(**values)`` is the inverse."""
+        return self.model_dump(mode="json")
+
+    def changed(self) -> dict[str, Any]:
+        """Return the settings that differ from their defaults, as values that JSON and YAML can hold."""
+        fields = type(self).model_fields
+        return {name: value for name, value in self.to_dict().items() if getattr(self, name) != fields[name].default}
+
+    @classmethod
+    def describe(cls) -> list[tuple[str, str, str]]:
+        """Return the name, the default as text (empty without one) and the description of each setting."""
+        rows = []
+        for name, field in cls.model_fields.items():
+            default = "" if field.is_required() or field.default in (None, ()) else str(field.default)
+            rows.append((name, default, field.description or ""))
+        return rows
+
+
+def parse_options(text: str) -> dict[str, str]:
+    """Parse ``"masks=500,seed=1"`` into a mapping; an empty text has no options.
+
+    Raises:
+        InvalidInputError: a part is not of the form ``NAME=VALUE``, or a name is given twice.
+    """
+    options: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not name or not value:
+            raise InvalidInputError(f"expected options such as 'masks=500,seed=1', got {part!r}")
+        if name in options:
+            raise InvalidInputError(f"option {name!r} is given twice; give it once")
+        options[name] = value
+    return options
+
+
+def _as_own_error(kind: type[Settings], error: ValidationError) -> XaiAbnError:
+    """Return the first problem pydantic found, as an error of the package."""
+    problem: Mapping[str, Any] = error.errors(include_url=False)[0]
+    inner = problem.get("ctx", {}).get("error")
+    if isinstance(inner, XaiAbnError):  # raised by a validator of the subclass
+        return inner
+    name = str(problem["loc"][0]) if problem["loc"] else kind.__name__
+    if problem["type"] == "extra_forbidden":
+        return UnknownNameError("setting", name, kind.model_fields)
+    if problem["type"] == "missing":
+        return InvalidInputError(f"{name} is required")
+    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return InvalidInputError(f"{name} must be {expected}, got {problem['input']!r}")
