@@ -1,6 +1,6 @@
 """Is efficientnet_b0's difference from captum rounding? The same maps in float32 and float64.
 
-python benchmarks/agreement/rounding.py
+python -m benchmarks.agreement.rounding
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from captum.attr import LayerGradCam
 
 import xai_abn
 from xai_abn.explainers import GradCAM
+from xai_abn.heatmaps import unit_range
 
 
 def main() -> None:
@@ -24,12 +25,7 @@ def main() -> None:
         model = xai_abn.wrap(module)
         ours = GradCAM().explain(model.forward_pass(inputs, ["features"], gradients=True), targets)
         peer = LayerGradCam(module, module.features).attribute(inputs.to(dtype), target=targets).relu()[:, 0]
-        print(dtype, f"{(scaled(ours) - scaled(peer)).abs().max().item():.1e}")
-
-
-def scaled(maps: torch.Tensor) -> torch.Tensor:
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - low) / (high - low)
+        print(dtype, f"{(unit_range(ours) - unit_range(peer)).abs().max().item():.1e}")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,17 @@
-"""Do our maps equal the peers', after the same ReLU, normalisation and resize?
+"""Do our maps equal the peers', after the same ReLU, normalization and resize?
 
     pip install "xai-abn[benchmarks]"
-    python benchmarks/agreement/run.py [--output results.json]
+    python -m benchmarks.agreement.run [--output results.json]
 
 Networks have seeded random weights; BatchNorm statistics come from one training-mode pass, so that
-activations and gradients are of ordinary size. Pictures are scikit-image's.
+activations and gradients have ordinary sizes. The images are scikit-image's.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import contextlib
 import warnings
-from pathlib import Path
-from unittest.mock import patch
 
-import numpy as np
 import torch
 import torchvision
 from captum.attr import LayerAttribution, LayerGradCam
@@ -25,45 +21,35 @@ from torchcam.methods import CAM as TorchCAM
 from torchcam.methods import GradCAM as TorchCAMGradCAM
 
 import xai_abn
+from benchmarks._harness import densenet_out_of_place, machine, make_parser, write_json
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers import CAM, GradCAM
+from xai_abn.heatmaps import unit_range, upsample
 from xai_abn.images.loading import load_image
-from xai_abn.metrics import upsample
 
 NETWORKS = ("resnet18", "resnet50", "efficientnet_b0", "vgg11_bn", "densenet121", "densenet121, ReLU not in place")
-PHOTOS = ("astronaut", "cat", "coffee", "rocket")
+IMAGES = ("astronaut", "cat", "coffee", "rocket")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
+    parser = make_parser(__doc__)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    result = {name: compare(name) for name in NETWORKS}
-    columns = list(result["resnet18"])
-    print(f"largest difference over {len(PHOTOS)} photos\n{'network':<32}" + "".join(f"{c:>22}" for c in columns))
+    torch.set_num_threads(arguments.threads)
+    machine()
+    result = {name: compare(name) for name in arguments.networks}
+    columns = list(next(iter(result.values())))
+    print(f"largest difference over {len(IMAGES)} images\n{'network':<32}" + "".join(f"{c:>22}" for c in columns))
     for name, row in result.items():
         cells = [f"{row[c]:.1e}" if row[c] is not None else "n/a" for c in columns]
         print(f"{name:<32}" + "".join(f"{c:>22}" for c in cells))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-
-
-class _OutOfPlace:
-    """torch.nn.functional with a ReLU that never works in place."""
-
-    def __getattr__(self, name: str):
-        return getattr(torch.nn.functional, name)
-
-    @staticmethod
-    def relu(x: torch.Tensor, inplace: bool = False) -> torch.Tensor:
-        return torch.relu(x)
+    write_json(arguments.output, result)
 
 
 def compare(title: str) -> dict[str, float | None]:
     name, _, variant = title.partition(", ")
-    densenet = torchvision.models.densenet
-    with patch.object(densenet, "F", _OutOfPlace() if variant else densenet.F):
+    with densenet_out_of_place() if variant else contextlib.nullcontext():
         return compare_network(name)
 
 
@@ -71,7 +57,7 @@ def compare_network(name: str) -> dict[str, float | None]:
     torch.manual_seed(0)
     module = torchvision.models.get_model(name, weights=None).eval()
     model = xai_abn.wrap(module)
-    inputs = torch.stack([model.preprocess(load_image(f"example:{p}")).tensor for p in PHOTOS])
+    inputs = torch.stack([model.preprocess(load_image(f"example:{p}")).tensor for p in IMAGES])
     module.train()
     with torch.no_grad():
         module(inputs)
@@ -80,7 +66,7 @@ def compare_network(name: str) -> dict[str, float | None]:
     layer = module.get_submodule(model.target_layer)
     shared = model.forward_pass(inputs, [model.target_layer], gradients=True)
     raw = GradCAM().explain(shared, torch.tensor(targets))
-    mine = normalised(upsample(raw, (224, 224)))
+    mine = normalized(upsample(raw, (224, 224)))
     with PeerGradCAM(model=module, target_layers=[layer]) as peer:
         theirs = torch.from_numpy(peer(inputs, [ClassifierOutputTarget(t) for t in targets]))
     captum_map = LayerGradCam(module, layer).attribute(inputs, target=torch.tensor(targets)).relu()
@@ -88,9 +74,9 @@ def compare_network(name: str) -> dict[str, float | None]:
     with TorchCAMGradCAM(module, model.target_layer) as extractor:
         small = extractor(targets, module(inputs), normalized=True)[0].detach()
     return {
-        "grad-cam (grad-cam)": difference(mine, normalised(theirs)),
-        "grad-cam (captum)": difference(mine, normalised(large)),
-        "grad-cam (torchcam)": difference(normalised(raw), normalised(small)),
+        "grad-cam (grad-cam)": difference(mine, normalized(theirs)),
+        "grad-cam (captum)": difference(mine, normalized(large)),
+        "grad-cam (torchcam)": difference(normalized(raw), normalized(small)),
         "cam (torchcam)": compare_cam(module, model, shared, inputs, targets),
         "cam (plain formula)": plain_cam(model, shared, targets),
     }
@@ -104,7 +90,7 @@ def compare_cam(module, model, shared, inputs: torch.Tensor, targets: list[int])
     with torch.no_grad(), TorchCAM(module, model.target_layer, name) as extractor:
         theirs = extractor(targets, module(inputs), normalized=False)[0]
     ours = CAM().explain(shared, torch.tensor(targets))
-    return difference(normalised(ours.relu()), normalised(theirs.relu()))
+    return difference(normalized(ours.relu()), normalized(theirs.relu()))
 
 
 def plain_cam(model, shared, targets: list[int]) -> float | None:
@@ -130,15 +116,13 @@ def describes(shared, targets: list[int]) -> bool:
     return True
 
 
-def normalised(maps: torch.Tensor) -> torch.Tensor:
-    """Scale each map (N, h, w) to [0, 1]."""
-    flat = maps.double().flatten(1)
-    low, high = flat.amin(dim=1, keepdim=True), flat.amax(dim=1, keepdim=True)
-    return ((flat - low) / (high - low).clamp_min(1e-30)).view(maps.shape)
+def normalized(maps: torch.Tensor) -> torch.Tensor:
+    """Scale each map (N, h, w) to [0, 1], in float64."""
+    return unit_range(maps.double())
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(np.abs(a.numpy() - b.numpy()).max())
+    return float((a - b).abs().max())
 
 
 if __name__ == "__main__":

@@ -1,22 +1,18 @@
 """Do the CAM family's maps equal the peer that follows the paper, after the same ReLU, scaling and resize?
 
     pip install "xai-abn[benchmarks]"
-    python benchmarks/cam_family/agreement.py [--output agreement.json]
+    python -m benchmarks.cam_family.agreement [--output agreement.json]
 
-Networks have seeded random weights; BatchNorm statistics come from one training-mode pass. Pictures are
+Networks have seeded random weights; BatchNorm statistics come from one training-mode pass. The images are
 scikit-image's, 224x224 (96x96 for the methods that predict once a channel). The figure is the largest difference
-anywhere on a [0, 1] map of the network's top-1 class, of all photos; "flat" where a map is 0 everywhere.
+anywhere on a [0, 1] map of the network's top-1 class, over all images; "flat" where a map is 0 everywhere.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from unittest.mock import patch
 
 import pytorch_grad_cam as grad_cam
 import timm
@@ -27,11 +23,12 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_kernel
 
 import xai_abn
+from benchmarks._harness import densenet_out_of_place, machine, make_parser, write_json
 from xai_abn import explainers as ours
+from xai_abn.heatmaps import unit_range, upsample
 from xai_abn.images.loading import load_image
-from xai_abn.metrics import upsample
 
-PHOTOS = ("astronaut", "cat")
+IMAGES = ("astronaut", "cat")
 
 #: Method: how we make it, which peer follows the paper.
 METHODS: dict[str, tuple[Callable[[], ours.Explainer], object]] = {
@@ -64,17 +61,6 @@ SLOW: dict[str, tuple[Callable[[], ours.Explainer], object]] = {
 SIGNLESS = ("eigen-cam", "eigengrad-cam", "kpca-cam", "kpca-cam (its function in float64)")
 
 
-class _OutOfPlace:
-    """torch.nn.functional with a ReLU that never works in place: grad-cam and torchcam read what it overwrites."""
-
-    def __getattr__(self, name: str):
-        return getattr(torch.nn.functional, name)
-
-    @staticmethod
-    def relu(x: torch.Tensor, inplace: bool = False) -> torch.Tensor:
-        return torch.relu(x)
-
-
 def networks() -> dict[str, Callable[[int], torch.nn.Module]]:
     def vit(size: int) -> torch.nn.Module:
         return timm.create_model("vit_tiny_patch16_224", img_size=size)
@@ -89,27 +75,29 @@ def networks() -> dict[str, Callable[[int], torch.nn.Module]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path)
+    parser = make_parser(__doc__)
+    parser.add_argument("--networks", nargs="+", choices=networks(), default=list(networks()))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *SLOW], default=[*METHODS, *SLOW])
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
+    machine()
     result: dict[str, dict[str, float | str]] = {}
-    with patch.object(torchvision.models.densenet, "F", _OutOfPlace()):
-        for name, build in networks().items():
+    with densenet_out_of_place():  # grad-cam and torchcam read what an in-place ReLU overwrites
+        for name in arguments.networks:
+            build = networks()[name]
             for size, methods in ((224, METHODS), (96, SLOW)):
                 if size == 96 and name not in ("resnet18", "vit_tiny (timm)"):
                     continue
-                for method, found in compare(build(size), size, methods).items():
+                chosen = {m: pair for m, pair in methods.items() if m in arguments.methods}
+                for method, found in compare(build(size), size, chosen).items():
                     result.setdefault(method, {})[name] = found
-    columns = list(networks())
+    columns = arguments.networks
     print("| method | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
     for method, row in result.items():
         cells = [row.get(c, "") for c in columns]
         print(f"| {method} | " + " | ".join(f"{c:.1e}" if isinstance(c, float) else c for c in cells) + " |")
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(arguments.output, result)
 
 
 def compare(module: torch.nn.Module, size: int, methods: dict) -> dict[str, float | str]:
@@ -119,7 +107,7 @@ def compare(module: torch.nn.Module, size: int, methods: dict) -> dict[str, floa
             member.reset_parameters()
     model = xai_abn.wrap(module)
     model.preprocess = replace(model.preprocess, size=size)
-    inputs = torch.stack([model.preprocess(load_image(f"example:{p}")).tensor for p in PHOTOS])
+    inputs = torch.stack([model.preprocess(load_image(f"example:{p}")).tensor for p in IMAGES])
     module.train()
     with torch.no_grad():
         module(inputs)
@@ -149,12 +137,7 @@ def compare(module: torch.nn.Module, size: int, methods: dict) -> dict[str, floa
 def gap(raw: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     """Return the largest difference of each map; both pass a ReLU, ours is then resized as theirs was."""
     size = (theirs.shape[1], theirs.shape[2])
-    return (scaled(upsample(scaled(raw.relu()), size)) - scaled(theirs)).abs().amax(dim=(1, 2))
-
-
-def scaled(maps: torch.Tensor) -> torch.Tensor:
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - low) / (high - low).clamp_min(1e-12)
+    return (unit_range(upsample(unit_range(raw.relu()), size)) - unit_range(theirs)).abs().amax(dim=(1, 2))
 
 
 def peer_maps(peer, model, inputs: torch.Tensor, targets: list[int]) -> torch.Tensor:

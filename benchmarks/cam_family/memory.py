@@ -1,13 +1,12 @@
 """Is memory flat? 500 explanations with every method, on a small CNN, ABN and ViT: live tensors and resident memory.
 
-    python benchmarks/cam_family/memory.py [--calls 500]
+    python -m benchmarks.cam_family.memory [--calls 500]
 
 Costly methods get small settings (a few masks, samples, channels): every call still takes every step of the method.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 
 import psutil
@@ -15,6 +14,7 @@ import timm
 import torch
 
 import xai_abn
+from benchmarks._harness import machine, make_parser
 from xai_abn import explainers
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.images.preprocess import Preprocess
@@ -36,12 +36,15 @@ SMALL = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--calls", type=int, default=500)
+    parser.add_argument("--methods", nargs="+", choices=explainers.names(), default=explainers.names())
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    machine()
     torch.manual_seed(0)
     worst = 0.0
-    for name in explainers.names():
+    for name in arguments.methods:
         for model in models():
             explainer = explainers.get(name)(**SMALL.get(name, {}))
             try:

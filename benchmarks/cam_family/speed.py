@@ -1,27 +1,23 @@
 """What do ten CAM methods cost together, and Score-CAM and Ablation-CAM beside their peers? One run.
 
     pip install "xai-abn[benchmarks]"
-    python benchmarks/cam_family/speed.py [--repeats 7] [--output speed.json]
+    python -m benchmarks.cam_family.speed [--repeats 7] [--output speed.json]
 
-scikit-image's photos, 224x224, float32; lite0 has its own weights, the others random ones. Within a round every
+scikit-image's images, 224x224, float32; lite0 has its own weights, the others random ones. Within a round every
 contender takes its turn between two turns of the bare forward (``torch.inference_mode()``), all in channels_last; the
 figure is the median over rounds of the ratio to their mean. Score-CAM and Ablation-CAM take turns with their peers, on
-the network as it is loaded, one photo, and the last layer cut to --channels channels (the same for all: the cost is
+the network as it is loaded, one image, and the last layer cut to --channels channels (the same for all: the cost is
 linear in them); the maps are compared.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import gc
 import io
 import json
 import statistics
-import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import pytorch_grad_cam as grad_cam
 import timm
@@ -31,9 +27,10 @@ import torchvision
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 import xai_abn
+from benchmarks._harness import machine, make_parser, ratios, time_in_turns, write_json
 from xai_abn import explainers as ours
+from xai_abn.heatmaps import unit_range, upsample
 from xai_abn.images.loading import load_image
-from xai_abn.metrics import upsample
 
 NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
     "resnet50": torchvision.models.resnet50,
@@ -49,33 +46,33 @@ TEN = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--channels", type=int, default=128)
-    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
-    result: dict = {"torch": torch.__version__, "threads": arguments.threads, "ten": {}, "masked": {}}
-    for name, build in NETWORKS.items():
+    result: dict = {**machine(), "ten": {}, "masked": {}}
+    for name in arguments.networks:
+        build = NETWORKS[name]
         torch.manual_seed(0)
         module = build().eval().to(memory_format=torch.channels_last)
-        for batch in (1, 8):
+        for batch in arguments.batches:
             title = f"{name}, batch {batch}"
             result["ten"][title] = ten(module, batch, "vit" if "vit" in name else "cnn", arguments.repeats)
             print(title, result["ten"][title], flush=True)
         if "vit" not in name:
             torch.manual_seed(0)
-            result["masked"][name] = masked(build().eval(), arguments.channels, max(3, arguments.repeats // 2))
+            result["masked"][name] = masked(build().eval(), arguments.channels, (arguments.repeats + 1) // 2)
             print(name, json.dumps(result["masked"][name], indent=1), flush=True)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(arguments.output, result)
 
 
 def ten(module: torch.nn.Module, batch: int, kind: str, repeats: int) -> dict[str, float]:
     """Return the cost of contenders as multiples of a bare forward."""
-    inputs = photos(batch).contiguous(memory_format=torch.channels_last)
+    inputs = load_images(batch).contiguous(memory_format=torch.channels_last)
     model, targets = xai_abn.wrap(module), torch.arange(batch)
     methods = [ours.get(name)() for name in TEN[kind].split()]
     assert len(methods) == 10
@@ -113,20 +110,11 @@ def ten(module: torch.nn.Module, batch: int, kind: str, repeats: int) -> dict[st
         "grad-cam: grad-cam": peer_grad_cam,
         "torchcam: grad-cam": peer_torchcam,
     }
-    timings: dict[str, list[float]] = {name: [] for name in contenders}
-    for call in (bare, *contenders.values()):
-        call()
-        call()
-    for _ in range(repeats):
-        gc.collect()
-        for name, call in contenders.items():
-            before, own, after = seconds(bare), seconds(call), seconds(bare)
-            timings[name].append(2 * own / (before + after))
-    return {name: round(statistics.median(values), 3) for name, values in timings.items()}
+    return ratios(bare, contenders, repeats)
 
 
-def photos(number: int) -> torch.Tensor:
-    """Return photos (N, 3, 224, 224), normalised; the same again after four."""
+def load_images(number: int) -> torch.Tensor:
+    """Return four images (N, 3, 224, 224), normalized, again and again."""
     names = ("cat", "astronaut", "coffee", "rocket")
     preprocess = xai_abn.Preprocess()
     return torch.stack([preprocess(load_image(f"example:{names[n % 4]}")).tensor for n in range(number)])
@@ -136,7 +124,7 @@ def masked(module: torch.nn.Module, channels: int, repeats: int) -> dict[str, di
     """Return the peers' times as multiples of ours, and the largest difference of the maps."""
     cut = FewChannels(module, channels).eval()
     model = xai_abn.wrap(cut, layer="few")
-    inputs = photos(1)
+    inputs = load_images(1)
     contenders = {
         "score-cam, grad-cam": (ours.ScoreCAM(corners=True), grad_cam.ScoreCAM),
         "score-cam, torchcam": (ours.ScoreCAM(scale_first=True), torchcam.ScoreCAM),
@@ -144,15 +132,19 @@ def masked(module: torch.nn.Module, channels: int, repeats: int) -> dict[str, di
     }
     found = {}
     for title, (explainer, peer) in contenders.items():
-        ratios, gap = [], 0.0
-        for _ in range(repeats):
-            start = time.perf_counter()
-            mine = explainer.explain(ours.run_pass(model, inputs, [explainer]), torch.tensor([3]))
-            middle = time.perf_counter()
-            theirs = run_peer(peer, cut, inputs)
-            ratios.append((time.perf_counter() - middle) / (middle - start))
-            gap = float((scaled(upsample(scaled(mine), theirs.shape[1:])) - scaled(theirs)).abs().max())
-        found[title] = {"times ours": round(statistics.median(ratios), 2), "largest difference": gap}
+        maps: dict[str, torch.Tensor] = {}
+
+        def ours_(explainer: ours.Explainer = explainer, maps: dict = maps) -> None:
+            maps["ours"] = explainer.explain(ours.run_pass(model, inputs, [explainer]), torch.tensor([3]))
+
+        def theirs(peer: type = peer, maps: dict = maps) -> None:
+            maps["theirs"] = run_peer(peer, cut, inputs)
+
+        times = time_in_turns({"ours": ours_, "theirs": theirs}, repeats)
+        multiples = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
+        mine = unit_range(upsample(unit_range(maps["ours"]), maps["theirs"].shape[1:]))
+        gap = float((mine - unit_range(maps["theirs"])).abs().max())
+        found[title] = {"times ours": round(statistics.median(multiples), 2), "largest difference": gap}
     return found
 
 
@@ -180,17 +172,6 @@ def run_peer(peer, module: torch.nn.Module, inputs: torch.Tensor) -> torch.Tenso
                 return torch.from_numpy(extractor(inputs, [ClassifierOutputTarget(3)]))
         with torch.no_grad(), peer(module, "few") as extractor:
             return extractor([3], module(inputs))[0]
-
-
-def scaled(maps: torch.Tensor) -> torch.Tensor:
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - low) / (high - low).clamp_min(1e-12)
-
-
-def seconds(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Means over attributes, and their intervals, where people are drawn anew with all their pictures."""
+"""Means over attributes and their bootstrap intervals, which resample people with all their images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def precisions(scores: np.ndarray, has: np.ndarray, weights: np.ndarray) -> np.n
 
 
 def resampled(people: np.ndarray, number: int = 2000) -> np.ndarray:
-    """Return how often each picture counts in each draw of people with replacement, (B, N)."""
+    """Return how often each image counts in each draw of people with replacement, (B, N)."""
     count = people.max() + 1
     return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=number)[:, people].astype(float)
 
@@ -38,7 +38,7 @@ def estimate(values: np.ndarray) -> dict[str, float]:
 
 
 def rounded(value):
-    """Return a value as JSON is to have it: four digits, None for NaN."""
+    """Return a value for JSON: four digits, None for NaN."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, list):

@@ -1,10 +1,10 @@
 """Join faces in folders of identities and CelebA's attributes into what ``attributes:CSV`` reads.
 
-    python benchmarks/celeba/prepare.py --faces DIR --table list_attr_celeba01.csv --output DATA
+    python -m benchmarks.celeba.prepare --faces DIR --table list_attr_celeba01.csv --output DATA
 
-``--faces`` holds pictures under their CelebA names, each in a folder named after its person, at any depth: folders of
+``--faces`` holds images under their CelebA names, each in a folder named after its person, at any depth: folders of
 one name are one person. Writes ``DATA/faces.csv`` (file, split, identity, attributes) and small copies of the
-pictures, the whole 178x218 resized to a square as the released multi-task code does. People, not pictures, are split:
+images, the whole 178x218 resized to a square as the released multi-task code does. People, not images, are split:
 in the order of a hash of their name, 25 % test, 10 % validation, the rest training. Give ``--attributes all`` for 40.
 """
 
@@ -43,11 +43,11 @@ def main() -> None:
     faces = sorted(arguments.faces.rglob("*.jpg"), key=lambda path: path.name)
     names = {face.name for face in faces}
     if not faces or len(names) < len(faces):
-        raise SystemExit(f"{arguments.faces}: {len(faces)} pictures of {len(names)} different names")
+        raise SystemExit(f"{arguments.faces}: {len(faces)} images of {len(names)} different names")
     with arguments.table.open(newline="") as file:
         rows = {row.pop("image_id"): row for row in csv.DictReader(file)}
     if names - rows.keys():
-        raise SystemExit(f"{arguments.table}: says nothing of {len(names - rows.keys())} pictures")
+        raise SystemExit(f"{arguments.table}: says nothing of {len(names - rows.keys())} images")
     split = split_of(sorted({face.parent.name for face in faces}))
     (arguments.output / "images").mkdir(parents=True, exist_ok=True)
     with (arguments.output / "faces.csv").open("w", newline="") as file:
@@ -57,13 +57,13 @@ def main() -> None:
         writer.writerow(["file", "split", "identity", *attributes])
         for face in faces:
             small = f"{face.stem}.png"
-            with Image.open(face) as picture:
+            with Image.open(face) as image:
                 size = (arguments.size, arguments.size)
-                picture.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(arguments.output / "images" / small)
+                image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(arguments.output / "images" / small)
             person = face.parent.name
             writer.writerow([small, split[person], person, *(rows[face.name][a] for a in attributes)])
     count = {part: list(split.values()).count(part) for part in ("train", "validation", "test")}
-    print(f"{arguments.output / 'faces.csv'}: {len(faces)} pictures, people {count}")
+    print(f"{arguments.output / 'faces.csv'}: {len(faces)} images, people {count}")
 
 
 def split_of(people: list[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Where an attribute is, in CelebA's aligned 178x218 pictures: left, top, right, bottom as shares of the picture.
+"""Where an attribute is, in CelebA's aligned 178x218 images: left, top, right, bottom as shares of the image.
 
 Drawn before anything was measured, on the mean faces of training people who have an attribute and who have not.
 """

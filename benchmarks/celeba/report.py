@@ -1,15 +1,14 @@
 """Measure the networks that run.py trained: accuracy, where their maps lie, and whether these are the right way up.
 
-    python benchmarks/celeba/report.py --data DATA --runs RUNS --output results.json [--picture maps.png]
+    python -m benchmarks.celeba.report --data DATA --runs RUNS --output results.json [--image maps.png]
 
 Everything is on the people of the test split, in the last epoch's networks, and averaged over attributes (macro) and
-then over seeds; intervals are of 2,000 draws of people. ``--picture`` draws mean maps over mean faces: do not publish
-it, the faces are somebody else's.
+then over seeds; intervals are of 2,000 draws of people. ``--image`` draws mean maps over mean faces: do not publish
+it, the faces are someone else's.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 from pathlib import Path
@@ -17,11 +16,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from people import estimate, means, precisions, resampled, rounded
-from regions import REGIONS
-from run import NETWORKS, RECIPE, SIZE
 
 import xai_abn
+from benchmarks._harness import machine, make_parser, write_json
+from benchmarks.celeba.people import estimate, means, precisions, resampled, rounded
+from benchmarks.celeba.regions import REGIONS
+from benchmarks.celeba.run import NETWORKS, RECIPE, SIZE
 from xai_abn.explainers import ABN, ABNClass, GradCAM
 from xai_abn.explainers.baselines import Centre
 from xai_abn.metrics import energy_inside, polarity, relevance_rank_accuracy, upsample
@@ -33,18 +33,18 @@ from xai_abn.training.networks import read_pictures
 matplotlib.use("Agg")
 MAPS = {"plain": (GradCAM(),), "shared": (ABN(), ABNClass()), "per-attribute": (ABN(), ABNClass()), "signed": (ABN(),)}
 MEASURES = ("energy", "rank", "others", "polarity")
-#: Pictures that have an attribute, at most; the same for all networks.
+#: Images that have an attribute, at most; the same for all networks.
 LIMIT = 150
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("--data", "--runs", "--output"):
+    parser = make_parser(__doc__)
+    for name in ("--data", "--runs"):
         parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--picture", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--image", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    machine()
     table = arguments.data / "faces.csv"
     data = read_pictures(TrainConfig(f"attributes:{table}", **RECIPE))
     ((images, has, _),) = data.test.load([torch.arange(len(data.test))], torch.device("cpu"), None)
@@ -63,14 +63,14 @@ def main() -> None:
                 found.setdefault(name, []).append(one)
                 print(folder.name, one["cost"]["final"], flush=True)
     results = summary(found, has.numpy(), data.labels, draws)
-    results["test"] = {"pictures": len(has), "people": len(set(persons))}
-    arguments.output.write_text(json.dumps(rounded(results), indent=1) + "\n")
-    if arguments.picture:
-        draw(arguments.picture, drawn, images, has, data.labels)
+    results["test"] = {"images": len(has), "people": len(set(persons))}
+    write_json(arguments.output, rounded(results))
+    if arguments.image:
+        draw(arguments.image, drawn, images, has, data.labels)
 
 
 def positives(has: torch.Tensor) -> torch.Tensor:
-    """Return the indices of at most LIMIT pictures that have an attribute, evenly over all."""
+    """Return the indices of at most LIMIT images that have an attribute, evenly over all."""
     there = has.nonzero().flatten()
     return there[torch.linspace(0, len(there) - 1, min(LIMIT, len(there))).long()]
 

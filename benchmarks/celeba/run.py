@@ -1,6 +1,6 @@
 """Train the networks that are compared: plain, one shared map, a map for each attribute, the published signed maps.
 
-    python benchmarks/celeba/run.py --data DATA --output RUNS
+    python -m benchmarks.celeba.run --data DATA --runs RUNS
 
 ``DATA`` is made by prepare.py. Each run is a folder ``RUNS/NAME-SEED`` as ``xai-abn train`` writes it; what is finished
 is skipped, what was interrupted is resumed. Then report.py measures them.
@@ -8,13 +8,13 @@ is skipped, what was interrupted is resumed. Then report.py measures them.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks._harness import machine, make_parser
 from xai_abn.errors import NonFiniteError
 from xai_abn.training import TrainConfig, train
 from xai_abn.training.networks import read_pictures
@@ -44,27 +44,27 @@ RECIPE: dict[str, Any] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=RECIPE["epochs"])
-    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    machine()
     source = f"attributes:{arguments.data / 'faces.csv'}"
     data = read_pictures(TrainConfig(source, **RECIPE))
-    print(f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test pictures", flush=True)
+    print(f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images", flush=True)
     for seed in arguments.seeds:
         for name in arguments.networks:
-            folder = arguments.output / f"{name}-{seed}"
+            folder = arguments.runs / f"{name}-{seed}"
             if (folder / "result.json").exists():
                 continue
             config = TrainConfig(source, **{**RECIPE, "epochs": arguments.epochs, **NETWORKS[name]}, seed=seed)
             started = (folder / "state.safetensors").exists()
             try:
-                result = train(config, folder, resume=started, overwrite=not started, data=data, progress=tell)
+                result = train(config, folder, resume=started, overwrite=not started, data=data, progress=show_progress)
             except NonFiniteError as error:
                 print(f"\n{name}, seed {seed}: {error}", flush=True)
                 continue
@@ -72,7 +72,7 @@ def main() -> None:
             print(f"\n{name}, seed {seed}: test accuracy {test:.4f} after {seconds} s", flush=True)
 
 
-def tell(done: int, total: int, words: str) -> None:
+def show_progress(done: int, total: int, words: str) -> None:
     """Show how far a run is."""
     print(f"\r{done}/{total} steps, {words}", end="", file=sys.stderr, flush=True)
 

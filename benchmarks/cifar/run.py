@@ -1,11 +1,11 @@
 """Train ABNs, their baselines and their controls on CIFAR-100 with one budget, and compare them.
 
-    python benchmarks/cifar/run.py train --data DIR --runs RUNS [--variants residual baseline ...] [--seeds 0 1 2]
-    python benchmarks/cifar/run.py table --data DIR --runs RUNS [--output results.json]
-    python benchmarks/cifar/run.py ship --data DIR --runs RUNS --output abn_cifar100.safetensors
+    python -m benchmarks.cifar.run train --data DIR --runs RUNS [--variants residual baseline ...] [--seeds 0 1 2]
+    python -m benchmarks.cifar.run table --data DIR --runs RUNS [--output results.json]
+    python -m benchmarks.cifar.run ship --data DIR --runs RUNS --output abn_cifar100.safetensors
 
 ``train`` goes on where it was stopped, also by a kill, and passes over what is finished. ``table`` measures the runs
-that are finished: each of them used the test set once, and maps are measured on 1,000 of its pictures; the speeds are
+that are finished: each of them used the test set once, and maps are measured on 1,000 of its images; the speeds are
 the CPU's. A folder holds runs of one architecture and as many epochs. ``ship`` writes
 the ABN of the first seed, g(1+M), as of its last epoch, with weights of half the size, and tests what it wrote.
 """
@@ -16,13 +16,14 @@ import argparse
 import itertools
 import json
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 import xai_abn
+from benchmarks._harness import machine, make_parser, time_in_turns, write_json
 from xai_abn.datasets import read_training_data
 from xai_abn.datasets.training_data import Batch, Split, TrainingData
 from xai_abn.metrics.agreement import map_agreement
@@ -42,11 +43,11 @@ VARIANTS = {
     "wide": {"mechanism": "none"},
     "residual-area": {"mechanism": "residual", "area_weight": 0.5},
 }
-PICTURES = 1000
+IMAGES = 1000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("what", choices=["train", "table", "ship"])
     parser.add_argument("--data", required=True, help="folder with CIFAR-100; see docs/guide.md")
     parser.add_argument("--runs", required=True, type=Path)
@@ -54,15 +55,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arch", default="resnet20", help="to train")
     parser.add_argument("--epochs", type=int, default=30, help="to train")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    facts = machine()
     if arguments.what == "train":
         for seed, name in itertools.product(arguments.seeds, arguments.variants):
             train_one(arguments, name, seed)
     elif arguments.what == "table":
-        table(arguments)
+        table(arguments, facts)
     else:
         ship(arguments)
 
@@ -80,11 +80,11 @@ def train_one(arguments: argparse.Namespace, name: str, seed: int) -> None:
     flags = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in settings.items() if k not in ("bf16", "workers"))
     command = f"xai-abn train --data cifar100:DIR {flags} --bf16 --output RUN"
 
-    def tell(done: int, total: int, text: str) -> None:
+    def report_progress(done: int, total: int, text: str) -> None:
         print(f"\r{folder.name}: step {done} of {total}, {text}   ", end="", flush=True)
 
     resume = (folder / "state.safetensors").exists()
-    result = train(config, folder, resume=resume, overwrite=not resume, progress=tell, command=command)
+    result = train(config, folder, resume=resume, overwrite=not resume, progress=report_progress, command=command)
     print(f"\n{folder.name}: {result['final']['test_accuracy']:.4f} in {result['training_seconds'] / 60:.0f} min")
 
 
@@ -93,10 +93,10 @@ def settings_of(arch: str, epochs: int, name: str, seed: int) -> dict:
     return {**shared, "save_minutes": 1.0, "maps_every": 5, **VARIANTS[name], "seed": seed}
 
 
-def table(arguments: argparse.Namespace) -> None:
+def table(arguments: argparse.Namespace, facts: dict) -> None:
     data = read_training_data(f"cifar100:{arguments.data}")
     assert data.test is not None
-    spread_out = torch.linspace(0, len(data.test) - 1, PICTURES).long()  # files may be in the order of their classes
+    spread_out = torch.linspace(0, len(data.test) - 1, IMAGES).long()  # files may be sorted by class
     batch = next(iter(data.test.load([spread_out], torch.device("cpu"), None)))
     found = finished(arguments)
     arch, epochs = budget([result for results in found.values() for result in results.values()])
@@ -122,9 +122,8 @@ def table(arguments: argparse.Namespace) -> None:
     for name, speed in speeds(networks, data).items():
         rows[name]["images_per_second"] = speed
     show(rows)
-    if arguments.output:
-        settings = {"arch": arch, "epochs": epochs, "map_pictures": PICTURES, "threads": torch.get_num_threads()}
-        arguments.output.write_text(json.dumps({"torch": torch.__version__, **settings, "rows": rows}, indent=1) + "\n")
+    settings = {"arch": arch, "epochs": epochs, "map_images": IMAGES}
+    write_json(arguments.output, {**facts, **settings, "rows": rows})
 
 
 def finished(arguments: argparse.Namespace) -> dict[str, dict[int, dict]]:
@@ -157,7 +156,7 @@ def ship(arguments: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def answered(path: Path, test: Split) -> dict[str, torch.Tensor]:
-    """Return for each test picture whether the branches' answers are right, (N,) each."""
+    """Return for each test image whether the branches' answers are right, (N,) each."""
     network, found = xai_abn.load_model(path).module, []
     for batch in test.load(torch.arange(len(test)).split(500), torch.device("cpu"), None):
         answer = network(batch.images)
@@ -169,7 +168,7 @@ def answered(path: Path, test: Split) -> dict[str, torch.Tensor]:
 
 
 def difference(right: dict[int, torch.Tensor], baseline: dict[int, torch.Tensor]) -> dict | None:
-    """Return how much more is right, over the seeds both have, with a 95 % interval over the test pictures."""
+    """Return how much more is right, over the seeds both have, with a 95 % interval over the test images."""
     seeds = sorted(right.keys() & baseline.keys())
     if not seeds:
         return None
@@ -181,18 +180,13 @@ def difference(right: dict[int, torch.Tensor], baseline: dict[int, torch.Tensor]
 
 
 def speeds(networks: dict[str, dict], data: TrainingData, rounds: int = 7) -> dict[str, float]:
-    """Return pictures a second of training steps on the CPU, medians of turns that the variants take in order."""
-    learners, times = {}, {name: [] for name in networks}
+    """Return images per second of training steps on the CPU, medians over rounds."""
+    learners = {}
     for name, settings in networks.items():
         config = make_config({"data": "cifar100:"}, settings)
         learners[name] = Learner(build_network(config, data), config, Accelerator(cpu=True))
     batch = next(iter(data.train.load([torch.arange(128)], torch.device("cpu"), 0)))
-    for turn in range(rounds + 1):
-        for name, learner in learners.items():
-            started = time.perf_counter()
-            learner.step(batch, 0.01)
-            if turn:
-                times[name].append(time.perf_counter() - started)
+    times = time_in_turns({name: partial(learner.step, batch, 0.01) for name, learner in learners.items()}, rounds)
     return {name: len(batch.images) / statistics.median(values) for name, values in times.items()}
 
 
@@ -231,7 +225,7 @@ def measure_maps(path: Path, batch: Batch) -> dict:
 
 
 def stability(maps: list[torch.Tensor]) -> dict | None:
-    """Return the mean over pictures of the IoU of the top 20 % between each pair of seeds."""
+    """Return the mean over images of the IoU of the top 20 % between each pair of seeds."""
     pairs = [float(map_agreement(a, b, 0.2).nanmean()) for a, b in itertools.combinations(maps, 2)]
     return spread(pairs) if pairs else None
 

@@ -1,13 +1,12 @@
 """Measure abn-lite0 beside lite0: accuracy, where its map lies, how many objects it finds, its polarity.
 
-    python benchmarks/default_abn/evaluate.py --data DIR [--model SPEC] [--output results.json]
+    python -m benchmarks.default_abn.evaluate --data DIR [--model SPEC] [--output results.json]
 
 DIR holds imagenet_val/ (images/, boxes.csv: file,wnid,boxes) and coco_multi/ (images/, instances.json).
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import json
@@ -18,8 +17,10 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
+from benchmarks._harness import machine, make_parser, write_json
 from xai_abn import load_model
-from xai_abn.explainers import ABN, CAM, ABNClass, GradCAM
+from xai_abn.explainers import ABN, CAM, ABNClass, GradCAM, Random7, Random14, Uniform
+from xai_abn.explainers.baselines import Centre
 from xai_abn.images.loading import load_image
 from xai_abn.metrics import Objects, energy_inside, object_recall, peak_inside, polarity
 
@@ -28,24 +29,23 @@ BATCH = 16
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--model", default="abn-lite0", help="an ABN made from lite0")
-    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     abn, plain = load_model(arguments.model), load_model("lite0")
-    photos = read_imagenet(arguments.data / "imagenet_val")
+    samples = read_imagenet(arguments.data / "imagenet_val")
     scenes = read_coco(arguments.data / "coco_multi")
     result = {
-        "accuracy": accuracy(abn, plain, photos),
-        "imagenet_val": localisation(abn, plain, photos),
-        "coco_multi": localisation(abn, plain, scenes),
-        "polarity": polarities(abn, photos),
+        **machine(),
+        "accuracy": accuracy(abn, plain, samples),
+        "imagenet_val": localization(abn, plain, samples),
+        "coco_multi": localization(abn, plain, scenes),
+        "polarity": polarities(abn, samples),
     }
     show(result)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(arguments.output, result)
 
 
 def read_imagenet(folder: Path) -> list[dict]:
@@ -70,19 +70,19 @@ def read_coco(folder: Path) -> list[dict]:
     return [{"path": folder / "images" / i["file_name"], "boxes": boxes[i["id"]]} for i in content["images"]]
 
 
-def batches(model, photos: list[dict], crop: str):
-    """Yield inputs (N, 3, 224, 224) and their photos."""
-    look = dataclasses.replace(model.preprocess, crop=crop)
-    for start in range(0, len(photos), BATCH):
-        chunk = photos[start : start + BATCH]
-        inputs = torch.stack([look(load_image(p["path"])).tensor for p in chunk])
+def batches(model, samples: list[dict], crop: str):
+    """Yield inputs (N, 3, 224, 224) and their samples."""
+    preprocess = dataclasses.replace(model.preprocess, crop=crop)
+    for start in range(0, len(samples), BATCH):
+        chunk = samples[start : start + BATCH]
+        inputs = torch.stack([preprocess(load_image(p["path"])).tensor for p in chunk])
         yield inputs.contiguous(memory_format=torch.channels_last), chunk
 
 
-def accuracy(abn, plain, photos: list[dict]) -> dict:
-    """Top-1 with the usual centre crop."""
+def accuracy(abn, plain, samples: list[dict]) -> dict:
+    """Top-1 with the usual center crop."""
     right = {"lite0": [], "perception branch": [], "attention branch": []}
-    for inputs, chunk in batches(abn, photos, "center"):
+    for inputs, chunk in batches(abn, samples, "center"):
         truth = torch.tensor([p["target"] for p in chunk])
         with torch.inference_mode():
             output = abn.module(inputs)
@@ -97,14 +97,13 @@ def accuracy(abn, plain, photos: list[dict]) -> dict:
     return {**{n: float(np.mean(r)) for n, r in right.items()}, "both right or both wrong": float(agree)}
 
 
-def localisation(abn, plain, photos: list[dict]) -> dict:
-    """Each method's map of the whole photo, squashed to 224x224, against the boxes.
+def localization(abn, plain, samples: list[dict]) -> dict:
+    """Each method's map of the whole image, squashed to 224x224, against the boxes.
 
     CAM and Grad-CAM explain lite0's own top-1 class.
     """
-    generator = torch.Generator().manual_seed(0)
     values: dict[str, list] = {}
-    for inputs, chunk in batches(abn, photos, "squash"):
+    for inputs, chunk in batches(abn, samples, "squash"):
         shared_abn = abn.forward_pass(inputs, [abn.target_layer], gradients=True)
         shared = plain.forward_pass(inputs, [plain.target_layer], gradients=True)
         top, top_abn = shared.logits.argmax(dim=1), shared_abn.logits.argmax(dim=1)
@@ -114,12 +113,12 @@ def localisation(abn, plain, photos: list[dict]) -> dict:
             "grad-cam of abn-lite0 (top-1)": GradCAM().explain(shared_abn, top_abn),
             "cam of lite0 (top-1)": CAM().explain(shared, top),
             "grad-cam of lite0 (top-1)": GradCAM().explain(shared, top),
-            "centre": centre().expand(len(chunk), -1, -1),
-            "uniform": torch.ones(len(chunk), SIZE, SIZE),
-            "random 7x7": torch.rand(len(chunk), 7, 7, generator=generator),
-            "random 14x14": torch.rand(len(chunk), 14, 14, generator=generator),
+            "center": Centre().explain(shared, top),
+            "uniform": Uniform().explain(shared, top),
+            "random 7x7": Random7().explain(shared, top),
+            "random 14x14": Random14().explain(shared, top),
         }
-        boxes = [scaled_boxes(photo) for photo in chunk]
+        boxes = [scaled_boxes(sample) for sample in chunk]
         for name, batch in maps.items():
             found = [metric(batch.detach(), boxes).tolist() for metric in (energy_inside, peak_inside, object_recall)]
             for energy, peak, recall, around in zip(*found, boxes, strict=True):
@@ -128,31 +127,25 @@ def localisation(abn, plain, photos: list[dict]) -> dict:
     return {name: summary(np.array(rows)) for name, rows in values.items()}
 
 
-def scaled_boxes(photo: dict) -> Objects:
-    """Return the boxes in pixels of the whole photo squashed to 224x224."""
-    with Image.open(photo["path"]) as picture:
-        width, height = picture.size
-    boxes = torch.tensor(photo["boxes"]) * torch.tensor([SIZE / width, SIZE / height] * 2)
+def scaled_boxes(sample: dict) -> Objects:
+    """Return the boxes in pixels of the whole image squashed to 224x224."""
+    with Image.open(sample["path"]) as image:
+        width, height = image.size
+    boxes = torch.tensor(sample["boxes"]) * torch.tensor([SIZE / width, SIZE / height] * 2)
     return Objects.from_boxes(boxes, (SIZE, SIZE))
 
 
-def centre() -> torch.Tensor:
-    """Distance to the pixel (112, 112), negated and shifted to be positive."""
-    axis = torch.arange(SIZE) - SIZE // 2
-    return (200 - (axis[:, None] ** 2 + axis[None] ** 2).float().sqrt())[None]
-
-
 def summary(rows: np.ndarray) -> dict:
-    """Mean over photos; None for what a constant map does not have: a peak and top pixels."""
+    """Mean over images; None for what a constant map does not have: a peak and top pixels."""
     energy, peak, recall, found, objects = rows.T
     kept = ~np.isnan(peak)
     return {
         "energy inside": mean(energy[~np.isnan(energy)]),
         "peak inside": mean(peak[kept]),
         "object recall": float(found[kept].sum() / objects[kept].sum()) if kept.any() else None,
-        "object recall, mean over photos": mean(recall[kept]),
+        "object recall, mean over images": mean(recall[kept]),
         "flat maps": int((~kept).sum()),
-        "photos": len(rows),
+        "images": len(rows),
         "objects": int(objects.sum()),
     }
 
@@ -161,20 +154,20 @@ def mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def polarities(abn, photos: list[dict]) -> dict:
+def polarities(abn, samples: list[dict]) -> dict:
     """Probability of the own top-1 class without the map's bottom 20 % of pixels minus without its top 20 %."""
     values = []
 
     def predict(inputs: torch.Tensor) -> torch.Tensor:
         return abn.module(inputs).logits
 
-    for inputs, _ in batches(abn, photos, "squash"):
+    for inputs, _ in batches(abn, samples, "squash"):
         shared = abn.forward_pass(inputs)
         values += polarity(predict, inputs, shared.attention_map[:, 0], shared.logits.argmax(dim=1)).tolist()
     return {
         "mean": float(np.mean(values)),
         "share above 0": float(np.mean(np.array(values) > 0)),
-        "photos": len(values),
+        "images": len(values),
     }
 
 
@@ -185,10 +178,10 @@ def show(result: dict) -> None:
             print(f"  {name:<28} {value:.4g}")
     for part in ("imagenet_val", "coco_multi"):
         first = next(iter(result[part].values()))
-        print(f"\n{part}: {first['photos']} photos, {first['objects']} objects, whole photo at {SIZE}x{SIZE}")
+        print(f"\n{part}: {first['images']} images, {first['objects']} objects, whole image at {SIZE}x{SIZE}")
         print(f"  {'map':<32} {'energy':>7} {'peak':>7} {'recall':>7} {'(mean)':>7} {'flat':>5}")
         for name, v in result[part].items():
-            cells = [v[k] for k in ("energy inside", "peak inside", "object recall", "object recall, mean over photos")]
+            cells = [v[k] for k in ("energy inside", "peak inside", "object recall", "object recall, mean over images")]
             text = " ".join("      -" if c is None else f"{c:7.3f}" for c in cells)
             print(f"  {name:<32} {text} {v['flat maps']:5d}")
 

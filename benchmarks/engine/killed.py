@@ -1,13 +1,12 @@
-"""Kill a benchmark twice with SIGKILL, finish it, and compare every value with an uninterrupted run.
+"""Kill a benchmark with SIGKILL, finish it, and compare every value with an uninterrupted run.
 
-    python benchmarks/engine/killed.py --data imagenet-boxes:CSV --whole whole.sqlite --killed killed.sqlite
+    python -m benchmarks.engine.killed --data imagenet-boxes:CSV --whole whole.sqlite --killed killed.sqlite
 
 Makes or completes the uninterrupted run first: 6 methods, 4 metrics, lite0, bf16.
 """
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sqlite3
 import subprocess
@@ -15,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks._harness import machine, make_parser
 from xai_abn.benchmark import Store
 
 METHODS = "cam,grad-cam,centre,random-7,random-14,sobel"
@@ -22,29 +22,44 @@ METRICS = "deletion,insertion,pointing-game,energy-pointing-game"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--whole", required=True, type=Path)
     parser.add_argument("--killed", required=True, type=Path)
+    parser.add_argument("--kills", type=int, default=2)
+    parser.add_argument("--limit", type=int, default=1_000_000, help="number of images")
     arguments = parser.parse_args()
-    subprocess.run(command(arguments.data, arguments.whole), check=True)
+    machine()
+    subprocess.run(command(arguments.data, arguments.whole, arguments.limit), check=True)
     with Store.read(arguments.whole) as store:
-        photos = store.count("images")
-    for share in (1 / 3, 2 / 3):
-        process = subprocess.Popen(command(arguments.data, arguments.killed))
-        while measured(arguments.killed) < share * photos:
+        images = store.count("images")
+    for share in (kill / (arguments.kills + 1) for kill in range(1, arguments.kills + 1)):
+        process = subprocess.Popen(command(arguments.data, arguments.killed, arguments.limit))
+        while measured(arguments.killed) < share * images:
             if process.poll() is not None:
                 sys.exit("the run ended before it could be killed")
             time.sleep(0.37)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        print(f"killed with {measured(arguments.killed)} of {photos} photos in the file", flush=True)
-    subprocess.run(command(arguments.data, arguments.killed), check=True)
+        print(f"killed with {measured(arguments.killed)} of {images} images in the file", flush=True)
+    subprocess.run(command(arguments.data, arguments.killed, arguments.limit), check=True)
     compare(arguments.whole, arguments.killed)
 
 
-def command(data: str, output: Path) -> list[str]:
-    options = ["--data", data, "--model", "lite0", "--bf16", "--methods", METHODS, "--metrics", METRICS]
+def command(data: str, output: Path, limit: int) -> list[str]:
+    options = [
+        "--data",
+        data,
+        "--limit",
+        str(limit),
+        "--model",
+        "lite0",
+        "--bf16",
+        "--methods",
+        METHODS,
+        "--metrics",
+        METRICS,
+    ]
     return [sys.executable, "-m", "xai_abn.cli", "benchmark", *options, "--output", str(output)]
 
 

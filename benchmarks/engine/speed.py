@@ -1,21 +1,19 @@
 """Time deletion + insertion against the RISE loop, torchcam's metric and Quantus's pixel flipping; growth and overhead.
 
-    python benchmarks/engine/speed.py --photos DIR [--output results.json]
+    python -m benchmarks.engine.speed --images DIR [--output results.json]
 
-DIR holds at least 16 photos (400 for the growth). All take the same kind of steps, an eighth of the pixels each time;
+DIR holds at least 16 images (400 for the growth). All take the same kind of steps, an eighth of the pixels each time;
 what is compared is the time for one network evaluation, side by side in rounds, with medians. Quantus flips single
 channel values, not pixels, so its values are of another protocol and are not compared.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import statistics
 import tempfile
-import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +29,7 @@ from torchcam.methods import GradCAM as TorchcamGradCAM
 from torchcam.metrics import DeletionInsertionMetric
 
 import xai_abn
+from benchmarks._harness import machine, make_parser, time_in_turns, write_json
 from xai_abn.benchmark import Settings, benchmark
 from xai_abn.datasets import read_data
 from xai_abn.images.loading import find_images, load_image
@@ -46,24 +45,24 @@ STEP = PIXELS // 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", required=True, type=Path)
-    parser.add_argument("--output", type=Path)
+    parser = make_parser(__doc__)
+    parser.add_argument("--images", required=True, type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--networks", default="lite0,resnet50", help="comma-separated")
+    parser.add_argument("--networks", nargs="+", choices=["lite0", "resnet50"], default=["lite0", "resnet50"])
+    parser.add_argument("--batch", type=int, default=16, help="number of images")
+    parser.add_argument("--growth", nargs="+", type=int, default=[20, 100, 200, 400], help="images of each run")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    result = {"torch": torch.__version__, "threads": 2, "rounds": arguments.rounds}
+    result: dict = {**machine(), "rounds": arguments.rounds}
     for name, module, adapter in networks():
-        if name.split()[0] not in arguments.networks.split(","):
+        if name.split()[0] not in arguments.networks:
             continue
-        photos = find_images(arguments.photos)[:16]
-        inputs = torch.stack([adapter.preprocess(load_image(p)).tensor for p in photos])
+        paths = find_images(arguments.images)[: arguments.batch]
+        inputs = torch.stack([adapter.preprocess(load_image(path)).tensor for path in paths])
         result[name] = compare(name, module, adapter, inputs, arguments.rounds)
-    result["growth"] = growth(arguments.photos)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    result["growth"] = growth(arguments.images, arguments.growth)
+    write_json(arguments.output, result)
 
 
 def networks():
@@ -85,25 +84,23 @@ def compare(name: str, module: nn.Module, adapter, inputs: torch.Tensor, rounds:
     rise = replace(PROTOCOLS["rise-2018"], counts=every(STEP))
     cam = replace(PROTOCOLS["torchcam-20"], counts=at_most(8))
     found: dict[str, tuple] = {}
-    seconds: dict[str, list[float]] = {}
+    contenders: dict[str, Callable[[], None]] = {}
 
-    def timed(label: str, work) -> None:
-        gc.collect()
-        started = time.perf_counter()
-        found[label] = work()
-        seconds.setdefault(label, []).append(time.perf_counter() - started)
+    def enter(label: str, work: Callable[[], tuple]) -> None:
+        def call() -> None:
+            found[label] = work()
+
+        contenders[label] = call
 
     kinds = {"float32": fast, "bf16": half} if name == "lite0" else {"float32": fast}
-    for _ in range(rounds):
-        timed("RISE loop", lambda: rise_loop(module, inputs, maps, targets))
-        timed("torchcam", lambda: torchcam_metric(module, adapter, inputs, targets))
-        timed("Quantus", lambda: quantus_flipping(module, inputs, maps, targets))
-        for kind, predict in kinds.items():
-            for protocol in (rise, cam):
-                timed(f"ours, {protocol.name}, {kind}", partial(our_curves, predict, ours, maps, targets, protocol))
-            number = found[f"ours, rise-2018, {kind}"][2]
-            timed(f"bare forwards, {kind}", partial(bare, predict, ours, number))
-    return report(name, found, seconds)
+    enter("RISE loop", lambda: rise_loop(module, inputs, maps, targets))
+    enter("torchcam", lambda: torchcam_metric(module, adapter, inputs, targets))
+    enter("Quantus", lambda: quantus_flipping(module, inputs, maps, targets))
+    for kind, predict in kinds.items():
+        for protocol in (rise, cam):
+            enter(f"ours, {protocol.name}, {kind}", partial(our_curves, predict, ours, maps, targets, protocol))
+        enter(f"bare forwards, {kind}", lambda k=kind, p=predict: bare(p, ours, found[f"ours, rise-2018, {k}"][2]))
+    return report(name, found, time_in_turns(contenders, rounds, warm_up=0))
 
 
 def report(name: str, found: dict, seconds: dict) -> dict:
@@ -152,17 +149,17 @@ def our_curves(predict, inputs, maps, targets, protocol) -> tuple:
 
 @torch.inference_mode()
 def rise_loop(module, inputs, maps, targets) -> tuple:
-    """The released single-image loop: one picture at a time, pixels copied step by step."""
+    """The released single-image loop: one image at a time, pixels copied step by step."""
     large = upsample(maps, (224, 224)).flatten(1).numpy()
     kernel = torch.zeros(3, 3, 11, 11)
     for c in range(3):
         kernel[c, c] = rise_kernel()
     areas, evaluations = ([], []), 0
     for n in range(len(inputs)):
-        picture = inputs[n : n + 1]
+        image = inputs[n : n + 1]
         order = np.flip(np.argsort(large[n], kind="stable"))
-        blurred = nn.functional.conv2d(picture, kernel, padding=5)
-        for which, (start, finish) in enumerate(((picture, torch.zeros_like(picture)), (blurred, picture))):
+        blurred = nn.functional.conv2d(image, kernel, padding=5)
+        for which, (start, finish) in enumerate(((image, torch.zeros_like(image)), (blurred, image))):
             now, end = start.clone().reshape(3, -1).numpy(), finish.reshape(3, -1).numpy()
             scores = []
             for step in range(9):
@@ -176,7 +173,7 @@ def rise_loop(module, inputs, maps, targets) -> tuple:
 
 
 def torchcam_metric(module, adapter, inputs, targets) -> tuple:
-    """Its time holds its maps, one forward and backward pass of the 16 photos more."""
+    """Its time includes making its maps: one more forward and backward pass."""
     with TorchcamGradCAM(module, adapter.target_layer) as extractor:
         metric = DeletionInsertionMetric(extractor, lambda x: x.softmax(dim=-1), steps=8, batch_size=16)
         metric.update(inputs, targets.tolist())
@@ -198,24 +195,24 @@ def quantus_flipping(module, inputs, maps, targets) -> tuple:
 
 
 def bare(predict, inputs, evaluations: int) -> tuple:
-    """As many forward passes as the engine needs, in batches of 16, of pictures that need no making."""
+    """As many forward passes as the engine needs, in batches of 16, of images that are there already."""
     for start in range(0, evaluations, 16):
         predict(inputs[: min(16, evaluations - start)])
     return None, None, evaluations
 
 
-def growth(folder: Path) -> dict:
-    """Seconds a photo, and memory, of runs over 100, 200 and 400 photos."""
+def growth(folder: Path, numbers: list[int]) -> dict:
+    """Seconds an image, and memory, of runs over more and more images."""
     model, data = xai_abn.load_model("lite0"), read_data(f"folder:{folder}")
     rows = {}
     with tempfile.TemporaryDirectory() as place:
-        for number in (20, 100, 200, 400):
+        for number in numbers:
             settings = Settings(bf16=True, limit=number)
             summary = benchmark(model, data, ["cam"], ["deletion"], f"{place}/{number}.sqlite", settings)
             gc.collect()
             memory = psutil.Process().memory_info().rss / 2**20
-            rows[str(number)] = {"seconds a photo": summary.seconds / number, "resident MiB afterwards": memory}
-            print(f"  {number} photos: {summary.seconds / number:.3f} s a photo, {memory:.0f} MiB", flush=True)
+            rows[str(number)] = {"seconds an image": summary.seconds / number, "resident MiB afterwards": memory}
+            print(f"  {number} images: {summary.seconds / number:.3f} s an image, {memory:.0f} MiB", flush=True)
     return rows
 
 

@@ -1,6 +1,6 @@
 """Why does ABN's map not lead in deletion and insertion? Maps between ABN's and Grad-CAM's, scored alike.
 
-    python benchmarks/multi_object/why.py --data imagenet-boxes:CSV [--limit 40]
+    python -m benchmarks.multi_object.why --data imagenet-boxes:CSV [--limit 40]
 
 The ladder: the attention map M; the logarithm behind it; the attention branch's evidence of any class at the same
 resolution; the same of the top-1 class; Grad-CAM mixed over the five likeliest classes; Grad-CAM of the top-1 class.
@@ -8,12 +8,12 @@ resolution; the same of the top-1 class; Grad-CAM mixed over the five likeliest 
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 
 import torch
 
 import xai_abn
+from benchmarks._harness import machine, make_parser, write_json
 from xai_abn.datasets import read_data
 from xai_abn.explainers import ABNClass, GradCAM
 from xai_abn.metrics import perturbation_curves, upsample
@@ -23,17 +23,18 @@ from xai_abn.models.predictor import FastPredictor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--limit", type=int, default=40)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
+    machine()
     model = xai_abn.load_model()
-    predict, look = FastPredictor(model, bf16=True), replace(model.preprocess, crop="squash")
-    photos = read_data(arguments.data).images[: arguments.limit]
+    predict, preprocess = FastPredictor(model, bf16=True), replace(model.preprocess, crop="squash")
+    images = read_data(arguments.data).images[: arguments.limit]
     found: dict[str, list] = {}
-    for start in range(0, len(photos), 10):
-        tensors = [look(photo.load()).tensor for photo in photos[start : start + 10]]
+    for start in range(0, len(images), 10):
+        tensors = [preprocess(image.load()).tensor for image in images[start : start + 10]]
         inputs = torch.stack(tensors).contiguous(memory_format=torch.channels_last)
         maps, top = ladder(model, inputs)
         large = torch.stack([upsample(m, (224, 224)) for m in maps.values()], dim=1)
@@ -42,10 +43,11 @@ def main() -> None:
         for i, name in enumerate(maps):
             areas = [area(c[:, i], curves.axis) for c in (curves.deletion, curves.insertion)]
             found.setdefault(name, []).append(torch.stack(areas, dim=1))
-    print(f"{arguments.data.split(':')[0]}, {len(photos)} photos: deletion (lower is better), insertion (higher)")
-    for name, parts in found.items():
-        deletion, insertion = torch.cat(parts).mean(dim=0).tolist()
+    print(f"{arguments.data.split(':')[0]}, {len(images)} images: deletion (lower is better), insertion (higher)")
+    result = {name: torch.cat(parts).mean(dim=0).tolist() for name, parts in found.items()}
+    for name, (deletion, insertion) in result.items():
         print(f"  {name:<44} {deletion:.3f} {insertion:.3f}")
+    write_json(arguments.output, result)
 
 
 def ladder(model, inputs: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -1,7 +1,7 @@
 """How much does an explanation cost, as a multiple of one bare forward pass? Ours and three peers, one run.
 
     pip install "xai-abn[benchmarks]"
-    python benchmarks/speed/run.py [--repeats 11] [--output results.json]
+    python -m benchmarks.speed.run [--repeats 11] [--output results.json]
 
 Every contender gets the same network (random weights), input and two threads. Within a round each takes its
 turn, between two turns of the bare forward (``torch.inference_mode()``, the fastest way to predict). A turn is
@@ -12,15 +12,10 @@ noisy moment hits both.
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import timm
@@ -28,6 +23,7 @@ import torch
 import torchvision
 
 import xai_abn
+from benchmarks._harness import machine, make_parser, ratios, write_json
 from xai_abn.explainers import ABN, CAM, GradCAM
 from xai_abn.images.loading import load_image
 
@@ -35,29 +31,24 @@ TARGET_RATIOS = {"ours: grad-cam": 1.10, "ours: cam + grad-cam": 1.15, "ours: ab
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--explanations", type=int, default=1000, help="for the memory")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
-    result: dict = {
-        "torch": torch.__version__,
-        "threads": arguments.threads,
-        "repeats": arguments.repeats,
-        "ratios": {},
-    }
-    for name, build in NETWORKS.items():
-        for batch in (1, 8):
-            result["ratios"][f"{name}, batch {batch}"] = measure(build, batch, arguments.repeats)
+    result: dict = {**machine(), "repeats": arguments.repeats, "ratios": {}}
+    for name in arguments.networks:
+        for batch in arguments.batches:
+            result["ratios"][f"{name}, batch {batch}"] = measure(NETWORKS[name], batch, arguments.repeats)
             show(f"{name}, batch {batch}", result["ratios"][f"{name}, batch {batch}"])
-    result["memory"] = memory()
-    print(f"\n1,000 explanations: {result['memory']}")
+    result["memory"] = memory(arguments.explanations)
+    print(f"\n{arguments.explanations:,} explanations: {result['memory']}")
     result["left_behind"] = left_behind()
     print(f"left on the model afterwards: {result['left_behind']}")
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(arguments.output, result)
 
 
 NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
@@ -78,32 +69,6 @@ def measure(build: Callable[[], torch.nn.Module], batch: int, repeats: int) -> d
     plain_ratios = ratios(bare(module, inputs), contenders, repeats, calls)
     abn_ratio = ratios(abn["abn's prediction"], {"ours: abn / abn's prediction": abn["ours: abn"]}, repeats, calls)
     return {**plain_ratios, **abn_ratio}
-
-
-def ratios(reference: Callable, contenders: dict[str, Callable], repeats: int, calls: int) -> dict[str, float]:
-    timings: dict[str, list[float]] = {name: [] for name in contenders}
-    for call in (reference, *contenders.values()):
-        for _ in range(2):
-            call()
-    for _ in range(repeats):
-        gc.collect()
-        gc.disable()
-        for name, call in contenders.items():
-            before = seconds(reference, calls)
-            own = seconds(call, calls)
-            timings[name].append(2 * own / (before + seconds(reference, calls)))
-        gc.enable()
-    return {name: round(statistics.median(values), 3) for name, values in timings.items()}
-
-
-def seconds(call: Callable, calls: int) -> float:
-    """Return the median duration of a few calls in a row."""
-    durations = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        call()
-        durations.append(time.perf_counter() - start)
-    return statistics.median(durations)
 
 
 def bare(module: torch.nn.Module, inputs: torch.Tensor) -> Callable:
@@ -160,14 +125,14 @@ def peers(module: torch.nn.Module, inputs: torch.Tensor) -> dict[str, Callable]:
     return {"grad-cam: grad-cam": grad_cam, "torchcam: grad-cam": torchcam, "captum: grad-cam": captum}
 
 
-def memory(explanations: int = 1000) -> dict[str, float]:
-    """Resident memory over many explanations of one picture: after the first 100, and at the end, in MiB."""
+def memory(explanations: int) -> dict[str, float]:
+    """Resident memory over many explanations of one image: after a tenth, half and all of them, in MiB."""
     model = xai_abn.load_model("lite0")
-    picture = load_image("example:cat").image
+    image = load_image("example:cat").image
     process, marks = psutil.Process(), {}
     for i in range(1, explanations + 1):
-        xai_abn.explain(model, picture, ["cam", "grad-cam"])
-        if i in (100, 500, explanations):
+        xai_abn.explain(model, image, ["cam", "grad-cam"])
+        if i in (explanations // 10, explanations // 2, explanations):
             gc.collect()
             marks[f"MiB after {i}"] = round(process.memory_info().rss / 2**20, 1)
     return marks

@@ -1,30 +1,29 @@
 """How long does ``xai-abn --help`` take, as a share of ``xai-abn explain``?
 
-python benchmarks/speed/startup.py [--repeats 7]
+python -m benchmarks.speed.startup [--repeats 7]
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+
+from benchmarks._harness import machine, make_parser, time_in_turns
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     repeats = parser.parse_args().repeats
+    machine()
     with tempfile.TemporaryDirectory() as folder:
-        commands = {"--help": ["--help"], "explain": ["explain", "example:cat", "--output", folder]}
-        times: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(repeats):
-            for name, arguments in commands.items():
-                start = time.perf_counter()
-                run(arguments)
-                times[name].append(time.perf_counter() - start)
+        commands = {
+            "--help": lambda: run(["--help"]),
+            "explain": lambda: run(["explain", "example:cat", "--output", folder]),
+        }
+        times = time_in_turns(commands, repeats, warm_up=0)
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, value in medians.items():
         print(f"xai-abn {name:<10} {value:6.2f} s (median of {repeats})")

@@ -1,26 +1,24 @@
 """How fast is a training step, as a multiple of the published implementation's? And does bf16 learn the same?
 
-    python benchmarks/training_speed/run.py [--data cifar100:DIR] [--output results.json]
+    python -m benchmarks.training_speed.run [--data cifar100:DIR] [--output results.json]
 
 The published step is written down here: the same network in float32 and torch's usual memory layout, plain SGD, one
-picture at a time through torchvision's transforms for the data. Ours is the step of ``xai-abn train --bf16``, its very
-code: bfloat16 autocast, channels last, accuracy counted, pictures cropped and flipped as one tensor. Within a round
+image at a time through torchvision's transforms for the data. Ours is the step of ``xai-abn train --bf16``, its very
+code: bfloat16 autocast, channels last, accuracy counted, images cropped and flipped as one tensor. Within a round
 each takes its turn, so that a noisy moment hits both; figures are medians over rounds. Loss curves need ``--data``.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from torchvision import transforms
 
+from benchmarks._harness import machine, make_parser, time_in_turns, write_json
 from xai_abn.datasets import read_training_data
 from xai_abn.datasets.cifar import MEAN, STD
 from xai_abn.datasets.training_data import Batch, TensorSplit
@@ -33,19 +31,17 @@ BATCH = 128
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--archs", nargs="+", default=["resnet20", "resnet110-bottleneck"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", help="such as cifar100:DIR, for the loss curves")
     parser.add_argument("--steps", type=int, default=200, help="of the loss curves")
-    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    kind = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {arguments.threads} threads"
-    result: dict = {"torch": torch.__version__, "device": kind, "batch": BATCH, "rounds": arguments.rounds}
+    kind = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    result: dict = {**machine(), "device": kind, "batch": BATCH, "rounds": arguments.rounds}
     result["images_per_second"] = {arch: speed(arch, arguments.rounds, device) for arch in arguments.archs}
     result["data_images_per_second"] = data_speed(arguments.rounds)
     for arch, found in result["images_per_second"].items():
@@ -57,8 +53,7 @@ def main() -> None:
             "mean loss of the last 20 steps",
             {n: round(statistics.fmean(v[-20:]), 3) for n, v in result["losses"].items()},
         )
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.output, result)
 
 
 def stepper(
@@ -72,13 +67,13 @@ def stepper(
         learner = Learner(network, config, Accelerator(cpu=device.type == "cpu"))
         return lambda images, targets: float(learner.step(Batch(images, targets), config.lr)["loss"].detach())
     network = network.to(device)
-    optimiser = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4)
 
     def step(images: torch.Tensor, targets: torch.Tensor) -> float:
         loss = classification_losses(network(images), targets)["loss"]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         return float(loss.detach())
 
     return step
@@ -92,24 +87,18 @@ def speed(arch: str, rounds: int, device: torch.device) -> dict:
         "ours, float32": (stepper(arch, True, device, bf16=False), last),
         "ours": (stepper(arch, True, device), last),
     }
-    for step, batch in ways.values():
-        step(batch, targets)
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, (step, batch) in ways.items():
-            started = time.perf_counter()
-            step(batch, targets)
-            step(batch, targets)
-            times[name].append((time.perf_counter() - started) / 2)
+    times = time_in_turns(
+        {name: partial(step, batch, targets) for name, (step, batch) in ways.items()}, rounds, calls=2
+    )
     found = {name: BATCH / statistics.median(values) for name, values in times.items()}
     ratios = [p / o for p, o in zip(times["published"], times["ours"], strict=True)]
     return {**found, "ours / published": statistics.median(ratios)}
 
 
 def data_speed(rounds: int) -> dict:
-    """Return pictures per second that the data alone gives: torchvision one at a time, and ours as one tensor."""
-    pictures = torch.randint(0, 256, (20 * BATCH, 3, 32, 32), dtype=torch.uint8)
-    split = TensorSplit(pictures, torch.zeros(len(pictures), dtype=torch.long), MEAN, STD)
+    """Return images per second that the data alone gives: torchvision one at a time, and ours as one tensor."""
+    images = torch.randint(0, 256, (20 * BATCH, 3, 32, 32), dtype=torch.uint8)
+    split = TensorSplit(images, torch.zeros(len(images), dtype=torch.long), MEAN, STD)
     one = transforms.Compose(
         [
             transforms.ToPILImage(),
@@ -121,21 +110,18 @@ def data_speed(rounds: int) -> dict:
     )
 
     def published() -> Iterator[torch.Tensor]:
-        for part in pictures.split(BATCH):
-            yield torch.stack([one(picture) for picture in part])
+        for part in images.split(BATCH):
+            yield torch.stack([one(image) for image in part])
 
-    batches = list(torch.arange(len(pictures)).split(BATCH))
+    batches = list(torch.arange(len(images)).split(BATCH))
     ways = {"published": published, "ours": lambda: split.load(batches, torch.device("cpu"), 0)}
-    found = {}
-    for name, way in ways.items():
-        times = []
-        for _ in range(rounds):
-            started = time.perf_counter()
-            for _ in way():
-                pass
-            times.append(time.perf_counter() - started)
-        found[name] = len(pictures) / statistics.median(times)
-    return found
+    times = time_in_turns({name: partial(exhaust, way) for name, way in ways.items()}, rounds, warm_up=0)
+    return {name: len(images) / statistics.median(values) for name, values in times.items()}
+
+
+def exhaust(make: Callable[[], Iterator]) -> None:
+    for _ in make():
+        pass
 
 
 def curves(data: str, arch: str, steps: int, device: torch.device) -> dict:

@@ -1,0 +1,144 @@
+"""Every script in benchmarks/ runs on tiny data: its figures mean nothing, but its calls are right."""
+
+from __future__ import annotations
+
+import csv
+import runpy
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import make_photos
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(
+    str(path.relative_to(ROOT / "benchmarks").with_suffix("")).replace("/", ".")
+    for path in (ROOT / "benchmarks").rglob("*.py")
+    if "__main__" in path.read_text()
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    """The scripts import each other as ``benchmarks.…``; the package under test stays the installed one."""
+    package = types.ModuleType("benchmarks")
+    package.__path__ = [str(ROOT / "benchmarks")]
+    monkeypatch.setitem(sys.modules, "benchmarks", package)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    for name in [name for name in sys.modules if name.startswith("benchmarks.")]:
+        del sys.modules[name]
+
+
+def run(monkeypatch, script, *arguments):
+    monkeypatch.setattr(sys, "argv", [script, *(str(a) for a in arguments), "--threads", "1"])
+    runpy.run_module(f"benchmarks.{script}", run_name="__main__")
+
+
+def write_image(path, size, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """``imagenet_val`` and ``coco_multi`` as /work/shared has them, with eight images each."""
+    make_photos(tmp_path / "coco_multi")
+    for number in range(8):
+        write_image(tmp_path / "imagenet_val" / "images" / f"{number}.png", (40, 60), number)
+    rows = [f"{number}.png,n02123045,5 5 20 20;30 10 50 30" for number in range(8)]
+    (tmp_path / "imagenet_val" / "boxes.csv").write_text("\n".join(["file,wnid,boxes", *rows]) + "\n")
+    return tmp_path
+
+
+#: Arguments of scripts that read no data.
+ALONE = {
+    "agreement.run": ["--networks", "resnet18"],
+    "agreement.rounding": [],
+    "cam_family.agreement": ["--networks", "resnet18", "--methods", "grad-cam", "kpca-cam", "ablation-cam"],
+    "cam_family.memory": ["--calls", "5", "--methods", "grad-cam"],
+    "cam_family.speed": ["--networks", "resnet50", "--batches", "1", "--repeats", "1", "--channels", "2"],
+    "speed.run": ["--networks", "lite0", "--batches", "1", "--repeats", "1", "--explanations", "10"],
+    "speed.startup": ["--repeats", "1"],
+    "training_speed.run": ["--archs", "resnet20", "--rounds", "1"],
+    "vit_abn.run": ["--steps", "2", "--seeds", "1"],
+}
+#: Scripts that read the images above; {data} is their folder.
+ON_IMAGES = {
+    "default_abn.evaluate": ["--data", "{data}"],
+    "engine.killed": [
+        *("--data", "imagenet-boxes:{data}/imagenet_val/boxes.csv", "--kills", "0", "--limit", "2"),
+        *("--whole", "{data}/whole.sqlite", "--killed", "{data}/killed.sqlite"),
+    ],
+    "engine.speed": [
+        *("--images", "{data}/imagenet_val/images", "--rounds", "1", "--networks", "lite0"),
+        *("--batch", "2", "--growth", "2"),
+    ],
+    "multi_object.why": ["--data", "imagenet-boxes:{data}/imagenet_val/boxes.csv", "--limit", "2"],
+}
+ELSEWHERE = {"cifar.run", "celeba.prepare", "celeba.run", "celeba.report", "structure.walks"}
+
+
+def test_every_script_is_run():
+    """A new script is entered in this file."""
+    assert set(SCRIPTS) == {*ALONE, *ON_IMAGES, *ELSEWHERE}
+
+
+@pytest.mark.parametrize("script", ALONE)
+def test_a_script_that_needs_no_data_runs(script, monkeypatch, tmp_path):
+    """With one network and one round it runs and, if it has results, writes them."""
+    run(monkeypatch, script, *ALONE[script], "--output", tmp_path / "results.json")
+
+
+@pytest.mark.parametrize("script", ON_IMAGES)
+def test_a_script_on_annotated_images_runs(script, monkeypatch, data):
+    """On eight images of noise."""
+    arguments = [argument.replace("{data}", str(data)) for argument in ON_IMAGES[script]]
+    run(monkeypatch, script, *arguments, "--output", data / "results.json")
+
+
+def test_the_cifar_scripts_run(monkeypatch, tmp_path):
+    """Train two variants for an epoch, make the table and the shipped file."""
+    for label in range(100):
+        for number in range(3):
+            part = "test" if number == 2 else "train"
+            write_image(tmp_path / "data" / part / f"class{label:02}" / f"{number}.png", (32, 32), 3 * label + number)
+    places = ["--data", tmp_path / "data", "--runs", tmp_path / "runs"]
+    variants = ["--variants", "baseline", "residual", "--seeds", "0"]
+    run(monkeypatch, "cifar.run", "train", *places, *variants, "--epochs", 1)
+    run(monkeypatch, "cifar.run", "table", *places, *variants, "--output", tmp_path / "results.json")
+    run(monkeypatch, "cifar.run", "ship", *places, *variants, "--output", tmp_path / "abn.safetensors")
+    assert (tmp_path / "results.json").exists()
+    assert (tmp_path / "abn.safetensors").exists()
+
+
+def test_the_celeba_scripts_run(monkeypatch, tmp_path):
+    """Prepare twelve people, train a shared map and maps for each attribute, and measure them."""
+    attributes = ["Bangs", "Smiling"]
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image_id", *attributes])
+        for number in range(96):
+            write_image(tmp_path / "faces" / f"person{number // 8}" / f"{number}.jpg", (40, 40), number)
+            writer.writerow([f"{number}.jpg", number % 2 * 2 - 1, number // 2 % 2 * 2 - 1])
+    prepare = ["--faces", tmp_path / "faces", "--table", tmp_path / "table.csv", "--attributes", *attributes]
+    monkeypatch.setattr(sys, "argv", ["prepare", *(str(a) for a in prepare), "--output", str(tmp_path / "data")])
+    runpy.run_module("benchmarks.celeba.prepare", run_name="__main__")
+    places = ["--data", tmp_path / "data", "--runs", tmp_path / "runs"]
+    run(monkeypatch, "celeba.run", *places, "--networks", "shared", "per-attribute", "--epochs", 1)
+    run(monkeypatch, "celeba.report", *places, "--output", tmp_path / "results.json")
+    assert (tmp_path / "results.json").exists()
+
+
+def test_the_counter_of_walks_runs(monkeypatch):
+    """It prints a line for each walk."""
+    monkeypatch.setattr(sys, "argv", ["walks"])
+    runpy.run_path(str(ROOT / "benchmarks" / "structure" / "walks.py"), run_name="__main__")
