@@ -2,13 +2,30 @@
 
 from xai_abn.explainers.abn import ABN, ABNClass
 from xai_abn.explainers.attention import AttentionRelevance, AttentionRollout, LeGrad
-from xai_abn.explainers.base import Explainer, get, names, register, run_batch, run_pass
-from xai_abn.explainers.baselines import Centre, Random7, Random14, Sobel, Uniform
+from xai_abn.explainers.base import (
+    Explainer,
+    get,
+    make_explainers,
+    names,
+    parse_spec,
+    register,
+    run_batch,
+    run_pass,
+    split_specs,
+)
+from xai_abn.explainers.baselines import Center, Random7, Random14, Sobel, Uniform
 from xai_abn.explainers.cam import CAM
-from xai_abn.explainers.captum_gradients import InputXGradient, IntegratedGradients, Saliency
-from xai_abn.explainers.captum_noise import GradientSHAP, SmoothGrad, VarGrad
-from xai_abn.explainers.captum_perturbations import LIME, FeatureAblation, KernelSHAP, Occlusion
-from xai_abn.explainers.captum_rules import DeepLIFT, GuidedBackprop, GuidedGradCAM
+from xai_abn.explainers.captum_methods import (
+    DeepLIFT,
+    GradientSHAP,
+    GuidedBackprop,
+    GuidedGradCAM,
+    InputXGradient,
+    IntegratedGradients,
+    Saliency,
+    SmoothGrad,
+    VarGrad,
+)
 from xai_abn.explainers.eigen_cam import KPCACAM, EigenCAM, EigenGradCAM
 from xai_abn.explainers.grad_cam import (
     FinerCAM,
@@ -20,7 +37,8 @@ from xai_abn.explainers.grad_cam import (
     ShapleyCAM,
     XGradCAM,
 )
-from xai_abn.explainers.multi_pass import RefineCAM, SmoothGradCAMPlusPlus
+from xai_abn.explainers.multi_pass_cam import RefineCAM, SmoothGradCAMPlusPlus
+from xai_abn.explainers.perturbation import LIME, FeatureAblation, KernelSHAP, Occlusion
 from xai_abn.explainers.rise import RISE
 from xai_abn.explainers.score_cam import ISCAM, SSCAM, AblationCAM, ScoreCAM
 
@@ -36,7 +54,7 @@ __all__ = [
     "AblationCAM",
     "AttentionRelevance",
     "AttentionRollout",
-    "Centre",
+    "Center",
     "DeepLIFT",
     "EigenCAM",
     "EigenGradCAM",
@@ -69,8 +87,11 @@ __all__ = [
     "VarGrad",
     "XGradCAM",
     "get",
+    "make_explainers",
     "names",
+    "parse_spec",
     "register",
     "run_batch",
     "run_pass",
+    "split_specs",
 ]

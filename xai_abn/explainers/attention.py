@@ -1,4 +1,4 @@
-"""Vision Transformers: what their attention says."""
+"""Maps from the attention of Vision Transformers."""
 
 from __future__ import annotations
 
@@ -13,37 +13,33 @@ from xai_abn.networks.layout import Layout, layout_of
 
 
 class _AttentionExplainer(Explainer):
-    """A map read off the attention of every block, from the token that the answer is read from to the patches."""
+    """A map from the attention of every block, from the token that gives the prediction to the patches."""
 
     needs_attention = True
+    reads_layer = False
 
     def check(self, model: ModelAdapter) -> None:
-        """Refuse networks without self-attention, Attention Branch Networks, and a layer by name."""
-        if self.layer is not None:
-            raise UnsupportedModelError(f"{self.name} reads the attention of all blocks; it takes no layer")
+        """Refuse a layer, networks without self-attention, and Attention Branch Networks."""
+        super().check(model)
         if not model.attention_blocks:
             raise UnsupportedModelError(
-                f"{self.name} needs a Vision Transformer, and no self-attention was seen in {model.name}; use grad-cam"
+                f"{self.name} needs a Vision Transformer, and {model.name} has no self-attention; use grad-cam"
             )
         if model.is_abn:
             raise UnsupportedModelError(
-                f"{self.name} follows attention from block to block, and {model.name} has two branches side by side; "
+                f"{self.name} follows attention from block to block, and {model.name} has two parallel branches; "
                 "use abn, abn-class or grad-cam"
             )
-
-    def layers(self, model: ModelAdapter) -> tuple[str, ...]:
-        """Return nothing: attention is kept beside the layers."""
-        return ()
 
     def layer_of(self, model: ModelAdapter) -> str:
         """Return the name recorded with the map."""
         return f"attention of {len(model.attention_blocks)} blocks"
 
     def patches(self, forward_pass: ForwardPass) -> Layout:
-        """Return where the patches are among the tokens.
+        """Return how the patches are arranged among the tokens.
 
         Raises:
-            UnsupportedModelError: attention is not over all tokens of a picture at once, as in windows.
+            UnsupportedModelError: attention does not cover all tokens of an image, for example with windows.
         """
         shapes = {tuple(a.shape) for a in forward_pass.attentions}
         size = (forward_pass.inputs.shape[2], forward_pass.inputs.shape[3])
@@ -51,15 +47,15 @@ class _AttentionExplainer(Explainer):
         layout = layout_of((1, first[-1], 1), size, forward_pass.model.prefix_tokens)
         if len({s[-1] for s in shapes}) > 1 or first[0] != len(forward_pass) or layout is None:
             raise UnsupportedModelError(
-                f"{self.name} needs attention over all patches in every block; {forward_pass.model.name} attends in "
-                "windows, stages or without patches. Use grad-cam"
+                f"{self.name} needs attention over all patches in every block; {forward_pass.model.name} has "
+                "attention within windows, in stages or without patches. Use grad-cam"
             )
         return layout
 
     def read_out(self, forward_pass: ForwardPass, relevance: Tensor) -> Tensor:
-        """Return maps (N, h, w) of relevance (N, T, T): from the class token, or from all patches if those are read.
+        """Return maps (N, h, w) from relevance (N, T, T): that of the class token, or the mean over all patches.
 
-        Of a network that reads a distillation token, too, only the class token's are shown.
+        Which one depends on what the head reads. A distillation token is ignored.
         """
         layout = self.patches(forward_pass)
         from_class = forward_pass.model.reads_class_token
@@ -69,7 +65,7 @@ class _AttentionExplainer(Explainer):
 
 @register("attention-rollout")
 class AttentionRollout(_AttentionExplainer):
-    """Attention of all blocks multiplied, half of each being the skip connection. Knows no class.
+    """The product of the attention of all blocks, half of each being the skip connection. Class-agnostic.
 
     Source: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, eq. 1; heads averaged.
     """
@@ -77,23 +73,23 @@ class AttentionRollout(_AttentionExplainer):
     class_specific = False
     source = "Abnar and Zuidema, ACL 2020"
 
-    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
-        """Return the maps, (N, h, w), at least 0; ``targets`` do not matter."""
+    def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+        """Return the maps, (N, h, w), at least 0, for any ``targets``."""
         self.patches(forward_pass)
         rolled: Tensor | None = None
         for attention in forward_pass.attentions:
             mean = attention.float().mean(dim=1)
             step = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
             rolled = step if rolled is None else step @ rolled
-        assert rolled is not None  # check() refused networks without attention
+        assert rolled is not None  # check() refuses networks without attention
         return self.read_out(forward_pass, rolled)
 
 
 @register("attention-relevance")
 class AttentionRelevance(_AttentionExplainer):
-    """Attention weighted by the positive part of its gradient, added up from block to block.
+    """Attention weighted by the positive part of its gradient, accumulated from block to block.
 
-    ``R <- R + mean_heads(ReLU(dA * A)) R``, from the identity.
+    ``R <- R + mean_heads(ReLU(dA * A)) R``, starting from the identity.
 
     Source: Chefer et al., "Generic Attention-model Explainability", ICCV 2021, eq. 5 and 6 (self-attention).
     """
@@ -101,7 +97,7 @@ class AttentionRelevance(_AttentionExplainer):
     needs_gradient = True
     source = "Chefer et al., ICCV 2021"
 
-    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+    def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of ``targets``, (N, h, w), at least 0."""
         self.patches(forward_pass)
         attentions, gradients = forward_pass.attentions, forward_pass.attention_gradients(targets)
@@ -109,17 +105,17 @@ class AttentionRelevance(_AttentionExplainer):
         relevance = torch.eye(tokens, device=attentions[0].device).expand(len(forward_pass), -1, -1)
         for attention, gradient in zip(attentions, gradients, strict=True):
             relevance = relevance + (attention * gradient).relu().mean(dim=1).float() @ relevance
-        if not forward_pass.model.reads_class_token:  # a patch's relevance for itself is no more than the start
+        if not forward_pass.model.reads_class_token:  # the identity at the start says nothing about a patch
             relevance = relevance - torch.eye(tokens, device=relevance.device)
         return self.read_out(forward_pass, relevance)
 
 
 @register("legrad")
 class LeGrad(_AttentionExplainer):
-    """How much each block's own score would gain from more attention to a patch, averaged over blocks.
+    """How much the score of each block would gain from more attention to a patch, averaged over blocks.
 
-    A block's score is that of the mean of its tokens, put through the norm and head of the network. Positive
-    gradients of it by the block's attention are averaged over heads and queries.
+    The score of a block is that of the mean of its tokens, passed through the norm and head of the network. The
+    positive gradients of it with respect to the attention of the block are averaged over heads and queries.
 
     Source: Bousselham et al., "LeGrad", ICCV 2025, eq. 6 to 9; all blocks.
     """
@@ -127,11 +123,11 @@ class LeGrad(_AttentionExplainer):
     needs_gradient = True
     source = "Bousselham et al., ICCV 2025"
 
-    def layers(self, model: ModelAdapter) -> tuple[str, ...]:
-        """Return the blocks: their tokens are scored."""
+    def layers_read(self, model: ModelAdapter) -> tuple[str, ...]:
+        """Return the blocks, whose tokens are scored."""
         return model.attention_blocks
 
-    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+    def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of ``targets``, (N, h, w), at least 0."""
         layout = self.patches(forward_pass)
         with torch.enable_grad():
@@ -140,7 +136,7 @@ class LeGrad(_AttentionExplainer):
         return layout.to_maps(keys[..., None])[:, 0]
 
     def _block_scores(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
-        """Return each block's score, summed over the batch, (L,)."""
+        """Return the score of each block, summed over the batch, (L,)."""
         blocks = forward_pass.model.attention_blocks
         means = torch.stack([forward_pass.tokens(name).mean(dim=1) for name in blocks])
         length = forward_pass.tokens(blocks[-1]).shape[1]

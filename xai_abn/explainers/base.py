@@ -1,4 +1,4 @@
-"""What every explainer is, and the table of their names."""
+"""Base class and registry of explainers, and their specifications such as ``"rise:masks=500,seed=1"``."""
 
 from __future__ import annotations
 
@@ -7,100 +7,243 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from xai_abn.errors import InvalidInputError
+from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.networks.tracing import takes_channels_first
 from xai_abn.registry import Registry
+from xai_abn.settings import Settings, parse_options
 
 
-class Explainer(ABC):
-    """A method that turns a forward pass into maps. A subclass writes one function, :meth:`explain`.
+class Explainer(Settings, ABC):
+    """A method that turns a forward pass into maps. A subclass implements :meth:`compute`.
 
-    Args:
-        layer: name of the layer to read; default: the model's target layer.
+    An explainer is an immutable record. Its options are annotated fields, which makes them available by name, as in
+    ``get("rise")(masks=500)``, and in specifications, as in ``"rise:masks=500"``. An option that does not affect the
+    result, such as a batch size, is declared with ``Field(exclude=True)`` and is not recorded.
 
     Attributes:
         name: registered name, set by :func:`register`.
-        needs_gradient: whether :meth:`explain` calls ``forward_pass.gradients``.
-        needs_attention: whether :meth:`explain` reads ``forward_pass.attentions``.
+        version: raised when the computation changes, so that benchmarks do not mix old and new values.
+        needs_gradient: whether :meth:`compute` calls ``forward_pass.gradients``.
+        needs_attention: whether :meth:`compute` reads ``forward_pass.attentions``.
         class_specific: whether the map depends on the target; see also :meth:`is_class_specific`.
         source: the paper.
-        control: whether it only serves for comparison and explains nothing.
+        baseline: whether the method ignores the network and only serves for comparison.
+        reads_layer: whether the method reads a layer of the network.
 
     Example:
         >>> from xai_abn.explainers import Explainer, register
         >>> @register("activation-mean")
         ... class ActivationMean(Explainer):
         ...     class_specific = False
-        ...     def explain(self, forward_pass, targets):
+        ...     def compute(self, forward_pass, targets):
         ...         return forward_pass.activations(self.layer_of(forward_pass.model)).mean(dim=1)
     """
 
-    name: str = ""
+    name: ClassVar[str] = ""
+    version: ClassVar[int] = 1
     needs_gradient: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = False
     class_specific: ClassVar[bool] = True
-    source: str = ""
-    control: ClassVar[bool] = False
+    source: ClassVar[str] = ""
+    baseline: ClassVar[bool] = False
+    reads_layer: ClassVar[bool] = True
 
-    def __init__(self, layer: str | None = None) -> None:
-        self.layer = layer
+    layer: str | None = Field(None, description="Name of the layer to read; default: the model's target layer.")
 
-    @abstractmethod
     def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
-        """Return one map an image, in the method's own units, not scaled.
+        """Return one map per image, in the method's own units, not scaled.
 
         Args:
-            forward_pass: a pass that captured :meth:`layers`, with gradients if ``needs_gradient``.
-            targets: (N,) class indices, or directions (N, K), one class minus another, say; what the method does
-                with them goes through ``forward_pass.gradients``, ``.scores`` and ``.weights``, which take both.
+            forward_pass: a pass that captured :meth:`layers_read`, with gradients if ``needs_gradient``.
+            targets: (N,) class indices, or directions (N, K), such as one class minus another.
 
         Returns:
-            (N, h, w) maps at the method's resolution: the layer's, or the input's.
+            (N, h, w) maps at the resolution of the method: that of the layer or of the input.
 
         Raises:
             UnsupportedModelError: the method does not apply to this model; the message says why.
         """
+        self.check(forward_pass.model)
+        return self.compute(forward_pass, targets)
 
-    def check(self, model: ModelAdapter) -> None:  # noqa: B027 - most methods refuse nothing
-        """Refuse a model that this method cannot explain, before it is run.
+    @abstractmethod
+    def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+        """Compute the maps that :meth:`explain` returns, for a model that :meth:`check` accepts.
 
-        Raises:
-            UnsupportedModelError: the method does not apply; the message says why and what to do.
+        ``forward_pass.gradients``, ``.scores`` and ``.weights`` accept both forms of ``targets``.
         """
 
+    def check(self, model: ModelAdapter) -> None:
+        """Refuse a model that this method cannot explain, without running a pass.
+
+        Raises:
+            UnknownNameError: the model has no layer of this name; the message suggests the nearest.
+            UnsupportedModelError: the method does not apply; the message says why and what to use instead.
+        """
+        if self.layer is not None and not self.reads_layer:
+            raise UnsupportedModelError(f"{self.name} reads no layer (got {self.layer!r}); leave the layer out")
+        for layer in self.layers_read(model):
+            model.check_layer(layer)
+
     def is_class_specific(self, model: ModelAdapter) -> bool:
-        """Return whether the map of this model depends on the target; by default as the class says."""
+        """Return whether the map of this model depends on the target; by default ``class_specific``."""
         return self.class_specific
 
-    def layers(self, model: ModelAdapter) -> tuple[str, ...]:
-        """Return the layers the forward pass must capture."""
-        return (self.layer_of(model),)
+    def layers_read(self, model: ModelAdapter) -> tuple[str, ...]:
+        """Return the names of the layers that the forward pass must capture."""
+        return (self.layer_of(model),) if self.reads_layer else ()
 
     def layer_of(self, model: ModelAdapter) -> str:
-        """Return the layer this explainer reads, and the one recorded with its maps."""
-        return self.layer or model.target_layer
+        """Return the layer this explainer reads, or what it reads instead; recorded with its maps."""
+        return (self.layer or model.target_layer) if self.reads_layer else "input"
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """Settings worth recording with a map."""
-        return {}
+    def options(self) -> dict[str, Any]:
+        """All options that affect the result, except the layer, as values that JSON can hold."""
+        return {name: value for name, value in self.to_dict().items() if name != "layer"}
+
+    @property
+    def spec(self) -> str:
+        """Name and non-default options except the layer, as in ``"rise:masks=500,seed=1"``; the key in results."""
+        changed = {name: value for name, value in self.changed().items() if name != "layer"}
+        options = ",".join(f"{name}={_option_text(value)}" for name, value in changed.items())
+        return f"{self.name}:{options}" if options else self.name
+
+    def identity(self, model: ModelAdapter) -> dict[str, Any]:
+        """Return everything that determines the maps of a model: name, version, options and layer."""
+        return {"name": self.name, "version": self.version, "options": self.options, "layer": self.layer_of(model)}
+
+    @classmethod
+    def describe(cls) -> list[tuple[str, str, str]]:
+        """Return the name, the default as text and the description of each option except the layer."""
+        return [row for row in super().describe() if row[0] != "layer"]
+
+
+def _option_text(value: object) -> str:
+    """Return the value of an option as a specification writes it; the items of a list are joined by ``+``."""
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _checked_class(name: str, item: object) -> str:
+    if not (isinstance(item, type) and issubclass(item, Explainer)):
+        raise InvalidInputError(f"{name!r} must be a subclass of xai_abn.explainers.Explainer, got {item!r}")
+    return name
+
+
+EXPLAINERS: Registry[type[Explainer]] = Registry("method", "xai_abn.explainers", _checked_class)
+
+E = TypeVar("E", bound=type[Explainer])
+
+
+def register(name: str) -> Callable[[E], E]:
+    """Return a class decorator that registers an explainer under ``name``.
+
+    Raises:
+        InvalidInputError: the name is taken.
+    """
+    return EXPLAINERS.register(name)  # type: ignore[return-value]
+
+
+def names() -> list[str]:
+    """Return the names of all explainers, including installed plug-ins."""
+    return EXPLAINERS.names()
+
+
+def get(name: str) -> type[Explainer]:
+    """Return the explainer class called ``name``.
+
+    Raises:
+        UnknownNameError: there is no such class; the message suggests the nearest names.
+    """
+    return EXPLAINERS.get(name)
+
+
+def parse_spec(spec: str, layer: str | None = None) -> Explainer:
+    """Return the explainer that a specification names: ``"cam"``, or with options ``"rise:masks=500,seed=1"``.
+
+    Args:
+        spec: the name of the method and, after a colon, its options. Items of a list are joined by ``+``.
+        layer: the layer to read.
+
+    Raises:
+        UnknownNameError: an unknown method or option; the message suggests the nearest names.
+        InvalidInputError: the value of an option has the wrong type or is out of range.
+    """
+    name, _, text = spec.partition(":")
+    kind = get(name.strip())
+    try:
+        options = parse_options(text)
+        known = [row[0] for row in kind.describe()]
+        for option in options:
+            if option not in kind.model_fields and not known:
+                raise InvalidInputError(f"it has no options, got {option}")
+            if option not in kind.model_fields:
+                raise UnknownNameError(f"option of {name}", option, known)
+        return kind(**({"layer": layer} | options))
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{name}: {error}") from None
+
+
+def split_specs(text: str) -> list[str]:
+    """Split comma-separated specifications; a piece ``option=value`` belongs to the method before it.
+
+    Example:
+        >>> split_specs("rise:masks=500,seed=1,cam")
+        ['rise:masks=500,seed=1', 'cam']
+    """
+    specs: list[str] = []
+    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        if specs and "=" in piece and ":" not in piece:
+            specs[-1] += ("," if ":" in specs[-1] else ":") + piece
+        else:
+            specs.append(piece)
+    return specs
+
+
+def make_explainers(
+    model: ModelAdapter, methods: str | Explainer | Sequence[str | Explainer] | None, layer: str | None = None
+) -> list[Explainer]:
+    """Make the explainers that specifications name, and refuse those that do not apply to the model.
+
+    Args:
+        model: the model to explain.
+        methods: specifications, one or several in a string, or :class:`Explainer` objects; default: ``"abn"`` for an
+            Attention Branch Network that uses its map, else ``"grad-cam"``.
+        layer: the layer to read, for methods given by name.
+
+    Raises:
+        UnknownNameError: an unknown method, option or layer; the message suggests the nearest names.
+        UnsupportedModelError: a method does not apply to the model.
+        InvalidInputError: no method, one given twice, or an option with a wrong value.
+    """
+    if methods is None:
+        methods = "abn" if model.looks else "grad-cam"
+    made: list[Explainer] = []
+    for method in [methods] if isinstance(methods, (str, Explainer)) else methods:
+        made += [method] if isinstance(method, Explainer) else [parse_spec(s, layer) for s in split_specs(method)]
+    specs = [explainer.spec for explainer in made]
+    if not made or len(set(specs)) < len(specs):
+        raise InvalidInputError(f"give at least one method and each only once, got {', '.join(specs) or 'none'}")
+    for explainer in made:
+        explainer.check(model)
+    return made
 
 
 def run_pass(
     model: ModelAdapter, inputs: Tensor, methods: Iterable[Explainer], sources: Sequence[str] = ()
 ) -> ForwardPass:
-    """Run the network once on (N, 3, H, W) and keep what all of the methods need."""
-    chosen = list(methods)
-    layers = [layer for method in chosen for layer in method.layers(model)]
+    """Run the network once on (N, 3, H, W) and keep everything that the methods need."""
+    methods = list(methods)
     return model.forward_pass(
         inputs,
-        layers,
-        any(m.needs_gradient for m in chosen),
-        attentions=any(m.needs_attention for m in chosen),
+        [layer for method in methods for layer in method.layers_read(model)],
+        any(method.needs_gradient for method in methods),
+        attentions=any(method.needs_attention for method in methods),
         sources=sources,
     )
 
@@ -108,45 +251,11 @@ def run_pass(
 def run_batch(
     model: ModelAdapter, inputs: Tensor, methods: Iterable[Explainer], sources: Sequence[str] = ()
 ) -> ForwardPass:
-    """Do as :func:`run_pass`, in channels-last layout, which is faster, where the network takes that."""
-    chosen = list(methods)
+    """Run the network as :func:`run_pass` does, in the faster channels-last layout if the network accepts it."""
+    methods = list(methods)
     try:
-        return run_pass(model, inputs.contiguous(memory_format=torch.channels_last), chosen, sources)
+        return run_pass(model, inputs.contiguous(memory_format=torch.channels_last), methods, sources)
     except RuntimeError as error:
         if not takes_channels_first(error):
             raise
-        return run_pass(model, inputs.contiguous(), chosen, sources)
-
-
-def _class_name(name: str, item: object) -> str:
-    if not (isinstance(item, type) and issubclass(item, Explainer)):
-        raise InvalidInputError(f"{name!r} must be a subclass of xai_abn.explainers.Explainer, got {item!r}")
-    return name
-
-
-explainers: Registry[type[Explainer]] = Registry("method", "xai_abn.explainers", _class_name)
-
-E = TypeVar("E", bound=type[Explainer])
-
-
-def register(name: str) -> Callable[[E], E]:
-    """Return a class decorator that makes an explainer known under ``name``, to the CLI and tests too.
-
-    Raises:
-        InvalidInputError: the name is taken.
-    """
-    return explainers.register(name)  # type: ignore[return-value]
-
-
-def names() -> list[str]:
-    """Return the names of all explainers, installed plug-ins included."""
-    return explainers.names()
-
-
-def get(name: str) -> type[Explainer]:
-    """Return the explainer class called ``name``.
-
-    Raises:
-        UnknownNameError: there is none; the message gives the nearest.
-    """
-    return explainers.get(name)
+        return run_pass(model, inputs.contiguous(), methods, sources)

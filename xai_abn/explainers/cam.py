@@ -9,24 +9,24 @@ from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.forward_pass import ForwardPass
 
-#: The head counts as GAP + linear if it gives the targets' logits within this share of the largest logit.
+#: Relative tolerance of the check that the head is global average pooling and a linear layer, by the largest logit.
 TOLERANCE = 1e-3
 
 
 @register("cam")
 class CAM(Explainer):
-    """The class's linear weights, applied at every position: ``M_c(x, y) = sum_k w_ck f_k(x, y)``.
+    """The linear weights of the class, applied at every position: ``M_c(x, y) = sum_k w_ck f_k(x, y)``.
 
-    Signed, in logits: the mean of the map plus the class's bias is the class's logit, exactly.
-    That identity is checked on the pass at hand, so CAM never explains a head it does not describe.
+    Signed, in logits: the mean of the map plus the bias of the class is exactly the logit of the class. This identity
+    is checked on every pass, so that CAM never explains a head to which it does not apply.
 
     Source: Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, eq. 2.
-    As there, the bias is left out and there is no ReLU.
+    As there, without the bias and without a ReLU.
     """
 
     source = "Zhou et al., CVPR 2016"
 
-    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+    def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the class maps of ``targets``, (N, h, w).
 
         Raises:
@@ -35,7 +35,7 @@ class CAM(Explainer):
         linear = forward_pass.model.classifier
         layer = self.layer_of(forward_pass.model)
         output = forward_pass.activations(layer)
-        found = (
+        problem = (
             f"{linear.in_features} inputs to its last linear layer but a layer output of shape {tuple(output.shape)}"
         )
         if output.shape[1] == linear.in_features and len(linear.weight) == forward_pass.logits.shape[1]:
@@ -44,10 +44,10 @@ class CAM(Explainer):
                 maps = torch.einsum("nkhw,nk->nhw", pooled, weights.to(pooled))
                 if _accounts_for_logits(maps, forward_pass, targets):
                     return maps
-            found = "other steps between that layer and the logits"
+            problem = "other operations between that layer and the logits"
         raise UnsupportedModelError(
-            "CAM needs a head of global average pooling and one linear layer right behind its layer; "
-            f"{forward_pass.model.name} has, behind {layer!r}, {found}. Use grad-cam, which needs no such head"
+            "CAM needs a head of global average pooling and one linear layer directly after its layer; after "
+            f"{layer!r}, {forward_pass.model.name} has {problem}. Use grad-cam, which works with any head"
         )
 
 

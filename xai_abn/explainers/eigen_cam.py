@@ -1,4 +1,4 @@
-"""Principal components of a layer: what its channels agree on."""
+"""Principal components of a layer."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from torch import Tensor
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.forward_pass import ForwardPass
 
-#: Side of matrices decomposed in full; of larger ones only the leading eigenvector is found, in so many steps and to
-#: this share of the eigenvalue.
+#: Matrices up to this size are decomposed in full. For larger ones, Lanczos' method finds only the leading eigenvector,
+#: in this number of steps and to this share of the eigenvalue.
 SMALL, STEPS, TOLERANCE = 64, 12, 1e-5
 
 
 def first_component(values: Tensor) -> Tensor:
-    """Return, for values (N, C, h, w), each position's projection on the first principal component, (N, h, w).
+    """Return the projection of each position of values (N, C, h, w) on the first principal component, (N, h, w).
 
-    A component has no sign of its own: the one is taken whose largest magnitude is positive.
+    A component has no sign. It is chosen so that the largest magnitude is positive.
     """
-    centred = _centred(values)
-    if centred.shape[1] <= centred.shape[2]:
-        projected = _scaled_eigenvector(centred @ centred.mT)
+    centered = _centered(values)
+    if centered.shape[1] <= centered.shape[2]:
+        projected = _scaled_eigenvector(centered @ centered.mT)
     else:
-        direction = _scaled_eigenvector(centred.mT @ centred)
-        projected = (centred @ torch.nn.functional.normalize(direction, dim=1).to(centred)[..., None])[..., 0]
+        direction = _scaled_eigenvector(centered.mT @ centered)
+        projected = (centered @ torch.nn.functional.normalize(direction, dim=1).to(centered)[..., None])[..., 0]
     return _upright(projected).unflatten(1, values.shape[2:]).float()
 
 
-def _centred(values: Tensor) -> Tensor:
-    """Return values (N, C, h, w) as (N, h w, C), each channel less its mean."""
+def _centered(values: Tensor) -> Tensor:
+    """Return values (N, C, h, w) as (N, h w, C), each channel minus its mean."""
     positions = values.float().flatten(2).transpose(1, 2)
     return positions - positions.mean(dim=1, keepdim=True)
 
 
 def _scaled_eigenvector(gram: Tensor) -> Tensor:
-    """Return the eigenvector of the largest eigenvalue of symmetric matrices (N, P, P), times the root of it: (N, P).
+    """Return the leading eigenvector of symmetric matrices (N, P, P) times the root of its eigenvalue, (N, P).
 
-    Large matrices by Lanczos' method, started from the heaviest column; where that has not converged, and for small
-    ones, by a full decomposition.
+    Large matrices use Lanczos' method, started from the column with the largest diagonal element. If it does not
+    converge, and for small matrices, the full decomposition is used.
     """
     if gram.shape[1] > SMALL:
         heaviest = gram.diagonal(dim1=1, dim2=2).argmax(dim=1)
@@ -68,16 +68,16 @@ def _upright(projected: Tensor) -> Tensor:
 
 @register("eigen-cam")
 class EigenCAM(Explainer):
-    """The layer's first principal component at every position. Knows no class.
+    """The first principal component of the layer at every position. Class-agnostic.
 
-    Source: Muhammad and Yeasin, "Eigen-CAM", IJCNN 2020. Channels are centred first, as in grad-cam (the paper's
-    formula does not); sign as in Chung and Ying, "Seg-Eigen-CAM", Applied Sciences 2025, eq. 13.
+    Source: Muhammad and Yeasin, "Eigen-CAM", IJCNN 2020. Channels are centered first, as in grad-cam (not so in the
+    paper's formula); sign as in Chung and Ying, "Seg-Eigen-CAM", Applied Sciences 2025, eq. 13.
     """
 
     class_specific = False
     source = "Muhammad and Yeasin, IJCNN 2020"
 
-    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+    def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return signed maps, (N, h, w); ``targets`` do not matter."""
         return first_component(forward_pass.activations(self.layer_of(forward_pass.model)))
 
@@ -92,7 +92,7 @@ class EigenGradCAM(Explainer):
     needs_gradient = True
     source = "pytorch-grad-cam, 2021"
 
-    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+    def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return signed maps of ``targets``, (N, h, w)."""
         layer = self.layer_of(forward_pass.model)
         return first_component(forward_pass.activations(layer) * forward_pass.gradients(layer, targets))
@@ -100,21 +100,23 @@ class EigenGradCAM(Explainer):
 
 @register("kpca-cam")
 class KPCACAM(Explainer):
-    """The first component of the layer under a kernel, ``tanh(x y / C + 1)``. Knows no class.
+    """The first component of the layer under the kernel ``tanh(x y / C + 1)``. Class-agnostic.
 
-    Source: Karmani et al., "KPCA-CAM", IEEE MMSP 2024; kernel and its numbers as grad-cam's default (scikit-learn's
-    sigmoid), channels centred first; sign as in :class:`EigenCAM`.
+    Source: Karmani et al., "KPCA-CAM", IEEE MMSP 2024; kernel and its parameters as the default of grad-cam
+    (scikit-learn's sigmoid), channels centered first; sign as in :class:`EigenCAM`.
     """
 
     class_specific = False
     source = "Karmani et al., MMSP 2024"
 
-    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+    def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return signed maps, (N, h, w); ``targets`` do not matter."""
         values = forward_pass.activations(self.layer_of(forward_pass.model))
-        centred = _centred(values)
-        inner = centred @ centred.mT / centred.shape[2]
-        kernel = inner.tanh() * (1 - math.tanh(1) * (inner + 1).tanh())  # tanh(inner + 1) - tanh(1), without cancelling
+        centered = _centered(values)
+        inner = centered @ centered.mT / centered.shape[2]
+        kernel = inner.tanh() * (
+            1 - math.tanh(1) * (inner + 1).tanh()
+        )  # tanh(inner + 1) - tanh(1), without cancellation
         kernel = kernel - kernel.mean(dim=1, keepdim=True)
         kernel = kernel - kernel.mean(dim=2, keepdim=True)
         return _upright(_scaled_eigenvector(kernel)).unflatten(1, values.shape[2:]).float()

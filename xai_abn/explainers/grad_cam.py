@@ -1,14 +1,13 @@
-"""Grad-CAM and its kin: channels weighted by gradients, all from one pass and one partial backward."""
+"""Grad-CAM and its variants: channels weighted by gradients, from one pass and one partial backward pass."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from xai_abn.errors import InvalidInputError
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.forward_pass import ForwardPass
 
@@ -18,23 +17,23 @@ def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
     return torch.einsum("nkhw,nk->nhw", activations, weights)
 
 
-class _GradientCAM(Explainer):
-    """A map made of a layer's activations A and the gradients G of the score, both (N, C, h, w)."""
+class GradientCAM(Explainer):
+    """A map computed from the activations A of a layer and the gradients G of the score, both (N, C, h, w)."""
 
     needs_gradient = True
 
-    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
-        """Return the maps of ``targets``, (N, h, w); at least 0 where the method has a ReLU."""
+    def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+        """Return the maps of ``targets``, (N, h, w); at least 0 if the method has a ReLU."""
         layer = self.layer_of(forward_pass.model)
         return self.combine(forward_pass.activations(layer), forward_pass.gradients(layer, targets))
 
     @abstractmethod
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return maps (N, h, w) of activations and gradients (N, C, h, w)."""
+        """Return maps (N, h, w) from activations and gradients (N, C, h, w)."""
 
 
 @register("grad-cam")
-class GradCAM(_GradientCAM):
+class GradCAM(GradientCAM):
     """Channels weighted by their mean gradient: ``ReLU(sum_k a_k A_k)``, ``a_k = mean_ij dy_c / dA_k,ij``.
 
     ``y_c`` is the logit, before softmax. On a network with GAP and one linear layer this is
@@ -52,48 +51,27 @@ class GradCAM(_GradientCAM):
 
 
 @register("grad-cam++")
-class GradCAMPlusPlus(_GradientCAM):
+class GradCAMPlusPlus(GradientCAM):
     """Channels weighted by a weighted sum of their positive gradients, so that several objects of a class count.
 
     ``w_k = sum_ij a_ij ReLU(G_ij)`` with ``a = G^2 / (2 G^2 + G^3 sum A)``, which is ``1 / (2 + G sum A)`` where G is
-    not 0; written like that, nothing has to be added to the denominator.
-
-    Args:
-        layer: see :class:`Explainer`.
-        epsilon: added to the published denominator; grad-cam 1.5 adds 1e-6, which outweighs it where gradients are
-            below a thousandth. (torchcam 0.5 does not divide at all.)
+    not 0. Written like that, no constant has to be added to the denominator. (grad-cam 1.5 adds 1e-6, which dominates
+    the denominator where gradients are below a thousandth; torchcam 0.5 does not divide at all.)
 
     Source: Chattopadhyay et al., "Grad-CAM++", WACV 2018, eq. 19, for scores passed through an exponential.
     """
 
     source = "Chattopadhyay et al., WACV 2018"
 
-    def __init__(self, layer: str | None = None, *, epsilon: float = 0.0) -> None:
-        super().__init__(layer)
-        self.epsilon = epsilon
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """What was added to the denominator."""
-        return {"epsilon": self.epsilon}
-
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Return ``ReLU(sum_k w_k A_k)``."""
-        total = activations.sum(dim=(2, 3), keepdim=True)
-        return weighted_sum(activations, plus_plus_weights(gradients, total, self.epsilon)).relu()
-
-
-def plus_plus_weights(gradients: Tensor, total: Tensor, epsilon: float = 0.0) -> Tensor:
-    """Return Grad-CAM++'s channel weights (N, C) of gradients (N, C, h, w) and sums of activations (N, C, 1, 1)."""
-    positive = gradients.relu()
-    square = positive**2
-    bottom = square * (2 + positive * total) + epsilon if epsilon else 2 + positive * total
-    top = square * positive if epsilon else positive
-    return torch.where(positive > 0, top / bottom, 0.0).sum(dim=(2, 3))
+        positive = gradients.relu()
+        share = positive / (2 + positive * activations.sum(dim=(2, 3), keepdim=True))
+        return weighted_sum(activations, torch.where(positive > 0, share, 0.0).sum(dim=(2, 3))).relu()
 
 
 @register("xgrad-cam")
-class XGradCAM(_GradientCAM):
+class XGradCAM(GradientCAM):
     """Channels weighted by the mean of their gradients, each in proportion to the activation there.
 
     ``w_k = sum_ij G_ij A_ij / sum A_k``; a channel that sums to 0 has weight 0.
@@ -111,10 +89,10 @@ class XGradCAM(_GradientCAM):
 
 
 @register("hires-cam")
-class HiResCAM(_GradientCAM):
+class HiResCAM(GradientCAM):
     """Activation times gradient, summed over channels: ``sum_k G_k * A_k``. Signed.
 
-    Nothing is averaged, so that on a network that ends in one linear layer the map sums to the score less its bias.
+    Nothing is averaged, so on a network that ends in one linear layer the map sums to the score minus its bias.
 
     Source: Draelos and Carin, "Use HiResCAM instead of Grad-CAM", 2020, eq. 7. No ReLU, as there; grad-cam adds one.
     """
@@ -127,7 +105,7 @@ class HiResCAM(_GradientCAM):
 
 
 @register("grad-cam-elementwise")
-class GradCAMElementwise(_GradientCAM):
+class GradCAMElementwise(GradientCAM):
     """The positive products of activation and gradient: ``sum_k ReLU(G_k * A_k)``.
 
     Source: Pillai and Pirsiavash, "Explainable Models with Consistent Interpretations", AAAI 2021, section 3.
@@ -141,8 +119,8 @@ class GradCAMElementwise(_GradientCAM):
 
 
 @register("layer-cam")
-class LayerCAM(_GradientCAM):
-    """Each position weighted by its own positive gradient: ``ReLU(sum_k ReLU(G_k) * A_k)``. Works in early layers.
+class LayerCAM(GradientCAM):
+    """Each position weighted by its own positive gradient: ``ReLU(sum_k ReLU(G_k) * A_k)``. Also works in early layers.
 
     Source: Jiang et al., "LayerCAM", IEEE TIP 2021, eq. 6 and 7.
     """
@@ -156,36 +134,20 @@ class LayerCAM(_GradientCAM):
 
 @register("finer-cam")
 class FinerCAM(GradCAM):
-    """Grad-CAM of the class's score less that of the classes closest to it: what sets it apart from them.
+    """Grad-CAM of the score of the class minus that of the most similar classes: what sets it apart from them.
 
-    The score is ``y_c - strength * mean(y_d)`` over the ``references`` classes d whose logits lie closest.
-
-    Args:
-        layer: see :class:`Explainer`.
-        references: number of classes compared with.
-        strength: of the comparison; 0 is Grad-CAM.
-
-    Raises:
-        InvalidInputError: fewer than one reference.
+    The score is ``y_c - strength * mean(y_d)`` over the ``references`` classes d with the closest logits.
 
     Source: Zhang et al., "Finer-CAM", CVPR 2025; defaults of torchcam 0.5. (grad-cam 1.5 weights the classes by
-    probability and differentiates that weight too.)
+    probability and also differentiates that weight.)
     """
 
     source = "Zhang et al., CVPR 2025"
 
-    def __init__(self, layer: str | None = None, *, references: int = 3, strength: float = 0.6) -> None:
-        super().__init__(layer)
-        if references < 1:
-            raise InvalidInputError(f"references must be at least 1, got {references}")
-        self.references, self.strength = references, strength
+    references: int = Field(3, ge=1, description="Number of similar classes to compare with.")
+    strength: float = Field(0.6, description="Weight of the comparison; 0 gives Grad-CAM.")
 
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """How many classes were compared with, and how strongly."""
-        return {"references": self.references, "strength": self.strength}
-
-    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+    def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps, (N, h, w), at least 0."""
         logits = forward_pass.logits
         if not targets.is_floating_point() and logits.shape[1] > 1:
@@ -194,15 +156,15 @@ class FinerCAM(GradCAM):
             closest = distance.topk(min(self.references, logits.shape[1] - 1), dim=1, largest=False).indices
             direction = torch.zeros_like(logits).scatter_(1, closest, -self.strength / closest.shape[1])
             targets = direction.scatter_(1, targets.to(logits.device)[:, None], 1.0)
-        return super().explain(forward_pass, targets)
+        return super().compute(forward_pass, targets)
 
 
 @register("shapley-cam")
 class ShapleyCAM(Explainer):
-    """Channels weighted by their gradient less half its change along the activations: ``mean(G - H A / 2)``.
+    """Channels weighted by their gradient minus half its change along the activations: ``mean(G - H A / 2)``.
 
-    H is the second derivative of the score; behind a linear head it is 0, and this is Grad-CAM. Attention is written
-    out for it, since fused kernels have no second derivative.
+    H is the second derivative of the score. With a linear head it is 0, and the method equals Grad-CAM. Attention is
+    computed without fused kernels, which have no second derivative.
 
     Source: Cai, "CAMs as Shapley Value-based Explainers", 2025, eq. 14.
     """
@@ -211,7 +173,7 @@ class ShapleyCAM(Explainer):
     needs_attention = True
     source = "Cai, The Visual Computer 2025"
 
-    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+    def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of ``targets``, (N, h, w), at least 0."""
         layer = self.layer_of(forward_pass.model)
         activations, gradients = forward_pass.activations(layer), forward_pass.gradients(layer, targets)
