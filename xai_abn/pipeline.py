@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, NonFiniteError, XaiAbnError
-from xai_abn.explainers import Explainer, get, run_batch
+from xai_abn.explainers import Explainer, make_explainers, run_batch
 from xai_abn.explanation import Explanation
 from xai_abn.images.loading import from_array, load_image, to_rgb
 from xai_abn.images.preprocess import PreparedImage, Preprocess
@@ -117,37 +117,6 @@ def explain(
     return result
 
 
-def make_explainers(
-    model: ModelAdapter,
-    methods: str | Explainer | Sequence[str | Explainer] | None,
-    layer: str | None = None,
-) -> list[Explainer]:
-    """Turn method names into explainers and refuse those that do not apply to the model.
-
-    Args:
-        model: the model to explain.
-        methods: see :func:`explain`.
-        layer: read by every method that reads a layer.
-
-    Raises:
-        UnknownNameError: an unknown method or layer.
-        UnsupportedModelError: a method does not apply to the model.
-        InvalidInputError: no method, or one twice.
-    """
-    if methods is None:
-        methods = "abn" if model.looks else "grad-cam"
-    wanted = [methods] if isinstance(methods, (str, Explainer)) else list(methods)
-    made = [m if isinstance(m, Explainer) else get(m)(layer=layer) for m in wanted]
-    keys = [m.name for m in made]
-    if not made or len(set(keys)) < len(keys):
-        raise InvalidInputError(f"give each method once and at least one, got {', '.join(keys) or 'none'}")
-    for explainer in made:
-        explainer.check(model)
-        for name in explainer.layers(model):
-            model.check_layer(name)
-    return made
-
-
 def explain_batch(
     model: ModelAdapter,
     prepared: Sequence[PreparedImage],
@@ -209,7 +178,7 @@ def _explain_turn(
         if turn >= len(questions[row]):
             continue
         logits = shared.logits[row]
-        key = method.name if len(questions[row]) == 1 else (method.name, question.label)
+        key = method.spec if len(questions[row]) == 1 else (method.spec, question.label)
         results[row][key] = Explanation(
             map=np.ascontiguousarray(maps[row]),
             target=question.index,
@@ -385,10 +354,10 @@ def _non_finite_message(model: ModelAdapter, *sources: str) -> str:
 def _facts(shared: ForwardPass, method: Explainer) -> dict[str, Any]:
     model = shared.model
     return {
-        "method": method.name,
+        "method": method.spec,
         "class_specific": method.is_class_specific(model),
         "layer": method.layer_of(model),
         "model": model.name,
-        "parameters": method.parameters,
+        "parameters": method.options,
         "versions": {"xai-abn": version("xai-abn"), "torch": torch.__version__},
     }

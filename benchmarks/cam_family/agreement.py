@@ -19,6 +19,7 @@ import timm
 import torch
 import torchcam.methods as torchcam
 import torchvision
+from peer_variants import CornersScoreCAM, EpsilonGradCAMPlusPlus, ScaleFirstISCAM, ScaleFirstScoreCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_kernel
 
@@ -33,7 +34,7 @@ IMAGES = ("astronaut", "cat")
 #: Method: how we make it, which peer follows the paper.
 METHODS: dict[str, tuple[Callable[[], ours.Explainer], object]] = {
     "grad-cam": (ours.GradCAM, grad_cam.GradCAM),
-    "grad-cam++ (its epsilon)": (lambda: ours.GradCAMPlusPlus(epsilon=1e-6), grad_cam.GradCAMPlusPlus),
+    "grad-cam++ (its epsilon)": (EpsilonGradCAMPlusPlus, grad_cam.GradCAMPlusPlus),
     "grad-cam++ (as published)": (ours.GradCAMPlusPlus, grad_cam.GradCAMPlusPlus),
     "xgrad-cam": (ours.XGradCAM, grad_cam.XGradCAM),
     "hires-cam": (ours.HiResCAM, grad_cam.HiResCAM),
@@ -52,9 +53,9 @@ METHODS: dict[str, tuple[Callable[[], ours.Explainer], object]] = {
 }
 #: Methods with a prediction for each channel.
 SLOW: dict[str, tuple[Callable[[], ours.Explainer], object]] = {
-    "score-cam (corners)": (lambda: ours.ScoreCAM(corners=True), grad_cam.ScoreCAM),
-    "score-cam (scale first)": (lambda: ours.ScoreCAM(scale_first=True), torchcam.ScoreCAM),
-    "is-cam (scale first)": (lambda: ours.ISCAM(scale_first=True, steps=2), torchcam.ISCAM),
+    "score-cam (corners)": (CornersScoreCAM, grad_cam.ScoreCAM),
+    "score-cam (scale first)": (ScaleFirstScoreCAM, torchcam.ScoreCAM),
+    "is-cam (scale first)": (lambda: ScaleFirstISCAM(steps=2), torchcam.ISCAM),
     "ablation-cam": (ours.AblationCAM, grad_cam.AblationCAM),
 }
 #: A component's sign is arbitrary in grad-cam.

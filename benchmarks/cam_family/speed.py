@@ -24,6 +24,7 @@ import timm
 import torch
 import torchcam.methods as torchcam
 import torchvision
+from peer_variants import CornersScoreCAM, ScaleFirstScoreCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 import xai_abn
@@ -126,8 +127,8 @@ def masked(module: torch.nn.Module, channels: int, repeats: int) -> dict[str, di
     model = xai_abn.wrap(cut, layer="few")
     inputs = load_images(1)
     contenders = {
-        "score-cam, grad-cam": (ours.ScoreCAM(corners=True), grad_cam.ScoreCAM),
-        "score-cam, torchcam": (ours.ScoreCAM(scale_first=True), torchcam.ScoreCAM),
+        "score-cam, grad-cam": (CornersScoreCAM(), grad_cam.ScoreCAM),
+        "score-cam, torchcam": (ScaleFirstScoreCAM(), torchcam.ScoreCAM),
         "ablation-cam, grad-cam": (ours.AblationCAM(), grad_cam.AblationCAM),
     }
     found = {}

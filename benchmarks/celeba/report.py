@@ -23,7 +23,7 @@ from benchmarks.celeba.people import estimate, means, precisions, resampled, rou
 from benchmarks.celeba.regions import REGIONS
 from benchmarks.celeba.run import NETWORKS, RECIPE, SIZE
 from xai_abn.explainers import ABN, ABNClass, GradCAM
-from xai_abn.explainers.baselines import Centre
+from xai_abn.explainers.baselines import Center
 from xai_abn.metrics import energy_inside, polarity, relevance_rank_accuracy, upsample
 from xai_abn.metrics.objects import Objects
 from xai_abn.models.predictor import FastPredictor
@@ -80,7 +80,7 @@ def measure_network(model, name, images, has, shown, labels, drawn) -> dict:
     predict = FastPredictor(model)
     scores = torch.cat([predict(part) for part in images.split(200)])
     swapped = through_other_maps(model.module, images, has) if name in ("per-attribute", "signed") else None
-    methods = {f"{name}: {m.name}": m for m in MAPS[name]} | {f"{name}: centre": Centre()}
+    methods = {f"{name}: {m.name}": m for m in MAPS[name]} | {f"{name}: center": Center()}
     maps = {method: {k: np.full(has.shape, np.nan) for k in MEASURES} for method in methods}
     for t, (label, there) in enumerate(zip(labels, shown, strict=True)):
         inputs, region = images[there], [REGIONS.get(label)] * len(there)

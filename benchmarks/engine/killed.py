@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks._harness import machine, make_parser
 from xai_abn.benchmark import Store
 
-METHODS = "cam,grad-cam,centre,random-7,random-14,sobel"
+METHODS = "cam,grad-cam,center,random-7,random-14,sobel"
 METRICS = "deletion,insertion,pointing-game,energy-pointing-game"
 
 

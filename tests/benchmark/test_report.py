@@ -23,11 +23,11 @@ LABEL = "<b>&cat"
 PHOTOS = 12
 AXIS = [0.0, 0.25, 0.5, 0.75, 1.0]
 #: Probability of the target with no pixel changed, by method; deletion falls from it to 0 in a straight line.
-LEVELS = {"abn": 0.4, "cam": 0.6, "grad-cam": 0.8, "centre": 1.0}
+LEVELS = {"abn": 0.4, "cam": 0.6, "grad-cam": 0.8, "center": 1.0}
 METHODS = {
     name: {
-        "control": name == "centre",
-        "class_specific": name not in ("abn", "centre"),
+        "control": name == "center",
+        "class_specific": name not in ("abn", "center"),
         "layer": "features.3",
         "source": f"paper of {name}",
         "definition": f"what {name} does",
@@ -133,8 +133,8 @@ def test_the_best_method_is_no_control_and_a_better_control_is_told(run):
     best = [(c["metric"], c["method"]) for c in report.sections[0]["summary"] if c["best"]]
     assert ("deletion:test", "abn") in best
     assert ("insertion:test", "grad-cam") in best
-    assert cell(report, "insertion:test", "centre")["beats_best"]
-    assert "Controls that do at least as well as every method: centre on insertion" in report.html()
+    assert cell(report, "insertion:test", "center")["beats_best"]
+    assert "Controls that do at least as well as every method: center on insertion" in report.html()
 
 
 def test_each_method_is_tested_against_the_reference(run):
@@ -216,7 +216,7 @@ def test_models_are_named_before_their_methods_and_data_sets_stand_apart(tmp_pat
     report = make_report([*runs, write_run(tmp_path / "c.sqlite", data="voc")], gallery=2)
     assert [s["models"] for s in report.sections] == [["a", "b"], ["net"]]
     assert [m["name"] for m in report.sections[0]["methods"]][:2] == ["a: abn", "a: cam"]
-    assert [m["name"] for m in report.sections[0]["methods"]][-1] == "b: centre"
+    assert [m["name"] for m in report.sections[0]["methods"]][-1] == "b: center"
     assert report.sections[0]["reference"] == "a: abn"
     assert "a, b on coco" in report.html()
     with pytest.raises(UnknownNameError, match="a: abn"):
@@ -355,7 +355,7 @@ def test_the_command_prints_the_summary_and_the_paths(run):
     assert found.exit_code == 0, found.output
     assert re.search(r"cam +0\.317 \[0\.3\d\d, 0\.3\d\d\]", found.output)
     assert "(1 flat)" in found.output
-    assert "centre (control)" in found.output
+    assert "center (control)" in found.output
     assert (run.parent / "out" / "report.html").is_file()
 
 
@@ -417,8 +417,8 @@ def test_a_heading_sorts_up_then_down_and_controls_stay_apart(browser, run, how)
         sorted_by = "document.querySelector('table.summary th:nth-child(2)').getAttribute('aria-sort')"
         return browser.execute_script(f"return [{sorted_by}, {names}]")
 
-    assert order() == ["ascending", ["abn", "cam", "grad-cam", "centre"]]
-    assert order() == ["descending", ["grad-cam", "cam", "abn", "centre"]]
+    assert order() == ["ascending", ["abn", "cam", "grad-cam", "center"]]
+    assert order() == ["descending", ["grad-cam", "cam", "abn", "center"]]
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -31,7 +31,7 @@ from xai_abn.metrics import average_drop, upsample
 from xai_abn.models.predictor import FastPredictor
 from xai_abn.networks.checkpoint import fingerprint
 
-METHODS = ["cam", "grad-cam", "centre", "uniform"]
+METHODS = ["cam", "grad-cam", "center", "uniform"]
 METRICS = ["deletion", "insertion", "pointing-game", "energy-confusion", "object-recall", "max-box-acc", "gini"]
 
 
@@ -147,7 +147,7 @@ def test_a_new_method_or_metric_adds_only_its_own_values(gap_net, photos, tmp_pa
 
     monkeypatch.setattr(Scorer, "score", spy)
     run(gap_net, photos, path)
-    assert asked[0]["deletion:xai-abn"] == ("grad-cam", "centre", "uniform")
+    assert asked[0]["deletion:xai-abn"] == ("grad-cam", "center", "uniform")
     assert asked[0]["gini:raw-map"] == tuple(METHODS)
     run(gap_net, photos, tmp_path / "whole.sqlite")
     assert values(path)[0] == values(tmp_path / "whole.sqlite")[0]

@@ -22,7 +22,7 @@ def here(gap_net, monkeypatch, tmp_path):
     make_photos(tmp_path / "set")
 
 
-BASE = ("benchmark", "--data", "coco:set", "--model", "small", "--methods", "cam,centre", "--metrics", "deletion,gini")
+BASE = ("benchmark", "--data", "coco:set", "--model", "small", "--methods", "cam,center", "--metrics", "deletion,gini")
 
 
 def test_a_benchmark_from_shards_to_report(tmp_path):
@@ -51,7 +51,7 @@ def test_torchruns_environment_splits_the_work(monkeypatch):
 def test_torchrun_itself_splits_the_work(tmp_path):
     """``torchrun --nproc-per-node 2`` gives two shards that merge into the whole run."""
     module = ["-m", "xai_abn.cli", "benchmark", "--data", "coco:set", "--model", "abn-lite0", "--limit", "4"]
-    rest = ["--methods", "abn,centre", "--metrics", "gini,object-recall", "--output", "t.sqlite"]
+    rest = ["--methods", "abn,center", "--metrics", "gini,object-recall", "--output", "t.sqlite"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *module, *rest]
     subprocess.run(launch, check=True, cwd=tmp_path, capture_output=True, timeout=300)
     assert call("merge", "t.sqlite", "t.1-of-2.sqlite", "t.2-of-2.sqlite")[1].startswith("t.sqlite: 4 photos")

@@ -11,8 +11,8 @@ import torch
 
 from xai_abn import explainers
 from xai_abn.errors import UnsupportedModelError
-from xai_abn.explainers import Explainer
-from xai_abn.pipeline import explain, make_explainers
+from xai_abn.explainers import Explainer, make_explainers
+from xai_abn.pipeline import explain
 
 NAMES = explainers.names()
 TARGETS = torch.tensor([3, 1, 4])
@@ -230,9 +230,10 @@ def test_records_are_complete(case, photo):
     """Every explanation tells method, layer, target, probability, versions, and is class-specific or not."""
     name, models = case
     for model in models:
-        record = explain(model, photo, make(name))[name]
-        assert record.method == name
-        assert record.layer or explainers.get(name).control  # controls read no layer
+        explainer = make(name)
+        record = explain(model, photo, explainer)[explainer.spec]
+        assert record.method == explainer.spec
+        assert record.layer or explainers.get(name).baseline  # baselines read no layer
         assert record.versions["torch"] == torch.__version__
         assert 0 <= record.probability <= 1
         assert record.class_specific == explainers.get(name).class_specific
@@ -249,7 +250,7 @@ def test_a_new_method_is_one_class_with_one_function(resnet18, photo):
 
     @explainers.register("test-mean")
     class Mean(Explainer):
-        def explain(self, forward_pass, targets):
+        def compute(self, forward_pass, targets):
             return forward_pass.activations(self.layer_of(forward_pass.model)).mean(dim=1)
 
     try:
@@ -258,7 +259,7 @@ def test_a_new_method_is_one_class_with_one_function(resnet18, photo):
         with pytest.raises(ValueError, match="registered already"):
             explainers.register("test-mean")(Mean)
     finally:
-        explainers.base.explainers._items.pop("test-mean")
+        explainers.base.EXPLAINERS._items.pop("test-mean")
 
 
 def test_methods_are_given_once(resnet18):

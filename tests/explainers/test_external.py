@@ -15,8 +15,7 @@ from xai_abn.benchmark import Store, benchmark
 from xai_abn.datasets import read_data
 from xai_abn.errors import InvalidInputError, RunError, UnknownNameError
 from xai_abn.explainers.base import run_pass
-from xai_abn.explainers.external import CaptumExplainer, GradCAMExplainer, TorchCAMExplainer
-from xai_abn.explainers.map_folder import MapFolder
+from xai_abn.explainers.external import CaptumExplainer, GradCAMExplainer, MapFolder, TorchCAMExplainer
 
 TARGETS = torch.tensor([3, 1, 4])
 
@@ -129,7 +128,7 @@ def test_adapted_methods_in_explain_and_in_a_benchmark(gap_net, tmp_path, grad_c
     assert record.parameters["method"] == "Saliency"
     assert record.parameters["abs"] is False
     assert record.parameters["library"].startswith("captum ")
-    methods = [method, GradCAMExplainer("layer-cam", grad_cam.LayerCAM), "centre"]
+    methods = [method, GradCAMExplainer("layer-cam", grad_cam.LayerCAM), "center"]
     run = tmp_path / "run.sqlite"
     benchmark(gap_net, read_data(f"folder:{tmp_path / 'set'}"), methods, ["gini", "deletion"], run)
     assert benchmark(gap_net, read_data(f"folder:{tmp_path / 'set'}"), methods, ["gini"], run).known == 2
@@ -170,7 +169,7 @@ def test_maps_from_a_folder(gap_net, maps, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"b.png: no map for it, looked for .*b\.npy"),
+        (None, r"b.png: no map found at .*b\.npy"),
         (np.zeros((2, 5, 6)), r"b.png: its map .* must be numbers \(h, w\), got \(2, 5, 6\)"),
         (np.full((5, 6), np.nan), "b.png: its map .* not finite"),
         (np.zeros((6, 5)), r"b.png: its map has shape \(6, 5\), that of .*a.png \(5, 6\)"),
@@ -196,9 +195,9 @@ def test_no_map_serves_two_pictures(gap_net, maps, tmp_path, inputs):
     np.save(maps / "cats" / "a.npy", np.ones((5, 6)))
     shared = gap_net.forward_pass(inputs[:2], sources=["cats/a.jpg", "a.jpg"])
     assert explainer.explain(shared, TARGETS[:2])[0].min() == 1
-    with pytest.raises(InvalidInputError, match=r"b\.npy would serve x/b\.jpg and dogs/b\.jpg"):
+    with pytest.raises(InvalidInputError, match=r"b\.npy belongs to both x/b\.jpg and dogs/b\.jpg"):
         explainer.explain(gap_net.forward_pass(inputs[:2], sources=["x/b.jpg", "dogs/b.jpg"]), TARGETS[:2])
-    with pytest.raises(InvalidInputError, match="mine reads maps by the pictures' names"):
+    with pytest.raises(InvalidInputError, match="mine finds maps by the names of the images"):
         explainer.explain(gap_net.forward_pass(inputs), TARGETS)
     with pytest.raises(InvalidInputError, match=r"no \.cam\.npy files there"):
         MapFolder(maps, ending=".cam.npy")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from xai_abn.errors import InvalidInputError, UnsupportedModelError
+from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.explainers import CAM, GradCAM, run_pass
 from xai_abn.heatmaps import upsample
 from xai_abn.integrations import CaptumStyle, explain_func
@@ -39,9 +39,9 @@ def test_bad_calls_are_refused(resnet18, inputs):
         method.attribute(inputs, target=1000)
     with pytest.raises(UnsupportedModelError, match="needs an Attention Branch Network"):
         CaptumStyle(resnet18, "abn").attribute(inputs)
-    with pytest.raises(InvalidInputError, match="cam does not take colour"):
+    with pytest.raises(UnknownNameError, match="unknown setting 'colour'"):
         explain_func(resnet18, inputs, [1, 2, 3], method="cam", colour="red")
-    with pytest.raises(InvalidInputError, match="cam is made already; it takes no layer"):
+    with pytest.raises(InvalidInputError, match="cam is an explainer already; it takes no layer"):
         explain_func(resnet18, inputs, [1, 2, 3], method=CAM(), layer="layer4")
 
 

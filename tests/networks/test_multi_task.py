@@ -269,7 +269,7 @@ def test_methods_read_the_features_in_front_of_the_maps(model, network, inputs):
 def test_layers_behind_the_maps_are_refused(model, inputs, layer):
     """They run once for each attribute: no output belongs to an image."""
     with pytest.raises(UnsupportedModelError, match=r"once for each attribute.*feature_extractor.layer3"):
-        run_pass(model, inputs, [xai_abn.explainers.GradCAM(layer)])
+        run_pass(model, inputs, [xai_abn.explainers.GradCAM(layer=layer)])
 
 
 def test_a_made_up_score_has_no_attribute(model, inputs):

@@ -15,17 +15,10 @@ class Brightness(Explainer):
     """How bright the picture is, at every pixel of the network's input."""
 
     class_specific = False
+    reads_layer = False
     source = "the example plug-in"
 
-    def layers(self, model: xai_abn.ModelAdapter) -> tuple[str, ...]:
-        """Return nothing: only the input is read."""
-        return ()
-
-    def layer_of(self, model: xai_abn.ModelAdapter) -> str:
-        """Return the name recorded with the map."""
-        return "input"
-
-    def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+    def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the mean of the channels, (N, H, W)."""
         return forward_pass.inputs.mean(dim=1)
 

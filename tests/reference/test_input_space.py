@@ -18,15 +18,14 @@ from torch import nn
 import xai_abn
 from xai_abn import explainers
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
-from xai_abn.explainers.captum_perturbations import closeness
-from xai_abn.explainers.input_space import InputSpaceExplainer
-from xai_abn.explainers.superpixels import superpixels
+from xai_abn.explainers.captum_methods import CaptumMethod
+from xai_abn.explainers.perturbation import similarity, superpixels
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.captum_copy import SeparateWindows, separate_windows, unshared
 from xai_abn.seeding import seeded
 
 SIDE = 24
-METHODS = [n for n in explainers.names() if issubclass(explainers.get(n), InputSpaceExplainer)]
+METHODS = [n for n in explainers.names() if issubclass(explainers.get(n), CaptumMethod) or n == "rise"]
 
 
 class PlainNet(nn.Module):
@@ -92,7 +91,7 @@ TARGETS = torch.tensor([3, 1])
 
 
 def shared_pass(model, explainer, pictures):
-    return model.forward_pass(pictures, explainer.layers(model), gradients=explainer.needs_gradient)
+    return model.forward_pass(pictures, explainer.layers_read(model), gradients=explainer.needs_gradient)
 
 
 def spread(picture, share):
@@ -126,7 +125,7 @@ def over_superpixels(kind, **more):
 
 
 def lime(net):
-    return captum.attr.Lime(net, SkLearnRidge(alpha=1.0), closeness)
+    return captum.attr.Lime(net, SkLearnRidge(alpha=1.0), similarity)
 
 
 #: Arguments of ours, and captum called by hand in the usual way: the network itself, and a target.
@@ -332,11 +331,13 @@ def test_guided_backprop_equals_a_network_written_with_guided_relus(pictures):
 @pytest.mark.parametrize("layer", [None, "layer3", "layer4.0.bn2"])
 def test_guided_grad_cam_is_the_product(resnet18, inputs, layer):
     """Guided backpropagation times our Grad-CAM, enlarged; also at a layer whose output is changed in place."""
-    explainer = explainers.GuidedGradCAM(layer)
+    explainer = explainers.GuidedGradCAM(layer=layer)
     targets = torch.tensor([3, 1, 4])
     shared = shared_pass(resnet18, explainer, inputs)
     guided = explainers.GuidedBackprop().attributions(shared, targets)
-    enlarged = F.interpolate(explainers.GradCAM(layer).explain(shared, targets)[:, None], (64, 64), mode="bilinear")
+    enlarged = F.interpolate(
+        explainers.GradCAM(layer=layer).explain(shared, targets)[:, None], (64, 64), mode="bilinear"
+    )
     found = explainer.attributions(shared, targets)
     torch.testing.assert_close(found, guided * enlarged, rtol=1e-3, atol=1e-5 * float(found.abs().max()))
 
@@ -346,7 +347,7 @@ def test_rise_equals_the_paper_written_out(plain, pictures):
     explainer = explainers.RISE(masks=30, side=5, keep=0.4, seed=3, batch_size=7)
     found = explainer.explain(plain.forward_pass(pictures), TARGETS)
     cell = math.ceil(SIDE / 5)
-    grids, shifts = explainer.choices((cell, cell))
+    grids, shifts = explainer.random_grids((cell, cell))
     expected = torch.zeros(2, SIDE, SIDE, dtype=torch.float64)
     for grid, (down, right) in zip(grids.numpy(), shifts.tolist(), strict=True):
         large = resize(grid, (6 * cell, 6 * cell), order=1, mode="reflect", anti_aliasing=False)
@@ -371,10 +372,18 @@ def test_rise_masks_are_shared_seeded_and_kept_at_the_given_share(pictures):
     assert not torch.equal(whole, other)
 
 
-@pytest.mark.parametrize("arguments", [{"masks": 0}, {"side": 0}, {"keep": 0.0}, {"keep": 1.5}])
-def test_rise_refuses_senseless_masks(arguments):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"masks": 0}, "masks must be greater than or equal to 1, got 0"),
+        ({"side": 0}, "side must be greater than or equal to 1, got 0"),
+        ({"keep": 0.0}, r"keep must be greater than 0, got 0\.0"),
+        ({"keep": 1.5}, r"keep must be less than or equal to 1, got 1\.5"),
+    ],
+)
+def test_rise_refuses_senseless_masks(arguments, message):
     """No masks, no cells, or a share outside (0, 1] are refused."""
-    with pytest.raises(InvalidInputError, match="keep in"):
+    with pytest.raises(InvalidInputError, match=message):
         explainers.RISE(**arguments)
 
 
@@ -507,16 +516,16 @@ def test_limes_kernel_is_the_published_one():
     left = torch.tensor([[1, 0, 1, 1, 0, 0, 1, 0]])
     distance = 1 - F.cosine_similarity(left.double(), torch.ones(1, 8).double())
     expected = float(torch.exp(-(distance**2) / 0.25**2).sqrt())
-    assert closeness(left, left, left) == pytest.approx(expected, rel=1e-6)
-    assert closeness(left, left, torch.ones(1, 8)) == 1
+    assert similarity(left, left, left) == pytest.approx(expected, rel=1e-6)
+    assert similarity(left, left, torch.ones(1, 8)) == 1
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_settings_are_recorded(name):
     """Whatever changes the map and can be chosen is in the record."""
     explainer = explainers.get(name)()
-    chosen = {k for k in vars(explainer) if k not in ("layer", "batch_size") and getattr(explainer, k) is not None}
-    assert chosen <= set(explainer.parameters)
+    chosen = {option for option, _, _ in explainer.describe()} - {"batch_size"}
+    assert chosen <= set(explainer.options)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -20,13 +20,12 @@ from xai_abn.benchmark.store import Store, key_of
 from xai_abn.benchmark.trials import Photo, class_indices, short_names
 from xai_abn.datasets.annotated import AnnotatedData, AnnotatedImage
 from xai_abn.errors import DatasetError, InvalidInputError, NonFiniteError, RunError, XaiAbnError
-from xai_abn.explainers import Explainer
+from xai_abn.explainers import Explainer, make_explainers
 from xai_abn.metrics.base import Metric, Needs, Subject
 from xai_abn.metrics.base import get as get_metric
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.predictor import FastPredictor
 from xai_abn.networks.checkpoint import fingerprint
-from xai_abn.pipeline import make_explainers
 
 #: Side of the pictures kept for the report, in pixels.
 VIEW = 320
@@ -126,7 +125,7 @@ def benchmark(
         >>> from xai_abn.datasets import read_data
         >>> from xai_abn.benchmark import benchmark
         >>> model, data = xai_abn.load_model(), read_data("folder:photos")
-        >>> summary = benchmark(model, data, ["abn", "cam", "centre"], ["deletion", "insertion"], "run.sqlite")
+        >>> summary = benchmark(model, data, ["abn", "cam", "center"], ["deletion", "insertion"], "run.sqlite")
     """
     started, settings = time.perf_counter(), settings or Settings()
     run = _Run(model, data, methods, metrics, settings)
@@ -158,7 +157,7 @@ class _Run:
         self.preprocess = replace(model.preprocess, crop=settings.crop)
         if data.picture_size is not None:
             self.preprocess = replace(self.preprocess, crop="squash", size=data.picture_size)
-        self.methods = {e.name: e for e in make_explainers(model, list(methods))}
+        self.methods = {e.spec: e for e in make_explainers(model, list(methods))}
         chosen = [get_metric(name) for name in metrics]
         self.metrics = {m.full_name: m for m in chosen}
         if not self.metrics or len(self.metrics) < len(chosen):
@@ -297,12 +296,12 @@ def _metric_record(model: ModelAdapter, metric: Metric, size: int) -> dict[str, 
 def _method_record(model: ModelAdapter, explainer: Explainer) -> dict[str, Any]:
     return {
         "class": type(explainer).__name__,
-        "control": explainer.control,
+        "control": explainer.baseline,
         "class_specific": explainer.is_class_specific(model),
         "layer": explainer.layer_of(model),
         "source": explainer.source,
         "definition": (type(explainer).__doc__ or "").strip().split("\n")[0],
-        "parameters": dict(explainer.parameters),
+        "parameters": explainer.options,
     }
 
 

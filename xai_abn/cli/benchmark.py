@@ -25,8 +25,9 @@ def command(
         typer.Option("--data", "-d", help="coco:DIR, voc:DIR, imagenet-boxes:CSV or folder:DIR.", metavar="KIND:PATH"),
     ],
     methods: Annotated[
-        str, typer.Option("--methods", "-M", help="Comma-separated; see 'xai-abn list methods'.")
-    ] = "abn,abn-class,grad-cam,centre,random-14",
+        str,
+        typer.Option("--methods", "-M", help="Comma-separated: cam,rise:masks=500; see 'xai-abn list methods'."),
+    ] = "abn,abn-class,grad-cam,center,random-14",
     metrics: Annotated[
         str,
         typer.Option("--metrics", help="Comma-separated NAME or NAME:PROTOCOL; see 'xai-abn list metrics'."),
@@ -65,7 +66,7 @@ def command(
     run = shard_file(output, part)
     with progress_bar("measuring") as progress:
         summary = benchmark(
-            adapter, photos, _listed(methods), _listed(metrics), run, settings, command=_command(), progress=progress
+            adapter, photos, [methods], _listed(metrics), run, settings, command=_command(), progress=progress
         )
     _report(summary)
 

@@ -27,7 +27,11 @@ def command(
     ],
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", "-M", help="Method, repeatable or comma-separated; see 'xai-abn list methods'."),
+        typer.Option(
+            "--method",
+            "-M",
+            help="Methods, comma-separated or repeated: cam,rise:masks=500; see 'xai-abn list methods'.",
+        ),
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -66,8 +70,7 @@ def command(
     if not sources:
         _finish(failures, len(failures))
         return
-    methods = [name.strip() for text in method or [] for name in text.split(",") if name.strip()] or None
-    records, failed = _run(model, weights, device, methods, layer, (target or [], versus), sources, folder)
+    records, failed = _run(model, weights, device, method or None, layer, (target or [], versus), sources, folder)
     failures += failed
     if as_json:
         failed_json = [{"source": s, "error": e} for s, e in failures]
@@ -102,8 +105,9 @@ def _run(
     folder: OutputFolder,
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Explain and save each picture; return a record per map, and the failures."""
+    from xai_abn.explainers import make_explainers
     from xai_abn.models.zoo import load_model
-    from xai_abn.pipeline import explain_each, make_explainers
+    from xai_abn.pipeline import explain_each
 
     model = load_model(spec, weights=weights, device=device)
     chosen = make_explainers(model, methods, layer)

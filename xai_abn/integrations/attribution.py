@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from xai_abn.errors import InvalidInputError
-from xai_abn.explainers import Explainer, get, run_pass
+from xai_abn.explainers import Explainer, make_explainers, parse_spec, run_pass
 from xai_abn.heatmaps import upsample
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.adapter import ModelAdapter, wrap
-from xai_abn.pipeline import make_explainers
 
 
 class CaptumStyle:
@@ -99,12 +98,9 @@ def explain_func(
 def _with_settings(method: str | Explainer, settings: dict[str, Any]) -> Explainer:
     if isinstance(method, Explainer):
         if settings:
-            raise InvalidInputError(f"{method.name} is made already; it takes no {', '.join(settings)}")
+            raise InvalidInputError(f"{method.spec} is an explainer already; it takes no {', '.join(settings)}")
         return method
-    try:
-        return get(method)(**settings)
-    except TypeError as error:
-        raise InvalidInputError(f"{method} does not take {', '.join(settings)}: {error}") from error
+    return parse_spec(method).replace(**settings)
 
 
 def _wrapped(module: nn.Module, inputs: Tensor) -> ModelAdapter:

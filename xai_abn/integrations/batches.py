@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from xai_abn.errors import ImageLoadError, InvalidInputError, XaiAbnError
-from xai_abn.explainers import Explainer
+from xai_abn.explainers import Explainer, make_explainers
 from xai_abn.images.loading import decode_image
 from xai_abn.images.preprocess import PreparedImage, Preprocess
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.zoo import load_model
-from xai_abn.pipeline import ImageExplanations, Target, explain_prepared, make_explainers, prepare
+from xai_abn.pipeline import ImageExplanations, Target, explain_prepared, prepare
 
 _ERRORS = ("raise", "record")
 
@@ -117,14 +117,14 @@ class BatchExplainer:
     ) -> dict[str, Sequence[Any]]:
         """Return the new columns; of pictures that failed, None in all but ``error``."""
         good = [None if isinstance(row, XaiAbnError) else row for row in rows]
-        asked = next((m.name for m in methods if m.is_class_specific(model)), methods[0].name)
+        asked = next((m.spec for m in methods if m.is_class_specific(model)), methods[0].spec)
         columns: dict[str, Sequence[Any]] = {
             "label": [row and row[asked].label for row in good],
             "probability": [row and row[asked].probability for row in good],
         }
         for method in methods:
-            maps = [None if row is None else row[method.name].map for row in good]
-            columns[f"{method.name}_map"] = _stacked(maps) if self.errors == "raise" else _listed(maps)
+            maps = [None if row is None else row[method.spec].map for row in good]
+            columns[f"{method.spec}_map"] = _stacked(maps) if self.errors == "raise" else _listed(maps)
         if self.errors == "record":
             columns["error"] = [row.line if isinstance(row, XaiAbnError) else None for row in rows]
         return columns
