@@ -19,12 +19,17 @@ import timm
 import torch
 import torchcam.methods as torchcam
 import torchvision
-from peer_variants import CornersScoreCAM, EpsilonGradCAMPlusPlus, ScaleFirstISCAM, ScaleFirstScoreCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_kernel
 
 import xai_abn
 from benchmarks._harness import densenet_out_of_place, machine, make_parser, write_json
+from benchmarks.cam_family.peer_variants import (
+    CornersScoreCAM,
+    EpsilonGradCAMPlusPlus,
+    ScaleFirstISCAM,
+    ScaleFirstScoreCAM,
+)
 from xai_abn import explainers as ours
 from xai_abn.heatmaps import unit_range, upsample
 from xai_abn.images.loading import load_image

@@ -24,11 +24,11 @@ import timm
 import torch
 import torchcam.methods as torchcam
 import torchvision
-from peer_variants import CornersScoreCAM, ScaleFirstScoreCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 import xai_abn
 from benchmarks._harness import machine, make_parser, ratios, time_in_turns, write_json
+from benchmarks.cam_family.peer_variants import CornersScoreCAM, ScaleFirstScoreCAM
 from xai_abn import explainers as ours
 from xai_abn.heatmaps import unit_range, upsample
 from xai_abn.images.loading import load_image

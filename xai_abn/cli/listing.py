@@ -27,11 +27,15 @@ def command(
     weights: Annotated[
         str | None, typer.Option(help="For layers: weights file, or 'random'.", metavar="FILE|random")
     ] = None,
-    search: Annotated[str, typer.Option("--search", "-s", help="Show only names that contain this.")] = "",
+    search: Annotated[str, typer.Option("--search", "-s", help="Show only names that contain this text.")] = "",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="For methods: list the options of each.")] = False,
 ) -> None:
-    """List the methods, the metrics, the models, networks to train, or a model's layers."""
+    """List the methods, metrics, models, networks to train, or the layers of a model."""
     from xai_abn.cli.table import print_table
 
+    if subject is Subject.METHODS and verbose:
+        print_table(("method", "option", "default", "meaning"), _method_options(search))
+        return
     rows = [row for row in _BUILDERS[subject](model, weights) if search.casefold() in row[0].casefold()]
     print_table(_COLUMNS[subject], rows)
 
@@ -50,6 +54,19 @@ def _methods(model: str, weights: str | None) -> list[tuple[str, ...]]:
 
     classes = [(name, explainers.get(name)) for name in explainers.names()]
     return [(n, "yes" if c.class_specific else "no", "yes" if c.needs_gradient else "no", c.source) for n, c in classes]
+
+
+def _method_options(search: str) -> list[tuple[str, str, str, str]]:
+    """Return, for each method whose name contains a text, one row about the method and one for each option."""
+    from xai_abn import explainers
+
+    rows = []
+    for name in explainers.names():
+        if search.casefold() in name.casefold():
+            kind = explainers.get(name)
+            rows.append((name, "", "", (inspect.getdoc(kind) or kind.source).splitlines()[0]))
+            rows += [("", *option) for option in kind.describe()]
+    return rows
 
 
 def _metrics(model: str, weights: str | None) -> list[tuple[str, ...]]:
