@@ -26,6 +26,7 @@ from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers import CAM, GradCAM
 from xai_abn.heatmaps import unit_range, upsample
 from xai_abn.images.loading import load_image
+from xai_abn.models.forward_pass import ForwardPass
 
 NETWORKS = ("resnet18", "resnet50", "efficientnet_b0", "vgg11_bn", "densenet121", "densenet121, ReLU not in place")
 IMAGES = ("astronaut", "cat", "coffee", "rocket")
@@ -82,7 +83,9 @@ def compare_network(name: str) -> dict[str, float | None]:
     }
 
 
-def compare_cam(module, model, shared, inputs: torch.Tensor, targets: list[int]) -> float | None:
+def compare_cam(
+    module: torch.nn.Module, model: xai_abn.ModelAdapter, shared: ForwardPass, inputs: torch.Tensor, targets: list[int]
+) -> float | None:
     """Against torchcam's CAM, where the layer it hooks is what is pooled."""
     if not describes(shared, targets) or (model.target_layer == "features" and "DenseNet" in type(module).__name__):
         return None  # DenseNet pools a functional ReLU of the layer, which torchcam cannot hook
@@ -93,7 +96,7 @@ def compare_cam(module, model, shared, inputs: torch.Tensor, targets: list[int])
     return difference(normalized(ours.relu()), normalized(theirs.relu()))
 
 
-def plain_cam(model, shared, targets: list[int]) -> float | None:
+def plain_cam(model: xai_abn.ModelAdapter, shared: ForwardPass, targets: list[int]) -> float | None:
     """Against the sum written out channel by channel, relative to the largest value."""
     if not describes(shared, targets):
         return None
@@ -108,7 +111,7 @@ def plain_cam(model, shared, targets: list[int]) -> float | None:
     return difference(ours / plain.abs().max(), plain / plain.abs().max())
 
 
-def describes(shared, targets: list[int]) -> bool:
+def describes(shared: ForwardPass, targets: list[int]) -> bool:
     try:
         CAM().explain(shared, torch.tensor(targets))
     except UnsupportedModelError:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytorch_grad_cam as grad_cam
 import timm
@@ -69,14 +71,19 @@ SIGNLESS = ("eigen-cam", "eigengrad-cam", "kpca-cam", "kpca-cam (its function in
 
 def networks() -> dict[str, Callable[[int], torch.nn.Module]]:
     def vit(size: int) -> torch.nn.Module:
-        return timm.create_model("vit_tiny_patch16_224", img_size=size)
-
-    def torchvision_vit(size: int) -> torch.nn.Module:
-        network = torchvision.models.VisionTransformer(size, 16, 6, 4, 128, 512)
-        torch.nn.init.normal_(network.heads.head.weight, std=0.1)
+        network: torch.nn.Module = timm.create_model("vit_tiny_patch16_224", img_size=size)
         return network
 
-    plain = {n: lambda _, n=n: torchvision.models.get_model(n) for n in ("resnet18", "resnet50", "densenet121")}
+    def torchvision_vit(size: int) -> torch.nn.Module:
+        network: torch.nn.Module = torchvision.models.VisionTransformer(size, 16, 6, 4, 128, 512)
+        torch.nn.init.normal_(network.get_parameter("heads.head.weight"), std=0.1)
+        return network
+
+    def plain_network(name: str, _: int) -> torch.nn.Module:
+        network: torch.nn.Module = torchvision.models.get_model(name)
+        return network
+
+    plain = {n: partial(plain_network, n) for n in ("resnet18", "resnet50", "densenet121")}
     return {**plain, "vit_tiny (timm)": vit, "vit (torchvision)": torchvision_vit}
 
 
@@ -106,11 +113,11 @@ def main() -> None:
     write_json(arguments.output, result)
 
 
-def compare(module: torch.nn.Module, size: int, methods: dict) -> dict[str, float | str]:
+def compare(module: torch.nn.Module, size: int, methods: dict[str, Any]) -> dict[str, float | str]:
     torch.manual_seed(0)
     for member in module.modules():
-        if hasattr(member, "reset_parameters"):
-            member.reset_parameters()
+        if callable(reset := getattr(member, "reset_parameters", None)):
+            reset()
     model = xai_abn.wrap(module)
     model.preprocess = replace(model.preprocess, size=size)
     inputs = torch.stack([model.preprocess(load_image(f"example:{p}")).tensor for p in IMAGES])
@@ -146,14 +153,16 @@ def gap(raw: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     return (unit_range(upsample(unit_range(raw.relu()), size)) - unit_range(theirs)).abs().amax(dim=(1, 2))
 
 
-def peer_maps(peer, model, inputs: torch.Tensor, targets: list[int]) -> torch.Tensor:
+def peer_maps(peer: Any, model: xai_abn.ModelAdapter, inputs: torch.Tensor, targets: list[int]) -> torch.Tensor:
+    maps: torch.Tensor
     module = model.module
     if peer is torchcam.LeGrad:
-        if not hasattr(module, "encoder"):
+        if not isinstance(module, torchvision.models.VisionTransformer):
             raise NotImplementedError("peer refuses")
         with peer(module, list(module.encoder.layers)) as extractor:
             module(inputs)
-            return extractor(targets, normalized=False)[0].detach()
+            maps = extractor(targets, normalized=False)[0].detach()
+        return maps
     layer = module.get_submodule(model.target_layer)
     if peer == "float64":
         activations = model.forward_pass(inputs, [model.target_layer]).activations(model.target_layer)
@@ -165,8 +174,8 @@ def peer_maps(peer, model, inputs: torch.Tensor, targets: list[int]) -> torch.Te
         if peer is grad_cam.AblationCAM and reshape is not None:
             extra["ablation_layer"] = grad_cam.ablation_layer.AblationLayerVit()
         with peer(model=module, target_layers=[layer], reshape_transform=reshape, **extra) as extractor:
-            maps = extractor(inputs, [ClassifierOutputTarget(t) for t in targets])
-        return torch.from_numpy(maps)
+            maps = torch.from_numpy(extractor(inputs, [ClassifierOutputTarget(t) for t in targets]))
+        return maps
     extra = {"num_samples": 2} if peer is torchcam.ISCAM else {}
     if reshape is not None:
         if peer is torchcam.FinerCAM:
@@ -175,7 +184,8 @@ def peer_maps(peer, model, inputs: torch.Tensor, targets: list[int]) -> torch.Te
             raise NotImplementedError("")
     with peer(module, model.target_layer, **extra) as extractor:
         scores = module(inputs)
-        return extractor(targets, scores, normalized=True)[0].detach()
+        maps = extractor(targets, scores, normalized=True)[0].detach()
+    return maps
 
 
 if __name__ == "__main__":

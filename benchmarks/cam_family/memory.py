@@ -8,6 +8,7 @@ Costly methods get small settings (a few masks, samples, channels): every call s
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import psutil
 import timm
@@ -19,7 +20,7 @@ from xai_abn import explainers
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.images.preprocess import Preprocess
 
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "integrated-gradients": {"steps": 2},
     "smooth-grad": {"samples": 2},
     "var-grad": {"samples": 2},
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def models() -> list[xai_abn.ModelAdapter]:
-    def network(name: str, **options) -> torch.nn.Module:
+    def network(name: str, **options: Any) -> torch.nn.Module:
         return timm.create_model(name, num_classes=10, **options).eval()
 
     small = {"channels": (8, 12, 16, 24)}

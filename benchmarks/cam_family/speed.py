@@ -18,6 +18,7 @@ import json
 import statistics
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytorch_grad_cam as grad_cam
 import timm
@@ -55,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
-    result: dict = {**machine(), "ten": {}, "masked": {}}
+    result: dict[str, Any] = {**machine(), "ten": {}, "masked": {}}
     for name in arguments.networks:
         build = NETWORKS[name]
         torch.manual_seed(0)
@@ -135,15 +136,15 @@ def masked(module: torch.nn.Module, channels: int, repeats: int) -> dict[str, di
     for title, (explainer, peer) in contenders.items():
         maps: dict[str, torch.Tensor] = {}
 
-        def ours_(explainer: ours.Explainer = explainer, maps: dict = maps) -> None:
+        def ours_(explainer: ours.Explainer = explainer, maps: dict[str, Any] = maps) -> None:
             maps["ours"] = explainer.explain(ours.run_pass(model, inputs, [explainer]), torch.tensor([3]))
 
-        def theirs(peer: type = peer, maps: dict = maps) -> None:
+        def theirs(peer: type = peer, maps: dict[str, Any] = maps) -> None:
             maps["theirs"] = run_peer(peer, cut, inputs)
 
         times = time_in_turns({"ours": ours_, "theirs": theirs}, repeats)
         multiples = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
-        mine = unit_range(upsample(unit_range(maps["ours"]), maps["theirs"].shape[1:]))
+        mine = unit_range(upsample(unit_range(maps["ours"]), (maps["theirs"].shape[1], maps["theirs"].shape[2])))
         gap = float((mine - unit_range(maps["theirs"])).abs().max())
         found[title] = {"times ours": round(statistics.median(multiples), 2), "largest difference": gap}
     return found
@@ -158,21 +159,23 @@ class FewChannels(torch.nn.Module):
         name = xai_abn.wrap(network).target_layer
         network.get_submodule(name).register_forward_hook(self._cut)
 
-    def _cut(self, _module, _inputs, output: torch.Tensor) -> torch.Tensor:
+    def _cut(self, _module: torch.nn.Module, _inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         kept = self.few(output[:, : self.channels])
         return torch.cat([kept, output.new_zeros(len(kept), output.shape[1] - self.channels, *output.shape[2:])], 1)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        return self.network(inputs)
+        logits: torch.Tensor = self.network(inputs)
+        return logits
 
 
-def run_peer(peer, module: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+def run_peer(peer: Any, module: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     with contextlib.redirect_stderr(io.StringIO()):
         if peer.__module__.startswith("pytorch_grad_cam"):
             with peer(model=module, target_layers=[module.few]) as extractor:
                 return torch.from_numpy(extractor(inputs, [ClassifierOutputTarget(3)]))
         with torch.no_grad(), peer(module, "few") as extractor:
-            return extractor([3], module(inputs))[0]
+            maps: torch.Tensor = extractor([3], module(inputs))[0]
+            return maps
 
 
 if __name__ == "__main__":

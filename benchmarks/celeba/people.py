@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
@@ -9,7 +11,7 @@ def means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return weighted means (B, T) of values (N, T), NaN left out, under weights (B, N)."""
     there = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        return weights @ np.where(there, values, 0) / (weights @ there)
+        return np.asarray(weights @ np.where(there, values, 0) / (weights @ there))
 
 
 def precisions(scores: np.ndarray, has: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -37,7 +39,7 @@ def estimate(values: np.ndarray) -> dict[str, float]:
     return {"mean": kept[0].mean(), "low": low, "high": high}
 
 
-def rounded(value):
+def rounded(value: Any) -> Any:
     """Return a value for JSON: four digits, None for NaN."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -47,12 +50,13 @@ def main() -> None:
     machine()
     table = arguments.data / "faces.csv"
     data = read_pictures(TrainConfig(f"attributes:{table}", **RECIPE))
+    assert data.test is not None
     ((images, has, _),) = data.test.load([torch.arange(len(data.test))], torch.device("cpu"), None)
     with table.open(newline="") as file:
         persons = [row["identity"] for row in csv.DictReader(file) if row["split"] == "test"]
     draws = resampled(np.unique(persons, return_inverse=True)[1])
     shown = [positives(has[:, t]) for t in range(has.shape[1])]
-    found: dict[str, dict] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     drawn: dict[str, np.ndarray] = {}
     for name in NETWORKS:
         for folder in sorted(arguments.runs.glob(f"{name}-[0-9]*")):
@@ -75,7 +79,15 @@ def positives(has: torch.Tensor) -> torch.Tensor:
     return there[torch.linspace(0, len(there) - 1, min(LIMIT, len(there))).long()]
 
 
-def measure_network(model, name, images, has, shown, labels, drawn) -> dict:
+def measure_network(
+    model: xai_abn.ModelAdapter,
+    name: str,
+    images: torch.Tensor,
+    has: torch.Tensor,
+    shown: list[torch.Tensor],
+    labels: tuple[str, ...],
+    drawn: dict[str, np.ndarray],
+) -> dict[str, Any]:
     """Return probabilities (N, T), and of each kind of map the measures (N, T), NaN where there is none."""
     predict = FastPredictor(model)
     scores = torch.cat([predict(part) for part in images.split(200)])
@@ -105,7 +117,7 @@ def measure_network(model, name, images, has, shown, labels, drawn) -> dict:
     return {"scores": scores.numpy(), "maps": maps, "swapped": swapped}
 
 
-def through_other_maps(network, images: torch.Tensor, has: torch.Tensor) -> dict[str, float]:
+def through_other_maps(network: torch.nn.Module, images: torch.Tensor, has: torch.Tensor) -> dict[str, float]:
     """Return the accuracy where each attribute is looked at through the previous one's map, and its own map's mean."""
     answers: dict[str, list[torch.Tensor]] = {"previous": [], "flat": []}
     with torch.no_grad():
@@ -117,10 +129,12 @@ def through_other_maps(network, images: torch.Tensor, has: torch.Tensor) -> dict
     return {k: ((torch.cat(v) > 0) == (has > 0.5)).float().mean().item() for k, v in answers.items()}
 
 
-def summary(found: dict[str, list[dict]], has: np.ndarray, labels: tuple[str, ...], draws: np.ndarray) -> dict:
+def summary(
+    found: dict[str, list[dict[str, Any]]], has: np.ndarray, labels: tuple[str, ...], draws: np.ndarray
+) -> dict[str, Any]:
     """Return means, and differences with intervals, of everything measured."""
     share = has.mean(axis=0)
-    results: dict = {
+    results: dict[str, Any] = {
         "majority": dict(zip(labels, np.maximum(share, 1 - share), strict=True)),
         "networks": {},
         "maps_measured": {},
@@ -132,10 +146,10 @@ def summary(found: dict[str, list[dict]], has: np.ndarray, labels: tuple[str, ..
     for name, runs in found.items():
         right = np.stack([(run["scores"] > 0) == (has > 0.5) for run in runs]).mean(axis=0)
         sides = [np.where(has > 0.5, right, np.nan), np.where(has > 0.5, np.nan, right)]
-        one = {
-            "accuracy": lambda w, v=right: means(v, w),
-            "balanced": lambda w, s=sides: (means(s[0], w) + means(s[1], w)) / 2,
-            "average_precision": lambda w, r=runs: sum(precisions(run["scores"], has, w) for run in r) / len(r),
+        one: dict[str, Callable[[np.ndarray], Any]] = {
+            "accuracy": partial(means, right),
+            "balanced": partial(balanced, sides),
+            "average_precision": partial(mean_precision, [run["scores"] for run in runs], has),
         }
         for kind, function in one.items():
             stands[kind][name] = np.concatenate([function(once), function(draws)])
@@ -167,8 +181,21 @@ def summary(found: dict[str, list[dict]], has: np.ndarray, labels: tuple[str, ..
     return results
 
 
-def draw(path: Path, drawn: dict[str, np.ndarray], images, has, labels) -> None:
+def balanced(sides: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """Return the mean of the accuracies (B, T) with and without the attribute."""
+    return np.asarray(np.mean([means(side, weights) for side in sides], axis=0))
+
+
+def mean_precision(scores: list[np.ndarray], has: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return average precisions (B, T), the mean over seeds."""
+    return np.asarray(np.mean([precisions(one, has, weights) for one in scores], axis=0))
+
+
+def draw(
+    path: Path, drawn: dict[str, np.ndarray], images: torch.Tensor, has: torch.Tensor, labels: tuple[str, ...]
+) -> None:
     from matplotlib import pyplot as plt
+    from matplotlib.patches import Rectangle
 
     figure, axes = plt.subplots(len(drawn) + 1, len(labels), figsize=(1.5 * len(labels), 1.8 * (len(drawn) + 1)))
     for t, label in enumerate(labels):
@@ -182,7 +209,7 @@ def draw(path: Path, drawn: dict[str, np.ndarray], images, has, labels) -> None:
                 axis.imshow(drawn[name][t], cmap="jet", alpha=0.5)
             for left, top, right, bottom in REGIONS.get(label, ()) if not row else ():
                 box = (left * SIZE, top * SIZE), (right - left) * SIZE, (bottom - top) * SIZE
-                axis.add_patch(plt.Rectangle(*box, fill=False, color="red"))
+                axis.add_patch(Rectangle(*box, fill=False, color="red"))
             axis.set(xticks=[], yticks=[])
             if t == 0:
                 axis.set_ylabel(name.replace(": ", "\n"), fontsize=7)

@@ -55,6 +55,8 @@ def main() -> None:
     machine()
     source = f"attributes:{arguments.data / 'faces.csv'}"
     data = read_pictures(TrainConfig(source, **RECIPE))
+    assert data.validation is not None
+    assert data.test is not None
     print(f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images", flush=True)
     for seed in arguments.seeds:
         for name in arguments.networks:

@@ -18,6 +18,7 @@ import json
 import statistics
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -34,7 +35,7 @@ from xai_abn.training.learner import Learner
 from xai_abn.training.networks import build_network
 
 #: What is compared: settings of ``xai-abn train`` beside those all share; "wide" has an architecture of its own, too.
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {"mechanism": "none"},
     "residual": {"mechanism": "residual"},
     "product": {"mechanism": "product"},
@@ -88,19 +89,19 @@ def train_one(arguments: argparse.Namespace, name: str, seed: int) -> None:
     print(f"\n{folder.name}: {result['final']['test_accuracy']:.4f} in {result['training_seconds'] / 60:.0f} min")
 
 
-def settings_of(arch: str, epochs: int, name: str, seed: int) -> dict:
+def settings_of(arch: str, epochs: int, name: str, seed: int) -> dict[str, Any]:
     shared = {"arch": f"{arch}-wide" if name == "wide" else arch, "epochs": epochs, "bf16": True, "workers": 0}
     return {**shared, "save_minutes": 1.0, "maps_every": 5, **VARIANTS[name], "seed": seed}
 
 
-def table(arguments: argparse.Namespace, facts: dict) -> None:
+def table(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:
     data = read_training_data(f"cifar100:{arguments.data}")
     assert data.test is not None
     spread_out = torch.linspace(0, len(data.test) - 1, IMAGES).long()  # files may be sorted by class
     batch = next(iter(data.test.load([spread_out], torch.device("cpu"), None)))
     found = finished(arguments)
     arch, epochs = budget([result for results in found.values() for result in results.values()])
-    rows: dict[str, dict] = {}
+    rows: dict[str, dict[str, Any]] = {}
     right: dict[str, dict[int, torch.Tensor]] = {}
     for name, each in found.items():
         folders = {s: arguments.runs / f"{name}-{s}" for s in each}
@@ -126,9 +127,9 @@ def table(arguments: argparse.Namespace, facts: dict) -> None:
     write_json(arguments.output, {**facts, **settings, "rows": rows})
 
 
-def finished(arguments: argparse.Namespace) -> dict[str, dict[int, dict]]:
+def finished(arguments: argparse.Namespace) -> dict[str, dict[int, dict[str, Any]]]:
     """Return what the finished runs came to, by variant and seed."""
-    found: dict[str, dict[int, dict]] = {}
+    found: dict[str, dict[int, dict[str, Any]]] = {}
     for name, seed in itertools.product(VARIANTS, arguments.seeds):
         file = arguments.runs / f"{name}-{seed}" / "result.json"
         if file.exists():
@@ -136,7 +137,7 @@ def finished(arguments: argparse.Namespace) -> dict[str, dict[int, dict]]:
     return found
 
 
-def budget(results: list[dict]) -> tuple[str, int]:
+def budget(results: list[dict[str, Any]]) -> tuple[str, int]:
     """Return the architecture and the epochs that all runs have."""
     all_of_them = {(result["arch"].removesuffix("-wide"), result["epochs"]) for result in results}
     if len(all_of_them) != 1:
@@ -167,7 +168,7 @@ def answered(path: Path, test: Split) -> dict[str, torch.Tensor]:
     return {name: torch.cat([part[name] for part in found]).double() for name in found[0]}
 
 
-def difference(right: dict[int, torch.Tensor], baseline: dict[int, torch.Tensor]) -> dict | None:
+def difference(right: dict[int, torch.Tensor], baseline: dict[int, torch.Tensor]) -> dict[str, Any] | None:
     """Return how much more is right, over the seeds both have, with a 95 % interval over the test images."""
     seeds = sorted(right.keys() & baseline.keys())
     if not seeds:
@@ -179,7 +180,7 @@ def difference(right: dict[int, torch.Tensor], baseline: dict[int, torch.Tensor]
     return {"seeds": seeds, "mean": mean, "low": mean - margin, "high": mean + margin, "by_seed": by_seed}
 
 
-def speeds(networks: dict[str, dict], data: TrainingData, rounds: int = 7) -> dict[str, float]:
+def speeds(networks: dict[str, dict[str, Any]], data: TrainingData, rounds: int = 7) -> dict[str, float]:
     """Return images per second of training steps on the CPU, medians over rounds."""
     learners = {}
     for name, settings in networks.items():
@@ -190,7 +191,7 @@ def speeds(networks: dict[str, dict], data: TrainingData, rounds: int = 7) -> di
     return {name: len(batch.images) / statistics.median(values) for name, values in times.items()}
 
 
-def row(results: list[dict]) -> dict:
+def row(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Return means and spreads over seeds."""
     final, best = [r["final"] for r in results], [r["best"] for r in results]
     made = {
@@ -206,15 +207,20 @@ def row(results: list[dict]) -> dict:
 
 
 @torch.no_grad()
-def measure_maps(path: Path, batch: Batch) -> dict:
+def measure_maps(path: Path, batch: Batch) -> dict[str, Any]:
     """Return a network's maps, of its own top-1 class and of the true one, and whether the first are upright."""
     network, images = xai_abn.load_model(path).module, batch.images
+    assert isinstance(network, xai_abn.AttentionBranchNetwork)
     parts = [network(part) for part in images.split(250)]
     top = torch.cat([p.logits for p in parts]).argmax(dim=1)
     attention = torch.cat([p.attention_map for p in parts])[:, 0]
     class_maps, each = torch.cat([p.class_maps for p in parts]), torch.arange(len(top))
     classifier = network.as_classifier()
-    found = {"map": attention, "class_map": class_maps[each, top], "map of the label": class_maps[each, batch.targets]}
+    found: dict[str, Any] = {
+        "map": attention,
+        "class_map": class_maps[each, top],
+        "map of the label": class_maps[each, batch.targets],
+    }
     found["area of map"] = float(attention.mean())
     for kind in ("map", "class_map"):
         values = polarity(classifier, images, found[kind], top)
@@ -224,18 +230,18 @@ def measure_maps(path: Path, batch: Batch) -> dict:
     return found
 
 
-def stability(maps: list[torch.Tensor]) -> dict | None:
+def stability(maps: list[torch.Tensor]) -> dict[str, Any] | None:
     """Return the mean over images of the IoU of the top 20 % between each pair of seeds."""
     pairs = [float(map_agreement(a, b, 0.2).nanmean()) for a, b in itertools.combinations(maps, 2)]
     return spread(pairs) if pairs else None
 
 
-def spread(values: list[float]) -> dict:
+def spread(values: list[float]) -> dict[str, Any]:
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "sd": deviation, "values": values}
 
 
-def show(rows: dict) -> None:
+def show(rows: dict[str, Any]) -> None:
     heads = [
         "variant",
         "seeds",
@@ -263,7 +269,7 @@ def show(rows: dict) -> None:
         print("| " + " | ".join(cells) + " |")
 
 
-def percent(value: dict | None) -> str:
+def percent(value: dict[str, Any] | None) -> str:
     if value is None:
         return "-"
     sd = f" ± {100 * value['sd']:.2f}" if value["sd"] is not None else ""

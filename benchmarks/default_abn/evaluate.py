@@ -10,17 +10,19 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo
+from timm.data.imagenet_info import ImageNetInfo
 
 from benchmarks._harness import machine, make_parser, write_json
-from xai_abn import load_model
+from xai_abn import ModelAdapter, load_model
 from xai_abn.explainers import ABN, CAM, ABNClass, GradCAM, Random7, Random14, Uniform
-from xai_abn.explainers.baselines import Centre
+from xai_abn.explainers.baselines import Center
 from xai_abn.images.loading import load_image
 from xai_abn.metrics import Objects, energy_inside, object_recall, peak_inside, polarity
 
@@ -48,7 +50,7 @@ def main() -> None:
     write_json(arguments.output, result)
 
 
-def read_imagenet(folder: Path) -> list[dict]:
+def read_imagenet(folder: Path) -> list[dict[str, Any]]:
     index = {wnid: i for i, wnid in enumerate(ImageNetInfo().label_names())}
     rows = list(csv.DictReader((folder / "boxes.csv").open()))
     return [
@@ -61,16 +63,18 @@ def read_imagenet(folder: Path) -> list[dict]:
     ]
 
 
-def read_coco(folder: Path) -> list[dict]:
+def read_coco(folder: Path) -> list[dict[str, Any]]:
     content = json.loads((folder / "instances.json").read_text())
-    boxes: dict[int, list] = {}
+    boxes: dict[int, list[list[float]]] = {}
     for note in content["annotations"]:
         left, top, width, height = note["bbox"]
         boxes.setdefault(note["image_id"], []).append([left, top, left + width, top + height])
     return [{"path": folder / "images" / i["file_name"], "boxes": boxes[i["id"]]} for i in content["images"]]
 
 
-def batches(model, samples: list[dict], crop: str):
+def batches(
+    model: ModelAdapter, samples: list[dict[str, Any]], crop: str
+) -> Iterator[tuple[torch.Tensor, list[dict[str, Any]]]]:
     """Yield inputs (N, 3, 224, 224) and their samples."""
     preprocess = dataclasses.replace(model.preprocess, crop=crop)
     for start in range(0, len(samples), BATCH):
@@ -79,9 +83,9 @@ def batches(model, samples: list[dict], crop: str):
         yield inputs.contiguous(memory_format=torch.channels_last), chunk
 
 
-def accuracy(abn, plain, samples: list[dict]) -> dict:
+def accuracy(abn: ModelAdapter, plain: ModelAdapter, samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Top-1 with the usual center crop."""
-    right = {"lite0": [], "perception branch": [], "attention branch": []}
+    right: dict[str, list[bool]] = {"lite0": [], "perception branch": [], "attention branch": []}
     for inputs, chunk in batches(abn, samples, "center"):
         truth = torch.tensor([p["target"] for p in chunk])
         with torch.inference_mode():
@@ -97,12 +101,12 @@ def accuracy(abn, plain, samples: list[dict]) -> dict:
     return {**{n: float(np.mean(r)) for n, r in right.items()}, "both right or both wrong": float(agree)}
 
 
-def localization(abn, plain, samples: list[dict]) -> dict:
+def localization(abn: ModelAdapter, plain: ModelAdapter, samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Each method's map of the whole image, squashed to 224x224, against the boxes.
 
     CAM and Grad-CAM explain lite0's own top-1 class.
     """
-    values: dict[str, list] = {}
+    values: dict[str, list[Any]] = {}
     for inputs, chunk in batches(abn, samples, "squash"):
         shared_abn = abn.forward_pass(inputs, [abn.target_layer], gradients=True)
         shared = plain.forward_pass(inputs, [plain.target_layer], gradients=True)
@@ -113,7 +117,7 @@ def localization(abn, plain, samples: list[dict]) -> dict:
             "grad-cam of abn-lite0 (top-1)": GradCAM().explain(shared_abn, top_abn),
             "cam of lite0 (top-1)": CAM().explain(shared, top),
             "grad-cam of lite0 (top-1)": GradCAM().explain(shared, top),
-            "center": Centre().explain(shared, top),
+            "center": Center().explain(shared, top),
             "uniform": Uniform().explain(shared, top),
             "random 7x7": Random7().explain(shared, top),
             "random 14x14": Random14().explain(shared, top),
@@ -127,7 +131,7 @@ def localization(abn, plain, samples: list[dict]) -> dict:
     return {name: summary(np.array(rows)) for name, rows in values.items()}
 
 
-def scaled_boxes(sample: dict) -> Objects:
+def scaled_boxes(sample: dict[str, Any]) -> Objects:
     """Return the boxes in pixels of the whole image squashed to 224x224."""
     with Image.open(sample["path"]) as image:
         width, height = image.size
@@ -135,7 +139,7 @@ def scaled_boxes(sample: dict) -> Objects:
     return Objects.from_boxes(boxes, (SIZE, SIZE))
 
 
-def summary(rows: np.ndarray) -> dict:
+def summary(rows: np.ndarray) -> dict[str, Any]:
     """Mean over images; None for what a constant map does not have: a peak and top pixels."""
     energy, peak, recall, found, objects = rows.T
     kept = ~np.isnan(peak)
@@ -154,15 +158,17 @@ def mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def polarities(abn, samples: list[dict]) -> dict:
+def polarities(abn: ModelAdapter, samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Probability of the own top-1 class without the map's bottom 20 % of pixels minus without its top 20 %."""
-    values = []
+    values: list[float] = []
 
     def predict(inputs: torch.Tensor) -> torch.Tensor:
-        return abn.module(inputs).logits
+        logits: torch.Tensor = abn.module(inputs).logits
+        return logits
 
     for inputs, _ in batches(abn, samples, "squash"):
         shared = abn.forward_pass(inputs)
+        assert shared.attention_map is not None
         values += polarity(predict, inputs, shared.attention_map[:, 0], shared.logits.argmax(dim=1)).tolist()
     return {
         "mean": float(np.mean(values)),
@@ -171,7 +177,7 @@ def polarities(abn, samples: list[dict]) -> dict:
     }
 
 
-def show(result: dict) -> None:
+def show(result: dict[str, Any]) -> None:
     for part in ("accuracy", "polarity"):
         print(f"\n{part}")
         for name, value in result[part].items():

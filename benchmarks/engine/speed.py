@@ -13,17 +13,18 @@ import gc
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
-import quantus
 import timm
 import torch
 import torchvision
+from quantus.metrics.faithfulness.pixel_flipping import PixelFlipping
 from torch import nn
 from torchcam.methods import GradCAM as TorchcamGradCAM
 from torchcam.metrics import DeletionInsertionMetric
@@ -32,10 +33,12 @@ import xai_abn
 from benchmarks._harness import machine, make_parser, time_in_turns, write_json
 from xai_abn.benchmark import Settings, benchmark
 from xai_abn.datasets import read_data
+from xai_abn.heatmaps import upsample
 from xai_abn.images.loading import find_images, load_image
+from xai_abn.metrics import PerturbationProtocol
 from xai_abn.metrics.blanks import rise_kernel
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
-from xai_abn.metrics.perturbation import area, perturbation_curves, upsample
+from xai_abn.metrics.perturbation import area, perturbation_curves
 from xai_abn.metrics.ranks import at_most, every
 from xai_abn.models.predictor import FastPredictor
 
@@ -54,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    result: dict = {**machine(), "rounds": arguments.rounds}
+    result: dict[str, Any] = {**machine(), "rounds": arguments.rounds}
     for name, module, adapter in networks():
         if name.split()[0] not in arguments.networks:
             continue
@@ -65,7 +68,7 @@ def main() -> None:
     write_json(arguments.output, result)
 
 
-def networks():
+def networks() -> Iterator[tuple[str, nn.Module, xai_abn.ModelAdapter]]:
     """Yield each network as its users have it (plain, NCHW) and wrapped."""
     lite0 = xai_abn.load_model("lite0")
     plain = timm.create_model("tf_efficientnet_lite0").eval()
@@ -75,7 +78,9 @@ def networks():
     yield "resnet50 (random weights)", resnet, xai_abn.wrap(resnet)
 
 
-def compare(name: str, module: nn.Module, adapter, inputs: torch.Tensor, rounds: int) -> dict:
+def compare(
+    name: str, module: nn.Module, adapter: xai_abn.ModelAdapter, inputs: torch.Tensor, rounds: int
+) -> dict[str, Any]:
     targets = module(inputs).argmax(dim=1).detach()
     with TorchcamGradCAM(module, adapter.target_layer) as extractor:
         maps = extractor.fuse_cams(extractor(targets.tolist(), module(inputs).softmax(dim=-1))).detach()
@@ -83,14 +88,17 @@ def compare(name: str, module: nn.Module, adapter, inputs: torch.Tensor, rounds:
     ours = inputs.contiguous(memory_format=torch.channels_last)
     rise = replace(PROTOCOLS["rise-2018"], counts=every(STEP))
     cam = replace(PROTOCOLS["torchcam-20"], counts=at_most(8))
-    found: dict[str, tuple] = {}
-    contenders: dict[str, Callable[[], None]] = {}
+    found: dict[str, tuple[Any, ...]] = {}
+    contenders: dict[str, Callable[[], object]] = {}
 
-    def enter(label: str, work: Callable[[], tuple]) -> None:
+    def enter(label: str, work: Callable[[], tuple[Any, ...]]) -> None:
         def call() -> None:
             found[label] = work()
 
         contenders[label] = call
+
+    def bare_forwards(kind: str, predict: FastPredictor) -> tuple[Any, ...]:
+        return bare(predict, ours, found[f"ours, rise-2018, {kind}"][2])
 
     kinds = {"float32": fast, "bf16": half} if name == "lite0" else {"float32": fast}
     enter("RISE loop", lambda: rise_loop(module, inputs, maps, targets))
@@ -99,11 +107,11 @@ def compare(name: str, module: nn.Module, adapter, inputs: torch.Tensor, rounds:
     for kind, predict in kinds.items():
         for protocol in (rise, cam):
             enter(f"ours, {protocol.name}, {kind}", partial(our_curves, predict, ours, maps, targets, protocol))
-        enter(f"bare forwards, {kind}", lambda k=kind, p=predict: bare(p, ours, found[f"ours, rise-2018, {k}"][2]))
+        enter(f"bare forwards, {kind}", partial(bare_forwards, kind, predict))
     return report(name, found, time_in_turns(contenders, rounds, warm_up=0))
 
 
-def report(name: str, found: dict, seconds: dict) -> dict:
+def report(name: str, found: dict[str, Any], seconds: dict[str, Any]) -> dict[str, Any]:
     """Return and print milliseconds for one evaluation, ratios of medians, and differences of the areas."""
     cost = {label: 1000 * statistics.median(s) / found[label][2] for label, s in seconds.items()}
     pairs = {
@@ -139,8 +147,16 @@ def report(name: str, found: dict, seconds: dict) -> dict:
     }
 
 
-def our_curves(predict, inputs, maps, targets, protocol) -> tuple:
+def our_curves(
+    predict: FastPredictor,
+    inputs: torch.Tensor,
+    maps: torch.Tensor,
+    targets: torch.Tensor,
+    protocol: PerturbationProtocol,
+) -> tuple[Any, ...]:
     curves = perturbation_curves(predict, inputs, maps, targets, protocol)
+    assert curves.deletion is not None
+    assert curves.insertion is not None
     areas = [area(c, curves.axis) for c in (curves.deletion, curves.insertion)]
     if protocol.name.startswith("torchcam"):  # torchcam keeps the mean alone
         areas = [a.mean() for a in areas]
@@ -148,13 +164,16 @@ def our_curves(predict, inputs, maps, targets, protocol) -> tuple:
 
 
 @torch.inference_mode()
-def rise_loop(module, inputs, maps, targets) -> tuple:
+def rise_loop(
+    module: torch.nn.Module, inputs: torch.Tensor, maps: torch.Tensor, targets: torch.Tensor
+) -> tuple[Any, ...]:
     """The released single-image loop: one image at a time, pixels copied step by step."""
     large = upsample(maps, (224, 224)).flatten(1).numpy()
     kernel = torch.zeros(3, 3, 11, 11)
     for c in range(3):
         kernel[c, c] = rise_kernel()
-    areas, evaluations = ([], []), 0
+    evaluations = 0
+    areas: tuple[list[float], list[float]] = ([], [])
     for n in range(len(inputs)):
         image = inputs[n : n + 1]
         order = np.flip(np.argsort(large[n], kind="stable"))
@@ -172,7 +191,9 @@ def rise_loop(module, inputs, maps, targets) -> tuple:
     return np.array(areas[0]), np.array(areas[1]), evaluations
 
 
-def torchcam_metric(module, adapter, inputs, targets) -> tuple:
+def torchcam_metric(
+    module: torch.nn.Module, adapter: xai_abn.ModelAdapter, inputs: torch.Tensor, targets: torch.Tensor
+) -> tuple[Any, ...]:
     """Its time includes making its maps: one more forward and backward pass."""
     with TorchcamGradCAM(module, adapter.target_layer) as extractor:
         metric = DeletionInsertionMetric(extractor, lambda x: x.softmax(dim=-1), steps=8, batch_size=16)
@@ -181,8 +202,10 @@ def torchcam_metric(module, adapter, inputs, targets) -> tuple:
     return summary["deletion_auc"], summary["insertion_auc"], len(inputs) * (1 + 1 + 2 * 7)
 
 
-def quantus_flipping(module, inputs, maps, targets) -> tuple:
-    metric = quantus.PixelFlipping(
+def quantus_flipping(
+    module: torch.nn.Module, inputs: torch.Tensor, maps: torch.Tensor, targets: torch.Tensor
+) -> tuple[Any, ...]:
+    metric = PixelFlipping(
         features_in_step=PIXELS // 4,
         perturb_baseline="mean",
         disable_warnings=True,
@@ -194,14 +217,14 @@ def quantus_flipping(module, inputs, maps, targets) -> tuple:
     return None, None, len(inputs) * 12  # three channels of four steps
 
 
-def bare(predict, inputs, evaluations: int) -> tuple:
+def bare(predict: FastPredictor, inputs: torch.Tensor, evaluations: int) -> tuple[Any, ...]:
     """As many forward passes as the engine needs, in batches of 16, of images that are there already."""
     for start in range(0, evaluations, 16):
         predict(inputs[: min(16, evaluations - start)])
     return None, None, evaluations
 
 
-def growth(folder: Path, numbers: list[int]) -> dict:
+def growth(folder: Path, numbers: list[int]) -> dict[str, Any]:
     """Seconds an image, and memory, of runs over more and more images."""
     model, data = xai_abn.load_model("lite0"), read_data(f"folder:{folder}")
     rows = {}

@@ -9,6 +9,7 @@ resolution; the same of the top-1 class; Grad-CAM mixed over the five likeliest 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ def main() -> None:
     model = xai_abn.load_model()
     predict, preprocess = FastPredictor(model, bf16=True), replace(model.preprocess, crop="squash")
     images = read_data(arguments.data).images[: arguments.limit]
-    found: dict[str, list] = {}
+    found: dict[str, list[Any]] = {}
     for start in range(0, len(images), 10):
         tensors = [preprocess(image.load()).tensor for image in images[start : start + 10]]
         inputs = torch.stack(tensors).contiguous(memory_format=torch.channels_last)
@@ -40,6 +41,8 @@ def main() -> None:
         large = torch.stack([upsample(m, (224, 224)) for m in maps.values()], dim=1)
         targets = top[:, None].expand(-1, len(maps))
         curves = perturbation_curves(predict, inputs, large, targets, PROTOCOLS["xai-abn"])
+        assert curves.deletion is not None
+        assert curves.insertion is not None
         for i, name in enumerate(maps):
             areas = [area(c[:, i], curves.axis) for c in (curves.deletion, curves.insertion)]
             found.setdefault(name, []).append(torch.stack(areas, dim=1))
@@ -50,11 +53,15 @@ def main() -> None:
     write_json(arguments.output, result)
 
 
-def ladder(model, inputs: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    kept = {}
-    handle = model.module.attention_branch.bn_att3.register_forward_hook(lambda m, i, o: kept.update(z=o.detach()))
+def ladder(model: xai_abn.ModelAdapter, inputs: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    assert isinstance(model.module, xai_abn.AttentionBranchNetwork)
+    kept: dict[str, torch.Tensor] = {}
+    norm = model.module.get_submodule("attention_branch.bn_att3")
+    handle = norm.register_forward_hook(lambda m, i, o: kept.update(z=o.detach()))
     shared = model.forward_pass(inputs, [model.target_layer], gradients=True)
     handle.remove()
+    assert shared.attention_map is not None
+    assert shared.class_maps is not None
     top = shared.logits.argmax(dim=1)
     five = shared.probabilities.topk(5)
     weights = five.values[:, :, None, None]

@@ -16,6 +16,7 @@ import gc
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import timm
@@ -39,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
-    result: dict = {**machine(), "repeats": arguments.repeats, "ratios": {}}
+    result: dict[str, Any] = {**machine(), "repeats": arguments.repeats, "ratios": {}}
     for name in arguments.networks:
         for batch in arguments.batches:
             result["ratios"][f"{name}, batch {batch}"] = measure(NETWORKS[name], batch, arguments.repeats)
@@ -71,7 +72,7 @@ def measure(build: Callable[[], torch.nn.Module], batch: int, repeats: int) -> d
     return {**plain_ratios, **abn_ratio}
 
 
-def bare(module: torch.nn.Module, inputs: torch.Tensor) -> Callable:
+def bare(module: torch.nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
     def call() -> None:
         with torch.inference_mode():
             module(inputs)
@@ -79,12 +80,12 @@ def bare(module: torch.nn.Module, inputs: torch.Tensor) -> Callable:
     return call
 
 
-def explain_abn(network: torch.nn.Module, inputs: torch.Tensor) -> Callable:
+def explain_abn(network: torch.nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
     model = xai_abn.wrap(network)
-    return lambda: ABN().explain(model.forward_pass(inputs), None)
+    return lambda: ABN().explain(model.forward_pass(inputs), torch.arange(len(inputs)))
 
 
-def ours(module: torch.nn.Module, inputs: torch.Tensor) -> dict[str, Callable]:
+def ours(module: torch.nn.Module, inputs: torch.Tensor) -> dict[str, Callable[[], object]]:
     model = xai_abn.wrap(module)
     layer = model.target_layer
     targets = torch.arange(len(inputs))
@@ -100,7 +101,7 @@ def ours(module: torch.nn.Module, inputs: torch.Tensor) -> dict[str, Callable]:
     return {"ours: grad-cam": grad_cam, "ours: cam + grad-cam": both}
 
 
-def peers(module: torch.nn.Module, inputs: torch.Tensor) -> dict[str, Callable]:
+def peers(module: torch.nn.Module, inputs: torch.Tensor) -> dict[str, Callable[[], object]]:
     from captum.attr import LayerGradCam
     from pytorch_grad_cam import GradCAM as PeerGradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget

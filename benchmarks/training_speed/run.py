@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -41,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     kind = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    result: dict = {**machine(), "device": kind, "batch": BATCH, "rounds": arguments.rounds}
+    result: dict[str, Any] = {**machine(), "device": kind, "batch": BATCH, "rounds": arguments.rounds}
     result["images_per_second"] = {arch: speed(arch, arguments.rounds, device) for arch in arguments.archs}
     result["data_images_per_second"] = data_speed(arguments.rounds)
     for arch, found in result["images_per_second"].items():
@@ -79,7 +80,7 @@ def stepper(
     return step
 
 
-def speed(arch: str, rounds: int, device: torch.device) -> dict:
+def speed(arch: str, rounds: int, device: torch.device) -> dict[str, Any]:
     images, targets = torch.randn(BATCH, 3, 32, 32, device=device), torch.randint(0, 100, (BATCH,), device=device)
     last = images.contiguous(memory_format=torch.channels_last)
     ways = {
@@ -95,7 +96,7 @@ def speed(arch: str, rounds: int, device: torch.device) -> dict:
     return {**found, "ours / published": statistics.median(ratios)}
 
 
-def data_speed(rounds: int) -> dict:
+def data_speed(rounds: int) -> dict[str, Any]:
     """Return images per second that the data alone gives: torchvision one at a time, and ours as one tensor."""
     images = torch.randint(0, 256, (20 * BATCH, 3, 32, 32), dtype=torch.uint8)
     split = TensorSplit(images, torch.zeros(len(images), dtype=torch.long), MEAN, STD)
@@ -119,12 +120,12 @@ def data_speed(rounds: int) -> dict:
     return {name: len(images) / statistics.median(values) for name, values in times.items()}
 
 
-def exhaust(make: Callable[[], Iterator]) -> None:
+def exhaust(make: Callable[[], Iterator[Any]]) -> None:
     for _ in make():
         pass
 
 
-def curves(data: str, arch: str, steps: int, device: torch.device) -> dict:
+def curves(data: str, arch: str, steps: int, device: torch.device) -> dict[str, Any]:
     """Return the losses of both precisions on the same batches, from the same weights."""
     split = read_training_data(data).train
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))

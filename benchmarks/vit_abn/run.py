@@ -10,6 +10,7 @@ branches' cross-entropies.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +43,16 @@ def trained(pool: str, steps: int, seed: int) -> dict[str, float]:
     """Train one network and return its accuracies and how often its maps peak on the patch."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    options = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 3}
-    vit = VisionTransformer(**options, class_token=pool == "token", global_pool=pool)
+    options: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 32,
+        "depth": 3,
+        "num_heads": 2,
+        "num_classes": 3,
+    }
+    options |= {"class_token": pool == "token", "global_pool": pool}
+    vit = VisionTransformer(**options)
     network = xai_abn.abn_from(vit, layer="blocks.1").train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     for _ in range(steps):
