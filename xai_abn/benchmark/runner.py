@@ -124,7 +124,7 @@ def benchmark(
         >>> import xai_abn
         >>> from xai_abn.datasets import read_data
         >>> from xai_abn.benchmark import benchmark
-        >>> model, data = xai_abn.load_model(), read_data("folder:photos")
+        >>> model, data = xai_abn.load_model(), read_data("folder:images")
         >>> summary = benchmark(model, data, ["abn", "cam", "center"], ["deletion", "insertion"], "run.sqlite")
     """
     started, settings = time.perf_counter(), settings or Settings()
