@@ -41,11 +41,11 @@ class _AttentionExplainer(Explainer):
         Raises:
             UnsupportedModelError: attention does not cover all tokens of an image, for example with windows.
         """
-        shapes = {tuple(a.shape) for a in forward_pass.attentions}
         size = (forward_pass.inputs.shape[2], forward_pass.inputs.shape[3])
-        first = next(iter(shapes))
-        layout = layout_of((1, first[-1], 1), size, forward_pass.model.prefix_tokens)
-        if len({s[-1] for s in shapes}) > 1 or first[0] != len(forward_pass) or layout is None:
+        tokens = forward_pass.attentions[0].shape[-1]
+        layout = layout_of((1, tokens, 1), size, forward_pass.model.prefix_tokens)
+        over_all = all(a.shape[0] == len(forward_pass) and a.shape[-1] == tokens for a in forward_pass.attentions)
+        if layout is None or not over_all:
             raise UnsupportedModelError(
                 f"{self.name} needs attention over all patches in every block; {forward_pass.model.name} has "
                 "attention within windows, in stages or without patches. Use grad-cam"

@@ -125,8 +125,10 @@ class Explainer(Settings, ABC):
 
 
 def _option_text(value: object) -> str:
-    """Return the value of an option as a specification writes it; the items of a list are joined by ``+``."""
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    """Return the value of an option as a specification writes it: ``2`` for 2.0, and lists joined by ``+``."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "+".join(map(_option_text, value)) if isinstance(value, list) else str(value)
 
 
 def _checked_class(name: str, item: object) -> str:

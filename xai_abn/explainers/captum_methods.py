@@ -36,14 +36,14 @@ class TargetScore(nn.Module):
     def __init__(self, network: nn.Module, forward_pass: ForwardPass, target: Tensor) -> None:
         super().__init__()
         self.network = network
-        self.model = forward_pass.model
-        self._forward_pass = forward_pass
+        self.forward_pass = forward_pass
         self._target = target
 
     def forward(self, versions: Tensor) -> Tensor:
         """Return the logit, or the weighted sum of logits, (B,) of versions (B, 3, H, W)."""
-        logits = self.model.logits_of(self.network(on_device(versions, self.network))).to(versions.dtype)
-        return self._forward_pass.scores(logits, self._target.expand(len(versions), *self._target.shape[1:]))
+        output = self.network(on_device(versions, self.network))
+        logits = self.forward_pass.model.logits_of(output).to(versions.dtype)
+        return self.forward_pass.scores(logits, self._target.expand(len(versions), *self._target.shape[1:]))
 
 
 class CaptumMethod(Explainer):
@@ -345,27 +345,23 @@ class GuidedGradCAM(_Guided):
     source = "Selvaraju et al., ICCV 2017"
 
     def captum_method(self, score: TargetScore) -> Any:
-        """Return captum's object for the layer."""
-        from captum.attr import GuidedGradCam
-
-        return GuidedGradCam(score, score.network.get_submodule(self.layer_of(score.model)))
-
-    def arguments(self, image: Tensor) -> dict[str, Any]:
-        """Enlarge Grad-CAM bilinearly."""
-        return {"interpolate_mode": "bilinear"}
-
-    def attributions(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
-        """Return the products, (N, 3, H, W), detached.
+        """Return captum's object for the layer.
 
         Raises:
             UnsupportedModelError: the output of the layer is not (N, C, h, w).
         """
-        layer = self.layer_of(forward_pass.model)
-        if forward_pass.layout(layer).kind != "channels-first":
+        from captum.attr import GuidedGradCam
+
+        layer = self.layer_of(score.forward_pass.model)
+        if score.forward_pass.layout(layer).kind != "channels-first":
             raise UnsupportedModelError(
-                f"{self.name} needs a layer with output (N, C, h, w); use another than {layer!r}"
+                f"{self.name} needs a layer with output (N, C, h, w), which {layer!r} does not have; name another layer"
             )
-        return super().attributions(forward_pass, targets)
+        return GuidedGradCam(score, score.network.get_submodule(layer))
+
+    def arguments(self, image: Tensor) -> dict[str, Any]:
+        """Enlarge Grad-CAM bilinearly."""
+        return {"interpolate_mode": "bilinear"}
 
 
 @register("deep-lift")
