@@ -53,7 +53,7 @@ def test_a_benchmark_of_plugins_alone(installed, tmp_path):
         picture = np.full((40, 50, 3), colour, np.uint8)
         picture[:10] = 128
         Image.fromarray(picture).save(tmp_path / "set" / name / "a.png")
-    wanted = ["--data", "folder:set", "--model", "two-colours", "--methods", "brightness", "--metrics", "mean-value"]
+    wanted = ["--data", "images:set", "--model", "two-colours", "--methods", "brightness", "--metrics", "mean-value"]
     done = run(installed, "-m", "xai_abn.cli", "benchmark", *wanted, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 photos measured" in done.stdout
@@ -62,6 +62,28 @@ def test_a_benchmark_of_plugins_alone(installed, tmp_path):
         rows = store.results("mean-value:example")
     assert [row.method for row in rows] == ["brightness", "brightness"]
     assert all(row.value is not None for row in rows)
+
+
+def test_a_reader_from_a_plugin_serves_training_and_benchmark(installed, tmp_path):
+    """One function is all that a data set needs: its images are trained on, distilled on and measured."""
+    for color, rgb in (("red", (220, 20, 20)), ("blue", (20, 20, 220))):
+        for number in range(8):
+            image = np.full((40, 50, 3), rgb, np.uint8)
+            image[: 4 + number] = 128
+            (tmp_path / "set").mkdir(exist_ok=True)
+            Image.fromarray(image).save(tmp_path / "set" / f"{color}-{number}.png")
+    options = "--arch resnet20 --size 32 --epochs 1 --batch-size 2 --validation 0.25 --maps-every 0 --workers 0"
+    train = ["train", "--data", "colors:set", *options.split(), "--output", "run"]
+    done = run(installed, "-m", "xai_abn.cli", *train, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert '"test_accuracy"' in (tmp_path / "run" / "result.json").read_text()
+    wanted = ["--data", "colors:set", "--model", "run/final.safetensors", "--methods", "cam", "--metrics", "deletion"]
+    done = run(installed, "-m", "xai_abn.cli", "benchmark", *wanted, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Store.read(tmp_path / "run.sqlite") as store:
+        assert len(store.results("deletion:xai-abn")) == 8  # the test split alone
+    code = "from xai_abn.datasets.splits import find_samples; print(len(find_samples(['colors:set'])))"
+    assert run(installed, "-c", code, cwd=tmp_path).stdout.split() == ["8"]
 
 
 def test_a_broken_plugin_is_named_once_and_the_rest_works(installed, tmp_path):

@@ -25,8 +25,8 @@ from accelerate import Accelerator
 
 import xai_abn
 from benchmarks._harness import machine, make_parser, time_in_turns, write_json
-from xai_abn.datasets import read_training_data
-from xai_abn.datasets.training_data import Batch, Split, TrainingData
+from xai_abn.datasets import TrainingData, read_training_data
+from xai_abn.datasets.batches import Batch, DataSplit
 from xai_abn.metrics.agreement import map_agreement
 from xai_abn.metrics.polarity import polarity
 from xai_abn.networks.checkpoint import read_checkpoint, save_checkpoint
@@ -156,7 +156,7 @@ def ship(arguments: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def answered(path: Path, test: Split) -> dict[str, torch.Tensor]:
+def answered(path: Path, test: DataSplit) -> dict[str, torch.Tensor]:
     """Return for each test image whether the branches' answers are right, (N,) each."""
     network, found = xai_abn.load_model(path).module, []
     for batch in test.load(torch.arange(len(test)).split(500), torch.device("cpu"), None):

@@ -32,7 +32,7 @@ from torchcam.metrics import DeletionInsertionMetric
 import xai_abn
 from benchmarks._harness import machine, make_parser, time_in_turns, write_json
 from xai_abn.benchmark import Settings, benchmark
-from xai_abn.datasets import read_data
+from xai_abn.datasets import read_dataset
 from xai_abn.heatmaps import upsample
 from xai_abn.images.loading import find_images, load_image
 from xai_abn.metrics import PerturbationProtocol
@@ -226,7 +226,7 @@ def bare(predict: FastPredictor, inputs: torch.Tensor, evaluations: int) -> tupl
 
 def growth(folder: Path, numbers: list[int]) -> dict[str, Any]:
     """Seconds an image, and memory, of runs over more and more images."""
-    model, data = xai_abn.load_model("lite0"), read_data(f"folder:{folder}")
+    model, data = xai_abn.load_model("lite0"), read_dataset(f"images:{folder}")
     rows = {}
     with tempfile.TemporaryDirectory() as place:
         for number in numbers:

@@ -15,7 +15,7 @@ import torch
 
 import xai_abn
 from benchmarks._harness import machine, make_parser, write_json
-from xai_abn.datasets import read_data
+from xai_abn.datasets import read_dataset
 from xai_abn.explainers import ABNClass, GradCAM
 from xai_abn.metrics import perturbation_curves, upsample
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
@@ -32,7 +32,7 @@ def main() -> None:
     machine()
     model = xai_abn.load_model()
     predict, preprocess = FastPredictor(model, bf16=True), replace(model.preprocess, crop="squash")
-    images = read_data(arguments.data).images[: arguments.limit]
+    images = list(read_dataset(arguments.data).samples)[: arguments.limit]
     found: dict[str, list[Any]] = {}
     for start in range(0, len(images), 10):
         tensors = [preprocess(image.load()).tensor for image in images[start : start + 10]]

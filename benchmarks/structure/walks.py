@@ -80,9 +80,9 @@ def benchmark(model: Any, images: Path, output: Path) -> None:
         return
     from xai_abn.benchmark import Settings
     from xai_abn.benchmark import benchmark as run_benchmark
-    from xai_abn.datasets import read_data
+    from xai_abn.datasets import read_dataset
 
-    data = read_data(f"folder:{images}")
+    data = read_dataset(f"images:{images}")
     run_benchmark(model, data, ["abn"], ["deletion"], f"{output}.sqlite", Settings(limit=1))
 
 

@@ -21,8 +21,8 @@ from torchvision import transforms
 
 from benchmarks._harness import machine, make_parser, time_in_turns, write_json
 from xai_abn.datasets import read_training_data
-from xai_abn.datasets.cifar import MEAN, STD
-from xai_abn.datasets.training_data import Batch, TensorSplit
+from xai_abn.datasets.batches import Batch, InMemorySplit
+from xai_abn.datasets.readers.cifar import MEAN, STD
 from xai_abn.networks.architectures import create_model
 from xai_abn.training import TrainConfig
 from xai_abn.training.learner import Learner
@@ -99,7 +99,7 @@ def speed(arch: str, rounds: int, device: torch.device) -> dict[str, Any]:
 def data_speed(rounds: int) -> dict[str, Any]:
     """Return images per second that the data alone gives: torchvision one at a time, and ours as one tensor."""
     images = torch.randint(0, 256, (20 * BATCH, 3, 32, 32), dtype=torch.uint8)
-    split = TensorSplit(images, torch.zeros(len(images), dtype=torch.long), MEAN, STD)
+    split = InMemorySplit(images, torch.zeros(len(images), dtype=torch.long), MEAN, STD)
     one = transforms.Compose(
         [
             transforms.ToPILImage(),

@@ -23,7 +23,7 @@ from xai_abn.benchmark import store as store_module
 from xai_abn.benchmark.exchange import export_run, merge_runs
 from xai_abn.benchmark.records import Batch, FailureRow
 from xai_abn.benchmark.scoring import Scorer
-from xai_abn.datasets import AnnotatedImage, read_data
+from xai_abn.datasets import Sample, read_dataset
 from xai_abn.datasets.grids import make_grids
 from xai_abn.errors import DatasetError, InvalidInputError, OutputError, RunError, UnknownNameError
 from xai_abn.heatmaps import unit_range
@@ -42,7 +42,7 @@ def photos(tmp_path):
 
 
 def run(model, folder, output, methods=METHODS, metrics=METRICS, **settings):
-    return benchmark(model, read_data(f"coco:{folder}"), methods, metrics, output, Settings(**settings))
+    return benchmark(model, read_dataset(f"coco:{folder}"), methods, metrics, output, Settings(**settings))
 
 
 def values(path):
@@ -226,17 +226,17 @@ def test_killed_at_any_moment_a_run_goes_on(gap_net, photos, tmp_path, moment):
     torch.save(gap_net.module.state_dict(), tmp_path / "weights.pt")
     script = f"""
 import sys, time, torch
-sys.path.insert(0, {os.path.dirname(__file__)!r})
+sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
 from support import GapNet
 import xai_abn
-from xai_abn.datasets import read_data
+from xai_abn.datasets import read_dataset
 from xai_abn.benchmark import Settings, benchmark
 net = GapNet().eval(); net.load_state_dict(torch.load({str(tmp_path / "weights.pt")!r}))
 labels = ["cat", "dog", "bicycle", "sofa", "kite"]
 model = xai_abn.wrap(net, labels=labels, preprocess=xai_abn.Preprocess(size=32), name="gap-net")
 def progress(done, total):
     print(done, flush=True); time.sleep(0.15)
-data, settings = read_data("coco:{photos}"), Settings(batch_size=1)
+data, settings = read_dataset("coco:{photos}"), Settings(batch_size=1)
 benchmark(model, data, {METHODS!r}, {METRICS!r}, {str(path)!r}, settings, progress=progress)
 """
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -264,7 +264,7 @@ def test_a_photo_that_fails_is_recorded_and_tried_again(gap_net, photos, tmp_pat
     summary = run(gap_net, photos, path)
     assert summary.measured == 6
     assert sorted(name for name, _ in summary.failed) == ["0.png", "2.png"]
-    assert "reaches outside the photo" in str(summary.failed)
+    assert "reaches outside the image" in str(summary.failed)
     with Store.read(path) as store:
         assert sorted(f.source for f in store.failures()) == ["0.png", "2.png"]
     broken.write_bytes(original)
@@ -306,7 +306,7 @@ def test_bad_requests_are_refused_before_anything_is_written(gap_net, photos, tm
     for shard in ((0, 2), (3, 2)):
         with pytest.raises(InvalidInputError, match="shard"):
             Settings(shard=shard)
-    bare = read_data(f"folder:{photos / 'images'}")
+    bare = read_dataset(f"images:{photos / 'images'}")
     with pytest.raises(DatasetError, match="need annotated objects"):
         benchmark(gap_net, bare, ["cam"], ["object-recall"], path)
     strange = xai_abn.wrap(gap_net.module, labels=list("vwxyz"), preprocess=gap_net.preprocess)
@@ -429,17 +429,17 @@ def test_grids_are_scored_without_boxes(gap_net, tmp_path):
         for i in range(2):
             pixels = np.random.default_rng(i).integers(0, 255, (40, 60, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "set" / name / f"{i}.png")
-    data = make_grids(read_data(f"folder:{tmp_path / 'set'}"), 2, cell=32)
-    assert len(data.images) == 2
-    assert {o.label for o in data.images[0].objects} == {"cat", "dog", "bicycle", "sofa"}
-    assert data.images[0].load().image.size == (64, 64)
+    data = make_grids(read_dataset(f"images:{tmp_path / 'set'}"), 2, cell=32)
+    assert len(data.samples) == 2
+    assert {o.label for o in data.samples[0].objects} == {"cat", "dog", "bicycle", "sofa"}
+    assert data.samples[0].load().image.size == (64, 64)
     benchmark(gap_net, data, ["cam", "uniform"], ["grid-pointing", "energy-confusion"], tmp_path / "run.sqlite")
     with Store.read(tmp_path / "run.sqlite") as store:
         even = [r.value for r in store.results("grid-pointing:gridpg-2021") if r.method == "uniform"]
         assert even == pytest.approx([0.25] * 8)
         assert len(store.results("energy-confusion:xai-abn")) == 16
     with pytest.raises(DatasetError, match="9 classes"):
-        make_grids(read_data(f"folder:{tmp_path / 'set'}"), 3)
+        make_grids(read_dataset(f"images:{tmp_path / 'set'}"), 3)
 
 
 def test_the_fast_copy_answers_as_the_model(abn_resnet18, resnet18, gap_net):
@@ -493,7 +493,7 @@ def test_large_maps_are_kept_small(gap_net, photos, tmp_path):
 
 def test_an_annotated_image_knows_its_own_content(photos):
     """The digest changes with the file and with the annotations, and with nothing else."""
-    image = AnnotatedImage(str(photos / "images" / "0.png"))
-    assert image.digest() == AnnotatedImage(str(photos / "images" / "0.png")).digest()
-    assert image.digest() != AnnotatedImage(str(photos / "images" / "1.png")).digest()
-    assert image.digest() != AnnotatedImage(image.source, label="cat").digest()
+    image = Sample(str(photos / "images" / "0.png"))
+    assert image.digest() == Sample(str(photos / "images" / "0.png")).digest()
+    assert image.digest() != Sample(str(photos / "images" / "1.png")).digest()
+    assert image.digest() != Sample(image.source, label="cat").digest()

@@ -60,7 +60,7 @@ def test_torchrun_itself_splits_the_work(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--data", "set"), "data must be KIND:PATH"),
+        (("--data", "set"), "data must be KIND:PLACE"),
         (("--data", "cocoo:set"), "did you mean 'coco'"),
         (("--data", "coco:nowhere"), "nowhere"),
         (("--methods", "cam,gradcam"), "did you mean 'grad-cam'"),
@@ -68,7 +68,7 @@ def test_torchrun_itself_splits_the_work(tmp_path):
         (("--shard", "3"), "--shard takes I/N"),
         (("--shard", "3/2"), "1 <= I <= N"),
         (("--crop", "round"), "crop must be one of"),
-        (("--grid", "2"), "grids need photos with one class each"),
+        (("--grid", "2"), "grids need images with one class each"),
         (("--output", "no/where.sqlite"), "check its folder"),
     ],
 )
@@ -87,7 +87,7 @@ def test_an_empty_or_damaged_set_is_refused(tmp_path):
     (tmp_path / "set" / "instances.json").write_text('{"images": [], "annotations": [], "categories": []}')
     assert call(*BASE)[0] == 1
     (tmp_path / "set" / "empty").mkdir()
-    assert "empty" in call(*BASE[:1], "--data", "folder:set", *BASE[3:])[2]
+    assert "empty" in call(*BASE[:1], "--data", "images:set", *BASE[3:])[2]
 
 
 def test_a_photo_that_fails_is_counted_and_the_exit_code_says_so(tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 
 import xai_abn
 from xai_abn.benchmark import Store, benchmark
-from xai_abn.datasets import read_data
+from xai_abn.datasets import read_dataset
 from xai_abn.errors import InvalidInputError, RunError, UnknownNameError
 from xai_abn.explainers.base import run_pass
 from xai_abn.explainers.external import CaptumExplainer, GradCAMExplainer, MapFolder, TorchCAMExplainer
@@ -130,8 +130,8 @@ def test_adapted_methods_in_explain_and_in_a_benchmark(gap_net, tmp_path, grad_c
     assert record.parameters["library"].startswith("captum ")
     methods = [method, GradCAMExplainer("layer-cam", grad_cam.LayerCAM), "center"]
     run = tmp_path / "run.sqlite"
-    benchmark(gap_net, read_data(f"folder:{tmp_path / 'set'}"), methods, ["gini", "deletion"], run)
-    assert benchmark(gap_net, read_data(f"folder:{tmp_path / 'set'}"), methods, ["gini"], run).known == 2
+    benchmark(gap_net, read_dataset(f"images:{tmp_path / 'set'}"), methods, ["gini", "deletion"], run)
+    assert benchmark(gap_net, read_dataset(f"images:{tmp_path / 'set'}"), methods, ["gini"], run).known == 2
     with Store.read(run) as store:
         assert store.methods()["layer-cam"]["source"] == "grad-cam"
         assert len(store.results("gini:raw-map")) == 6
@@ -158,7 +158,7 @@ def test_maps_from_a_folder(gap_net, maps, tmp_path):
     photos = [noise(tmp_path / "set" / name, seed) for seed, name in enumerate(("a.png", "b.png"))]
     result = xai_abn.explain(gap_net, photos, [MapFolder(maps), "cam"])
     np.testing.assert_allclose(result[1]["elsewhere"].map, np.load(maps / "b.npy"), rtol=1e-6)
-    data, run = read_data(f"folder:{tmp_path / 'set'}"), tmp_path / "run.sqlite"
+    data, run = read_dataset(f"images:{tmp_path / 'set'}"), tmp_path / "run.sqlite"
     assert benchmark(gap_net, data, [MapFolder(maps)], ["gini", "deletion"], run).measured == 2
     assert benchmark(gap_net, data, [MapFolder(maps)], ["gini"], run).known == 2
     np.save(maps / "a.npy", np.eye(5))

@@ -18,7 +18,7 @@ from torch import nn
 import xai_abn
 from xai_abn import Difference
 from xai_abn.datasets import TrainingData
-from xai_abn.datasets.training_data import TensorSplit
+from xai_abn.datasets.batches import InMemorySplit
 from xai_abn.errors import InvalidInputError, RunError, UnknownNameError, UnsupportedModelError
 from xai_abn.explainers import run_pass
 from xai_abn.images.preprocess import Preprocess
@@ -399,7 +399,7 @@ def colours(number=384):
     """Attributes red and blue as training data."""
     look = Preprocess(SIDE, 1.0, "bilinear", (0.35,) * 3, (0.2,) * 3)
     splits = [
-        TensorSplit(*patches(n, seed)[:2], look.mean, look.std, padding=0)
+        InMemorySplit(*patches(n, seed)[:2], look.mean, look.std, padding=0)
         for n, seed in ((number, 0), (96, 1), (128, 2))
     ]
     return TrainingData("colours", ("red", "blue"), look, *splits, multi_label=True)

@@ -1,11 +1,14 @@
-"""A method, a metric and a model from a package of their own."""
+"""A method, a metric, a model and a data set from a package of their own."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import xai_abn
+from xai_abn.datasets import Dataset, Sample
 from xai_abn.explainers import Explainer
 from xai_abn.metrics import Metric, Needs
 from xai_abn.models.forward_pass import ForwardPass
@@ -45,3 +48,12 @@ def two_colours() -> xai_abn.ModelAdapter:
         network[3].bias.zero_()
     look = xai_abn.Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     return xai_abn.wrap(network.eval(), labels=["red", "blue"], preprocess=look, name="two-colours")
+
+
+def read_colors(place: str) -> Dataset:
+    """Images called COLOR-NUMBER.png; even numbers are for training."""
+    splits: dict[str, list[Sample]] = {"train": [], "test": []}
+    for path in sorted(Path(place).glob("*.png")):
+        color, _, number = path.stem.partition("-")
+        splits["test" if int(number) % 2 else "train"].append(Sample(str(path), label=color))
+    return Dataset("colors", splits, ("blue", "red"))

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 import xai_abn
 from xai_abn.cli.main import app
-from xai_abn.datasets.held_out import hold_out
-from xai_abn.datasets.photos import find_photos
+from xai_abn.datasets import Sample
+from xai_abn.datasets.splits import find_samples, hold_out
 from xai_abn.errors import (
     CheckpointError,
     ImageLoadError,
@@ -284,9 +284,9 @@ def test_going_on_with_another_classifiers_network_is_refused(settings, classifi
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"photos": ()}, ImageLoadError, "no photos to learn from were named"),
+        ({"photos": ()}, ImageLoadError, "no images to train on"),
         ({"photos": ("nothing/",)}, ImageLoadError, "nothing/: no such file or folder"),
-        ({"exclude": (".png",)}, ImageLoadError, "no photos found"),
+        ({"exclude": (".png",)}, ImageLoadError, "no images found"),
         ({"batch_size": 17}, InvalidInputError, "a batch of 17 needs as many photos to train on, got 16"),
         ({"model": "lite1"}, UnknownNameError, "did you mean 'lite0'"),
         ({"model": "abn-lite0"}, UnsupportedModelError, "Attention Branch Network already"),
@@ -360,27 +360,27 @@ def test_unreadable_photos_are_skipped_or_stop_the_run(settings, photos, tmp_pat
             run_distillation(tmp_path / f"stop-{workers}", changed(some, on_unreadable="stop", workers=workers))
     for file in (tmp_path / "photos").glob("[0-9]*.png"):
         file.write_bytes(b"no picture")
-    with pytest.raises(ImageLoadError, match="none of the 22 photos can be read"):
+    with pytest.raises(ImageLoadError, match="none of the 22 images can be read"):
         run_distillation(tmp_path / "none", some)
 
 
 def test_held_out_photos_are_not_trained_on(photos, tmp_path):
     """They and their copies under other names are not among the rest; they stay the same when the folder moves."""
     shutil.copytree(photos, tmp_path / "a" / photos.name)
-    paths = find_photos([tmp_path / "a" / photos.name])
-    held = hold_out(paths, Preprocess(size=SIZE), 3)
-    out = set(paths) - set(held.rest)
+    samples = find_samples([tmp_path / "a" / photos.name])
+    held = hold_out(samples, Preprocess(size=SIZE), 3)
+    out = {s.source for s in samples} - {s.source for s in held.rest}
     assert held.inputs.shape == (3, 3, SIZE, SIZE)
     assert len(out) == 3
     copy = str(tmp_path / "copy.png")
     shutil.copy(min(out), copy)
-    assert copy not in hold_out([*paths, *paths, copy], Preprocess(size=SIZE), 3).rest
-    elsewhere = find_photos([photos])
+    assert Sample(copy) not in hold_out([*samples, *samples, Sample(copy)], Preprocess(size=SIZE), 3).rest
+    elsewhere = find_samples([photos])
     moved = set(elsewhere) - set(hold_out(elsewhere, Preprocess(size=SIZE), 3).rest)
-    assert {p.rsplit("/")[-1] for p in moved} == {p.rsplit("/")[-1] for p in out}
-    assert len(hold_out(paths, Preprocess(size=SIZE), 64).inputs) == 4
+    assert {s.source.rsplit("/")[-1] for s in moved} == {p.rsplit("/")[-1] for p in out}
+    assert len(hold_out(samples, Preprocess(size=SIZE), 64).inputs) == 4
     with pytest.raises(InvalidInputError, match="none is left"):
-        hold_out(paths[:1], Preprocess(size=SIZE), 1)
+        hold_out(samples[:1], Preprocess(size=SIZE), 1)
 
 
 def test_draws_depend_on_seed_and_number_alone():

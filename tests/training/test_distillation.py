@@ -10,8 +10,10 @@ from PIL import Image
 from support import GapNet
 
 import xai_abn
-from xai_abn.datasets.photos import PhotoFolder, stack_readable
+from xai_abn.datasets.batches import RandomCrops, stack_readable
+from xai_abn.datasets.splits import find_samples
 from xai_abn.errors import ImageLoadError, NonFiniteError
+from xai_abn.images.preprocess import Preprocess
 from xai_abn.training import DistillationConfig, distill
 from xai_abn.training.distillation.losses import make_mosaics
 
@@ -125,7 +127,7 @@ def test_photo_folders_crop_and_count_what_is_broken(tmp_path, photo):
     Image.fromarray(photo).save(tmp_path / "good.png")
     (tmp_path / "broken.png").write_bytes(b"no")
     Image.fromarray(photo).save(tmp_path / "x_val_1.png")
-    photos = PhotoFolder([tmp_path], size=32, exclude=["_val_"])
+    photos = RandomCrops(find_samples([tmp_path], exclude=["_val_"]), Preprocess(32, mean=(0.5,) * 3, std=(0.5,) * 3))
     assert len(photos) == 2
     crops, unreadable = stack_readable([photos[0], photos[1]])
     assert crops.shape == (1, 3, 32, 32)
@@ -133,5 +135,5 @@ def test_photo_folders_crop_and_count_what_is_broken(tmp_path, photo):
     assert len(unreadable) == 1
     assert "broken.png" in unreadable[0]
     assert len(stack_readable([photos[0]])[0]) == 0
-    with pytest.raises(ImageLoadError, match="no photos"):
-        PhotoFolder([tmp_path / "good.png"], exclude=["good"])
+    with pytest.raises(ImageLoadError, match="no images"):
+        find_samples([tmp_path / "good.png"], exclude=["good"])

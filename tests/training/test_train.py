@@ -53,7 +53,9 @@ def cifar(tmp_path_factory):
         for number, label in enumerate(CLASSES):
             pictures = rng.integers(0, 60, (count, 3, 32, 32), dtype=np.uint8)
             pictures[:, number % 3, :16, (number // 3) * 8 : (number // 3) * 8 + 8] = 250
-            (folder / f"{label}-{number}-{part}.bin").write_bytes(pictures.tobytes())
+            (folder / part / label).mkdir(parents=True)
+            for i, picture in enumerate(pictures):
+                Image.fromarray(picture.transpose(1, 2, 0)).save(folder / part / label / f"{i:02}.png")
     return folder
 
 
@@ -385,16 +387,15 @@ def test_a_run_does_not_go_on_with_other_data(cifar, tmp_path):
     config = settings(data, epochs=1, mechanism="none", milestones=None)
     train(config, tmp_path / "run", command="first")
     for part in ("train", "test"):
-        (data / f"a-0-{part}.bin").rename(data / f"z-0-{part}.bin")
+        (data / part / "a").rename(data / part / "z")
     with pytest.raises(RunError, match="the data is not what the run began with"):
         train(config, tmp_path / "run", resume=True)
     for part in ("train", "test"):
-        (data / f"z-0-{part}.bin").rename(data / f"a-0-{part}.bin")
-    whole = (data / "b-1-train.bin").read_bytes()
-    (data / "b-1-train.bin").write_bytes(whole[:-3072])
+        (data / part / "z").rename(data / part / "a")
+    (data / "train" / "b" / "19.png").rename(tmp_path / "19.png")
     with pytest.raises(RunError, match="the data is not what the run began with"):
         train(config, tmp_path / "run", resume=True)
-    (data / "b-1-train.bin").write_bytes(whole)
+    (tmp_path / "19.png").rename(data / "train" / "b" / "19.png")
     (tmp_path / "run" / "log.jsonl").unlink()
     train(config, tmp_path / "run", resume=True, command="second")
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["commands"] == ["first", "second"]

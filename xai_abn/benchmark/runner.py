@@ -18,7 +18,7 @@ from xai_abn.benchmark.records import Batch, FailureRow, ImageRow
 from xai_abn.benchmark.scoring import Scorer
 from xai_abn.benchmark.store import Store, key_of
 from xai_abn.benchmark.trials import Photo, class_indices, short_names
-from xai_abn.datasets.annotated import AnnotatedData, AnnotatedImage
+from xai_abn.datasets import Dataset, Sample
 from xai_abn.errors import DatasetError, InvalidInputError, NonFiniteError, RunError, XaiAbnError
 from xai_abn.explainers import Explainer, make_explainers
 from xai_abn.metrics.base import Metric, Needs, Subject
@@ -91,7 +91,7 @@ Progress = Callable[[int, int], None]
 
 def benchmark(
     model: ModelAdapter,
-    data: AnnotatedData,
+    data: Dataset,
     methods: Sequence[str | Explainer],
     metrics: Sequence[str],
     output: str | Path,
@@ -106,7 +106,7 @@ def benchmark(
 
     Args:
         model: the model to explain.
-        data: from :func:`xai_abn.datasets.read_data`.
+        data: from :func:`xai_abn.datasets.read_dataset`.
         methods: names or :class:`~xai_abn.explainers.Explainer` objects.
         metrics: names, with protocol or without; see :func:`xai_abn.metrics.names`.
         output: the run's file, made if missing.
@@ -122,9 +122,9 @@ def benchmark(
 
     Example:
         >>> import xai_abn
-        >>> from xai_abn.datasets import read_data
+        >>> from xai_abn.datasets import read_dataset
         >>> from xai_abn.benchmark import benchmark
-        >>> model, data = xai_abn.load_model(), read_data("folder:images")
+        >>> model, data = xai_abn.load_model(), read_dataset("images:photos")
         >>> summary = benchmark(model, data, ["abn", "cam", "center"], ["deletion", "insertion"], "run.sqlite")
     """
     started, settings = time.perf_counter(), settings or Settings()
@@ -148,15 +148,15 @@ class _Run:
     def __init__(
         self,
         model: ModelAdapter,
-        data: AnnotatedData,
+        data: Dataset,
         methods: Sequence[str | Explainer],
         metrics: Sequence[str],
         settings: Settings,
     ) -> None:
         self.model, self.settings, self.data = model, settings, data
         self.preprocess = replace(model.preprocess, crop=settings.crop)
-        if data.picture_size is not None:
-            self.preprocess = replace(self.preprocess, crop="squash", size=data.picture_size)
+        if data.image_size is not None:
+            self.preprocess = replace(self.preprocess, crop="squash", size=data.image_size)
         self.methods = {e.spec: e for e in make_explainers(model, list(methods))}
         chosen = [get_metric(name) for name in metrics]
         self.metrics = {m.full_name: m for m in chosen}
@@ -166,9 +166,9 @@ class _Run:
         classes = model.number_of_classes
         wanted = any(m.subject is Subject.CLASSES for m in chosen)
         self.indices = class_indices(model, data, classes) if wanted else {}
-        names = short_names(data.images)
+        names = short_names(data.samples)
         index, number = settings.shard
-        listed = list(zip(range(len(names)), names, data.images, strict=True))[: settings.limit]
+        listed = list(zip(range(len(names)), names, data.samples, strict=True))[: settings.limit]
         self.photos = listed[index - 1 :: number]
         self.identity = {
             "model": {
@@ -221,7 +221,7 @@ class _Run:
         predictor = FastPredictor(self.model, bf16=self.settings.bf16, compile=self.settings.compile)
         return Scorer(self.model, self.preprocess, predictor, self.indices, self.settings.evaluations)
 
-    def _load(self, key: str, position: int, name: str, annotated: AnnotatedImage) -> Photo:
+    def _load(self, key: str, position: int, name: str, annotated: Sample) -> Photo:
         loaded = annotated.load()
         width, height = loaded.image.size
         annotated.check((height, width))
@@ -279,9 +279,9 @@ def _alike(waiting: list[tuple[Photo, Work]]) -> Iterable[list[tuple[Photo, Work
     return groups.values()
 
 
-def _check_annotations(data: AnnotatedData, metrics: Sequence[Metric]) -> None:
+def _check_annotations(data: Dataset, metrics: Sequence[Metric]) -> None:
     needy = [m.full_name for m in metrics if m.needs in (Needs.OBJECTS, Needs.CLASS_OBJECTS)]
-    if needy and not any(photo.objects for photo in data.images):
+    if needy and not any(photo.objects for photo in data.samples):
         raise DatasetError(f"{', '.join(needy)} need annotated objects, and {data.kind} has none; leave them out")
 
 

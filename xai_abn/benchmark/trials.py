@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from xai_abn.datasets.annotated import AnnotatedData, AnnotatedImage
+from xai_abn.datasets import Dataset, Sample
 from xai_abn.errors import DatasetError
 from xai_abn.images.preprocess import PreparedImage
 from xai_abn.metrics.objects import Objects
@@ -36,7 +36,7 @@ class Photo:
     key: str
     name: str
     position: int
-    annotated: AnnotatedImage
+    annotated: Sample
     prepared: PreparedImage
     size: tuple[int, int]
     region: tuple[float, float, float, float]
@@ -72,7 +72,7 @@ class Trial:
     target: int
 
 
-def class_indices(model: ModelAdapter, data: AnnotatedData, classes: int) -> dict[str, tuple[int, ...]]:
+def class_indices(model: ModelAdapter, data: Dataset, classes: int) -> dict[str, tuple[int, ...]]:
     """Return the model's classes that correspond to each class of a data set; those without are left out.
 
     A class that has the name of one of the model's labels is that class; for a model of 1,000 ImageNet classes
@@ -117,8 +117,8 @@ def trials_of(photo: Photo, row: int, logits: Tensor, indices: dict[str, tuple[i
     return trials
 
 
-def short_names(images: Sequence[AnnotatedImage]) -> list[str]:
+def short_names(samples: Iterable[Sample]) -> list[str]:
     """Return each photo's path below the folder that holds them all."""
-    paths = [image.source for image in images]
+    paths = [sample.source for sample in samples]
     folder = os.path.commonpath([os.path.dirname(p) for p in paths]) if len(paths) > 1 else os.path.dirname(paths[0])
     return [os.path.relpath(p, folder) if folder else p for p in paths]

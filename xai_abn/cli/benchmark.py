@@ -16,13 +16,13 @@ from xai_abn.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from xai_abn.benchmark.runner import Summary
-    from xai_abn.datasets.annotated import AnnotatedData
+    from xai_abn.datasets import Dataset
 
 
 def command(
     data: Annotated[
         str,
-        typer.Option("--data", "-d", help="coco:DIR, voc:DIR, imagenet-boxes:CSV or folder:DIR.", metavar="KIND:PATH"),
+        typer.Option("--data", "-d", help="coco:DIR, voc:DIR, imagenet-boxes:CSV or images:DIR.", metavar="KIND:PATH"),
     ],
     methods: Annotated[
         str,
@@ -55,12 +55,12 @@ def command(
 ) -> None:
     """Score methods on annotated photos; what is measured once is never measured again."""
     from xai_abn.benchmark import Settings, benchmark
-    from xai_abn.datasets import read_data
+    from xai_abn.datasets import read_dataset
     from xai_abn.models.zoo import load_model
 
     part = _shard(shard)
     settings = Settings(batch_size=batch_size, bf16=bf16, compile=compile_, crop=crop, shard=part, limit=limit)
-    photos = read_data(data)
+    photos = read_dataset(data)
     adapter = load_model(model, weights=weights, device=device)
     photos = _in_grids(photos, grid, adapter.preprocess.size)
     run = shard_file(output, part)
@@ -87,7 +87,7 @@ def _shard(text: str | None) -> tuple[int, int]:
     return int(index), int(number)
 
 
-def _in_grids(photos: AnnotatedData, grid: int | None, size: int) -> AnnotatedData:
+def _in_grids(photos: Dataset, grid: int | None, size: int) -> Dataset:
     if grid is None:
         return photos
     from xai_abn.datasets.grids import make_grids

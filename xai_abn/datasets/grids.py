@@ -1,86 +1,87 @@
-"""Grids of single-class photos: several objects whose places are known without any box."""
+"""Grids of single-class images: several objects whose places are known without any box."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from PIL import Image, ImageOps
 
-from xai_abn.datasets.annotated import AnnotatedData, AnnotatedImage, AnnotatedObject
+from xai_abn.datasets.sample import AnnotatedObject, Dataset, Sample
 from xai_abn.errors import DatasetError
-from xai_abn.images.loading import LoadedImage, load_image
+from xai_abn.images.loading import LoadedImage
 
 
 @dataclass(frozen=True)
-class Grid(AnnotatedImage):
-    """Photos of different classes set side by side, row by row.
+class Grid(Sample):
+    """Images of different classes set side by side, row by row.
 
     Attributes:
-        tiles: paths of the photos.
+        tiles: the images.
         cell: side of a cell in pixels.
     """
 
-    tiles: tuple[str, ...] = ()
+    tiles: tuple[Sample, ...] = ()
     cell: int = 224
 
     def load(self) -> LoadedImage:
-        """Read the photos and set them into the grid, each cropped to its middle square.
+        """Read the images and set them into the grid, each cropped to its center square.
 
         Raises:
             ImageLoadError: one of them cannot be read.
         """
         side = round(len(self.tiles) ** 0.5)
         page = Image.new("RGB", (side * self.cell, side * self.cell))
-        for place, path in enumerate(self.tiles):
-            tile = ImageOps.fit(load_image(path).image, (self.cell, self.cell), Image.Resampling.BICUBIC)
-            page.paste(tile, (place % side * self.cell, place // side * self.cell))
+        for place, tile in enumerate(self.tiles):
+            fitted = ImageOps.fit(tile.load().image, (self.cell, self.cell), Image.Resampling.BICUBIC)
+            page.paste(fitted, (place % side * self.cell, place // side * self.cell))
         return LoadedImage(page, self.source)
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The tiles' files."""
-        return self.tiles
+    def content(self) -> Iterator[bytes]:
+        """Yield the bytes of the tiles."""
+        for tile in self.tiles:
+            yield from tile.content()
 
 
-def make_grids(data: AnnotatedData, side: int, cell: int = 224, seed: int = 0) -> AnnotatedData:
-    """Set the photos of a data set into grids of side x side cells, each of another class.
+def make_grids(data: Dataset, side: int, cell: int = 224, seed: int = 0) -> Dataset:
+    """Set the images of a data set into grids of side x side cells, each of another class.
 
-    Photos are shuffled; each is used at most once; what is left over when no grid can be filled with
-    different classes is left out.
+    Images are shuffled, and each is used at most once. Images left over when no further grid can be filled with
+    different classes are not used.
 
     Args:
-        data: photos with one class each: their ``label``.
-        side: cells a side, at least 2.
-        cell: side of a cell in pixels, best the network's input size.
-        seed: of the shuffle.
+        data: each image has a ``label``.
+        side: cells per side, at least 2.
+        cell: side of a cell in pixels, preferably the network's input size.
+        seed: seed of the shuffle.
 
     Raises:
-        DatasetError: photos without a class, or too few classes for one grid.
+        DatasetError: images without a class, or too few classes for one grid.
 
-    Source: Boehle et al., CVPR 2021 (GridPG), on all photos in place of confidently classified ones.
+    Source: Boehle et al., CVPR 2021 (GridPG), on all images in place of confidently classified ones.
     """
     if side < 2:
-        raise DatasetError(f"a grid needs at least 2 cells a side, got {side}")
-    if any(photo.label is None for photo in data.images):
-        raise DatasetError(f"grids need photos with one class each; {data.kind} has photos without")
-    waiting = list(data.images)
+        raise DatasetError(f"a grid needs at least 2 cells per side, got {side}")
+    waiting = list(data.samples)
+    if any(sample.label is None for sample in waiting):
+        raise DatasetError(f"grids need images with one class each; {data.kind} has images without")
     random.Random(seed).shuffle(waiting)
-    grids: list[AnnotatedImage] = []
+    grids: list[Sample] = []
     while True:
-        chosen = list({photo.label: photo for photo in reversed(waiting)}.values())[::-1][: side * side]
+        chosen = list({sample.label: sample for sample in reversed(waiting)}.values())[::-1][: side * side]
         if len(chosen) < side * side:
             break
-        waiting = [photo for photo in waiting if photo not in chosen]
+        waiting = [sample for sample in waiting if sample not in chosen]
         grids.append(_grid(chosen, side, cell, len(grids)))
     if not grids:
-        raise DatasetError(f"a {side}x{side} grid needs photos of {side * side} classes; {data.kind} has fewer")
-    return replace(data, kind=f"{data.kind} in {side}x{side} grids", images=tuple(grids), picture_size=side * cell)
+        raise DatasetError(f"a {side}x{side} grid needs images of {side * side} classes; {data.kind} has fewer")
+    return replace(data, kind=f"{data.kind} in {side}x{side} grids", splits={"test": grids}, image_size=side * cell)
 
 
-def _grid(photos: list[AnnotatedImage], side: int, cell: int, number: int) -> Grid:
+def _grid(tiles: list[Sample], side: int, cell: int, number: int) -> Grid:
     cells = []
-    for place, photo in enumerate(photos):
+    for place, sample in enumerate(tiles):
         left, top = place % side * cell, place // side * cell
-        cells.append(AnnotatedObject(str(photo.label), (left, top, left + cell, top + cell)))
-    return Grid(f"grid-{number:04d}", tuple(cells), tiles=tuple(p.source for p in photos), cell=cell)
+        cells.append(AnnotatedObject(str(sample.label), (left, top, left + cell, top + cell)))
+    return Grid(f"grid-{number:04d}", tuple(cells), tiles=tuple(tiles), cell=cell)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from xai_abn.datasets.training_data import Split
+from xai_abn.datasets.batches import DataSplit
 from xai_abn.networks.abn import ABNOutput
 
 
 @torch.no_grad()
 def attribute_sums(
-    network: nn.Module, split: Split, batches: Sequence[Tensor], device: torch.device, attributes: int
+    network: nn.Module, split: DataSplit, batches: Sequence[Tensor], device: torch.device, attributes: int
 ) -> Tensor:
     """Return, for each attribute, how many pictures there are, how many have it, and how many are answered rightly.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from xai_abn.datasets.training_data import Batch
+from xai_abn.datasets.batches import Batch
 from xai_abn.errors import InvalidInputError
 from xai_abn.networks.abn import ABNOutput
 from xai_abn.training.config import TrainConfig

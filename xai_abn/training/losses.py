@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xai_abn.datasets.training_data import Split
+from xai_abn.datasets.batches import DataSplit
 from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
 
 
@@ -65,7 +65,7 @@ def correct(logits: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measured_sums(
-    network: nn.Module, split: Split, indices: Tensor, device: torch.device, at_once: int = 500
+    network: nn.Module, split: DataSplit, indices: Tensor, device: torch.device, at_once: int = 500
 ) -> dict[str, float]:
     """Return sums over pictures of what is right and of the cross-entropy, for the two branches of an ABN, in float32.
 

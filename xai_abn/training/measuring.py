@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from xai_abn.datasets.training_data import Split, TrainingData
+from xai_abn.datasets import TrainingData
+from xai_abn.datasets.batches import DataSplit
 from xai_abn.errors import DatasetError
 from xai_abn.training.attributes import attribute_accuracies, attribute_sums
 from xai_abn.training.losses import measured_sums
@@ -28,7 +29,7 @@ class Measurer:
         self.data, self.accelerator = data, accelerator
         self.at_once = min(500, max(8, MEASURED_PIXELS // data.preprocess.size**2))
 
-    def accuracies(self, network: nn.Module, split: Split) -> dict[str, float]:
+    def accuracies(self, network: nn.Module, split: DataSplit) -> dict[str, float]:
         """Return accuracies in [0, 1] and the loss over what can be read of a split.
 
         Raises:
@@ -43,7 +44,7 @@ class Measurer:
         means = {name: total / count for name, total in found.items()}
         return {**means, "skipped": skipped} if skipped else means
 
-    def attributes(self, network: nn.Module, split: Split) -> dict[str, dict[str, float]]:
+    def attributes(self, network: nn.Module, split: DataSplit) -> dict[str, dict[str, float]]:
         """Return what :func:`attribute_accuracies` does."""
         names = self.data.labels
         batches = self._mine(split).split(self.at_once)
@@ -56,5 +57,5 @@ class Measurer:
             return sums
         return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").cpu()
 
-    def _mine(self, split: Split) -> torch.Tensor:
+    def _mine(self, split: DataSplit) -> torch.Tensor:
         return torch.arange(len(split))[self.accelerator.process_index :: self.accelerator.num_processes]

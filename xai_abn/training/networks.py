@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from xai_abn.datasets import ReadOptions, read_training_data
-from xai_abn.datasets.training_data import TrainingData
+from xai_abn.datasets import ReadOptions, TrainingData, read_training_data
 from xai_abn.errors import CheckpointError, InvalidInputError
 from xai_abn.networks.abn import AttentionBranch
 from xai_abn.networks.architectures import abn_arguments, create_model, find_architecture

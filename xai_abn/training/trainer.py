@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from xai_abn.datasets.training_data import Batch, TrainingData
+from xai_abn.datasets import TrainingData
+from xai_abn.datasets.batches import Batch
 from xai_abn.errors import CheckpointError, InvalidInputError, NonFiniteError, RunError
 from xai_abn.files import replacing
 from xai_abn.networks.abn import ABNOutput

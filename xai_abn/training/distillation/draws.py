@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from xai_abn.datasets.photos import stack_readable
+from xai_abn.datasets.batches import stack_readable
 from xai_abn.seeding import mixed_seed
 
 

@@ -44,7 +44,7 @@ def distill(
     Args:
         network: fresh from :func:`xai_abn.abn_from`, or a distilled one with its ``teacher``.
         photos: gives (3, H, W) crops, or an ImageLoadError for a photo that cannot be read, such as
-            :class:`xai_abn.datasets.photos.PhotoFolder`.
+            :class:`xai_abn.datasets.batches.RandomCrops`.
         config: see :class:`DistillationConfig`.
         log: called after each step with the step, the losses, the mean of M and photos per second.
         teacher: features (N, C, h, w) to logits (N, K), the backbone's own part behind the split;

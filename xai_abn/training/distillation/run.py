@@ -11,10 +11,9 @@ from typing import Any
 from torch import nn
 
 import xai_abn
-from xai_abn.datasets.held_out import HeldOut, hold_out
-from xai_abn.datasets.photos import PhotoFolder, find_photos
+from xai_abn.datasets.batches import RandomCrops
+from xai_abn.datasets.splits import HeldOut, find_samples, hold_out
 from xai_abn.errors import ImageLoadError, NonFiniteError, RunError
-from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.zoo import load_checkpoint, load_model
 from xai_abn.networks.checkpoint import CheckpointConfig, fingerprint, read_checkpoint, save_checkpoint
 from xai_abn.seeding import seeded
@@ -87,11 +86,11 @@ def run_distillation(
     going_on = going_on and folder.state.exists()
     if not going_on and not overwrite and _steps_done(folder) == settings.steps:
         return _summary(folder, settings.steps, settings.steps)
-    paths = find_photos(settings.photos, settings.exclude)
+    samples = find_samples(settings.photos, settings.exclude)
     with seeded(settings.seed):  # what does not come from the classifier is drawn
         classifier = load_model(settings.model, weights=settings.weights, device=settings.device)
         student = Student.of(classifier, settings)
-    held = hold_out(paths, classifier.preprocess, settings.held_out)
+    held = hold_out(samples, classifier.preprocess, settings.held_out)
     settings.check_number(len(held.rest))
     if held.unreadable and settings.on_unreadable == "stop":
         raise ImageLoadError(held.unreadable[0])
@@ -106,7 +105,7 @@ def run_distillation(
     else:
         run.check_and_save()
         load_checkpoint(folder.checkpoint)  # found out now, not after hours: can it be loaded again?
-    run.train(_crops(held.rest, classifier, settings))
+    run.train(RandomCrops(held.rest, classifier.preprocess, (settings.least_area, 1.0)))
     unreadable = dict.fromkeys([*held.unreadable, *run.distillation.unreadable])
     return _summary(folder, run.distillation.done, settings.steps, list(unreadable))
 
@@ -134,11 +133,6 @@ def _summary(folder: RunFolder, done: int, steps: int, unreadable: Sequence[str]
     return DistillationSummary(folder.checkpoint, done, steps, checks, list(unreadable))
 
 
-def _crops(paths: Sequence[str], classifier: ModelAdapter, settings: DistillationSettings) -> PhotoFolder:
-    look = classifier.preprocess
-    return PhotoFolder(paths, size=look.size, mean=look.mean, std=look.std, scale=(settings.least_area, 1.0))
-
-
 class _Run:
     """A run under way: its distillation, checked and saved as it goes."""
 
@@ -154,7 +148,7 @@ class _Run:
         self.settings = settings
         self.student = student
         self.held = held.inputs
-        names = "\n".join(Path(p).name for p in held.rest)
+        names = "\n".join(Path(s.source).name for s in held.rest)
         self.origin = {
             "photos": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:32],
             "classifier": fingerprint(nn.ModuleList([student.network.feature_extractor, student.teacher])),
@@ -173,7 +167,7 @@ class _Run:
             "earlier": student.earlier,
         }
 
-    def train(self, photos: PhotoFolder) -> None:
+    def train(self, photos: RandomCrops) -> None:
         """Take the steps that remain."""
         self.saved = self.distillation.done
         try:

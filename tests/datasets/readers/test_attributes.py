@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from xai_abn.datasets import ReadOptions, attributes, read_training_data
-from xai_abn.datasets.picture_split import PictureSplit, UnreadableWarning
-from xai_abn.datasets.training_data import TensorSplit
+from xai_abn.datasets import ReadOptions, read_training_data, training_data
+from xai_abn.datasets.batches import InMemorySplit, LazySplit, UnreadableWarning
 from xai_abn.errors import DatasetError
 from xai_abn.images.loading import load_image
 from xai_abn.training.config import TrainConfig
@@ -52,10 +51,10 @@ def test_a_table_gives_attributes(table):
 def test_small_sets_are_kept_in_memory_as_evaluation_sees_them(table, monkeypatch):
     """Kept or read when needed, validation is the checkpoint's preprocessing; only the crops of training differ."""
     kept = read(table)
-    monkeypatch.setattr(attributes, "MEMORY", 0)
+    monkeypatch.setattr(training_data, "MEMORY", 0)
     lazy = read(table)
-    assert isinstance(kept.train, TensorSplit)
-    assert isinstance(lazy.train, PictureSplit)
+    assert isinstance(kept.train, InMemorySplit)
+    assert isinstance(lazy.train, LazySplit)
     one, two = (next(data.train.load([torch.tensor([4, 1])], CPU, None)) for data in (kept, lazy))
     assert torch.equal(one.images, two.images)
     assert torch.equal(one.targets, two.targets)
@@ -67,14 +66,14 @@ def test_small_sets_are_kept_in_memory_as_evaluation_sees_them(table, monkeypatc
 def test_unreadable_pictures_are_left_out_of_memory_with_a_warning(table):
     """The others keep their labels; "stop" names the file; nothing readable is an error."""
     (table.parent / "images" / "1.png").write_bytes(b"broken")
-    with pytest.warns(UnreadableWarning, match=r"1 of 6 pictures cannot be read and are left out, as .*1\.png"):
+    with pytest.warns(UnreadableWarning, match=r"1 of 6 images cannot be read and are left out, as .*1\.png"):
         data = read(table)
     assert data.train.targets.tolist() == [[i % 2, float(i > 2)] for i in (0, 2, 3, 4, 5)]
     with pytest.raises(DatasetError, match=r"1\.png"):
         read(table, on_unreadable="stop")
     for i in range(6):
         (table.parent / "images" / f"{i}.png").write_bytes(b"broken")
-    with pytest.raises(DatasetError, match="none of 6 pictures"):
+    with pytest.raises(DatasetError, match="none of 6 images"):
         read(table)
 
 
@@ -89,14 +88,13 @@ def people_table(tmp_path, count=40):
 
 def test_no_person_is_in_two_splits(tmp_path, monkeypatch):
     """80, 10 and 10 % of the people, whatever the order of the rows."""
-    monkeypatch.setattr(attributes, "MEMORY", 0)
+    monkeypatch.setattr(training_data, "MEMORY", 0)
     path = people_table(tmp_path)
 
     def people():
         data = read(path)
-        files = data.train.pictures.paths
         splits = (data.train, data.validation, data.test)
-        return [{int(files[i].split("/")[-1][:-4]) % 40 for i in split.indices} for split in splits]
+        return [{int(s.source.split("/")[-1][:-4]) % 40 for s in split.samples} for split in splits]
 
     train_people, validation, test = found = people()
     assert [len(part) for part in found] == [32, 4, 4]
@@ -113,13 +111,13 @@ def test_a_file_under_two_names_and_a_column_without_one_are_refused(table):
     with pytest.raises(DatasetError, match="a file is listed twice"):
         read(table)
     table.write_text("\n".join([f",{lines[0]}", *(f"{i},{line}" for i, line in enumerate(lines[1:]))]))
-    with pytest.raises(DatasetError, match="column 1 has no name; name it, or leave it out"):
+    with pytest.raises(DatasetError, match="column 1 has no name; name it, or remove it"):
         read(table)
 
 
 def test_validation_is_of_other_people_where_the_splits_leave_it_open(tmp_path, monkeypatch):
     """Of splits without validation, a tenth of the people that would be learnt from are held out whole."""
-    monkeypatch.setattr(attributes, "MEMORY", 0)
+    monkeypatch.setattr(training_data, "MEMORY", 0)
     path = people_table(tmp_path)
     header, *rows = path.read_text().splitlines()
     split = ["test" if int(row.split(",p")[1].split(",")[0]) >= 20 else "train" for row in rows]
@@ -127,14 +125,14 @@ def test_validation_is_of_other_people_where_the_splits_leave_it_open(tmp_path, 
     assert read(path, validation=0.0).validation is None
     data = read(path, validation=0.1).held_out(0.3)
     found = [
-        {int(part.pictures.paths[i].split("/")[-1][:-4]) % 40 for i in part.indices}
+        {int(s.source.split("/")[-1][:-4]) % 40 for s in part.samples}
         for part in (data.train, data.validation, data.test)
     ]
     assert [len(part) for part in found] == [18, 2, 20]
     assert set.union(*found) == set(range(40))
     one = [header + ",split", rows[0] + ",train", rows[20] + ",test"]
     path.write_text("\n".join(one))
-    with pytest.raises(DatasetError, match="1 identities to learn from cannot be split in 2"):
+    with pytest.raises(DatasetError, match="1 groups to train on cannot be divided into 2 splits"):
         read(path)
 
 
@@ -149,7 +147,7 @@ def test_a_split_column_is_taken_and_must_agree_with_the_people(table):
     assert data.labels == ("smiling", "young")
     people = ["identity", "a", "b", "c", "c", "d", "b"]
     table.write_text("\n".join(f"{line},{p}" for line, p in zip(table.read_text().splitlines(), people, strict=True)))
-    with pytest.raises(DatasetError, match="identity 'b' is in train and in test"):
+    with pytest.raises(DatasetError, match="'b' is in train and in test"):
         read(table)
     table.write_text(table.read_text().replace("validation", "dev"))
     with pytest.raises(DatasetError, match="line 5: split 'dev' is none of"):
@@ -163,11 +161,11 @@ def test_a_split_column_is_taken_and_must_agree_with_the_people(table):
         ("1.png,1,0", "1.png,1,2", "line 3: 'young' is '2'"),
         ("1.png,1,0", "1.png,,0", "line 3: 'smiling' is missing"),
         ("1.png,1,0", "1.png,1", "line 3: 2 values for 3 columns"),
-        ("1.png,1,0", "1.png,1,-1", "holds both 0 and -1"),
+        ("1.png,1,0", "1.png,1,-1", "it has both 0 and -1"),
         ("1.png", "0.png", r"listed twice: .*/0\.png"),
         ("1.png", "nowhere.png", r"1 files are listed but absent, such as nowhere\.png"),
         ("file,", "name,", "no column 'file'; its columns are name, smiling, young"),
-        ("young", "smiling", "a column is there twice: 'smiling'"),
+        ("young", "smiling", "two columns have the same name: 'smiling'"),
     ],
 )
 def test_a_damaged_table_is_refused(table, old, new, message):
@@ -179,7 +177,7 @@ def test_a_damaged_table_is_refused(table, old, new, message):
 
 def test_an_empty_table_is_refused(table):
     """No file, no header, no rows, no attributes."""
-    for content, message in (("", "no column"), ("file,a\n", "no pictures"), ("file\n0.png\n", "no attributes")):
+    for content, message in (("", "no column"), ("file,a\n", "no images"), ("file\n0.png\n", "no attributes")):
         table.write_text(content)
         with pytest.raises(DatasetError, match=message):
             read(table)
@@ -199,13 +197,13 @@ def test_celebas_own_files(table):
     path.with_name("list_eval_partition.txt").write_text("".join(f"{i}.png {i // 2}\n" for i in range(6)))
     assert [len(s) for s in (read(path).train, read(path).validation, read(path).test)] == [2, 2, 2]
     path.with_name("identity_CelebA.txt").write_text("".join(f"{i}.png {i // 3}\n" for i in range(6)))
-    with pytest.raises(DatasetError, match="identity '0' is in train and in validation"):
+    with pytest.raises(DatasetError, match="'0' is in train and in validation"):
         read(path)
     path.with_name("identity_CelebA.txt").write_text("0.png 1\n")
-    with pytest.raises(DatasetError, match=r"says nothing of 5 pictures, such as 1\.png"):
+    with pytest.raises(DatasetError, match=r"no line for 5 images, such as 1\.png"):
         read(path)
     path.write_text("\n".join(["7", "Smiling Young", *rows]))
-    with pytest.raises(DatasetError, match="6 pictures, but the first line says 7"):
+    with pytest.raises(DatasetError, match="6 images, but the first line says 7"):
         read(path)
 
 

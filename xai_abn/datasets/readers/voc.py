@@ -1,4 +1,4 @@
-"""Photos with boxes in Pascal VOC's format."""
+"""Images with boxes in Pascal VOC's format."""
 
 from __future__ import annotations
 
@@ -6,63 +6,64 @@ import math
 from pathlib import Path
 from xml.etree import ElementTree
 
-from xai_abn.datasets.annotated import AnnotatedData, AnnotatedImage, AnnotatedObject, datasets
 from xai_abn.datasets.imagenet_classes import wnids_of
+from xai_abn.datasets.sample import READERS, AnnotatedObject, Dataset, Sample
 from xai_abn.errors import DatasetError
 
-#: Lists of photos under ImageSets/Main, the first that exists is taken.
-SPLITS = ("test.txt", "val.txt")
+#: Lists under ImageSets/Main, of which the first that exists is read.
+SPLITS = {"test": "test.txt", "validation": "val.txt"}
 
 
-@datasets.register("voc")
-def read_voc(path: str) -> AnnotatedData:
+@READERS.register("voc")
+def read_voc(place: str) -> Dataset:
     """Read a year of a VOCdevkit.
 
     Args:
-        path: a folder with ``Annotations/*.xml`` and ``JPEGImages/``. If ``ImageSets/Main/test.txt`` exists, the
-            photos it lists are read, else those of ``val.txt`` there, else every annotated one.
+        place: a folder with ``Annotations/*.xml`` and ``JPEGImages/``. If ``ImageSets/Main/test.txt`` exists, the
+            images it lists are read, else those of ``val.txt`` there, else every annotated one.
 
     Returns:
-        The photos that have objects. Photos that are listed but absent, not annotated or without object are
-        among the problems.
+        The images that have objects. Images that are listed but absent, not annotated or without object are among
+        the problems.
 
     Raises:
-        DatasetError: nothing there, or a file is damaged or lacks something.
+        DatasetError: nothing is there, or a file is damaged or incomplete.
     """
-    root = Path(path)
+    root = Path(place)
     for folder in ("Annotations", "JPEGImages"):
         if not (root / folder).is_dir():
             raise DatasetError(
                 f"{root / folder}: no such folder; give a year of a VOCdevkit, such as VOCdevkit/VOC2012"
             )
-    images, problems = [], []
-    for stem in _stems(root):
+    samples, problems = [], []
+    part, stems = _listed(root)
+    for stem in stems:
         file = root / "Annotations" / f"{stem}.xml"
         if not file.is_file():
             problems.append((str(file), "no such file"))
             continue
         tree = _parse(file)
-        photo = _photo(root, stem, tree)
+        image = _image(root, stem, tree)
         objects = tuple(_object(node, f"{file}: object {i}") for i, node in enumerate(tree.findall("object"), 1))
-        if not photo.is_file():
-            problems.append((str(photo), "no such file"))
+        if not image.is_file():
+            problems.append((str(image), "no such file"))
         elif not objects:
-            problems.append((str(photo), "no annotated object"))
+            problems.append((str(image), "no annotated object"))
         else:
-            images.append(AnnotatedImage(str(photo), objects))
-    names = tuple(sorted({thing.label for image in images for thing in image.objects}))
+            samples.append(Sample(str(image), objects))
+    names = tuple(sorted({thing.label for sample in samples for thing in sample.objects}))
     wnids = {name: wnids_of(name) for name in names if wnids_of(name)}
-    return AnnotatedData("voc", tuple(images), names, wnids, tuple(problems))
+    return Dataset("voc", {part: samples}, names, wnids, tuple(problems))
 
 
-def _stems(root: Path) -> list[str]:
-    """Return the names of the photos, without ending, in the order of the list or of the alphabet."""
-    for split in SPLITS:
-        file = root / "ImageSets" / "Main" / split
+def _listed(root: Path) -> tuple[str, list[str]]:
+    """Return the split that is read, and the names of its images, without ending."""
+    for part, name in SPLITS.items():
+        file = root / "ImageSets" / "Main" / name
         if file.is_file():
-            lines = [line.split() for line in _text(file, "names of photos, one a line").splitlines()]
-            return list(dict.fromkeys(words[0] for words in lines if words))
-    return sorted(file.stem for file in (root / "Annotations").glob("*.xml"))
+            lines = [line.split() for line in _text(file, "names of images, one a line").splitlines()]
+            return part, list(dict.fromkeys(words[0] for words in lines if words))
+    return "train", sorted(file.stem for file in (root / "Annotations").glob("*.xml"))
 
 
 def _text(file: Path, expected: str) -> str:
@@ -73,10 +74,10 @@ def _text(file: Path, expected: str) -> str:
 
 
 def _parse(file: Path) -> ElementTree.Element:
-    """Parse one annotation, refusing the document types and entities that can blow up a parser."""
+    """Parse one annotation; document types and entities, which can blow up a parser, are refused."""
     text = _text(file, "a VOC annotation")
     if "<!DOCTYPE" in text.upper() or "<!ENTITY" in text.upper():
-        raise DatasetError(f"{file}: has a document type or entities, which no VOC annotation needs; remove them")
+        raise DatasetError(f"{file}: has a document type or entities, which VOC annotations do not need; remove them")
     try:
         tree = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
@@ -86,18 +87,18 @@ def _parse(file: Path) -> ElementTree.Element:
     return tree
 
 
-def _photo(root: Path, stem: str, tree: ElementTree.Element) -> Path:
-    """Return the photo of the same name; failing that, the one that the annotation names."""
-    photo = root / "JPEGImages" / f"{stem}.jpg"
+def _image(root: Path, stem: str, tree: ElementTree.Element) -> Path:
+    """Return the image of the same name, or else the one that the annotation names."""
+    image = root / "JPEGImages" / f"{stem}.jpg"
     named = (tree.findtext("filename") or "").strip()
-    return root / "JPEGImages" / named if named and not photo.is_file() else photo
+    return root / "JPEGImages" / named if named and not image.is_file() else image
 
 
 def _object(node: ElementTree.Element, where: str) -> AnnotatedObject:
-    """Turn one <object> into an object: VOC counts pixels from 1, and its right and bottom belong to the box."""
+    """Convert one <object>: VOC counts pixels from 1, and its boxes include right and bottom."""
     label = (node.findtext("name") or "").strip()
     if not label:
-        raise DatasetError(f"{where} has no <name>; expected its class")
+        raise DatasetError(f"{where} has no <name>; expected a class")
     left, top, right, bottom = (_number(node, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
     difficult = (node.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):

@@ -1,4 +1,4 @@
-"""ILSVRC photos with boxes of their class, listed in a CSV file."""
+"""ILSVRC images with boxes of their class, listed in a CSV file."""
 
 from __future__ import annotations
 
@@ -8,50 +8,50 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from xai_abn.datasets.annotated import AnnotatedData, AnnotatedImage, AnnotatedObject, datasets
 from xai_abn.datasets.imagenet_classes import own_wnids
+from xai_abn.datasets.sample import READERS, AnnotatedObject, Dataset, Sample
 from xai_abn.errors import DatasetError
 
-#: The columns that the first line must name.
+#: Columns that the first line must name.
 COLUMNS = ("file", "wnid", "boxes")
 
 Box = tuple[float, float, float, float]
 
 
-@datasets.register("imagenet-boxes")
-def read_imagenet_boxes(path: str) -> AnnotatedData:
-    """Read photos with one class and boxes of it.
+@READERS.register("imagenet-boxes")
+def read_imagenet_boxes(place: str) -> Dataset:
+    """Read images with one class and boxes of it.
 
-    WordNet ids are the class names, as readable names of ImageNet are not unique (two are "crane").
+    WordNet ids are the class names, as ImageNet's readable names are not unique (two are "crane").
 
     Args:
-        path: a CSV file with the columns ``file``, ``wnid`` and ``boxes``; boxes are ``x1 y1 x2 y2`` (right and
-            bottom exclusive), joined by ``;``. The photos are in ``images/`` beside it, or beside it directly.
+        place: a CSV file with the columns ``file``, ``wnid`` and ``boxes``; boxes are ``x1 y1 x2 y2`` (right and
+            bottom exclusive), joined by ``;``. The images are in ``images/`` beside it, or beside it directly.
 
     Returns:
-        The photos in the order of the file. Photos that are absent or have no box are among the problems.
+        The images in the order of the file. Images that are absent or have no box are among the problems.
 
     Raises:
-        DatasetError: no such file, or a line is damaged; the message gives its number.
+        DatasetError: there is no such file, or a line is damaged; the message gives its number.
     """
-    file = Path(path)
-    images, problems = [], []
+    file = Path(place)
+    samples, problems = [], []
     seen: dict[str, int] = {}
     for line, row in _rows(file):
         where = f"{file}, line {line}"
         name, wnid, boxes = _fields(row, where)
         if name in seen:
-            raise DatasetError(f"{where}: {name} is on line {seen[name]} already; join the boxes of a photo by ';'")
+            raise DatasetError(f"{where}: {name} is on line {seen[name]} already; join the boxes of an image by ';'")
         seen[name] = line
-        photo = next((p for p in (file.parent / "images" / name, file.parent / name) if p.is_file()), None)
-        if photo is None:
+        path = next((p for p in (file.parent / "images" / name, file.parent / name) if p.is_file()), None)
+        if path is None:
             problems.append((str(file.parent / "images" / name), "no such file"))
         elif not boxes:
-            problems.append((str(photo), "no box"))
+            problems.append((str(path), "no box"))
         else:
-            images.append(AnnotatedImage(str(photo), tuple(AnnotatedObject(wnid, box) for box in boxes), wnid))
-    names = tuple(sorted({str(image.label) for image in images}))
-    return AnnotatedData("imagenet-boxes", tuple(images), names, own_wnids(names), tuple(problems))
+            samples.append(Sample(str(path), tuple(AnnotatedObject(wnid, box) for box in boxes), wnid))
+    names = tuple(sorted({str(sample.label) for sample in samples}))
+    return Dataset("imagenet-boxes", {"train": samples}, names, own_wnids(names), tuple(problems))
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -72,10 +72,10 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
 def _fields(row: dict[str, str], where: str) -> tuple[str, str, list[Box]]:
     """Return file, class and boxes of one line."""
     if None in row or None in row.values():
-        raise DatasetError(f"{where}: too many or too few columns; expected those that the first line names")
+        raise DatasetError(f"{where}: too many or too few columns; expected those of the first line")
     name, wnid, boxes = (row[column].strip() for column in COLUMNS)
     if not name:
-        raise DatasetError(f"{where}: the file is empty; expected the name of a photo")
+        raise DatasetError(f"{where}: the file is empty; expected the name of an image")
     if not re.fullmatch(r"n\d{8}", wnid):
         raise DatasetError(f"{where}: wnid is {wnid!r}; expected n and 8 digits, such as n02085620")
     return name, wnid, [_box(text, where) for text in boxes.split(";") if text.strip()]

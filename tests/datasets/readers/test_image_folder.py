@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import touch
 
 import xai_abn
-from xai_abn.datasets import ReadOptions, read_training_data
-from xai_abn.datasets.picture_split import random_part
-from xai_abn.datasets.split_names import LeftAsideWarning
+from xai_abn.datasets import ReadOptions, read_dataset, read_training_data
+from xai_abn.datasets.batches import random_crop_box
+from xai_abn.datasets.splits import UnusedSplitWarning
 from xai_abn.errors import DatasetError, InvalidInputError
 from xai_abn.images.loading import load_image
 from xai_abn.training.config import TrainConfig
@@ -96,27 +97,16 @@ def test_training_sees_the_part_drawn_resized_and_flipped(folder):
     split = read(folder).train
     (batch,) = images(split, [range(10)], 7)
     mirrored = 0
-    for index, path in enumerate(split.pictures.paths):
-        image = load_image(path).image
-        part, flipped = random_part(image.size, np.random.default_rng((7, index)), (0.08, 1.0))
+    for index, sample in enumerate(split.samples):
+        image = load_image(sample.source).image
+        part, flipped = random_crop_box(image.size, np.random.default_rng((7, index)), (0.08, 1.0))
         seen = image.crop(part).resize((24, 24), Image.Resampling.BILINEAR)
         seen = seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else seen
-        torch.testing.assert_close(batch.images[index], split.look.normalise(np.asarray(seen)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            batch.images[index], split.preprocess.normalise(np.asarray(seen)), atol=1e-5, rtol=1e-5
+        )
         mirrored += flipped
     assert 0 < mirrored < 10
-
-
-def test_random_parts_lie_inside_and_keep_to_their_shares():
-    """Parts reach every share and shape allowed; a picture too long for any gives its middle."""
-    random = np.random.default_rng(0)
-    drawn = [random_part((200, 100), random, (0.2, 0.5)) for _ in range(300)]
-    areas = [(r - left) * (b - t) / 20000 for (left, t, r, b), _ in drawn]
-    shapes = [(r - left) / (b - t) for (left, t, r, b), _ in drawn]
-    assert all(0 <= left < r <= 200 and 0 <= t < b <= 100 for (left, t, r, b), _ in drawn)
-    assert 0.19 < min(areas) < 0.25 < 0.45 < max(areas) < 0.51
-    assert 0.73 < min(shapes) < 0.8 < 1.25 < max(shapes) < 1.37
-    assert 100 < sum(flipped for _, flipped in drawn) < 200
-    assert random_part((1000, 10), random, (0.9, 1.0))[0] == (493, 0, 506, 10)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -137,7 +127,7 @@ def test_a_batch_of_which_nothing_can_be_read(folder):
     for name in ("a.png", "b.jpg"):
         (folder / "train" / "cat" / name).write_bytes(b"no picture")
     split = read(folder).train
-    with pytest.raises(DatasetError, match=r"none of the 2 pictures of a batch can be read, as .*cat/a\.png"):
+    with pytest.raises(DatasetError, match=r"none of the 2 images of a batch can be read, as .*cat/a\.png"):
         images(split, [[0, 1]], 3)
     (batch,) = images(split, [[0, 1]])
     assert batch.images.shape == (0, 3, 24, 24)
@@ -177,14 +167,14 @@ def test_one_class_is_refused(tmp_path):
 def test_folders_that_contradict_themselves_are_refused(folder, tmp_path):
     """Each mistake has its message; nothing is passed over."""
     save(folder / "val" / "emu" / "v.png")
-    with pytest.raises(DatasetError, match="class 'emu' has validation pictures but no training pictures"):
+    with pytest.raises(DatasetError, match="class 'emu' has validation images but no training images"):
         read(folder)
     (folder / "val" / "emu" / "v.png").unlink()
-    with pytest.raises(DatasetError, match=r"an empty class folder: .*val/emu"):
+    with pytest.raises(DatasetError, match=r"val/emu: no images of this class"):
         read(folder)
     (folder / "val" / "emu").rmdir()
     save(folder / "train" / "loose.png")
-    with pytest.raises(DatasetError, match=r"1 pictures beside the class folders, such as loose\.png"):
+    with pytest.raises(DatasetError, match=r"1 images cannot be used, such as .*loose\.png \(beside the class folders"):
         read(folder)
     (folder / "train" / "loose.png").unlink()
     (folder / "validation").mkdir()
@@ -192,17 +182,17 @@ def test_folders_that_contradict_themselves_are_refused(folder, tmp_path):
         read(folder)
     with pytest.raises(DatasetError, match="no such folder"):
         read(folder / "nothing")
-    with pytest.raises(DatasetError, match="no class folders"):
+    with pytest.raises(DatasetError, match=r"5 images have none of the classes.*needs a class for each image"):
         read(folder / "train" / "cat")
     (folder / "validation").rmdir()
     (folder / "notes").mkdir()
-    with pytest.warns(LeftAsideWarning, match="not used beside train: notes"):
+    with pytest.warns(UnusedSplitWarning, match="not used beside train: notes"):
         read(folder)
     (folder / "notes").rmdir()
     (folder / "train").rename(folder / "Training")
     assert len(read(folder).validation)
     (folder / "Training").rename(folder / "pictures")
-    with pytest.raises(DatasetError, match="it has pictures, val, but nothing called train"):
+    with pytest.raises(DatasetError, match="it has pictures, val, but no split called train"):
         read(folder)
 
 
@@ -213,10 +203,10 @@ def test_the_size_is_the_architectures_unless_given(folder, tmp_path):
     assert read_pictures(TrainConfig(f"images:{folder}", arch="resnet18", size=48)).preprocess.size == 48
     for i in range(10):
         for part in ("train", "test"):
-            np.zeros(3072, np.uint8).tofile(tmp_path / f"c{i}-{i}-{part}.bin")
-    assert read_pictures(TrainConfig(f"cifar10:{tmp_path}", arch="resnet18")).preprocess.size == 32
+            save(tmp_path / "cifar" / part / f"c{i}" / "a.png", (32, 32))
+    assert read_pictures(TrainConfig(f"cifar10:{tmp_path / 'cifar'}", arch="resnet18")).preprocess.size == 32
     with pytest.raises(InvalidInputError, match="size must be 32"):
-        read_pictures(TrainConfig(f"cifar10:{tmp_path}", size=48))
+        read_pictures(TrainConfig(f"cifar10:{tmp_path / 'cifar'}", size=48))
 
 
 def test_bad_data_leaves_an_earlier_run_as_it_was(folder, tmp_path):
@@ -248,3 +238,44 @@ def test_training_on_folders_goes_round_a_corrupt_file_or_stops(folder, tmp_path
     assert model.preprocess == read(folder, size=32).preprocess
     with pytest.raises(DatasetError, match=r"e\.jpg"):
         train(TrainConfig(**settings, on_unreadable="stop"), tmp_path / "stopped")
+
+
+def test_a_flat_folder_has_no_classes(tmp_path):
+    """Photos directly in the folder have no label; a folder without photos beside them is no class."""
+    touch(tmp_path, "b.jpg", "a.png", "notes.txt", "empty/notes.txt")
+    data = read_dataset(f"images:{tmp_path}")
+    assert [i.source for i in data.samples] == [str(tmp_path / "a.png"), str(tmp_path / "b.jpg")]
+    assert {i.label for i in data.samples} == {None}
+    assert data.class_names == data.samples[0].classes == ()
+
+
+def test_folders_of_the_first_level_are_classes(tmp_path):
+    """Each folder gives its name to the photos anywhere below it; WordNet ids of ImageNet-1k are recognised."""
+    touch(tmp_path, "n02134084/deep/a.jpg", "n02134084/b.jpg", "n99999999/c.jpg", "own/d.jpg", ".cache/e.jpg")
+    data = read_dataset(f"images:{tmp_path}")
+    assert data.class_names == ("n02134084", "n99999999", "own")
+    assert sorted(i.label for i in data.samples) == ["n02134084", "n02134084", "n99999999", "own"]
+    assert data.samples[0].classes == ("n02134084",)
+    assert data.wnids == {"n02134084": ("n02134084",)}
+
+
+def test_photos_beside_class_folders_are_problems(tmp_path):
+    """A photo that is in none of the classes is set aside."""
+    touch(tmp_path, "cat/a.jpg", "stray.jpg")
+    data = read_dataset(f"images:{tmp_path}")
+    assert data.problems == ((str(tmp_path / "stray.jpg"), "beside the class folders, so it has no class"),)
+
+
+def test_a_class_without_photos_is_refused(tmp_path):
+    """An empty class would never be measured, so it is named."""
+    touch(tmp_path, "cat/a.jpg", "dog/notes.txt")
+    with pytest.raises(DatasetError, match="dog: no images of this class"):
+        read_dataset(f"images:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden/a.jpg"])
+def test_a_folder_without_photos_is_refused(tmp_path, name):
+    """Neither other files nor hidden photos count."""
+    touch(tmp_path, name)
+    with pytest.raises(DatasetError, match=r"no images in this folder"):
+        read_dataset(f"images:{tmp_path}")

@@ -1,0 +1,165 @@
+"""Hugging Face datasets and tar shards, made here; nothing is downloaded."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from xai_abn.datasets import ReadOptions, read_dataset, read_training_data
+from xai_abn.datasets.splits import UnusedSplitWarning
+from xai_abn.errors import DatasetError, InvalidInputError, XaiAbnError
+
+CPU = torch.device("cpu")
+
+
+def picture(number):
+    """Return a flat picture of a brightness of its own, as PNG."""
+    content = io.BytesIO()
+    Image.fromarray(np.full((20, 24, 3), number * 10, np.uint8)).save(content, "png")
+    return content.getvalue()
+
+
+def write_shard(path, files):
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+
+
+def samples(numbers):
+    return [f for n in numbers for f in ((f"{n:03d}.png", picture(n)), (f"{n:03d}.cls", str(n % 3).encode()))]
+
+
+def read(spec, **options):
+    return read_training_data(spec, ReadOptions(**{"size": 16, "workers": 0, **options}))
+
+
+def brightness(split, indices):
+    (batch,) = split.load([torch.tensor(indices)], CPU, None)
+    return (batch.images[:, 0, 8, 8] * 0.229 + 0.485).mul(25.5).round().int().tolist(), batch.targets.tolist()
+
+
+def hub_table(numbers, labels, names=("cat", "dog")):
+    from datasets import ClassLabel, Dataset, Features, Image, Value
+
+    pictures = [{"bytes": n if isinstance(n, bytes) else picture(n), "path": None} for n in numbers]
+    kinds = Features({"id": Value("int32"), "image": Image(), "label": ClassLabel(names=list(names))})
+    return Dataset.from_dict({"id": range(len(labels)), "image": pictures, "label": labels}, features=kinds)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A dictionary of splits that ``save_to_disk`` wrote; the test labels are hidden."""
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    validation, test = hub_table([5, b"broken"], [1, 0]), hub_table([7], [-1])
+    both = datasets.DatasetDict(train=hub_table(range(5), [0, 1, 0, 1, 0]), validation=validation, test=test)
+    both.save_to_disk(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_a_hugging_face_dataset_is_read(saved):
+    """Columns are found by their kind; a corrupt picture is skipped or named by its row; hidden labels are no test."""
+    data = read(f"hf:{saved}", workers=2)
+    assert (data.labels, len(data.train), len(data.validation), data.test) == (("cat", "dog"), 5, 2, None)
+    assert brightness(data.train, [4, 1]) == ([4, 1], [0, 1])
+    (batch,) = data.validation.load([torch.arange(2)], CPU, None)
+    assert (len(batch.images), batch.skipped) == (1, 1)
+    with pytest.raises(DatasetError, match=r"validation\[1\]: not a picture"):
+        list(read(f"hf:{saved}", on_unreadable="stop").validation.load([torch.arange(2)], CPU, None))
+    assert read(f"hf:{saved}#id").labels == ("0", "1", "2", "3", "4")
+
+
+def test_splits_may_number_their_classes_differently(tmp_path):
+    """Names count; hidden labels are none, also of numbers without names; what rows hold is in the fingerprint."""
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    train, test = hub_table([0, 1], [0, 1]), hub_table([2, 3], [0, 1], names=("dog", "cat"))
+    datasets.DatasetDict(train=train, Test=test).save_to_disk(tmp_path / "a")
+    data = read(f"hf:{tmp_path / 'a'}")
+    assert data.labels == ("cat", "dog")
+    assert brightness(data.test, [0, 1]) == ([2, 3], [1, 0])
+    numbers = [t.cast_column("label", datasets.Value("int32")) for t in (train, hub_table([2], [-1]))]
+    datasets.DatasetDict(train=numbers[0], test=numbers[1]).save_to_disk(tmp_path / "b")
+    assert (read(f"hf:{tmp_path / 'b'}").labels, read(f"hf:{tmp_path / 'b'}").test) == (("0", "1"), None)
+    datasets.DatasetDict(train=hub_table([0, 5], [0, 1]), Test=test).save_to_disk(tmp_path / "c")
+    assert read(f"hf:{tmp_path / 'c'}").fingerprint() != data.fingerprint()
+    datasets.DatasetDict(train=train, valid=test, extra=test, val=test).save_to_disk(tmp_path / "d")
+    with pytest.raises(DatasetError, match="both valid and val"):
+        read(f"hf:{tmp_path / 'd'}")
+    datasets.DatasetDict(Training=train, valid=test, extra=test).save_to_disk(tmp_path / "e")
+    with pytest.warns(UnusedSplitWarning, match="not used beside Training: extra"):
+        assert brightness(read(f"hf:{tmp_path / 'e'}").validation, [0, 1]) == ([2, 3], [1, 0])
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert read(f"hf:{tmp_path / 'moved'}").fingerprint() == data.fingerprint()
+
+
+def test_a_folder_that_datasets_loads_itself(tmp_path, monkeypatch):
+    """A folder of parquet files."""
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    hub_table(range(3), [0, 1, 1]).to_parquet(tmp_path / "set" / "train.parquet")
+    assert brightness(read(f"hf:{tmp_path / 'set'}").train, [2, 0]) == ([2, 0], [1, 0])
+
+
+def test_tar_shards_are_read_by_datasets(tmp_path, monkeypatch):
+    """WebDataset's shards of ``key.png`` and ``key.cls`` give images and classes; file names give the splits."""
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    write_shard(tmp_path / "set" / "train-000.tar", samples(range(6)))
+    write_shard(tmp_path / "set" / "train-001.tar", samples(range(6, 9)))
+    write_shard(tmp_path / "set" / "val-000.tar", samples(range(9, 12)))
+    data = read(f"hf:{tmp_path / 'set'}")
+    assert (data.labels, len(data.train), len(data.validation)) == (("0", "1", "2"), 9, 3)
+    assert brightness(data.train, [7, 0, 5]) == ([7, 0, 5], [1, 0, 2])
+    assert brightness(data.validation, [2, 0]) == ([11, 9], [2, 0])
+    sample = read_dataset(f"hf:{tmp_path / 'set'}").samples[1]  # of the validation split, as there is no test split
+    assert (sample.label, sample.load().image.size) == ("1", (24, 20))
+    assert list(sample.content()) == [picture(10)]
+
+
+def test_a_hugging_face_dataset_without_pictures_labels_or_train_is_refused(saved, tmp_path):
+    """The message lists the columns or the splits."""
+    import datasets
+
+    def refused(message, place="other", **splits):
+        datasets.DatasetDict(splits).save_to_disk(tmp_path / place)
+        with pytest.raises(DatasetError, match=message):
+            read(f"hf:{tmp_path / place}")
+
+    table = hub_table([1, 2], [0, 1])
+    refused("no column of images; its columns are id, label", "a", train=table.remove_columns("image"))
+    refused("no column of labels found.*id, image", "b", train=table.remove_columns("label"))
+    refused("it has test, but no split called train", "c", test=table)
+    refused("train: 2 rows have no 'label'", "d", train=hub_table([1, 2], [None, None]))
+    refused("class 'dog' has test images but no training", "e", train=hub_table([1], [0]), test=table)
+    refused("test: no column 'label', which the train split has", "f", train=table, test=table.remove_columns("label"))
+    other = hub_table([3], [1], names=("cat", "emu"))
+    refused("test: 'label' is 'emu', which is no class of the train split", "g", train=table, test=other)
+    refused(
+        "'label' is 0, which is no class", "h", train=table, test=table.cast_column("label", datasets.Value("int32"))
+    )
+    listed = datasets.Sequence(datasets.Value("int32"))
+    lists = table.remove_columns("label").add_column("label", [[0], [1]]).cast_column("label", listed)
+    refused("'label' holds lists, not classes", "i", train=lists)
+    with pytest.raises(DatasetError, match=r"'image' holds .*, not classes"):
+        read(f"hf:{tmp_path / 'g'}#image")
+    with pytest.raises(DatasetError, match="cannot be loaded"):
+        read(f"hf:{tmp_path / 'nothing' / 'there' / 'at all'}")
+    with pytest.raises(DatasetError, match="add #COLUMN"):
+        read(f"hf:{saved}#nothing")
+
+
+def test_without_datasets_the_extra_is_named(monkeypatch):
+    """One line says what to install."""
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InvalidInputError, match=r"pip install 'xai-abn\[datasets\]'") as caught:
+        read("hf:somewhere")
+    assert isinstance(caught.value, XaiAbnError)

@@ -1,0 +1,71 @@
+"""ILSVRC boxes in a CSV file: what is read, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from support import touch
+
+from xai_abn.datasets import AnnotatedObject, read_dataset
+from xai_abn.errors import DatasetError
+
+
+def boxes_csv(folder, *lines, header="file,wnid,boxes"):
+    touch(folder / "images", "a.JPEG")
+    touch(folder, "b.JPEG")
+    (folder / "boxes.csv").write_text("\n".join([header, *lines]) + "\n")
+    return f"imagenet-boxes:{folder / 'boxes.csv'}"
+
+
+def test_imagenet_boxes_are_read_as_given(tmp_path):
+    """Boxes keep their numbers, the WordNet id is class and label, photos lie in images/ or beside the file."""
+    data = read_dataset(boxes_csv(tmp_path, "a.JPEG,n02134084,1 2 3 4;5 6 7.5 8", "b.JPEG,n99999999,1 2 3 4"))
+    bear, other = data.samples
+    assert bear.source == str(tmp_path / "images" / "a.JPEG")
+    assert bear.label == "n02134084"
+    assert bear.objects == (AnnotatedObject(bear.label, (1, 2, 3, 4)), AnnotatedObject(bear.label, (5, 6, 7.5, 8)))
+    assert other.source == str(tmp_path / "b.JPEG")
+    assert data.class_names == ("n02134084", "n99999999")
+    assert data.wnids == {"n02134084": ("n02134084",)}
+
+
+def test_imagenet_photos_that_cannot_be_used_are_problems(tmp_path):
+    """An absent photo and a line without boxes are set aside."""
+    data = read_dataset(
+        boxes_csv(tmp_path, "a.JPEG,n02134084,1 2 3 4", "c.JPEG,n02134084,1 2 3 4", "b.JPEG,n02134084,")
+    )
+    assert len(data.samples) == 1
+    assert [reason for _, reason in data.problems] == ["no such file", "no box"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("b.JPEG,n02134084", "too many or too few columns"),
+        ("b.JPEG,n02134084,1 2 3 4,5", "too many or too few columns"),
+        ("b.JPEG,n02134084,1 2 3", "box '1 2 3'; expected four numbers x1 y1 x2 y2"),
+        ("b.JPEG,n02134084,1 2 3 4;1 2 x 4", "box '1 2 x 4'; expected four numbers"),
+        ("b.JPEG,n02134084,1 2 nan 4", "expected four numbers"),
+        ("b.JPEG,bear,1 2 3 4", "wnid is 'bear'; expected n and 8 digits"),
+        (",n02134084,1 2 3 4", "the file is empty"),
+        ("a.JPEG,n02134084,1 2 3 4", "a.JPEG is on line 2 already"),
+    ],
+)
+def test_bad_lines_are_numbered(tmp_path, line, message):
+    """A damaged line is refused with its number."""
+    with pytest.raises(DatasetError, match=rf"boxes\.csv, line 3: .*{message}"):
+        read_dataset(boxes_csv(tmp_path, "a.JPEG,n02134084,1 2 3 4", line))
+
+
+@pytest.mark.parametrize("header", ["file,wnid", "1,2,3", ""])
+def test_a_csv_file_needs_its_columns(tmp_path, header):
+    """The first line must name every column."""
+    with pytest.raises(DatasetError, match=r"line 1: no column '(file|boxes)'; expected file,wnid,boxes"):
+        read_dataset(boxes_csv(tmp_path, header=header))
+
+
+def test_a_csv_file_that_is_no_text_is_refused(tmp_path):
+    """Bytes that are no text are one line of error."""
+    spec = boxes_csv(tmp_path)
+    (tmp_path / "boxes.csv").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(DatasetError, match="cannot be read as CSV"):
+        read_dataset(spec)

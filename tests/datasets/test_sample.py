@@ -1,0 +1,167 @@
+"""Samples and their objects: what is refused, and objects on a network's grid."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from xai_abn.datasets import READERS, AnnotatedObject, Sample, read_dataset
+from xai_abn.errors import DatasetError, UnknownNameError
+
+WHOLE = (0.0, 0.0, 20.0, 10.0)
+
+
+def thing(**changes):
+    return AnnotatedObject(**({"label": "dog", "box": (2, 3, 6, 8)} | changes))
+
+
+def on_whole(*things, region=WHOLE, grid=(10, 20), **options):
+    return Sample("a.jpg", things).on_grid((10, 20), region, grid, **options)
+
+
+def test_the_four_formats_are_registered():
+    """Importing the package is enough to know every format."""
+    assert set(READERS.names()) >= {"coco", "voc", "imagenet-boxes", "images"}
+
+
+@pytest.mark.parametrize("spec", ["coco", "coco:", "/some/folder", ""])
+def test_data_must_be_kind_and_path(spec):
+    """A spec without a colon or a path is refused, and the kinds are listed."""
+    with pytest.raises(DatasetError, match=r"must be KIND:PLACE with KIND one of .*coco,"):
+        read_dataset(spec)
+
+
+def test_an_unknown_kind_gives_the_nearest():
+    """A slip in the kind is answered with the right one."""
+    with pytest.raises(UnknownNameError, match="unknown data set 'cocco'; did you mean 'coco'"):
+        read_dataset("cocco:x")
+
+
+def test_data_without_usable_images_is_refused(tmp_path):
+    """If every listed image has a problem, the first reason is given."""
+    (tmp_path / "boxes.csv").write_text("file,wnid,boxes\ngone.jpg,n02134084,1 2 3 4\n")
+    with pytest.raises(DatasetError, match="no images; 1 are listed but unusable, as no such file"):
+        read_dataset(f"imagenet-boxes:{tmp_path / 'boxes.csv'}")
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc", "imagenet-boxes", "images"])
+def test_a_path_with_nothing_there_is_named(kind, tmp_path):
+    """Every reader says what is missing."""
+    with pytest.raises(DatasetError, match=r"nothing.*: no such (file|folder);"):
+        read_dataset(f"{kind}:{tmp_path / 'nothing'}")
+
+
+@pytest.mark.parametrize("box", [(2, 3, 2, 8), (2, 8, 6, 3), (math.nan, 3, 6, 8), (2, 3, math.inf, 8)])
+def test_a_box_without_area_is_refused(box):
+    """An empty, turned or infinite box is named with its class."""
+    with pytest.raises(DatasetError, match=r"a\.jpg: box .* of 'dog' has no area"):
+        Sample("a.jpg", (thing(box=box),)).check((10, 20))
+
+
+@pytest.mark.parametrize("box", [(-3, 3, 6, 8), (2, -3, 6, 8), (2, 3, 23, 8), (2, 3, 6, 13)])
+def test_a_box_outside_the_photo_is_refused(box):
+    """A box more than 2 pixels over an edge belongs to another photo."""
+    with pytest.raises(DatasetError, match=r"reaches outside the image \(20x10 pixels\)"):
+        Sample("a.jpg", (thing(box=box),)).check((10, 20))
+
+
+def test_a_box_slightly_over_the_edge_is_accepted():
+    """Up to 2 pixels are rounding."""
+    Sample("a.jpg", (thing(box=(-2, -2, 22, 12)),)).check((10, 20))
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "message"),
+    [
+        ([50, 50], [10, 10], "the mask is 10x10, the image 20x10 pixels"),
+        ([50, 50], [10, 20], "cover fewer than 20x10 pixels"),
+        ([50, 151], [10, 20], "cover more than 20x10 pixels"),
+        ("d0", [10, 20], "cover fewer than 20x10 pixels"),
+        ("N", [10, 20], "cover more than 20x10 pixels"),  # a negative length
+    ],
+)
+def test_run_lengths_must_cover_the_image(counts, size, message):
+    """Masks of another size, too short and too long ones are refused when checked and when drawn."""
+    wrong = thing(outline={"size": size, "counts": counts})
+    with pytest.raises(DatasetError, match=rf"a\.jpg: box 2 3 6 8 of 'dog': .*{message}"):
+        Sample("a.jpg", (wrong,)).check((10, 20))
+    with pytest.raises(DatasetError, match=message):
+        wrong.mask((10, 20))
+
+
+def test_runs_polygons_and_boxes_agree_on_a_rectangle():
+    """The same rectangle in all three ways is the same pixels, and no more than its area."""
+    runs = {"size": [10, 20], "counts": [23, 5, 5, 5, 5, 5, 5, 5, 142]}
+    polygon = (2.0, 3.0, 6.0, 3.0, 6.0, 8.0, 2.0, 8.0)
+    masks = [thing(**way).mask((10, 20)) for way in ({}, {"outline": runs}, {"outline": (polygon,)})]
+    assert masks[0].sum() == 20
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[0], masks[2])
+    assert masks[0][3:8, 2:6].all()
+
+
+def test_overlapping_polygons_are_united():
+    """Two polygons of one object do not cancel out where they overlap."""
+    first, second = (0, 0, 6, 0, 6, 6, 0, 6), (3, 0, 9, 0, 9, 6, 3, 6)
+    mask = thing(outline=(first, second)).mask((10, 20))
+    assert mask.sum() == 54
+    assert mask[:6, :9].all()
+
+
+def test_a_triangle_has_its_area():
+    """A slanted outline covers the pixels whose centres are inside it, also one that leaves the photo."""
+    mask = thing(outline=((0, 0, 10, 0, 0, 10),)).mask((10, 20))
+    assert mask.sum() == 45
+    assert thing(outline=((-50, -50, 50, -50, 50, 50, -50, 50),)).mask((10, 20)).all()
+
+
+@pytest.mark.parametrize(
+    "outline", [{"outline": ((2, 3, 6, 3, 2, 3),)}, {"outline": {"size": [10, 20], "counts": [200]}}]
+)
+def test_an_empty_outline_gives_the_box(outline):
+    """An object never loses all its pixels."""
+    assert torch.equal(thing(**outline).mask((10, 20)), thing().mask((10, 20)))
+
+
+def test_on_grid_moves_boxes_and_outlines_alike():
+    """The left half at double size: a box and the same rectangle as a polygon give the same pixels."""
+    polygon = (2.0, 3.0, 6.0, 3.0, 6.0, 8.0, 2.0, 8.0)
+    objects = on_whole(thing(), thing(outline=(polygon,)), region=(0.0, 0.0, 10.0, 10.0), grid=(20, 20))
+    assert objects.boxes.tolist() == [[4, 6, 12, 16]] * 2
+    assert torch.equal(objects.masks[0], objects.masks[1])
+    assert objects.masks[0].sum() == 80
+
+
+def test_on_grid_keeps_flags_and_filters_classes():
+    """Flags travel along, and only the classes asked for are kept."""
+    things = (thing(difficult=True), thing(label="cat", crowd=True))
+    objects = on_whole(*things)
+    assert objects.difficult.tolist() == [True, False]
+    assert objects.single.tolist() == [True, False]
+    assert len(on_whole(*things, classes=["cat"]).boxes) == 1
+    assert on_whole(*things, classes=["cow"]) is None
+
+
+def test_objects_outside_the_region_are_left_out():
+    """What was cut away is not an object; with nothing left there are no objects."""
+    right = thing(box=(15, 3, 19, 8))
+    assert on_whole(right, region=(0.0, 0.0, 10.0, 10.0), grid=(10, 10)) is None
+    assert len(on_whole(right, thing(), region=(0.0, 0.0, 10.0, 10.0), grid=(10, 10)).boxes) == 1
+    assert on_whole() is None
+
+
+def test_an_outline_outside_the_region_is_left_out_though_its_box_is_not():
+    """A corner of the box alone is no pixel of the object."""
+    corner = thing(box=(5, 0, 20, 10), outline=((15, 0, 20, 0, 20, 10, 5, 10, 5, 9, 15, 9),))
+    assert on_whole(corner, region=(0.0, 0.0, 10.0, 8.0), grid=(8, 10)) is None
+    assert on_whole(corner, region=(0.0, 0.0, 10.0, 10.0), grid=(10, 10)).masks.sum() == 5
+
+
+def test_a_tiny_outline_marks_the_pixel_it_lies_in():
+    """An object between the grid's samples is not lost, and does not grow to its box."""
+    tiny = thing(box=(0, 0, 10, 10), outline=((0, 0, 1, 0, 1, 1, 0, 1),))
+    mask = on_whole(tiny, grid=(2, 4)).masks[0]
+    assert mask.sum() == 1
+    assert mask[0, 0]

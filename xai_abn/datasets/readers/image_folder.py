@@ -1,0 +1,63 @@
+"""Images in folders: with a folder for each class, and one for each split if there are splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xai_abn.datasets.imagenet_classes import own_wnids
+from xai_abn.datasets.sample import READERS, Dataset, Sample
+from xai_abn.datasets.splits import find_splits, split_for
+from xai_abn.errors import DatasetError, ImageLoadError
+from xai_abn.images.loading import EXTENSIONS, find_images
+
+
+@READERS.register("images")
+def read_image_folder(place: str) -> Dataset:
+    """Read images whose folder is their class.
+
+    Args:
+        place: a folder with ``train/<class>/`` (or ``training/``) and, if there are such images, ``val/<class>/`` (or
+            ``valid/``, ``validation/``) and ``test/<class>/`` (or ``testing/``), in upper or lower case; or with
+            ``<class>/`` alone; or with images alone, which then have no class. Images may lie deeper in the folder of
+            a class. Names that start with a dot are skipped; other folders beside ``train`` are skipped with a warning.
+
+    Returns:
+        The images, sorted by class and path; images beside class folders are among the problems. Classes named by
+        WordNet ids of ImageNet-1k are known to be these classes.
+
+    Raises:
+        DatasetError: there is no such folder, no image in it, or a class without images.
+    """
+    root = Path(place)
+    if not root.is_dir():
+        raise DatasetError(f"{place}: no such folder; give a folder of images")
+    names = [p.name for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    folders = {"train": root}
+    if any(map(split_for, names)):
+        folders = {part: root / name for part, name in find_splits(names, str(root)).items()}
+    splits, problems = {}, []
+    for part, folder in folders.items():
+        splits[part], loose = _read_split(folder)
+        problems += [(path, "beside the class folders, so it has no class") for path in loose]
+    classes = tuple(sorted({s.label for samples in splits.values() for s in samples if s.label is not None}))
+    return Dataset("images", splits, classes, own_wnids(classes), tuple(problems))
+
+
+def _read_split(folder: Path) -> tuple[list[Sample], list[str]]:
+    """Return the images of class folders, and the paths of images beside these; images alone have no class."""
+    entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    loose = [str(p) for p in entries if p.suffix.lower() in EXTENSIONS and p.is_file()]
+    by_class: dict[str, list[str]] = {}
+    empty = []
+    for path in filter(Path.is_dir, entries):
+        try:
+            by_class[path.name] = find_images(path)
+        except ImageLoadError:
+            empty.append(path)
+    if by_class and empty:
+        raise DatasetError(f"{empty[0]}: no images of this class; add some or remove the folder")
+    if not by_class and not loose:
+        raise DatasetError(f"{folder}: no images in this folder (looked for {', '.join(sorted(EXTENSIONS))})")
+    if not by_class:
+        return [Sample(path) for path in loose], []
+    return [Sample(path, label=name) for name, paths in sorted(by_class.items()) for path in paths], loose

@@ -1,0 +1,348 @@
+"""Data sets and their samples, and the registry of readers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xai_abn.errors import DatasetError, ImageLoadError
+from xai_abn.images.loading import LoadedImage, from_array, load_image
+from xai_abn.images.preprocess import Preprocess
+from xai_abn.metrics.objects import Objects, box_mask
+from xai_abn.registry import Registry
+
+#: A box may reach this many pixels beyond the edge of the image; it is clipped.
+EDGE_TOLERANCE = 2.0
+
+Region = tuple[float, float, float, float]
+
+
+class RunLengths(TypedDict):
+    """A mask in COCO's run-length encoding.
+
+    Attributes:
+        size: height and width of the image.
+        counts: run lengths, column by column, background first; or COCO's compressed string.
+    """
+
+    size: list[int]
+    counts: list[int] | str
+
+
+#: Polygons, each a flat sequence x, y, x, y, ...; or run lengths.
+Outline = tuple[tuple[float, ...], ...] | RunLengths
+
+
+@dataclass(frozen=True)
+class AnnotatedObject:
+    """One object, in pixels of the upright image.
+
+    Attributes:
+        label: name of its class in the data set.
+        box: left, top, right, bottom; right and bottom are exclusive.
+        outline: polygons or run lengths; empty if only the box is known.
+        difficult: VOC's flag.
+        crowd: whether the annotation covers many objects of the class at once.
+    """
+
+    label: str
+    box: Region
+    outline: Outline = ()
+    difficult: bool = False
+    crowd: bool = False
+
+    def mask(self, size: tuple[int, int]) -> Tensor:
+        """Return the object's pixels as a bool tensor (H, W) in an image of that size.
+
+        Outlines are drawn by pycocotools. Without an outline, or if the outline has no pixel, the box is filled.
+
+        Raises:
+            DatasetError: the run lengths belong to an image of another size.
+        """
+        mask = _draw(self.outline, size) if self.outline else np.zeros(size, bool)
+        return torch.from_numpy(mask) if mask.any() else box_mask(torch.tensor(self.box), size)
+
+
+def _draw(outline: Outline, size: tuple[int, int]) -> np.ndarray:
+    """Return the pixels of an outline, (H, W) bool."""
+    from pycocotools import mask as coco
+
+    if not isinstance(outline, dict):
+        runs = coco.merge(coco.frPyObjects([list(polygon) for polygon in outline], *size))
+        return np.asarray(coco.decode(runs), bool)
+    height, width = size
+    if tuple(outline["size"]) != size:
+        raise DatasetError(f"the mask is {outline['size'][1]}x{outline['size'][0]}, the image {width}x{height} pixels")
+    runs = coco.frPyObjects(outline, *size) if isinstance(outline["counts"], list) else outline
+    try:
+        mask = coco.decode(runs)
+    except ValueError as error:
+        raise DatasetError(f"the run lengths of the mask cover more than {width}x{height} pixels") from error
+    try:  # decode leaves pixels undefined that no run covers, and refuses runs that are too long
+        coco.decode({"size": [height * width - 1, 1], "counts": runs["counts"]})
+    except ValueError:
+        return np.asarray(mask, bool)
+    raise DatasetError(f"the run lengths of the mask cover fewer than {width}x{height} pixels")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what is known about it. A reader of images that are not files overrides the first two methods.
+
+    Attributes:
+        source: path of the image, or a name for messages.
+        objects: annotated objects.
+        label: class of the whole image.
+        attributes: names of the attributes that the image has; None if the data set has classes.
+        group: what must not be divided among splits, such as a person.
+    """
+
+    source: str
+    objects: tuple[AnnotatedObject, ...] = ()
+    label: str | None = None
+    attributes: tuple[str, ...] | None = None
+    group: str | None = None
+
+    def load(self) -> LoadedImage:
+        """Read the image.
+
+        Raises:
+            ImageLoadError: the image cannot be read.
+        """
+        return load_image(self.source)
+
+    def content(self) -> Iterator[bytes]:
+        """Yield the bytes that the image is made from.
+
+        Raises:
+            ImageLoadError: there is no such file.
+        """
+        try:
+            yield Path(self.source).read_bytes()
+        except OSError as error:
+            raise ImageLoadError(f"{self.source}: {error.strerror or error}") from error
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Every class present, each once, in order of appearance."""
+        labels = [self.label] if self.label is not None else []
+        return tuple(dict.fromkeys([*labels, *(o.label for o in self.objects)]))
+
+    def digest(self) -> str:
+        """Return a hash of the image's bytes and of its annotations. Benchmark runs store it.
+
+        Raises:
+            ImageLoadError: there is no such file.
+        """
+        # The text is that of run format 1: another text would measure every image of an existing run again.
+        things = [
+            f"AnnotatedObject(label={thing.label!r}, box={thing.box!r}, "
+            + (f"outline={json.dumps(thing.outline)}, " if thing.outline else "polygons=(), runs=(), ")
+            + f"difficult={thing.difficult!r}, crowd={thing.crowd!r})"
+            for thing in self.objects
+        ]
+        text = f"({self.label!r}, ({', '.join(things)}{',' if len(things) == 1 else ''}))"
+        found = hashlib.sha256(text.encode())
+        for content in self.content():
+            found.update(content)
+        return found.hexdigest()[:32]
+
+    def check(self, size: tuple[int, int]) -> None:
+        """Refuse objects that do not fit an image of (H, W) pixels.
+
+        Raises:
+            DatasetError: a box is empty or outside the image, or a mask has another size; the message names the object.
+        """
+        height, width = size
+        for thing in self.objects:
+            left, top, right, bottom = thing.box
+            where = f"{self.source}: box {left:g} {top:g} {right:g} {bottom:g} of {thing.label!r}"
+            if not all(np.isfinite(thing.box)) or right <= left or bottom <= top:
+                raise DatasetError(f"{where} has no area; correct the annotation or leave the object out")
+            edge = EDGE_TOLERANCE
+            if left < -edge or top < -edge or right > width + edge or bottom > height + edge:
+                raise DatasetError(f"{where} reaches outside the image ({width}x{height} pixels)")
+            if isinstance(thing.outline, dict):
+                try:
+                    thing.mask(size)
+                except DatasetError as error:
+                    raise DatasetError(f"{where}: {error}") from error
+
+    def on_grid(
+        self,
+        image: tuple[int, int],
+        region: Region,
+        grid: tuple[int, int],
+        classes: Sequence[str] | None = None,
+    ) -> Objects | None:
+        """Return the objects as a network sees them.
+
+        Args:
+            image: (H, W) of the image.
+            region: left, top, right, bottom of the visible part, in pixels of the image.
+            grid: (H, W) of the pixel grid onto which the region is resized.
+            classes: keep only objects of these classes; default: all.
+
+        Returns:
+            The objects with at least one pixel inside the region, or None if there is none.
+        """
+        left, top, right, bottom = region
+        scale = torch.tensor([grid[1] / (right - left), grid[0] / (bottom - top)] * 2)
+        masks, boxes, kept = [], [], []
+        for thing in self.objects:
+            if classes is not None and thing.label not in classes:
+                continue
+            box = (torch.tensor(thing.box) - torch.tensor([left, top, left, top])) * scale
+            if box[2] <= 0 or box[3] <= 0 or box[0] >= grid[1] or box[1] >= grid[0]:
+                continue
+            mask = _mask_on_grid(thing, image, region, grid) if thing.outline else box_mask(box, grid)
+            if not bool(mask.any()):
+                continue
+            masks.append(mask)
+            boxes.append(box)
+            kept.append(thing)
+        if not kept:
+            return None
+        difficult = torch.tensor([t.difficult for t in kept])
+        single = torch.tensor([not t.crowd for t in kept])
+        return Objects(torch.stack(masks), torch.stack(boxes), difficult, single)
+
+
+def _mask_on_grid(thing: AnnotatedObject, image: tuple[int, int], region: Region, grid: tuple[int, int]) -> Tensor:
+    """Return an outlined object's mask on the grid, by nearest neighbor.
+
+    An outline so small that no grid pixel samples it marks the grid pixels it lies in.
+    """
+    left, top, right, bottom = region
+    rows = ((torch.arange(grid[0]) + 0.5) * (bottom - top) / grid[0] + top).floor().long().clamp(0, image[0] - 1)
+    columns = ((torch.arange(grid[1]) + 0.5) * (right - left) / grid[1] + left).floor().long().clamp(0, image[1] - 1)
+    outline = thing.mask(image)
+    mask = outline[rows][:, columns]
+    if not bool(mask.any()):
+        y, x = outline.nonzero(as_tuple=True)
+        row = ((y + 0.5 - top) * grid[0] / (bottom - top)).floor().long()
+        column = ((x + 0.5 - left) * grid[1] / (right - left)).floor().long()
+        inside = (row >= 0) & (row < grid[0]) & (column >= 0) & (column < grid[1])
+        mask[row[inside], column[inside]] = True
+    return mask
+
+
+@dataclass(frozen=True, eq=False)
+class _ArraySample(Sample):
+    pixels: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8), repr=False)
+
+    def load(self) -> LoadedImage:
+        return from_array(self.pixels, self.source)
+
+    def content(self) -> Iterator[bytes]:
+        yield self.pixels.tobytes()
+
+
+class ArraySamples(Sequence[Sample]):
+    """Labeled images of one size in memory.
+
+    Args:
+        name: for messages; sample i is called ``name[i]``.
+        pixels: (N, H, W, 3) uint8.
+        labels: N class names.
+    """
+
+    def __init__(self, name: str, pixels: np.ndarray, labels: Sequence[str]) -> None:
+        self.name, self.pixels, self.labels = name, pixels, labels
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        """Return one sample."""
+        return _ArraySample(f"{self.name}[{index}]", label=self.labels[index], pixels=self.pixels[index])
+
+
+class SampleSubset(Sequence[Sample]):
+    """Some samples of a sequence.
+
+    Args:
+        whole: the sequence; a subset of a subset refers to the sequence behind both.
+        indices: indices of the samples.
+    """
+
+    def __init__(self, whole: Sequence[Sample], indices: Sequence[int]) -> None:
+        self.whole: Sequence[Sample] = whole
+        self.indices: Sequence[int] = indices
+        if isinstance(whole, SampleSubset):
+            self.whole, self.indices = whole.whole, [whole.indices[i] for i in indices]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        """Return one sample."""
+        return self.whole[self.indices[index]]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: what ``train``, ``distill`` and ``benchmark`` read.
+
+    Attributes:
+        kind: name of its reader, such as ``"coco"``.
+        splits: samples by ``"train"``, ``"validation"`` and ``"test"``, in a fixed order; a data set that is not
+            divided has all its samples in ``"train"``. A sequence that reads samples on demand may have a method
+            ``fingerprint() -> str`` of its own.
+        class_names: every class, or every attribute.
+        wnids: WordNet ids of the ImageNet-1k classes that a class corresponds to, for classes that have any.
+        problems: (source, reason) of images that are listed but cannot be used.
+        image_size: side in pixels at which every network must see the images, as for grids of images.
+        preprocess: how networks trained on it see its images; default: the usual preprocessing of photos at the size
+            requested.
+        max_shift: for data whose images should be seen whole, such as faces: largest shift in training, as a share of
+            the side. Such data is kept in memory if it fits, and cropped little otherwise.
+    """
+
+    kind: str
+    splits: Mapping[str, Sequence[Sample]]
+    class_names: tuple[str, ...] = ()
+    wnids: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    problems: tuple[tuple[str, str], ...] = ()
+    image_size: int | None = None
+    preprocess: Preprocess | None = None
+    max_shift: float | None = None
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """The samples that a benchmark measures: those of the test split, else validation, else train."""
+        return next((self.splits[part] for part in ("test", "validation", "train") if self.splits.get(part)), ())
+
+
+#: Functions from PLACE, the text behind the colon of ``KIND:PLACE``, to a :class:`Dataset`.
+READERS: Registry[Callable[[str], Dataset]] = Registry("data set", "xai_abn.datasets")
+
+
+def read_dataset(spec: str) -> Dataset:
+    """Read a data set.
+
+    Args:
+        spec: ``KIND:PLACE``, such as ``coco:DIR`` or ``images:DIR``; the kinds are ``READERS.names()``.
+
+    Raises:
+        UnknownNameError: there is no such kind.
+        DatasetError: nothing is there, annotations are damaged, or no image can be used.
+    """
+    kind, colon, place = spec.partition(":")
+    if not colon or not place:
+        raise DatasetError(f"data must be KIND:PLACE with KIND one of {', '.join(READERS)}, got {spec!r}")
+    data = READERS.get(kind)(place)
+    if not any(len(samples) for samples in data.splits.values()):
+        reasons = f"; {len(data.problems)} are listed but unusable, as {data.problems[0][1]}" if data.problems else ""
+        raise DatasetError(f"{spec}: no images{reasons}")
+    return data
