@@ -36,9 +36,9 @@ def folder(tmp_path):
     """Two classes of five pictures of different sizes and modes to learn, one of each to validate."""
     for c, label in enumerate(("cat", "dog")):
         for i, (name, mode) in enumerate(MODES.items()):
-            save(tmp_path / "train" / label / name, (30 + 9 * i, 50 - 7 * i), mode, 10 * c + i)
-        save(tmp_path / "val" / label / "v.png", seed=c)
-    return tmp_path
+            save(tmp_path / "set" / "train" / label / name, (30 + 9 * i, 50 - 7 * i), mode, 10 * c + i)
+        save(tmp_path / "set" / "val" / label / "v.png", seed=c)
+    return tmp_path / "set"
 
 
 def read(folder, **options):
