@@ -15,7 +15,7 @@ import xai_abn
 from xai_abn import explainers
 from xai_abn.benchmark import Store, benchmark
 from xai_abn.cli.main import app
-from xai_abn.datasets import read_data
+from xai_abn.datasets import read_dataset
 from xai_abn.errors import InvalidInputError, UnknownNameError
 from xai_abn.explainers import RISE, Explainer, make_explainers, parse_spec, split_specs
 from xai_abn.explainers.base import EXPLAINERS
@@ -170,7 +170,7 @@ def test_a_new_method_has_its_option_everywhere(gap_net, photo_file, tmp_path, m
     (tmp_path / "set").mkdir()
     Image.open(photo_file).save(tmp_path / "set" / "a.png")
     methods, run = ["activation-power:power=2,cam", "activation-power"], tmp_path / "run.sqlite"
-    benchmark(gap_net, read_data(f"folder:{tmp_path / 'set'}"), methods, ["gini"], run)
+    benchmark(gap_net, read_dataset(f"images:{tmp_path / 'set'}"), methods, ["gini"], run)
     with Store.read(run) as store:
         values = {row.method: row.value for row in store.results("gini:raw-map")}
     assert set(values) == {"activation-power:power=2", "cam", "activation-power"}
