@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xai_abn.models.zoo import load_model
     from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
     from xai_abn.networks.architectures import create_model
-    from xai_abn.networks.splitting import abn_from
+    from xai_abn.networks.build import abn_from
     from xai_abn.pipeline import explain
 
 __version__ = "0.1.0"
@@ -28,7 +28,7 @@ _HOMES = {
     "Explanation": "xai_abn.explanation",
     "ModelAdapter": "xai_abn.models.adapter",
     "Preprocess": "xai_abn.images.preprocess",
-    "abn_from": "xai_abn.networks.splitting",
+    "abn_from": "xai_abn.networks.build",
     "create_model": "xai_abn.networks.architectures",
     "explain": "xai_abn.pipeline",
     "load_model": "xai_abn.models.zoo",

@@ -30,12 +30,15 @@ def test_maps_on_the_gpu_equal_those_on_the_cpu(request, fixture, name):
     on_gpu = xai_abn.wrap(
         copy.deepcopy(model.module).cuda(), preprocess=model.preprocess, labels=model.labels, name=model.name
     )
+    expected, refusal = None, ""
     try:
         expected = xai_abn.explain(model, images, name)
     except UnsupportedModelError as error:
+        refusal = str(error)
+    if expected is None:
         with pytest.raises(UnsupportedModelError) as refused:
             xai_abn.explain(on_gpu, images, name)
-        assert str(refused.value) == str(error)
+        assert str(refused.value) == refusal
         return
     found = xai_abn.explain(on_gpu, images, name)
     for row in range(3):

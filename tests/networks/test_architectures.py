@@ -70,7 +70,7 @@ def test_a_map_of_zeros_leaves_the_baseline(name):
     torch.manual_seed(0)
     backbone = find_architecture(name).build(10).eval()
     from xai_abn.networks.architectures import abn_arguments
-    from xai_abn.networks.splitting import abn_from
+    from xai_abn.networks.build import abn_from
 
     network = abn_from(backbone, **abn_arguments(name))
     images = torch.randn(2, 3, 32, 32)

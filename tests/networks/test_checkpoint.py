@@ -22,13 +22,27 @@ from xai_abn.errors import (
     WeightsError,
 )
 from xai_abn.images.preprocess import Preprocess
+from xai_abn.networks.abn import ABNDescription
 from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
 from xai_abn.training.state import save_state
 
 CONFIG = CheckpointConfig(
     backbone="torchvision:resnet18",
     classes=4,
-    abn={"mechanism": "concatenation"},
+    abn=ABNDescription(
+        "layer3",
+        "layer4",
+        256,
+        512,
+        {
+            "layer4.0.conv1": {"stride": [1, 1]},
+            "layer4.0.conv2": {"dilation": [2, 2], "padding": [2, 2]},
+            "layer4.0.downsample.0": {"stride": [1, 1]},
+            "layer4.1.conv1": {"dilation": [2, 2], "padding": [2, 2]},
+            "layer4.1.conv2": {"dilation": [2, 2], "padding": [2, 2]},
+        },
+        mechanism="concatenation",
+    ),
     preprocess=Preprocess(size=64, crop="squash").to_dict(),
     labels=["a", "b", "c", "d"],
     training={"seed": 7},
@@ -75,12 +89,21 @@ def test_half_precision_halves_the_file(network, tmp_path, inputs):
 
 
 def test_descriptions_of_something_unknown_are_refused(network, tmp_path):
-    """An argument that abn_from does not have, a format version that is no number: one error each."""
+    """An unknown entry of the ABN, layer or mechanism, a format version that is no number: one error each."""
     path = tmp_path / "mine.safetensors"
-    save_checkpoint(path, network, dataclasses.replace(CONFIG, abn={"mechanism": "residual", "heads": 3}))
-    with pytest.raises(CheckpointError, match="describes an ABN with heads"):
-        xai_abn.load_model(path)
-    path.write_bytes(path.read_bytes().replace(b'"format_version":"1"', b'"format_version":"x"'))
+    config = dataclasses.asdict(CONFIG)
+    for change, message in (
+        ({"heads": 3}, "description is damaged .*heads"),
+        ({"mechanism": "sum"}, "unknown mechanism 'sum'"),
+        ({"layer": "layer9"}, "layer9"),
+    ):
+        changed = {**config, "abn": {**config["abn"], **change}}
+        header = {"format": "xai-abn-checkpoint", "format_version": "2", "config": json.dumps(changed)}
+        save_file({n: t.clone() for n, t in network.state_dict().items()}, path, metadata=header)
+        with pytest.raises(CheckpointError, match=message):
+            xai_abn.load_model(path)
+    save_checkpoint(path, network, CONFIG)
+    path.write_bytes(path.read_bytes().replace(b'"format_version":"2"', b'"format_version":"x"'))
     with pytest.raises(CheckpointError, match="format version 'x'"):
         xai_abn.load_model(path)
 
@@ -91,12 +114,12 @@ def test_damaged_and_foreign_checkpoints_are_refused(network, tmp_path):
     save_checkpoint(path, network, CONFIG)
     state = {n: t.clone() for n, t in network.state_dict().items()}
     (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:5000])
-    header = {"format": "xai-abn-checkpoint", "format_version": "1", "config": json.dumps(vars(CONFIG))}
+    header = {"format": "xai-abn-checkpoint", "format_version": "2", "config": json.dumps(dataclasses.asdict(CONFIG))}
     save_file(state, tmp_path / "bare.safetensors")
     save_file(state, tmp_path / "newer.safetensors", metadata={**header, "format_version": "99"})
     save_file(state, tmp_path / "odd.safetensors", metadata={**header, "config": "{}"})
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors", metadata=header)
-    unknown = json.dumps({**vars(CONFIG), "backbone": "timm:nothing"})
+    unknown = json.dumps({**dataclasses.asdict(CONFIG), "backbone": "timm:nothing"})
     save_file(state, tmp_path / "unknown.safetensors", metadata={**header, "config": unknown})
     messages = {
         "cut": "not a readable",
@@ -104,7 +127,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(network, tmp_path):
         "newer": "newer xai-abn",
         "odd": "description is damaged",
         "other": "do not fit",
-        "unknown": "not known",
+        "unknown": "unknown timm model 'nothing'",
     }
     for name, message in messages.items():
         with pytest.raises(CheckpointError, match=message):
@@ -175,7 +198,7 @@ def test_models_with_weights_of_their_own_take_none(tmp_path):
 def test_the_state_of_a_run_is_no_model(tmp_path):
     """It says what it is."""
     save_state(tmp_path / "state.safetensors", {"network": {"a": torch.zeros(1)}}, {})
-    with pytest.raises(CheckpointError, match="what a run goes on from, no model"):
+    with pytest.raises(CheckpointError, match="is a training state, not a model"):
         xai_abn.load_model(tmp_path / "state.safetensors")
 
 

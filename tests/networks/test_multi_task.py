@@ -287,7 +287,9 @@ def test_a_checkpoint_rebuilds_the_model_by_itself(backbone, kind, inputs, tmp_p
     arguments = {"maps": kind, "mechanism": "product", "smoothing": 1}
     torch.manual_seed(1)
     network = xai_abn.abn_from(timm.create_model("test_resnet", num_classes=5), input_size=64, **arguments)
-    config = CheckpointConfig("timm:test_resnet", 5, arguments, Preprocess(size=64).to_dict(), NAMES, multi_label=True)
+    config = CheckpointConfig(
+        "timm:test_resnet", 5, network.description, Preprocess(size=64).to_dict(), NAMES, multi_label=True
+    )
     save_checkpoint(tmp_path / "faces.safetensors", network, config)
     model = xai_abn.load_model(tmp_path / "faces.safetensors")
     assert model.multi_label

@@ -11,7 +11,7 @@ from torch import nn
 import xai_abn
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.networks.abn import AttentionBranch, mechanisms
-from xai_abn.networks.splitting import split_classifier
+from xai_abn.networks.splitting import find_cut, split
 
 
 def batch_norm(x, layer):
@@ -126,7 +126,7 @@ def test_parameters_are_the_baselines_plus_the_branchs(backbone):
 
 def test_the_split_is_the_published_one(backbone):
     """A ResNet is cut behind layer3; at 224 pixels the map is 14x14."""
-    assert split_classifier(backbone).layer == "layer3"
+    assert find_cut(backbone).layer == "layer3"
     assert xai_abn.abn_from(backbone)(torch.zeros(1, 3, 224, 224)).attention_map.shape == (1, 1, 14, 14)
 
 
@@ -185,7 +185,7 @@ def test_without_dilation_the_branch_is_the_released_codes(backbone):
 
 def test_dilation_keeps_what_the_stage_computes(backbone):
     """At every second position the dilated stage equals the strided one."""
-    parts = split_classifier(backbone)
+    parts = split(backbone, find_cut(backbone))
     branch = xai_abn.abn_from(backbone).attention_branch
     features = torch.randn(1, 256, 14, 14, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -201,7 +201,7 @@ def test_dilation_follows_the_way_through_parallel_branches(spec):
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.normal_(0, 0.1)
             norm.running_var.uniform_(0.5, 1.5)
-    parts = split_classifier(module, input_size=128)
+    parts = split(module, find_cut(module, input_size=128))
     stage = xai_abn.abn_from(module, input_size=128).attention_branch.stage
     with torch.no_grad():
         features = parts.feature_extractor(torch.randn(2, 3, 128, 128))
@@ -241,7 +241,7 @@ def test_every_family_splits_without_changing_its_answer(spec):
     torch.manual_seed(0)
     module = xai_abn.load_model(spec, weights="random").module
     images = torch.randn(2, 3, 64, 64)
-    parts = split_classifier(module, input_size=64)
+    parts = split(module, find_cut(module, input_size=64))
     with torch.no_grad():
         features = parts.feature_extractor(images)
         torch.testing.assert_close(parts.perception(features), module(images))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import resources
@@ -12,12 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from xai_abn.errors import CheckpointError, InvalidInputError, UnknownNameError, WeightsError
+from xai_abn.errors import (
+    CheckpointError,
+    InvalidInputError,
+    UnknownNameError,
+    UnsupportedModelError,
+    WeightsError,
+)
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.networks.architectures import create_model, timm_names, torchvision_names
+from xai_abn.networks.build import assemble
 from xai_abn.networks.checkpoint import load_weights, read_checkpoint, read_weights
-from xai_abn.networks.splitting import abn_from
 from xai_abn.registry import Registry
 
 #: The model used where none is named.
@@ -125,16 +130,13 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> ModelAdapter:
     """
     config, state = read_checkpoint(path)
     try:
-        module = create_model(config.backbone, config.classes, mechanism=None).eval()
-    except UnknownNameError as error:
+        module = create_model(config.backbone, config.classes, mechanism=None)
+        if config.abn is not None:
+            module = assemble(module, config.abn, config.classes)
+    except (UnknownNameError, UnsupportedModelError) as error:
         raise CheckpointError(
-            f"{path}: the backbone {config.backbone!r} is not known; a newer xai-abn, timm or torchvision may have it"
+            f"{path}: {error.line} A newer version of xai-abn, timm or torchvision may have it."
         ) from error
-    if config.abn is not None:
-        unknown = sorted(set(config.abn) - set(inspect.signature(abn_from).parameters))
-        if unknown:
-            raise CheckpointError(f"{path}: describes an ABN with {', '.join(unknown)}, unknown here; update xai-abn")
-        module = abn_from(module, **config.abn)
     load_weights(module, state, str(path))
     labels = imagenet_labels() if config.labels == "imagenet" else config.labels
     return ModelAdapter(

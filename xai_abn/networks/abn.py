@@ -8,7 +8,9 @@ BatchNorm before the ReLU over the class maps. Here, as the published numbers, a
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,32 @@ class ABNOutput(NamedTuple):
     attention_logits: Tensor
     attention_map: Tensor
     class_maps: Tensor
+
+
+@dataclass(frozen=True)
+class ABNDescription:
+    """How an ABN was made of a classifier: all that is needed to make it again without running anything.
+
+    Attributes:
+        layer: name of the module behind which the classifier is cut.
+        stage: what ends the last stage, see :class:`xai_abn.networks.splitting.Cut`; empty for a Vision Transformer.
+        channels: channels of the features.
+        stage_channels: channels of the last stage's output.
+        windows: changes that remove the stride from the attention branch's stage, see
+            :func:`xai_abn.networks.dilation.plan_windows`.
+        mechanism: registered name of the attention mechanism.
+        maps: ``"shared"``, ``"per-attribute"`` or ``"per-attribute-signed"``.
+        smoothing: how many times the map is averaged over 3x3 neighbors.
+    """
+
+    layer: str
+    stage: str
+    channels: int
+    stage_channels: int
+    windows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    mechanism: str = "residual"
+    maps: str = "shared"
+    smoothing: int = 0
 
 
 class AttentionBranch(nn.Module):
@@ -72,6 +100,32 @@ class AttentionBranch(nn.Module):
         attention_map = torch.sigmoid(self.bn_att3(self.att_conv3(evidence)))
         return class_maps.mean(dim=(2, 3)), smoothed(attention_map, self.smoothing), class_maps
 
+    @property
+    def map_layers(self) -> list[nn.Module]:
+        """The layers that make the attention map and nothing else."""
+        return [self.att_conv3, self.bn_att3]
+
+    @torch.no_grad()
+    def start_from(self, classifier: nn.Linear, map_bias: float = 0.0) -> None:
+        """Set the weights so that the class maps are the rectified class evidence of the backbone.
+
+        Class maps start as ReLU(w_c . A + b_c), if the classifier reads the stage's channels: BatchNorms as
+        identities, the second 1x1 convolution too. The map head starts as a blurred sum over the rectified class maps,
+        so M is high where any class has evidence.
+
+        Args:
+            classifier: the backbone's last linear layer.
+            map_bias: bias of the map's BatchNorm: the logit around which M lies once the statistics are learned.
+        """
+        if classifier.in_features == self.att_conv.in_channels:
+            self.att_conv.weight.copy_(classifier.weight[:, :, None, None])
+            if classifier.bias is not None:
+                self.bn_att2.bias.copy_(classifier.bias)
+            nn.init.dirac_(self.att_conv2.weight)
+        classes = self.att_conv3.in_channels
+        self.att_conv3.weight.fill_(1.0 / (9 * classes**0.5))
+        self.bn_att3.bias.fill_(map_bias)
+
 
 def smoothed(maps: Tensor, times: int) -> Tensor:
     """Return maps (N, M, h, w) averaged over 3x3 neighbours, at the edge over those there are, so many times."""
@@ -80,11 +134,42 @@ def smoothed(maps: Tensor, times: int) -> Tensor:
     return maps
 
 
-mechanisms: Registry[type[nn.Module]] = Registry("mechanism")
+class Mechanism(nn.Module):
+    """How features and attention map are combined. A subclass writes :meth:`forward`.
+
+    Args:
+        channels: C of the features.
+
+    Attributes:
+        uses_map: whether the output depends on the map.
+        initial_map_bias: the logit around which the map of an untrained network lies.
+    """
+
+    uses_map: bool = True
+    initial_map_bias: ClassVar[float] = 0.0
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, features: Tensor, attention: Tensor) -> Tensor:
+        """Weight features (N, C, h, w) by attention (N, 1, h, w); same shape as the features."""
+        raise NotImplementedError
+
+    def match_scale(self, features: Tensor, attention: Tensor, momentum: float = 1.0) -> None:
+        """Adjust to the size of features that a pretrained perception branch expects; most mechanisms need not.
+
+        Args:
+            features: (N, C, h, w).
+            attention: (N, 1, h, w).
+            momentum: how far to move, in (0, 1].
+        """
+
+
+mechanisms: Registry[type[Mechanism]] = Registry("mechanism")
 
 
 @mechanisms.register("residual")
-class Residual(nn.Module):
+class Residual(Mechanism):
     """``g * (1 + M)``, the published mechanism (eq. 3). With M = 0 it leaves the features alone.
 
     Attributes:
@@ -96,7 +181,7 @@ class Residual(nn.Module):
     scale: Tensor
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
+        super().__init__(channels)
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, features: Tensor, attention: Tensor) -> Tensor:
@@ -118,11 +203,13 @@ class Residual(nn.Module):
 
 
 @mechanisms.register("product")
-class Product(nn.Module):
-    """``g * M``, the published ablation (eq. 2). What M hides cannot reach the prediction."""
+class Product(Mechanism):
+    """``g * M``, the published ablation (eq. 2). What M hides cannot reach the prediction.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
+    The map of an untrained network lies around sigmoid(1), which lets most of the features through.
+    """
+
+    initial_map_bias = 1.0
 
     def forward(self, features: Tensor, attention: Tensor) -> Tensor:
         """Weigh features (N, C, h, w) by attention (N, 1, h, w); same shape as the features."""
@@ -130,15 +217,14 @@ class Product(nn.Module):
 
 
 @mechanisms.register("auxiliary")
-class Auxiliary(nn.Module):
-    """``g``: the map is computed and not used, so that the attention branch is an auxiliary classifier alone.
+class Auxiliary(Mechanism):
+    """``g``: the map is computed but not used, so the attention branch is an auxiliary classifier only.
 
-    The control that tells what of an ABN's accuracy comes from looking, and what from the second loss. The map gets
-    no gradient, so it stays as it was drawn.
+    This control shows how much of an ABN's accuracy comes from the second loss and how much from attending. The map
+    gets no gradient and keeps its initial weights.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
+    uses_map = False
 
     def forward(self, features: Tensor, attention: Tensor) -> Tensor:
         """Return the features (N, C, h, w) as they are."""
@@ -146,15 +232,15 @@ class Auxiliary(nn.Module):
 
 
 @mechanisms.register("concatenation")
-class Concatenation(nn.Module):
+class Concatenation(Mechanism):
     """``conv1x1([g * M, g])``: attended and original features side by side, mixed back to C channels.
 
     The mixing weights start as two identities, so an untrained one equals ``residual``.
     """
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.mix = nn.Conv2d(2 * channels, channels, 1, bias=False)
+        super().__init__(channels)
+        self.mix = nn.utils.skip_init(nn.Conv2d, 2 * channels, channels, 1, bias=False)
         with torch.no_grad():
             self.mix.weight.copy_(torch.eye(channels).repeat(1, 2)[:, :, None, None])
 
@@ -163,7 +249,7 @@ class Concatenation(nn.Module):
         return self.mix(torch.cat([features * attention, features], dim=1))
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Draw weights, in place, as the released code does: convolutions N(0, 2 / (k * k * out)), BatchNorms 1 and 0."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
@@ -183,20 +269,24 @@ class AttentionBranchNetwork(nn.Module):
         perception_branch: attended features (N, C, h, w) to logits (N, K).
         mechanism: combines features and map; see ``mechanisms.names()``.
 
+    Attributes:
+        description: how the network was made of a classifier; None if it was built from parts.
+
     Build one from an existing classifier with :func:`xai_abn.abn_from`.
     """
 
     feature_extractor: nn.Module
     attention_branch: AttentionBranch
     perception_branch: nn.Module
-    mechanism: nn.Module
+    mechanism: Mechanism
+    description: ABNDescription | None = None
 
     def __init__(
         self,
         feature_extractor: nn.Module,
         attention_branch: AttentionBranch,
         perception_branch: nn.Module,
-        mechanism: nn.Module,
+        mechanism: Mechanism,
     ) -> None:
         super().__init__()
         self.feature_extractor = feature_extractor
@@ -228,8 +318,8 @@ class AttentionBranchNetwork(nn.Module):
 
     @property
     def uses_map(self) -> bool:
-        """Whether the answer depends on the attention map, which with the mechanism ``"auxiliary"`` it does not."""
-        return not any(isinstance(part, Auxiliary) for part in self.mechanism.modules())
+        """Whether the prediction depends on the attention map."""
+        return self.mechanism.uses_map
 
     def perceive(self, features: Tensor, attention_map: Tensor) -> Tensor:
         """Return logits (N, K) of features (N, C, h, w) looked at through a map (N, 1, h, w)."""

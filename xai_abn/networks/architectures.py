@@ -14,7 +14,7 @@ from torch import nn
 
 from xai_abn.errors import InvalidInputError, UnknownNameError
 from xai_abn.networks import cifar
-from xai_abn.networks.splitting import abn_from
+from xai_abn.networks.build import abn_from
 from xai_abn.registry import Registry
 
 

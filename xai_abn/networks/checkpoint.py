@@ -1,6 +1,7 @@
-"""Save and load a model as one plain file: weights, architecture, labels, preprocessing, training.
+"""Checkpoints: a model in one plain file, with its architecture, cut, labels, preprocessing and training record.
 
-The format is safetensors with a JSON description in its header, so that reading one never runs code.
+The format is safetensors with a JSON description in its header, so reading one never runs code. docs/formats.md
+describes it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +18,34 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from xai_abn.errors import CheckpointError, OutputError
+from xai_abn.errors import CheckpointError, OutputError, UnknownNameError
 from xai_abn.files import replacing
 from xai_abn.images.preprocess import Preprocess
+from xai_abn.networks.abn import ABNDescription
+from xai_abn.networks.checkpoint_v1 import upgrade
 
 #: Written to and expected in the header.
 FORMAT = "xai-abn-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Everything but the weights.
+    """Everything in a checkpoint except the weights.
 
     Attributes:
-        backbone: spec of the classifier the model is made of, such as ``"timm:resnet50"`` or ``"lite0"``.
+        backbone: spec of the classifier the model was made from, such as ``"timm:resnet50"`` or ``"lite0"``.
         classes: number of classes K.
-        abn: arguments of :func:`xai_abn.abn_from`, or None for a plain classifier.
+        abn: how the ABN was made of the classifier, or None for a plain classifier.
         preprocess: fields of :class:`Preprocess`.
         labels: K names, ``"imagenet"`` for the ImageNet-1k names, or None.
         training: how the weights were made: data, recipe, seed, command, measurements.
-        multi_label: whether classes are attributes that may hold at once.
+        multi_label: whether the classes are attributes that can hold at once.
     """
 
     backbone: str
     classes: int
-    abn: Mapping[str, Any] | None
+    abn: ABNDescription | None
     preprocess: Mapping[str, Any]
     labels: list[str] | str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -65,7 +68,7 @@ def save_checkpoint(path: str | Path, module: nn.Module, config: CheckpointConfi
     header = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "config": json.dumps(vars(config), sort_keys=True),
+        "config": json.dumps(asdict(config), sort_keys=True),
     }
     write_tensors(path, state, header)
 
@@ -97,15 +100,26 @@ def read_checkpoint(path: str | Path) -> tuple[CheckpointConfig, dict[str, Tenso
     header, state = read_tensors(path)
     kind = header.get("format", "")
     if kind.startswith("xai-abn-") and kind != FORMAT:
-        raise CheckpointError(f"{path}: what a run goes on from, no model; the model is in another file beside it")
+        raise CheckpointError(
+            f"{path} is a training state, not a model; load the model file in the same folder (final.safetensors, "
+            "best.safetensors or model.safetensors)"
+        )
     if kind != FORMAT:
         raise CheckpointError(
-            f"{path}: weights without a description; load them with load_model('timm:NAME', weights={str(path)!r})"
+            f"{path} holds weights without a description; load them with load_model('timm:NAME', weights={str(path)!r})"
         )
     refuse_newer(path, header, FORMAT_VERSION)
     try:
-        config = CheckpointConfig(**json.loads(header["config"]))
-        Preprocess.from_dict(config.preprocess)
+        values = json.loads(header["config"])
+        Preprocess.from_dict(values["preprocess"])
+        values = upgrade(values) if header["format_version"] == "1" else values
+        config = CheckpointConfig(**{**values, "abn": values["abn"] and ABNDescription(**values["abn"])})
+    except UnknownNameError as error:
+        raise CheckpointError(
+            f"{path}: {error.line} A newer version of xai-abn, timm or torchvision may have it."
+        ) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the description is damaged ({error})") from error
     return config, {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
@@ -152,12 +166,28 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Return a hash of a network's architecture and weights."""
+    """Return a hash of a network's weights: names, types, shapes and values of its state dict, 32 hexadecimal digits.
+
+    Nothing of how a network or its layers print themselves enters, so another version of torch gives the same hash.
+    """
+    content = hashlib.sha256()
+    for name, values in module.state_dict().items():
+        content.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        content.update(_bytes_of(values))
+    return content.hexdigest()[:32]
+
+
+def fingerprint_v1(module: nn.Module) -> str:
+    """Return the hash that benchmark runs of format 1 hold, which also depends on how the network is printed."""
     content = hashlib.sha256(f"{type(module).__name__} {module}".encode())
     for name, values in module.state_dict().items():
         content.update(name.encode())
-        content.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        content.update(_bytes_of(values))
     return content.hexdigest()[:32]
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

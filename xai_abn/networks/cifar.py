@@ -16,7 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import SqueezeExcitation
 
 from xai_abn.errors import InvalidInputError
-from xai_abn.networks.abn import initialise
+from xai_abn.networks.abn import initialize
 
 
 class SEBasicBlock(BasicBlock):
@@ -76,7 +76,7 @@ class CifarResNet(nn.Module):
             self.add_module(f"layer{number + 1}", nn.Sequential(*layers))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(width, num_classes)
-        initialise(self)
+        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pictures (N, 3, H, W) to logits (N, K)."""
@@ -133,7 +133,7 @@ class WideResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[3], num_classes)
-        initialise(self)
+        initialize(self)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ class CifarDenseNet(nn.Module):
         self.bn = nn.BatchNorm2d(width)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(width, num_classes)
-        initialise(self)
+        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pictures (N, 3, H, W) to logits (N, K)."""

@@ -52,9 +52,19 @@ class AttributeBranch(nn.Module):
         attention_map = torch.sigmoid(self.bn_att(class_maps))
         return class_maps.mean(dim=(2, 3)), smoothed(attention_map, self.smoothing), class_maps
 
+    @property
+    def map_layers(self) -> list[nn.Module]:
+        """The layers that make the attention maps and nothing else."""
+        return [self.bn_att]
+
     @torch.no_grad()
-    def start_as(self, classifier: nn.Linear) -> None:
-        """Make the class maps the classifier's evidence at each position, if it reads the stage's channels."""
+    def start_from(self, classifier: nn.Linear, map_bias: float = 0.0) -> None:
+        """Make the class maps the classifier's evidence at each position, if it reads the stage's channels.
+
+        Args:
+            classifier: the backbone's last linear layer.
+            map_bias: not used: the maps are the class maps.
+        """
         if classifier.in_features == self.att_conv.in_channels:
             self.att_conv.weight.copy_(classifier.weight[:, :, None, None])
             if classifier.bias is not None and self.att_conv.bias is not None:

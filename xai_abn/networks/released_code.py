@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from xai_abn.errors import CheckpointError, OutputError, UnsupportedModelError
 from xai_abn.images.preprocess import Preprocess
-from xai_abn.models.zoo import imagenet_labels
 from xai_abn.networks.abn import AttentionBranchNetwork
-from xai_abn.networks.architectures import abn_arguments, architectures, create_model, find_architecture
+from xai_abn.networks.architectures import architectures, create_model, find_architecture
 from xai_abn.networks.checkpoint import CheckpointConfig, load_weights, read_checkpoint, read_weights, save_checkpoint
 
 #: Names of the released code, as patterns, and ours. The first rule that fits counts.
@@ -128,9 +127,9 @@ def convert_file(path: str | Path, output: str | Path, arch: str | None = None) 
     description = CheckpointConfig(
         backbone=found.arch,
         classes=found.classes,
-        abn=abn_arguments(found.arch, mechanism="residual"),
+        abn=found.network.description,
         preprocess=found.preprocess.to_dict(),
-        labels="imagenet" if found.classes == len(imagenet_labels()) else None,
+        labels="imagenet" if found.classes == 1000 else None,
         training={"method": "converted from the released code's format", "file": Path(path).name},
     )
     save_checkpoint(output, found.network, description)

@@ -14,10 +14,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
-from xai_abn.networks.abn import AttentionBranch, AttentionBranchNetwork, mechanisms
+from xai_abn.errors import UnknownNameError, UnsupportedModelError
+from xai_abn.networks.abn import ABNDescription, AttentionBranch, AttentionBranchNetwork, Mechanism, mechanisms
 from xai_abn.networks.layout import Layout
-from xai_abn.networks.splitting import start_branch
 
 #: How many of a transformer's blocks go behind the split where nothing else is said.
 LAST_BLOCKS = 2
@@ -87,93 +86,66 @@ class TokenClassifier(nn.Module):
         return self.vit.forward_head(self.vit.norm(self.vit.blocks(tokens.values)))
 
 
-class OnPatches(nn.Module):
+class OnPatches(Mechanism):
     """A mechanism for tokens: applies one for maps to the patches, and leaves the other tokens alone.
 
     Args:
         mechanism: from features (N, D, h, w) and a map (N, 1, h, w) to features; see ``mechanisms``.
     """
 
-    def __init__(self, mechanism: nn.Module) -> None:
-        super().__init__()
+    def __init__(self, mechanism: Mechanism) -> None:
+        nn.Module.__init__(self)
         self.mechanism = mechanism
+        self.uses_map = mechanism.uses_map
 
     def forward(self, tokens: Tokens, attention: Tensor) -> Tokens:
         """Weigh the patches by attention (N, 1, h, w); as many tokens as before."""
         return tokens.with_maps(self.mechanism(tokens.maps, attention))
 
 
-def abn_from_vit(
-    vit: VisionTransformer,
-    *,
-    blocks: int = LAST_BLOCKS,
-    mechanism: str = "residual",
-    smoothing: int = 0,
-    start: str = "classifier",
-) -> AttentionBranchNetwork:
-    """Turn a timm Vision Transformer into an Attention Branch Network.
-
-    The attention branch starts as a copy of the last blocks and the final norm, and its class maps as what the
-    classifier makes of each patch. Everything is copied; the transformer is left as it was. The map has the size of the
-    patch grid, also for image sizes other than the model's own where it takes them (``dynamic_img_size``).
-
-    Deviation from the published ABN: the map weighs patch tokens alone. What a class or register token has gathered
-    before the split reaches the prediction whatever the map says.
-
-    Args:
-        vit: :class:`timm.models.vision_transformer.VisionTransformer` itself, pooled in any way, with a linear head.
-        blocks: how many of the last blocks go behind the split, at least 1 and fewer than there are.
-        mechanism: see :func:`xai_abn.abn_from`.
-        smoothing: how many times to average the map over 3x3 neighbours; 0 as published.
-        start: where the branch's weights come from; see :func:`xai_abn.abn_from`.
-
-    Returns:
-        A network in evaluation mode whose perception branch computes the transformer's logits whenever the mechanism
-        passes the tokens on unchanged.
+def describe_vit(vit: VisionTransformer, layer: str | None, mechanism: str, smoothing: int) -> ABNDescription:
+    """Describe the ABN of a timm Vision Transformer cut behind a block; see :func:`xai_abn.abn_from`.
 
     Raises:
         UnsupportedModelError: another kind of transformer, or one without a grid of patches, pooling or linear head.
-        InvalidInputError: ``blocks`` is out of range.
-        UnknownNameError: no such mechanism.
-
-    Example:
-        >>> import timm, torch
-        >>> network = abn_from_vit(timm.create_model("test_vit"))
-        >>> network(torch.zeros(1, 3, 160, 96)).attention_map.shape
-        torch.Size([1, 1, 10, 6])
+        UnknownNameError: ``layer`` is not a block with others behind it.
     """
-    combine = mechanisms.get(mechanism)
-    head = _linear_head(vit)
-    if not 1 <= blocks < len(vit.blocks):
-        most = len(vit.blocks) - 1
-        raise InvalidInputError(f"blocks behind the split must be from 1 to {most} of {most + 1}, got {blocks}")
-    branch = AttentionBranch(TokenStage(vit, blocks), vit.embed_dim, head.out_features, smoothing)
-    start_branch(branch, head, mechanism, start)
-    network = AttentionBranchNetwork(
-        feature_extractor=TokenExtractor(vit, blocks),
-        attention_branch=branch,
-        perception_branch=TokenClassifier(vit, blocks),
-        mechanism=OnPatches(combine(vit.embed_dim)),
-    )
-    return network.to(next(vit.parameters())).eval()
-
-
-def blocks_behind(vit: VisionTransformer, layer: str | None) -> int:
-    """Return how many blocks lie behind a block given by its name, such as ``"blocks.9"``; None means the default.
-
-    Raises:
-        UnknownNameError: no block with others behind it is called that.
-    """
-    if layer is None:
-        return LAST_BLOCKS
+    linear_head(vit)
     names = [f"blocks.{i}" for i in range(len(vit.blocks) - 1)]
+    if not names:
+        raise UnsupportedModelError("an ABN on patches needs at least two blocks, got one")
+    layer = layer if layer is not None else names[-min(LAST_BLOCKS, len(names))]
     if layer not in names:
         raise UnknownNameError("layer to split behind", layer, names)
-    return len(names) - names.index(layer)
+    return ABNDescription(layer, "", vit.embed_dim, vit.embed_dim, mechanism=mechanism, smoothing=smoothing)
 
 
-def _linear_head(vit: VisionTransformer) -> nn.Linear:
-    """Return the head, of a transformer that can be cut into the parts above."""
+def assemble_vit(vit: VisionTransformer, description: ABNDescription) -> AttentionBranchNetwork:
+    """Build the ABN of a timm Vision Transformer.
+
+    The attention branch's stage is a copy of the last blocks and the final norm. Everything is copied. The map has the
+    size of the patch grid, also for image sizes other than the model's own where it takes them
+    (``dynamic_img_size``).
+
+    Deviation from the published ABN: the map weights patch tokens alone. What a class or register token has gathered
+    before the split reaches the prediction regardless of the map.
+    """
+    blocks = len(vit.blocks) - 1 - int(description.layer.removeprefix("blocks."))
+    classes = linear_head(vit).out_features
+    return AttentionBranchNetwork(
+        feature_extractor=TokenExtractor(vit, blocks),
+        attention_branch=AttentionBranch(TokenStage(vit, blocks), vit.embed_dim, classes, description.smoothing),
+        perception_branch=TokenClassifier(vit, blocks),
+        mechanism=OnPatches(mechanisms.get(description.mechanism)(vit.embed_dim)),
+    )
+
+
+def linear_head(vit: VisionTransformer) -> nn.Linear:
+    """Return the head of a transformer that can be cut into the parts above.
+
+    Raises:
+        UnsupportedModelError: it cannot be; the message says why.
+    """
     if type(vit) is not VisionTransformer:
         reason = f"not {type(vit).__name__}, which computes in a way of its own"
     elif not vit.global_pool or not isinstance(vit.head, nn.Linear):

@@ -10,11 +10,10 @@ from torch import nn
 
 from xai_abn.datasets import ReadOptions, TrainingData, read_training_data
 from xai_abn.errors import CheckpointError, InvalidInputError
-from xai_abn.networks.abn import AttentionBranch
+from xai_abn.networks.abn import AttentionBranchNetwork
 from xai_abn.networks.architectures import abn_arguments, create_model, find_architecture
+from xai_abn.networks.build import abn_from
 from xai_abn.networks.checkpoint import CheckpointConfig, load_weights, read_weights
-from xai_abn.networks.multi_task import AttributeBranch
-from xai_abn.networks.splitting import abn_from
 from xai_abn.networks.tracing import find_classifier
 from xai_abn.training.config import BASELINE, TrainConfig
 
@@ -63,16 +62,9 @@ def build_network(config: TrainConfig, data: TrainingData) -> nn.Module:
     if config.mechanism != BASELINE:
         network = abn_from(network, **abn_settings(config, data))
         if not network.uses_map:
-            for part in _of_the_map_alone(network.attention_branch):
+            for part in network.attention_branch.map_layers:
                 part.requires_grad_(False)
     return network.train()
-
-
-def _of_the_map_alone(branch: nn.Module) -> list[nn.Module]:
-    """Return the layers of an attention branch that make its map and nothing else."""
-    if isinstance(branch, AttentionBranch):
-        return [branch.att_conv3, branch.bn_att3]
-    return [branch.bn_att] if isinstance(branch, AttributeBranch) else []
 
 
 def abn_settings(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
@@ -103,13 +95,15 @@ def load_backbone(network: nn.Module, path: str) -> None:
     load_weights(network, {**given, **{name: own[name] for name in other}}, path)
 
 
-def describe(config: TrainConfig, data: TrainingData, command: str, reached: dict[str, float]) -> CheckpointConfig:
+def describe(
+    config: TrainConfig, data: TrainingData, network: nn.Module, command: str, reached: dict[str, float]
+) -> CheckpointConfig:
     """Return everything about a trained network but its weights."""
     settings = {k: v for k, v in asdict(config).items() if k not in ("data", "weights")}
     return CheckpointConfig(
         backbone=config.arch,
         classes=len(data.labels),
-        abn=None if config.mechanism == BASELINE else abn_settings(config, data),
+        abn=network.description if isinstance(network, AttentionBranchNetwork) else None,
         preprocess=data.preprocess.to_dict(),
         labels=list(data.labels),
         training={"data": data.name, "settings": settings, "command": command, "reached": reached},

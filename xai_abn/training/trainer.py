@@ -289,7 +289,7 @@ class _Run:
     def save_model(self, name: str, reached: dict[str, float]) -> None:
         """Write a checkpoint that :func:`xai_abn.load_model` reads."""
         if self.leads:
-            description = describe(self.config, self.data, self.command, reached)
+            description = describe(self.config, self.data, self.learner.measured, self.command, reached)
             save_checkpoint(self.folder / name, self.learner.measured, description)
 
     def finish(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xai_abn.networks.abn import AttentionBranchNetwork, Residual
+from xai_abn.networks.abn import AttentionBranchNetwork
 from xai_abn.training.distillation.config import DistillationConfig
 
 
@@ -34,7 +34,7 @@ def losses(
             features = torch.cat([features, network.feature_extractor(mosaics)])
             wanted = torch.cat([wanted, wanted[members].mean(dim=1)])
     attention_logits, attention_map, _ = network.attention_branch(features)
-    if config.match_scale and isinstance(network.mechanism, Residual):
+    if config.match_scale:
         network.mechanism.match_scale(features, attention_map, momentum=0.1)
     logits = network.perception_branch(network.mechanism(features, attention_map))
     terms = {

@@ -14,8 +14,8 @@ from xai_abn.errors import CheckpointError, UnsupportedModelError
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.zoo import imagenet_labels
 from xai_abn.networks.abn import AttentionBranchNetwork
+from xai_abn.networks.build import abn_from
 from xai_abn.networks.checkpoint import load_weights, read_checkpoint
-from xai_abn.networks.splitting import abn_from
 from xai_abn.training.distillation.settings import DistillationSettings
 
 
@@ -63,7 +63,7 @@ class Student:
         description = {
             "backbone": backbone,
             "classes": classifier.number_of_classes,
-            "abn": recipe,
+            "abn": network.description,
             "preprocess": look.to_dict(),
             "labels": "imagenet" if labels == imagenet_labels() else labels and list(labels),
         }

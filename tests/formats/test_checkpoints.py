@@ -1,0 +1,72 @@
+"""Checkpoints of every format version load and give the values they gave when they were written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import xai_abn
+from xai_abn.networks.checkpoint import fingerprint_v1, read_checkpoint, read_tensors
+
+HERE = Path(__file__).parent
+EXPECTED = json.loads((HERE / "expected-v1.json").read_text())
+KINDS = ("classifier", "abn", "multi-task", "vit")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_gives_the_values_it_gave(kind, version):
+    """Logits, attention logits and maps of seeded inputs; labels, multi-label flag and target layer."""
+    expected = EXPECTED[f"checkpoint-v1-{kind}.safetensors"]
+    path = HERE / f"checkpoint-v{version}-{kind}.safetensors"
+    assert read_tensors(path)[0]["format_version"] == str(version)
+    model = xai_abn.load_model(path)
+    inputs = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        output = model.module(inputs)
+    logits = output if isinstance(output, torch.Tensor) else output.logits
+    torch.testing.assert_close(logits, torch.tensor(expected["logits"]), atol=1e-4, rtol=1e-4)
+    if kind != "classifier":
+        assert list(output.attention_map.shape) == expected["attention_shape"]
+        means = output.attention_map.mean(dim=(2, 3))
+        torch.testing.assert_close(means, torch.tensor(expected["attention_mean"]), atol=1e-4, rtol=1e-4)
+        scores = torch.tensor(expected["attention_logits"])
+        torch.testing.assert_close(output.attention_logits, scores, atol=1e-4, rtol=1e-4)
+    assert model.target_layer == expected["target_layer"]
+    assert model.multi_label == (kind == "multi-task")
+    assert len(model.labels) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_versions_hold_the_same_weights(kind):
+    """Version 2 changes the description alone."""
+    (_, old), (_, new) = (read_tensors(HERE / f"checkpoint-v{v}-{kind}.safetensors") for v in (1, 2))
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    assert (
+        read_checkpoint(HERE / f"checkpoint-v1-{kind}.safetensors")[0]
+        == (read_checkpoint(HERE / f"checkpoint-v2-{kind}.safetensors")[0])
+    )
+
+
+def test_loading_looks_for_nothing(monkeypatch):
+    """A checkpoint of version 2 is rebuilt without a forward pass and without looking for the cut."""
+
+    def fail(*_, **__):
+        raise AssertionError("loading ran the network or looked for its cut")
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", fail)
+    monkeypatch.setattr("xai_abn.networks.splitting.default_split_layer", fail)
+    monkeypatch.setattr("xai_abn.networks.dilation.plan_windows", fail)
+    for kind in KINDS:
+        xai_abn.load_model(HERE / f"checkpoint-v2-{kind}.safetensors")
+    xai_abn.load_model("abn-lite0")
+
+
+def test_the_old_fingerprint_is_known():
+    """Runs of format 1 name their model by it."""
+    model = xai_abn.load_model(HERE / "checkpoint-v1-classifier.safetensors")
+    assert len(fingerprint_v1(model.module)) == 32

@@ -1,0 +1,171 @@
+"""Attention Branch Networks built from classifiers."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
+from xai_abn.networks.abn import (
+    ABNDescription,
+    AttentionBranch,
+    AttentionBranchNetwork,
+    initialize,
+    mechanisms,
+)
+from xai_abn.networks.dilation import apply_windows, plan_windows
+from xai_abn.networks.multi_task import AttributeBranch, MultiTaskABN
+from xai_abn.networks.splitting import Cut, find_cut, split
+from xai_abn.networks.tracing import evaluating, find_classifier
+from xai_abn.networks.vit_abn import assemble_vit, describe_vit, linear_head
+
+#: Kinds of attention maps that :func:`abn_from` takes as ``maps``.
+MAPS = ("shared", "per-attribute", "per-attribute-signed")
+#: Sources of the attention branch's weights that :func:`abn_from` takes as ``start``.
+STARTS = ("classifier", "random")
+
+
+def abn_from(
+    backbone: nn.Module,
+    *,
+    mechanism: str = "residual",
+    layer: str | None = None,
+    input_size: int = 224,
+    dilate: bool = True,
+    smoothing: int = 0,
+    stage: str | None = None,
+    start: str = "classifier",
+    maps: str = "shared",
+) -> AttentionBranchNetwork:
+    """Turn a classifier into an Attention Branch Network.
+
+    The attention branch starts from the backbone's own last stage with its stride removed and, where the head is one
+    linear layer, from its classifier, so it classifies before any training. Everything is copied; the backbone does
+    not change.
+
+    Args:
+        backbone: a torchvision, timm or other CNN classifier (N, 3, H, W) -> (N, K), or a timm Vision Transformer,
+            which is an experiment (:mod:`xai_abn.networks.vit_abn`).
+        mechanism: ``"residual"`` g(1+M) as published, ``"product"`` g*M, ``"concatenation"``, or ``"auxiliary"`` g,
+            the control that does not use the map; see ``xai_abn.networks.abn.mechanisms``.
+        layer: where to split. Default: the last module before the final downsampling, or the block before the last two
+            of a Vision Transformer, such as ``"blocks.9"``.
+        input_size: height and width of the blank image used to find shapes; a Vision Transformer needs none.
+        dilate: multiply the dilation of the convolutions behind a removed stride, so that they see at every position
+            what they were trained to see (Yu et al., 2017). The released code, which trains from scratch, does not;
+            pass False for its exact branch.
+        smoothing: how many times to average the map over 3x3 neighbors; 0 as published.
+        stage: name of the module that ends the last stage; default: see :func:`xai_abn.networks.splitting.find_cut`.
+        start: ``"classifier"`` copies the branch's weights from the backbone's stage and classifier; ``"random"``
+            draws them, as the released code does, for a network that is trained from scratch.
+        maps: ``"shared"`` gives the published network with one map for all classes. For a classifier of attributes
+            that can hold at once, ``"per-attribute"`` gives a :class:`~xai_abn.networks.multi_task.MultiTaskABN`,
+            which has a map for each attribute; ``"per-attribute-signed"`` leaves out the sigmoid of the maps, which is
+            the published multi-task network with ``mechanism="product"``.
+
+    Returns:
+        A network in evaluation mode whose perception branch computes the backbone's logits whenever the mechanism
+        passes the features on unchanged. Its ``description`` says how it was made.
+
+    Raises:
+        UnsupportedModelError: the model cannot be split, or is a Vision Transformer and ``maps`` is not ``"shared"``.
+        UnknownNameError: no such mechanism, layer, start or kind of maps.
+        InvalidInputError: ``dilate=False`` or a ``stage`` for a Vision Transformer.
+
+    Example:
+        >>> import torch, torchvision, xai_abn
+        >>> network = xai_abn.abn_from(torchvision.models.resnet18())
+        >>> network(torch.zeros(1, 3, 224, 224)).attention_map.shape
+        torch.Size([1, 1, 14, 14])
+    """
+    if maps not in MAPS:
+        raise UnknownNameError("kind of maps", maps, MAPS)
+    if start not in STARTS:
+        raise UnknownNameError("start", start, STARTS)
+    combine = mechanisms.get(mechanism)
+    weights = next(backbone.parameters())
+    sample = torch.zeros(1, 3, input_size, input_size).to(weights)
+    if isinstance(backbone, VisionTransformer):
+        if not dilate or stage is not None:
+            what = "stage" if dilate else "dilate=False"
+            raise InvalidInputError(f"{what} is for networks with strides to remove, not for a Vision Transformer")
+        if maps != "shared":
+            raise UnsupportedModelError("the ABN of a Vision Transformer has one map: maps must be 'shared'")
+        description = describe_vit(backbone, layer, mechanism, smoothing)
+        classifier = linear_head(backbone)
+    else:
+        cut = find_cut(backbone, layer, stage, input_size)
+        classifier = find_classifier(backbone)
+        windows = _windows(backbone, cut, sample, dilate)
+        description = ABNDescription(**vars(cut), windows=windows, mechanism=mechanism, maps=maps, smoothing=smoothing)
+    network = assemble(copy.deepcopy(backbone), description, classifier.out_features)
+    if start == "random":
+        initialize(network.attention_branch)
+    else:
+        network.attention_branch.start_from(classifier, combine.initial_map_bias)
+    network = network.to(weights).eval()
+    if not isinstance(backbone, VisionTransformer):
+        _check_runs(network, sample, description.layer)
+    return network
+
+
+def assemble(backbone: nn.Module, description: ABNDescription, classes: int) -> AttentionBranchNetwork:
+    """Build the network that a description describes; nothing is run, and nothing is looked for.
+
+    Args:
+        backbone: the classifier; its modules become the network's own.
+        description: from :attr:`AttentionBranchNetwork.description`.
+        classes: number of classes K.
+
+    Raises:
+        UnknownNameError: no such mechanism.
+        UnsupportedModelError: the backbone has no such layer or stage.
+    """
+    if isinstance(backbone, VisionTransformer):
+        network = assemble_vit(backbone, description)
+    else:
+        cut = Cut(description.layer, description.stage, description.channels, description.stage_channels)
+        parts = split(backbone, cut)
+        stage = copy.deepcopy(parts.last_stage)
+        apply_windows(stage, description.windows)
+        shared = set(parts.feature_extractor.modules()) & set(parts.perception.modules())
+        branch: AttentionBranch | AttributeBranch
+        if description.maps == "shared":
+            kind, branch = (
+                AttentionBranchNetwork,
+                AttentionBranch(stage, cut.stage_channels, classes, description.smoothing),
+            )
+        else:
+            signed = description.maps == "per-attribute-signed"
+            kind, branch = (
+                MultiTaskABN,
+                AttributeBranch(stage, cut.stage_channels, classes, signed=signed, smoothing=description.smoothing),
+            )
+        network = kind(
+            feature_extractor=parts.feature_extractor,
+            attention_branch=branch,  # type: ignore[arg-type]
+            perception_branch=copy.deepcopy(parts.perception) if shared else parts.perception,
+            mechanism=mechanisms.get(description.mechanism)(cut.channels),
+        )
+    network.description = description
+    return network
+
+
+def _windows(backbone: nn.Module, cut: Cut, sample: Tensor, dilate: bool) -> dict[str, dict[str, object]]:
+    parts = split(backbone, cut)
+    with evaluating(backbone), torch.no_grad():
+        return plan_windows(parts.last_stage, parts.feature_extractor(sample), dilate)
+
+
+def _check_runs(network: AttentionBranchNetwork, sample: Tensor, layer: str) -> None:
+    try:
+        with torch.no_grad():
+            network(sample)
+    except Exception as error:  # of whatever the network's modules assert
+        raise UnsupportedModelError(
+            f"the stage behind {layer!r} does not run without its stride ({error}); "
+            "name another layer, or build AttentionBranchNetwork from parts of your own"
+        ) from error
