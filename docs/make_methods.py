@@ -1,9 +1,9 @@
-"""Show every method on one picture, drawn here, and print what each took: makes docs/images/methods.jpg.
+"""Explain one drawn image with every method and print the time of each: makes docs/images/methods.jpg.
 
     python docs/make_methods.py
 
-CAM methods and those of the input explain lite0, ABN's maps abn-lite0. A method that does not apply is named with its
-reason. Takes some minutes: Score-CAM's kin predict every channel of the last layer once or more.
+The maps of ABN explain abn-lite0, all other methods lite0. A method that does not apply is printed with the reason.
+Takes some minutes, because Score-CAM and its variants need one or more predictions per channel of the last layer.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from xai_abn.rendering import sheet
 
 
 def main() -> None:
-    picture, found = scene(), []
+    image, explanations = scene(), []
     models = {"lite0": xai_abn.load_model("lite0"), "abn-lite0": xai_abn.load_model("abn-lite0")}
     for name in explainers.names():
         model = models["abn-lite0" if name.startswith("abn") else "lite0"]
         try:
-            record = xai_abn.explain(model, picture, name)[name]
+            record = xai_abn.explain(model, image, name)[name]
         except UnsupportedModelError as error:
-            print(f"{name:<22} left out: {error}", flush=True)
+            print(f"{name:<22} skipped: {error}", flush=True)
             continue
-        found.append(record)
+        explanations.append(record)
         print(f"{name:<22} {record.seconds:8.2f} s", flush=True)
-    page = sheet(found)
+    page = sheet(explanations)
     page = page.resize((page.width * 2 // 3, page.height * 2 // 3))
     page.save(FOLDER / "methods.jpg", quality=88, optimize=True)
-    print(f"{len(found)} methods on {FOLDER / 'methods.jpg'}")
+    print(f"{len(explanations)} methods in {FOLDER / 'methods.jpg'}")
 
 
 if __name__ == "__main__":

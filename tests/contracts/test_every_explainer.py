@@ -1,4 +1,4 @@
-"""Rules that every registered explainer keeps, plug-ins included."""
+"""Rules that every registered explainer follows, including plug-ins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xai_abn.pipeline import explain
 NAMES = explainers.names()
 TARGETS = torch.tensor([3, 1, 4])
 
-#: Constructor arguments that make a costly method quick here; the rules do not depend on them.
+#: Options that make an expensive method fast; the rules do not depend on them.
 QUICK = {
     "integrated-gradients": {"steps": 4},
     "smooth-grad": {"samples": 3},
@@ -35,7 +35,7 @@ QUICK = {
 
 
 def make(name):
-    """The explainer under its name, quick."""
+    """The explainer with this name, with fast options."""
     return explainers.get(name)(**QUICK.get(name, {}))
 
 
@@ -44,12 +44,12 @@ def run(model, name, inputs, targets):
     return explainer.explain(explainers.run_pass(model, inputs, [explainer]), targets)
 
 
-#: For each method the test models it applies to, found out once.
+#: The test models to which each method applies, determined once.
 FITTING = {}
 
 
 def models_for(name, request):
-    """The test models this explainer applies to: at least one."""
+    """The test models to which this explainer applies: at least one."""
     candidates = [request.getfixturevalue(n) for n in ("small_resnet", "small_abn", "small_vit")]
     if name in FITTING:
         return FITTING[name]
@@ -67,12 +67,12 @@ def models_for(name, request):
 
 @pytest.fixture(params=NAMES)
 def case(request):
-    """An explainer's name with each model it applies to."""
+    """The name of an explainer and the models to which it applies."""
     return request.param, models_for(request.param, request)
 
 
 def test_maps_have_one_row_an_image_and_are_finite(case, inputs):
-    """The answer is (N, h, w), finite, without a gradient history."""
+    """Maps are (N, h, w), finite and detached."""
     name, models = case
     for model in models:
         maps = run(model, name, inputs, TARGETS)
@@ -92,7 +92,7 @@ def test_a_batch_equals_its_singles(case, inputs):
 
 
 def test_the_same_call_gives_the_same_map(case, inputs):
-    """Explaining is repeatable, and leaves the random state alone."""
+    """Explaining is repeatable and does not change the random state."""
     name, models = case
     for model in models:
         state = torch.get_rng_state()
@@ -100,16 +100,16 @@ def test_the_same_call_gives_the_same_map(case, inputs):
         assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_class_specific_is_true_to_its_word(case, inputs):
-    """The map changes with the target if, and only if, the explainer says so."""
+def test_class_specific_is_correct(case, inputs):
+    """The map changes with the target exactly if the explainer is class-specific."""
     name, models = case
     for model in models:
         same = torch.equal(run(model, name, inputs, TARGETS), run(model, name, inputs, TARGETS + 1))
         assert same != explainers.get(name).class_specific
 
 
-def test_needs_gradient_is_true_to_its_word(case, inputs):
-    """An explainer that needs no gradient works on a pass without, also in inference mode."""
+def test_needs_gradient_is_correct(case, inputs):
+    """An explainer that needs no gradient works on a pass without gradients and in inference mode."""
     name, models = case
     explainer = make(name)
     for model in models:
@@ -146,12 +146,12 @@ def assert_same(before, after):
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 def test_model_and_inputs_are_left_as_they_were(case, inputs, training, frozen):
-    """Modes, flags, gradients, hooks, weights, statistics and inputs do not change, frozen or not."""
+    """Modes, flags, gradients, hooks, weights, statistics and inputs do not change, for frozen weights or not."""
     name, models = case
     for model in models:
         model = copy.deepcopy(model)
         model.module.requires_grad_(not frozen).train(training)
-        next(model.module.children()).eval()  # a mixture of modes must come back as a mixture
+        next(model.module.children()).eval()  # a mixture of modes must stay as it is
         before = snapshot(model, inputs)
         run(model, name, inputs, TARGETS)
         assert_same(before, snapshot(model, inputs))
@@ -196,7 +196,7 @@ def test_memory_is_flat(case, inputs):
 
     explain_all()
     gc.collect()
-    gc.freeze()  # what is there already is looked at no more
+    gc.freeze()  # ignore all existing objects
     try:
         for _ in range(5):
             explain_all()
@@ -227,7 +227,7 @@ def test_threads_sharing_a_model_get_the_single_thread_maps(case, inputs):
 
 
 def test_records_are_complete(case, photo):
-    """Every explanation tells method, layer, target, probability, versions, and is class-specific or not."""
+    """Every explanation records method, layer, probability and versions, and whether it is class-specific."""
     name, models = case
     for model in models:
         explainer = make(name)
@@ -240,13 +240,13 @@ def test_records_are_complete(case, photo):
         assert record.map.dtype.name == "float32"
 
 
-def test_each_names_its_paper(case):
-    """A registered explainer says where it is from."""
+def test_each_names_its_source(case):
+    """A registered explainer has a source."""
     assert explainers.get(case[0]).source
 
 
-def test_a_new_method_is_one_class_with_one_function(resnet18, photo):
-    """A class with one function and the decorator is a full method."""
+def test_a_new_method_is_one_class_with_one_method(resnet18, photo):
+    """A class that implements ``compute``, with the decorator, is a complete method."""
 
     @explainers.register("test-mean")
     class Mean(Explainer):
@@ -262,8 +262,8 @@ def test_a_new_method_is_one_class_with_one_function(resnet18, photo):
         explainers.base.EXPLAINERS._items.pop("test-mean")
 
 
-def test_methods_are_given_once(resnet18):
-    """No method, or one twice, is refused."""
+def test_a_method_is_given_only_once(resnet18):
+    """An empty list and a repeated method are refused."""
     for wrong in ([], ["cam", "cam"]):
         with pytest.raises(ValueError, match="once"):
             make_explainers(resnet18, wrong)

@@ -1,4 +1,4 @@
-"""Methods of other libraries as explainers: the same numbers as by hand, and the model left alone."""
+"""Methods of other libraries and maps from files: the values of a direct call, and an unchanged model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def torchcam():
     return pytest.importorskip("torchcam.methods")
 
 
-def test_captum_gives_what_it_gives_by_hand(resnet18, inputs):
+def test_captum_gives_the_values_of_a_direct_call(resnet18, inputs):
     """Attributions of the input and of a layer, with options, a wrapped method and a reduction."""
     network = copy.deepcopy(resnet18.module)
     by_hand = captum.attr.IntegratedGradients(network).attribute(inputs, target=TARGETS, n_steps=5)
@@ -54,8 +54,8 @@ def test_captum_gives_what_it_gives_by_hand(resnet18, inputs):
         maps_of(resnet18, flat, inputs)
 
 
-def test_grad_cam_gives_what_it_gives_by_hand(resnet18, inputs, grad_cam):
-    """Maps at the input's size in [0, 1]; a direction that is one class is that class."""
+def test_grad_cam_gives_the_values_of_a_direct_call(resnet18, inputs, grad_cam):
+    """Maps have the size of the input and are in [0, 1]; a one-hot direction is a class."""
     network = copy.deepcopy(resnet18.module)
     targets = [grad_cam.utils.model_targets.ClassifierOutputTarget(int(t)) for t in TARGETS]
     for name in ("GradCAMPlusPlus", "LayerCAM", "EigenCAM"):
@@ -72,8 +72,8 @@ def test_grad_cam_gives_what_it_gives_by_hand(resnet18, inputs, grad_cam):
     )
 
 
-def test_torchcam_gives_what_it_gives_by_hand(resnet18, inputs, torchcam):
-    """Raw maps at the layer's size; directions are refused."""
+def test_torchcam_gives_the_values_of_a_direct_call(resnet18, inputs, torchcam):
+    """Raw maps have the size of the layer; directions are refused."""
     network = copy.deepcopy(resnet18.module)
     for name in ("GradCAM", "GradCAMpp", "CAM"):
         with getattr(torchcam, name)(network, "layer4") as extractor:
@@ -84,8 +84,8 @@ def test_torchcam_gives_what_it_gives_by_hand(resnet18, inputs, torchcam):
         maps_of(resnet18, explainer, inputs, torch.randn(3, 1000))
 
 
-def test_the_model_is_left_alone(abn_resnet18, resnet18, inputs, grad_cam, torchcam):
-    """Modes, flags, gradients, hooks and weights stay, frozen or in training; an ABN is explained by its prediction."""
+def test_the_model_does_not_change(abn_resnet18, resnet18, inputs, grad_cam, torchcam):
+    """Modes, flags, gradients, hooks and weights do not change; for an ABN, its prediction is explained."""
     methods = [
         CaptumExplainer("guided-backprop", captum.attr.GuidedBackprop),
         GradCAMExplainer("layer-cam", grad_cam.LayerCAM),
@@ -109,7 +109,7 @@ def test_the_model_is_left_alone(abn_resnet18, resnet18, inputs, grad_cam, torch
 
 
 def test_a_vision_transformer_needs_no_reshape_function(inputs, grad_cam, torchcam):
-    """Tokens become maps by themselves."""
+    """Tokens are arranged as maps automatically."""
     import timm
 
     torch.manual_seed(0)
@@ -119,11 +119,11 @@ def test_a_vision_transformer_needs_no_reshape_function(inputs, grad_cam, torchc
     assert maps_of(model, TorchCAMExplainer("t", torchcam.GradCAM), inputs).shape == (3, 4, 4)
 
 
-def test_adapted_methods_in_explain_and_in_a_benchmark(gap_net, tmp_path, grad_cam):
-    """They are named in records as registered ones are, with library, method and options."""
-    photos = [noise(tmp_path / "set" / name, seed) for seed, name in enumerate(("a.png", "b.png"))]
+def test_library_methods_in_explain_and_in_a_benchmark(gap_net, tmp_path, grad_cam):
+    """Records hold their name, library, method and options, as for registered methods."""
+    images = [noise(tmp_path / "set" / name, seed) for seed, name in enumerate(("a.png", "b.png"))]
     method = CaptumExplainer("saliency", captum.attr.Saliency, abs=False)
-    record = xai_abn.explain(gap_net, photos, [method, "cam"], targets="kite")[1]["saliency"]
+    record = xai_abn.explain(gap_net, images, [method, "cam"], targets="kite")[1]["saliency"]
     assert (record.method, record.layer, record.label, record.map.shape) == ("saliency", "input", "kite", (32, 32))
     assert record.parameters["method"] == "Saliency"
     assert record.parameters["abs"] is False
@@ -154,9 +154,9 @@ def maps(tmp_path):
 
 
 def test_maps_from_a_folder(gap_net, maps, tmp_path):
-    """They are read by the pictures' names, in explain and in a benchmark; other maps are noticed."""
-    photos = [noise(tmp_path / "set" / name, seed) for seed, name in enumerate(("a.png", "b.png"))]
-    result = xai_abn.explain(gap_net, photos, [MapFolder(maps), "cam"])
+    """They are found by the names of the images, in explain and in a benchmark; changed maps are noticed."""
+    images = [noise(tmp_path / "set" / name, seed) for seed, name in enumerate(("a.png", "b.png"))]
+    result = xai_abn.explain(gap_net, images, [MapFolder(maps), "cam"])
     np.testing.assert_allclose(result[1]["elsewhere"].map, np.load(maps / "b.npy"), rtol=1e-6)
     data, run = read_dataset(f"images:{tmp_path / 'set'}"), tmp_path / "run.sqlite"
     assert benchmark(gap_net, data, [MapFolder(maps)], ["gini", "deletion"], run).measured == 2
@@ -177,19 +177,19 @@ def test_maps_from_a_folder(gap_net, maps, tmp_path):
     ],
 )
 def test_a_map_that_cannot_be_used_is_named(gap_net, maps, tmp_path, content, message):
-    """Missing, of a wrong shape, not finite or damaged: one line with the picture's name."""
+    """A missing, damaged or non-finite map and a wrong shape give one line with the name of the image."""
     (maps / "b.npy").unlink()
     if isinstance(content, bytes):
         (maps / "b.npy").write_bytes(content)
     elif content is not None:
         np.save(maps / "b.npy", content)
-    photos = [noise(tmp_path / name) for name in ("a.png", "b.png")]
+    images = [noise(tmp_path / name) for name in ("a.png", "b.png")]
     with pytest.raises(InvalidInputError, match=message):
-        xai_abn.explain(gap_net, photos, [MapFolder(maps)])
+        xai_abn.explain(gap_net, images, [MapFolder(maps)])
 
 
-def test_no_map_serves_two_pictures(gap_net, maps, tmp_path, inputs):
-    """Folders of maps follow those of the pictures; an empty folder and pictures without a name are refused."""
+def test_a_map_belongs_to_one_image(gap_net, maps, tmp_path, inputs):
+    """Maps may be in the same folders as the images; an empty folder and images without names are refused."""
     explainer = MapFolder(maps, name="mine")
     (maps / "cats").mkdir()
     np.save(maps / "cats" / "a.npy", np.ones((5, 6)))

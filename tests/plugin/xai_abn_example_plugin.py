@@ -1,4 +1,4 @@
-"""A method, a metric, a model and a data set from a package of their own."""
+"""A method, a metric, a model and a dataset reader of another package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xai_abn.models.forward_pass import ForwardPass
 
 
 class Brightness(Explainer):
-    """How bright the picture is, at every pixel of the network's input."""
+    """Brightness of the network input at every pixel."""
 
     class_specific = False
     reads_layer = False
@@ -39,15 +39,15 @@ MEAN_VALUE = Metric(
 )
 
 
-def two_colours() -> xai_abn.ModelAdapter:
-    """Tells red pictures from blue ones."""
+def two_colors() -> xai_abn.ModelAdapter:
+    """Classifies images as red or blue."""
     network = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
     with torch.no_grad():
         network[0].weight.copy_(torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])[:, :, None, None])
         network[3].weight.copy_(torch.eye(2))
         network[3].bias.zero_()
-    look = xai_abn.Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    return xai_abn.wrap(network.eval(), labels=["red", "blue"], preprocess=look, name="two-colours")
+    preprocess = xai_abn.Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return xai_abn.wrap(network.eval(), labels=["red", "blue"], preprocess=preprocess, name="two-colors")
 
 
 def read_colors(place: str) -> Dataset:

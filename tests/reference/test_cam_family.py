@@ -1,4 +1,4 @@
-"""The CAM family against slow versions written from the papers, closed forms, and peers that follow them."""
+"""The CAM family against slow versions of the papers' equations, closed forms and libraries that follow them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def vit():
 
 @pytest.fixture(scope="module")
 def pooled_vit():
-    """The same without class token: its patches are averaged."""
+    """The same without a class token: its patches are averaged."""
     torch.manual_seed(0)
     network = timm.create_model(
         "vit_tiny_patch16_224", img_size=64, num_classes=10, depth=3, class_token=False, global_pool="avg"
@@ -130,20 +130,20 @@ def test_shapley_cam_halves_the_curvature(inputs):
 
 
 def test_eigen_cam_is_the_first_principal_component_with_a_fixed_sign(resnet18, inputs):
-    """Numpy's singular vectors, up to the sign, which makes the largest magnitude positive."""
+    """The singular vectors of torch, with the sign that makes the largest magnitude positive."""
     shared = resnet18.forward_pass(inputs, ["layer4"])
     found = EigenCAM().explain(shared, TARGETS)
     for n in range(3):
         flat = shared.activations("layer4")[n].flatten(1).T
-        centred = (flat - flat.mean(0)).double()
-        projection = (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[0]).view(2, 2).float()
+        centered = (flat - flat.mean(0)).double()
+        projection = (centered @ torch.linalg.svd(centered, full_matrices=False).Vh[0]).view(2, 2).float()
         expected = projection if projection.max() > -projection.min() else -projection
         torch.testing.assert_close(found[n], expected, rtol=1e-3, atol=1e-4)
         assert found[n].max() >= found[n].abs().max()
 
 
 def test_eigen_cam_of_many_positions_equals_that_of_few_channels(gap_net):
-    """Both ways of finding the component agree: more positions than channels, and fewer."""
+    """Both ways of computing the component agree: for more positions than channels, and for fewer."""
     from xai_abn.explainers.eigen_cam import first_component
 
     values = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
@@ -152,7 +152,7 @@ def test_eigen_cam_of_many_positions_equals_that_of_few_channels(gap_net):
 
 
 def test_the_leading_eigenvector_of_a_large_matrix_is_that_of_its_decomposition():
-    """Found in a few steps where it stands out, and by decomposition where two are nearly equal."""
+    """Found in a few steps if it dominates, and by full decomposition if two eigenvalues are nearly equal."""
     from xai_abn.explainers.eigen_cam import _scaled_eigenvector
 
     generator = torch.Generator().manual_seed(0)
@@ -165,7 +165,7 @@ def test_the_leading_eigenvector_of_a_large_matrix_is_that_of_its_decomposition(
 
 
 def test_finer_cam_of_strength_0_is_grad_cam(gap_net, inputs):
-    """Nothing is compared."""
+    """A strength of 0 switches the comparison off."""
     torch.testing.assert_close(maps(gap_net, FinerCAM(strength=0.0), inputs), maps(gap_net, GradCAM(), inputs))
 
 
@@ -202,13 +202,13 @@ def test_score_cam_is_its_algorithm(gap_net, inputs):
 
 
 def test_is_cam_of_one_step_is_score_cam(gap_net, inputs):
-    """The only mask is the whole one."""
+    """The only mask is the full mask."""
     torch.testing.assert_close(maps(gap_net, ISCAM(steps=1), inputs), maps(gap_net, ScoreCAM(), inputs))
 
 
 @pytest.mark.parametrize("layer", [None, "layer2"])
 def test_ablation_cam_is_its_equation(resnet18, inputs, layer):
-    """Each channel set to 0 in a forward pass of its own; the layer is the last, or one in the middle."""
+    """Each channel set to 0 in its own forward pass, for the last layer and one in the middle."""
     name = layer or "layer4"
     shared = resnet18.forward_pass(inputs[:1], [name])
     a, whole = shared.activations(name)[0], shared.logits[0, 3]
@@ -232,7 +232,7 @@ def test_ablation_cam_is_its_equation(resnet18, inputs, layer):
 
 
 def test_running_again_from_inside_a_dense_block_works(inputs):
-    """Behind such a layer the picture's own features and the B others are joined."""
+    """After such a layer, the features of one image are concatenated with those of B variants."""
     torch.manual_seed(0)
     model = xai_abn.wrap(torchvision.models.densenet121().eval(), preprocess=Preprocess(size=64))
     name = "features.denseblock4.denselayer15"
@@ -242,13 +242,13 @@ def test_running_again_from_inside_a_dense_block_works(inputs):
 
 
 def test_smooth_grad_cam_plus_plus_without_noise_is_grad_cam_plus_plus(gap_net, inputs):
-    """All copies are the picture itself."""
+    """All copies equal the image."""
     found = maps(gap_net, SmoothGradCAMPlusPlus(samples=2, deviation=0.0), inputs)
     torch.testing.assert_close(found, maps(gap_net, GradCAMPlusPlus(), inputs), rtol=1e-3, atol=1e-6)
 
 
 def test_refine_cam_multiplies_scaled_maps(resnet18, inputs):
-    """At the first layer's resolution; the layers found are the last of three resolutions."""
+    """At the resolution of the first layer; by default, the layers are the last of three resolutions."""
     explainer = RefineCAM()
     assert explainer.layers_read(resnet18) == ("layer2", "layer3", "layer4")
     each = [maps(resnet18, GradCAMPlusPlus(layer=name), inputs) for name in explainer.layers_read(resnet18)]
@@ -260,7 +260,7 @@ def test_refine_cam_multiplies_scaled_maps(resnet18, inputs):
 
 
 def test_refine_cam_refuses_one_resolution(vit, inputs):
-    """A ViT has one; layers can be named."""
+    """A ViT has one resolution, but layers can be named."""
     with pytest.raises(UnsupportedModelError, match="option layers"):
         RefineCAM().layers_read(vit)
     found = maps(vit, RefineCAM(layers=("blocks.1.norm1", "blocks.2.norm1")), inputs)
@@ -268,7 +268,7 @@ def test_refine_cam_refuses_one_resolution(vit, inputs):
 
 
 def plain_attention(model, inputs):
-    """Attention weights of a timm ViT written out from its own projections, and its logits."""
+    """Attention weights of a timm ViT computed from its projections, and its logits."""
     network, kept = model.module, []
     x = network._pos_embed(network.patch_embed(inputs))
     for block in network.blocks:
@@ -284,7 +284,7 @@ def plain_attention(model, inputs):
 
 @pytest.mark.parametrize("name", ["vit", "pooled_vit"])
 def test_attention_is_what_the_projections_give(name, inputs, request):
-    """Seen without changing the logits."""
+    """Recorded without changing the logits."""
     model = request.getfixturevalue(name)
     shared = model.forward_pass(inputs, attentions=True)
     expected, logits = plain_attention(model, inputs)
@@ -295,7 +295,7 @@ def test_attention_is_what_the_projections_give(name, inputs, request):
 
 
 def test_watching_attention_does_not_change_torchvisions_logits(torchvision_vit, inputs):
-    """``nn.MultiheadAttention`` with its weights handed out gives the same answer; rows sum to 1."""
+    """``nn.MultiheadAttention`` gives the same output while its weights are recorded; rows sum to 1."""
     plain = torchvision_vit.forward_pass(inputs)
     shared = torchvision_vit.forward_pass(inputs, attentions=True, gradients=True)
     torch.testing.assert_close(shared.logits, plain.logits, rtol=1e-4, atol=1e-5)
@@ -328,7 +328,7 @@ def test_attention_relevance_is_its_equations(vit, inputs):
 
 
 def test_legrad_equals_torchcam(torchvision_vit, inputs):
-    """The peer that follows the paper."""
+    """The library that follows the paper."""
     torchcam = pytest.importorskip("torchcam.methods")
     if not hasattr(torchcam, "LeGrad"):
         pytest.skip("torchcam before 0.5 has no LeGrad")
@@ -350,7 +350,7 @@ def test_attention_methods_refuse_what_they_do_not_describe(resnet18, inputs):
 
 
 @pytest.mark.parametrize("explainer", [GradCAM, LayerCAM, XGradCAM, GradCAMPlusPlus, EigenCAM])
-def test_patches_are_set_on_their_grid(vit, inputs, explainer):
+def test_patches_are_arranged_on_their_grid(vit, inputs, explainer):
     """The same map as from tokens without the class token, reshaped by hand."""
     shared = vit.forward_pass(inputs, ["blocks.2.norm1"], gradients=True)
     kept = []

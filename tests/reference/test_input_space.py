@@ -1,4 +1,4 @@
-"""Input-space methods against captum called by hand, slow references, and identities worked out by hand."""
+"""Input-space methods against direct calls of captum, slow reference versions and known identities."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ METHODS = [n for n in explainers.names() if issubclass(explainers.get(n), Captum
 
 
 class PlainNet(nn.Module):
-    """What captum can take as it is: no activation runs twice or next to another, the pooling has no overlap."""
+    """A network that captum handles correctly: no activation runs twice, and pooling windows do not overlap."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class PlainNet(nn.Module):
 
 
 class SharedNet(nn.Module):
-    """One in-place ReLU run three times, once on what a sum reads too, and an overlapping pooling with padding."""
+    """An in-place ReLU that runs three times, once on a tensor used elsewhere, and an overlapping padded pooling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def plain():
 
 
 @pytest.fixture
-def pictures():
+def images():
     """Two seeded inputs (2, 3, 24, 24)."""
     return torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
 
@@ -90,12 +90,12 @@ def pictures():
 TARGETS = torch.tensor([3, 1])
 
 
-def shared_pass(model, explainer, pictures):
-    return model.forward_pass(pictures, explainer.layers_read(model), gradients=explainer.needs_gradient)
+def shared_pass(model, explainer, images):
+    return model.forward_pass(images, explainer.layers_read(model), gradients=explainer.needs_gradient)
 
 
-def spread(picture, share):
-    return share * float(picture.detach().max() - picture.detach().min())
+def spread(image, share):
+    return share * float(image.detach().max() - image.detach().min())
 
 
 def noisy(kind):
@@ -128,7 +128,7 @@ def lime(net):
     return captum.attr.Lime(net, SkLearnRidge(alpha=1.0), similarity)
 
 
-#: Arguments of ours, and captum called by hand in the usual way: the network itself, and a target.
+#: Our options, and the direct call of captum with the network itself and a target.
 BY_HAND = {
     "saliency": ({}, lambda net, x, t: captum.attr.Saliency(net).attribute(x, t, abs=False)),
     "input-x-gradient": ({}, lambda net, x, t: captum.attr.InputXGradient(net).attribute(x, t)),
@@ -156,28 +156,28 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_the_raw_attribution_is_captums(name, plain, pictures):
-    """Before channels are merged, each value is the one that captum gives, to the last bit."""
+def test_the_raw_attribution_is_captums(name, plain, images):
+    """Before the channels are combined, every value equals that of captum bit for bit."""
     arguments, by_hand = BY_HAND[name]
     explainer = explainers.get(name)(**arguments)
-    found = explainer.attributions(shared_pass(plain, explainer, pictures), TARGETS)
+    found = explainer.attributions(shared_pass(plain, explainer, images), TARGETS)
     for row in range(2):
         with seeded(0):
-            expected = by_hand(plain.module, pictures[row : row + 1].clone().requires_grad_(), int(TARGETS[row]))
+            expected = by_hand(plain.module, images[row : row + 1].clone().requires_grad_(), int(TARGETS[row]))
         assert torch.equal(found[row : row + 1], expected.detach())
 
 
 def test_every_method_is_compared():
-    """All input-space methods are held against captum, but for RISE, which has a reference of its own."""
+    """All input-space methods are compared with captum, except RISE, which has its own reference."""
     assert set(METHODS) == {*BY_HAND, "rise"}
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_channels_are_merged_as_documented(name, plain, pictures):
-    """Magnitudes: the largest. Values of regions: the one that all channels share. Signed shares: the sum."""
+def test_channels_are_merged_as_documented(name, plain, images):
+    """Magnitudes: the largest. Region values: the common value of all channels. Signed shares: the sum."""
     arguments, _ = BY_HAND[name]
     explainer = explainers.get(name)(**arguments)
-    shared = shared_pass(plain, explainer, pictures)
+    shared = shared_pass(plain, explainer, images)
     raw, maps = explainer.attributions(shared, TARGETS), explainer.explain(shared, TARGETS)
     if name in ("saliency", "smooth-grad", "guided-backprop", "guided-grad-cam"):
         assert torch.equal(maps, raw.abs().amax(dim=1))
@@ -188,10 +188,10 @@ def test_channels_are_merged_as_documented(name, plain, pictures):
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in ("rise", "lime", "kernel-shap")])
-def test_a_direction_of_one_class_is_that_class(name, plain, pictures):
+def test_a_direction_of_one_class_is_that_class(name, plain, images):
     """The direction e_c gives the map of class c."""
     explainer = explainers.get(name)(**BY_HAND[name][0])
-    shared = shared_pass(plain, explainer, pictures)
+    shared = shared_pass(plain, explainer, images)
     directions = F.one_hot(TARGETS, 5).float()
     torch.testing.assert_close(explainer.explain(shared, directions), explainer.explain(shared, TARGETS))
 
@@ -203,11 +203,11 @@ LINEAR_IN_SCORE = [
 
 
 @pytest.mark.parametrize("name", LINEAR_IN_SCORE)
-def test_the_map_of_a_difference_is_the_difference_of_maps(name, plain, pictures):
+def test_the_map_of_a_difference_is_the_difference_of_maps(name, plain, images):
     """For methods linear in the score, the map along e_a - e_b is map a - map b."""
     arguments = {"masks": 20, "side": 3} if name == "rise" else BY_HAND[name][0]
     explainer = explainers.get(name)(**arguments)
-    shared = shared_pass(plain, explainer, pictures)
+    shared = shared_pass(plain, explainer, images)
     other = torch.tensor([0, 4])
     directions = (F.one_hot(TARGETS, 5) - F.one_hot(other, 5)).float()
     difference = explainer.explain(shared, TARGETS) - explainer.explain(shared, other)
@@ -224,56 +224,56 @@ def test_the_map_of_a_difference_is_the_difference_of_maps(name, plain, pictures
         ("gradient-shap", {"noise": 0.0, "samples": 3}),
     ],
 )
-def test_a_linear_networks_map_is_weight_times_input(name, arguments, pictures):
+def test_a_linear_networks_map_is_weight_times_input(name, arguments, images):
     """With logits w x + b, each of these is w * x, summed over channels."""
     model = seeded_model(LinearNet)
     explainer = explainers.get(name)(**arguments)
-    maps = explainer.explain(shared_pass(model, explainer, pictures), TARGETS)
-    weights = model.module.fc.weight.detach()[TARGETS].view_as(pictures)
-    torch.testing.assert_close(maps, (weights * pictures).sum(dim=1), rtol=1e-5, atol=1e-6)
+    maps = explainer.explain(shared_pass(model, explainer, images), TARGETS)
+    weights = model.module.fc.weight.detach()[TARGETS].view_as(images)
+    torch.testing.assert_close(maps, (weights * images).sum(dim=1), rtol=1e-5, atol=1e-6)
 
 
-def test_perturbations_of_a_linear_network(pictures):
-    """There, ablating a superpixel takes its w * x away, and that is its Shapley value."""
+def test_perturbations_of_a_linear_network(images):
+    """Ablating a superpixel removes its w * x, which is also its Shapley value."""
     model = seeded_model(LinearNet)
-    shared = model.forward_pass(pictures[:1])
-    weighted = (model.module.fc.weight.detach()[3].view(3, SIDE, SIDE) * pictures[0]).sum(dim=0)
-    regions = superpixels(pictures[:1], 6)[0, 0]
+    shared = model.forward_pass(images[:1])
+    weighted = (model.module.fc.weight.detach()[3].view(3, SIDE, SIDE) * images[0]).sum(dim=0)
+    regions = superpixels(images[:1], 6)[0, 0]
     expected = torch.stack([weighted[regions == r].sum() for r in range(int(regions.max()) + 1)])[regions]
     for name, arguments in (("feature-ablation", {}), ("kernel-shap", {"samples": 60})):
         maps = explainers.get(name)(segments=6, **arguments).explain(shared, TARGETS[:1])
         torch.testing.assert_close(maps[0], expected, rtol=1e-3, atol=1e-3)
 
 
-def completed(model, pictures):
-    """What an attribution from a blank picture must add up to."""
+def completed(model, images):
+    """The value to which an attribution relative to a blank image must add up."""
     with torch.no_grad():
-        return (model.module(pictures) - model.module(pictures * 0)).gather(1, TARGETS[:, None])[:, 0]
+        return (model.module(images) - model.module(images * 0)).gather(1, TARGETS[:, None])[:, 0]
 
 
-def test_integrated_gradients_add_up(plain, pictures):
-    """They account for the difference between the picture's logit and the blank's."""
+def test_integrated_gradients_add_up(plain, images):
+    """Their sum is the difference between the logits of the image and the blank image."""
     explainer = explainers.IntegratedGradients(steps=300, batch_size=100)
-    maps = explainer.explain(shared_pass(plain, explainer, pictures), TARGETS)
-    torch.testing.assert_close(maps.sum(dim=(1, 2)), completed(plain, pictures), rtol=1e-2, atol=1e-4)
+    maps = explainer.explain(shared_pass(plain, explainer, images), TARGETS)
+    torch.testing.assert_close(maps.sum(dim=(1, 2)), completed(plain, images), rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("shared_net", [True, False])
-def test_deep_lift_adds_up(shared_net, pictures):
-    """It does so exactly, with a ReLU used often and overlapping poolings; in captum alone such a pooling breaks it."""
+def test_deep_lift_adds_up(shared_net, images):
+    """The sum is exact with a reused ReLU and overlapping pooling, which captum alone gets wrong."""
     model = seeded_model(SharedNet if shared_net else torchvision.models.resnet18)
     explainer = explainers.DeepLIFT()
     explainer.check(model)
-    maps = explainer.explain(shared_pass(model, explainer, pictures), TARGETS)
-    expected = completed(model, pictures)
+    maps = explainer.explain(shared_pass(model, explainer, images), TARGETS)
+    expected = completed(model, images)
     torch.testing.assert_close(maps.sum(dim=(1, 2)), expected, rtol=1e-3, atol=1e-4)
-    raw = captum.attr.DeepLift(unshared(model.module, pictures, explainer.kinds))
-    without = raw.attribute(pictures.clone().requires_grad_(), 0, target=TARGETS).sum(dim=(1, 2, 3)).detach()
+    raw = captum.attr.DeepLift(unshared(model.module, images, explainer.kinds))
+    without = raw.attribute(images.clone().requires_grad_(), 0, target=TARGETS).sum(dim=(1, 2, 3)).detach()
     assert not torch.allclose(without, expected, rtol=1e-2, atol=1e-3)
 
 
 class Offset(nn.Module):
-    """Adds other values at every position, so that the blank's activations are not all the same."""
+    """Adds a different value at every position, so that the activations of a blank image are not constant."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,27 +283,27 @@ class Offset(nn.Module):
         return x + self.values
 
 
-def test_deep_lift_adds_up_where_a_pooling_reads_a_relu(pictures):
-    """In captum alone, the ReLU takes the gradient from before the pooling's rule, and the sum is wrong."""
+def test_deep_lift_adds_up_where_a_pooling_reads_a_relu(images):
+    """With captum alone, the ReLU uses the gradient before the rule of the pooling, and the sum is wrong."""
     torch.manual_seed(0)
     first = nn.Conv2d(3, 6, 3), Offset(), nn.ReLU(), nn.MaxPool2d(2)
     layers = nn.Sequential(*first, nn.Flatten(), nn.Linear(6 * 11 * 11, 5))
     model = xai_abn.wrap(layers.eval(), preprocess=Preprocess(size=SIDE))
     explainer = explainers.DeepLIFT()
-    maps = explainer.explain(shared_pass(model, explainer, pictures), TARGETS)
-    expected = completed(model, pictures)
+    maps = explainer.explain(shared_pass(model, explainer, images), TARGETS)
+    expected = completed(model, images)
     torch.testing.assert_close(maps.sum(dim=(1, 2)), expected, rtol=1e-3, atol=1e-4)
-    raw = captum.attr.DeepLift(layers).attribute(pictures.clone().requires_grad_(), 0, target=TARGETS).detach()
+    raw = captum.attr.DeepLift(layers).attribute(images.clone().requires_grad_(), 0, target=TARGETS).detach()
     assert not torch.allclose(raw.sum(dim=(1, 2, 3)), expected, rtol=1e-2, atol=1e-3)
 
 
 def test_our_rules_are_for_modules_that_captum_has_rules_for():
-    """Nothing is let through that captum would pass back as a plain gradient."""
+    """No module is accepted for which captum would fall back to the plain gradient."""
     assert set(explainers.DeepLIFT.kinds) <= set(SUPPORTED_NON_LINEAR)
 
 
-def test_guided_backprop_equals_a_network_written_with_guided_relus(pictures):
-    """On the network that shares its ReLU, against an autograd function with the guided rule."""
+def test_guided_backprop_equals_a_network_written_with_guided_relus(images):
+    """On a network with a shared ReLU, compared with an autograd function that implements the guided rule."""
 
     class Guided(torch.autograd.Function):
         @staticmethod
@@ -322,15 +322,15 @@ def test_guided_backprop_equals_a_network_written_with_guided_relus(pictures):
     model, by_hand = seeded_model(SharedNet), seeded_model(SharedNet).module
     by_hand.relu = GuidedReLU()
     explainer = explainers.GuidedBackprop()
-    found = explainer.attributions(shared_pass(model, explainer, pictures), TARGETS)
-    inputs = pictures.clone().requires_grad_()
+    found = explainer.attributions(shared_pass(model, explainer, images), TARGETS)
+    inputs = images.clone().requires_grad_()
     score = by_hand(inputs).gather(1, TARGETS[:, None]).sum()
     torch.testing.assert_close(found, torch.autograd.grad(score, inputs)[0])
 
 
 @pytest.mark.parametrize("layer", [None, "layer3", "layer4.0.bn2"])
 def test_guided_grad_cam_is_the_product(resnet18, inputs, layer):
-    """Guided backpropagation times our Grad-CAM, enlarged; also at a layer whose output is changed in place."""
+    """Guided backpropagation times enlarged Grad-CAM, also at a layer whose output is modified in place."""
     explainer = explainers.GuidedGradCAM(layer=layer)
     targets = torch.tensor([3, 1, 4])
     shared = shared_pass(resnet18, explainer, inputs)
@@ -342,10 +342,10 @@ def test_guided_grad_cam_is_the_product(resnet18, inputs, layer):
     torch.testing.assert_close(found, guided * enlarged, rtol=1e-3, atol=1e-5 * float(found.abs().max()))
 
 
-def test_rise_equals_the_paper_written_out(plain, pictures):
-    """The sum over masks, one mask and one picture at a time, masks enlarged as in the authors' code."""
+def test_rise_equals_the_paper_written_out(plain, images):
+    """The sum over masks, one mask and one image at a time, masks enlarged as in the authors' code."""
     explainer = explainers.RISE(masks=30, side=5, keep=0.4, seed=3, batch_size=7)
-    found = explainer.explain(plain.forward_pass(pictures), TARGETS)
+    found = explainer.explain(plain.forward_pass(images), TARGETS)
     cell = math.ceil(SIDE / 5)
     grids, shifts = explainer.random_grids((cell, cell))
     expected = torch.zeros(2, SIDE, SIDE, dtype=torch.float64)
@@ -354,13 +354,13 @@ def test_rise_equals_the_paper_written_out(plain, pictures):
         mask = torch.from_numpy(large[down : down + SIDE, right : right + SIDE])
         for row, target in enumerate(TARGETS.tolist()):
             with torch.no_grad():
-                probability = plain.module((pictures[row] * mask).float()[None]).softmax(dim=1)[0, target]
+                probability = plain.module((images[row] * mask).float()[None]).softmax(dim=1)[0, target]
             expected[row] += probability * mask / (30 * 0.4)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_rise_masks_are_shared_seeded_and_kept_at_the_given_share(pictures):
-    """The masks do not depend on the chunks they are made in; their mean is about ``keep``; another seed differs."""
+def test_rise_masks_are_shared_seeded_and_kept_at_the_given_share(images):
+    """Masks do not depend on the batch size, their mean is about ``keep``, and another seed gives other masks."""
     whole = torch.cat(list(explainers.RISE(masks=300, keep=0.3).stacks(SIDE, 20)))
     parts = torch.cat(list(explainers.RISE(masks=300, keep=0.3, batch_size=11).stacks(SIDE, 20)))
     assert whole.shape == (300, SIDE, 20)
@@ -381,21 +381,21 @@ def test_rise_masks_are_shared_seeded_and_kept_at_the_given_share(pictures):
         ({"keep": 1.5}, r"keep must be less than or equal to 1, got 1\.5"),
     ],
 )
-def test_rise_refuses_senseless_masks(arguments, message):
+def test_rise_refuses_options_out_of_range(arguments, message):
     """No masks, no cells, or a share outside (0, 1] are refused."""
     with pytest.raises(InvalidInputError, match=message):
         explainers.RISE(**arguments)
 
 
 def test_rise_refuses_a_score_that_is_no_probability(plain):
-    """Of a score that someone made up, no probability can be told."""
+    """A user-defined score has no probability."""
     with pytest.raises(UnsupportedModelError, match="use occlusion"):
         explainers.RISE().check(plain.with_output(lambda logits: logits[:, 0], "first"))
 
 
 @pytest.mark.parametrize("kind", [PlainNet, SharedNet, torchvision.models.resnet18, torchvision.models.squeezenet1_1])
 def test_the_private_copy_gives_the_same_logits(kind):
-    """Every time it is asked, to the last bit, with all its activations and poolings taken apart."""
+    """Bit for bit at every call, with all activations and poolings replaced."""
     model = seeded_model(kind)
     inputs = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     own = unshared(model.module, inputs[:1], explainers.DeepLIFT.kinds)
@@ -410,7 +410,7 @@ def test_the_private_copy_gives_the_same_logits(kind):
 @pytest.mark.parametrize("settings", [(3, 2, 1, 1, False), (3, 2, 0, 1, True), (2, 1, 1, 1, True), (3, 2, 1, 2, False)])
 @pytest.mark.parametrize("size", [(13, 16), (14, 11)])
 def test_separate_windows_pool_the_same(settings, size):
-    """Kernel, stride, padding, dilation and rounding up are as in max pooling."""
+    """Kernel, stride, padding, dilation and ceil mode work as in max pooling."""
     kernel, stride, padding, dilation, ceil = settings
     pooling = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil)
     inputs = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(4))
@@ -418,7 +418,7 @@ def test_separate_windows_pool_the_same(settings, size):
 
 
 def test_copying_while_another_thread_hooks_is_safe():
-    """Copies made while hooks come and go are whole."""
+    """Copies are complete even if hooks are added and removed meanwhile."""
     model, done = seeded_model(torchvision.models.resnet18), threading.Event()
 
     def hooking():
@@ -453,7 +453,7 @@ class Product(PlainNet):
 
 
 class Idle(LinearNet):
-    """There is a ReLU, which never runs."""
+    """A ReLU that never runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -481,37 +481,37 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("name", "kind", "message"), REFUSALS)
-def test_rules_that_do_not_fit_are_refused(name, kind, message, pictures):
-    """Where captum would pass on a plain gradient in silence; in check() as in explain()."""
+def test_rules_that_do_not_fit_are_refused(name, kind, message, images):
+    """Where captum would silently use the plain gradient; both by check() and by explain()."""
     model = seeded_model(kind, layer=None if issubclass(kind, LinearNet) else "conv2")
     explainer = explainers.get(name)()
     with pytest.raises(UnsupportedModelError, match=message):
         explainer.check(model)
-    shared = shared_pass(model, explainer, pictures)
+    shared = shared_pass(model, explainer, images)
     with pytest.raises(UnsupportedModelError, match=message):
         explainer.explain(shared, TARGETS)
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "guided-grad-cam"])
 def test_a_layer_is_refused(name, plain):
-    """They look at the input, so a layer by name makes no sense."""
+    """They read the input, so a layer makes no sense."""
     with pytest.raises(UnsupportedModelError, match="reads no layer"):
         explainers.get(name)(layer="conv1").check(plain)
 
 
-def test_superpixels_are_whole_and_repeat(pictures):
-    """Numbers without gaps, about as many as asked for, also on noise and on one colour; one alone is refused."""
-    for picture in (pictures[:1], torch.zeros(1, 3, SIDE, SIDE)):
-        regions = superpixels(picture, 16)
-        assert regions.shape == picture.shape
+def test_superpixels_are_numbered_and_repeatable(images):
+    """Numbers without gaps, about as many as requested, also for noise and a single color; a single one is refused."""
+    for image in (images[:1], torch.zeros(1, 3, SIDE, SIDE)):
+        regions = superpixels(image, 16)
+        assert regions.shape == image.shape
         assert regions.unique().tolist() == list(range(int(regions.max()) + 1))
         assert 8 <= int(regions.max()) + 1 <= 24
-        assert torch.equal(regions, superpixels(picture, 16))
+        assert torch.equal(regions, superpixels(image, 16))
     with pytest.raises(InvalidInputError, match="more segments"):
-        superpixels(pictures[:1], 1)
+        superpixels(images[:1], 1)
 
 
-def test_limes_kernel_is_the_published_one():
+def test_the_kernel_of_lime_is_the_published_one():
     """sqrt(exp(-d^2 / 0.25^2)), d the cosine distance from all ones."""
     left = torch.tensor([[1, 0, 1, 1, 0, 0, 1, 0]])
     distance = 1 - F.cosine_similarity(left.double(), torch.ones(1, 8).double())
@@ -522,7 +522,7 @@ def test_limes_kernel_is_the_published_one():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_settings_are_recorded(name):
-    """Whatever changes the map and can be chosen is in the record."""
+    """Every option that changes the map is in the record."""
     explainer = explainers.get(name)()
     chosen = {option for option, _, _ in explainer.describe()} - {"batch_size"}
     assert chosen <= set(explainer.options)
@@ -530,7 +530,7 @@ def test_settings_are_recorded(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_attention_branch_network_is_explained_or_refused_with_a_reason(name, abn_resnet18, inputs):
-    """Its prediction is explained as any other; methods with rules of their own refuse its functions."""
+    """Its prediction is explained like any other; methods with gradient rules refuse its functional ReLU."""
     arguments = {"masks": 4} if name == "rise" else BY_HAND[name][0]
     explainer = explainers.get(name)(**arguments)
     if name in ("guided-backprop", "guided-grad-cam", "deep-lift"):
