@@ -8,7 +8,7 @@ Takes some minutes, because Score-CAM and its variants need one or more predicti
 
 from __future__ import annotations
 
-from make_pictures import FOLDER, scene
+from make_images import FOLDER, scene
 
 import xai_abn
 from xai_abn import explainers

@@ -1,8 +1,8 @@
-"""Draw a scene with several objects and explain it: makes the pictures of the README.
+"""Draw a scene with several objects and explain it; makes docs/images/street.png for the README.
 
-    python docs/make_pictures.py [--model abn-lite0]
+    python docs/make_images.py [--model abn-lite0]
 
-The scene is drawn here, so that no photo of anybody's is in the repository.
+The scene is drawn, so that the repository holds no photograph.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def traffic_light(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
     draw.rounded_rectangle(
         _zoom(x - 38, y, x + 38, y + 190), 12 * _ZOOM, fill=(28, 30, 30), outline=(70, 72, 70), width=9
     )
-    for i, colour in enumerate(((245, 50, 40), (84, 66, 20), (18, 66, 34))):
+    for i, color in enumerate(((245, 50, 40), (84, 66, 20), (18, 66, 34))):
         cy = y + 37 + 58 * i
-        draw.ellipse(_zoom(x - 24, cy - 24, x + 24, cy + 24), fill=colour, outline=(10, 10, 10), width=6)
+        draw.ellipse(_zoom(x - 24, cy - 24, x + 24, cy + 24), fill=color, outline=(10, 10, 10), width=6)
         draw.pieslice(_zoom(x - 32, cy - 34, x + 32, cy + 20), 190, 350, fill=(20, 21, 21))
-        draw.ellipse(_zoom(x - 24, cy - 20, x + 24, cy + 26), fill=colour)
-        draw.ellipse(_zoom(x - 12, cy - 10, x + 2, cy + 4), fill=tuple(min(255, c + 45) for c in colour))
+        draw.ellipse(_zoom(x - 24, cy - 20, x + 24, cy + 26), fill=color)
+        draw.ellipse(_zoom(x - 12, cy - 10, x + 2, cy + 4), fill=tuple(min(255, c + 45) for c in color))
 
 
 def clock(draw: ImageDraw.ImageDraw, x: int, y: int, r: int) -> None:
@@ -85,10 +85,10 @@ def main() -> None:
     from xai_abn.rendering import sheet
 
     FOLDER.mkdir(exist_ok=True)
-    picture = scene()
+    image = scene()
     model = xai_abn.load_model(arguments.model)
     methods = ["abn", "cam", "grad-cam"] if model.is_abn else ["cam", "grad-cam"]
-    result = xai_abn.explain(model, picture, methods)[0]
+    result = xai_abn.explain(model, image, methods)[0]
     sheet(list(result.values())).save(FOLDER / "street.png", optimize=True)
     for record in result.values():
         print(record.method, record.label, f"{record.probability:.3f}")

@@ -1,0 +1,52 @@
+"""One word for one thing: words that the glossary in CONTRIBUTING.md replaces do not come back."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+#: In names of code: British spellings and words that mean the same as another.
+NOT_IN_NAMES = re.compile(
+    r"picture|photo|centre|colour|grey|(normal|optim|initial|local|random|visual|general)is(e|ed|er|ation|ing)\b|distil\b"
+)
+#: In docstrings, comments, messages and pages.
+NOT_IN_TEXT = re.compile(r"\b(pictures?|photos?|shall|anew|whilst|hitherto|thereof|whereof)\b", re.IGNORECASE)
+
+#: How many there are today, by kind; the figures may only fall.
+LEFT = {"names": 61, "text": 695}
+
+
+def names(tree: ast.AST) -> Iterator[str]:
+    """Yield every name that a module defines or uses as its own: functions, classes, arguments, variables."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+def found() -> dict[str, Counter[str]]:
+    """Return the words that should not be there, by kind and place."""
+    words: dict[str, Counter[str]] = {"names": Counter(), "text": Counter()}
+    for path in sorted((ROOT / "xai_abn").rglob("*.py")):
+        place = str(path.relative_to(ROOT))
+        text = path.read_text()
+        tree = ast.parse(text)
+        for name in {*names(tree), path.stem}:
+            spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ").lower()
+            words["names"].update(f"{place}: {name}" for _ in NOT_IN_NAMES.findall(spaced))
+        words["text"].update(f"{place}: {match}" for match in NOT_IN_TEXT.findall(text))
+    return words
+
+
+def test_words_that_the_glossary_replaces_do_not_come_back():
+    """In the names and the text of the package."""
+    for kind, words in found().items():
+        assert words.total() <= LEFT[kind], f"{kind}: see the glossary in CONTRIBUTING.md; {dict(words)}"
