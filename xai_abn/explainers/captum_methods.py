@@ -54,6 +54,7 @@ class CaptumMethod(Explainer):
 
     Attributes:
         captum_class: name of the class in ``captum.attr``.
+        constants: arguments of captum's ``attribute`` that are the same for every image.
         channels: how attributions (N, 3, H, W) become maps: their ``sum``, which keeps the property that shares of
             the score add up; their ``largest`` magnitude, as Simonyan et al. show gradients; or the ``first``, where
             all channels have the same value.
@@ -61,6 +62,7 @@ class CaptumMethod(Explainer):
 
     reads_layer = False
     captum_class: ClassVar[str]
+    constants: ClassVar[dict[str, Any]] = {}
     channels: ClassVar[Literal["sum", "largest", "first"]] = "sum"
 
     def captum_method(self, score: TargetScore) -> Any:
@@ -71,11 +73,12 @@ class CaptumMethod(Explainer):
 
     def arguments(self, image: Tensor) -> dict[str, Any]:
         """Return the arguments of captum's ``attribute`` for one image (1, 3, H, W)."""
-        return {}
+        return self.constants
 
     def attribute_one(self, score: TargetScore, image: Tensor) -> Tensor:
         """Return the attributions (1, 3, H, W) of one image (1, 3, H, W), as captum defines them."""
-        return self.captum_method(score).attribute(image, **self.arguments(image))
+        attributions: Tensor = self.captum_method(score).attribute(image, **self.arguments(image))
+        return attributions
 
     def network(self, model: ModelAdapter) -> nn.Module:
         """Return the network to run: that of the model, which is not changed."""
@@ -121,10 +124,7 @@ class Saliency(CaptumMethod):
     source = "Simonyan et al., ICLR workshop 2014"
     captum_class = "Saliency"
     channels = "largest"
-
-    def arguments(self, image: Tensor) -> dict[str, Any]:
-        """Keep the sign of the gradient."""
-        return {"abs": False}
+    constants: ClassVar[dict[str, Any]] = {"abs": False}
 
 
 @register("input-x-gradient")
@@ -258,7 +258,7 @@ class GradientSHAP(_Noisy):
         method, blank, deviation = self.captum_method(score), image.detach() * 0, self.deviation(image)
         sizes = [min(self.batch_size, self.samples - done) for done in range(0, self.samples, self.batch_size)]
         parts = [method.attribute(image, blank, n_samples=n, stdevs=deviation).detach() * n for n in sizes]
-        return sum(parts[1:], parts[0]) / self.samples
+        return torch.stack(parts).sum(dim=0) / self.samples
 
 
 class _ModifiedGradient(CaptumMethod):
@@ -343,6 +343,7 @@ class GuidedGradCAM(_Guided):
 
     reads_layer = True
     source = "Selvaraju et al., ICCV 2017"
+    constants: ClassVar[dict[str, Any]] = {"interpolate_mode": "bilinear"}
 
     def captum_method(self, score: TargetScore) -> Any:
         """Return captum's object for the layer.
@@ -358,10 +359,6 @@ class GuidedGradCAM(_Guided):
                 f"{self.name} needs a layer with output (N, C, h, w), which {layer!r} does not have; name another layer"
             )
         return GuidedGradCam(score, score.network.get_submodule(layer))
-
-    def arguments(self, image: Tensor) -> dict[str, Any]:
-        """Enlarge Grad-CAM bilinearly."""
-        return {"interpolate_mode": "bilinear"}
 
 
 @register("deep-lift")
@@ -379,11 +376,8 @@ class DeepLIFT(_ModifiedGradient):
 
     source = "Shrikumar et al., ICML 2017"
     captum_class = "DeepLift"
+    constants: ClassVar[dict[str, Any]] = {"baselines": 0}
     kinds = (nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.MaxPool2d)
-
-    def arguments(self, image: Tensor) -> dict[str, Any]:
-        """Compare with a blank image."""
-        return {"baselines": 0}
 
     def network(self, model: ModelAdapter) -> nn.Module:
         """Return the copy, with overlapping max pooling computed window by window.

@@ -26,7 +26,7 @@ def first_component(values: Tensor) -> Tensor:
     else:
         direction = _scaled_eigenvector(centered.mT @ centered)
         projected = (centered @ torch.nn.functional.normalize(direction, dim=1).to(centered)[..., None])[..., 0]
-    return _upright(projected).unflatten(1, values.shape[2:]).float()
+    return _as_maps(projected, values)
 
 
 def _centered(values: Tensor) -> Tensor:
@@ -55,15 +55,17 @@ def _scaled_eigenvector(gram: Tensor) -> Tensor:
             vector = (basis @ inner)[..., 0]
             missed = ((gram @ vector[..., None])[..., 0] - value * vector).norm(dim=1)
             if bool((missed <= TOLERANCE * value[:, 0]).all()):
-                return vector * value.sqrt()
+                scaled: Tensor = vector * value.sqrt()
+                return scaled
     values, vectors = torch.linalg.eigh(gram.double())
-    return vectors[..., -1] * values[..., -1:].clamp_min(0).sqrt()
+    leading: Tensor = vectors[..., -1] * values[..., -1:].clamp_min(0).sqrt()
+    return leading
 
 
-def _upright(projected: Tensor) -> Tensor:
-    """Return projections (N, P) with the sign that makes the largest magnitude positive."""
+def _as_maps(projected: Tensor, values: Tensor) -> Tensor:
+    """Return projections (N, h w) as maps (N, h, w), with the sign that makes the largest magnitude positive."""
     flipped = projected.amin(dim=1).abs() > projected.amax(dim=1).abs()
-    return torch.where(flipped[:, None], -projected, projected)
+    return torch.where(flipped[:, None], -projected, projected).view(len(values), *values.shape[2:]).float()
 
 
 @register("eigen-cam")
@@ -119,4 +121,4 @@ class KPCACAM(Explainer):
         )  # tanh(inner + 1) - tanh(1), without cancellation
         kernel = kernel - kernel.mean(dim=1, keepdim=True)
         kernel = kernel - kernel.mean(dim=2, keepdim=True)
-        return _upright(_scaled_eigenvector(kernel)).unflatten(1, values.shape[2:]).float()
+        return _as_maps(_scaled_eigenvector(kernel), values)

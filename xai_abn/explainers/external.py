@@ -215,7 +215,7 @@ class TorchCAMExplainer(LibraryExplainer):
         reshape = {} if layout.kind == "channels-first" else {"reshape_transform": layout.to_maps}
         indices = self.class_indices(targets).tolist()
         with self._make(classifier, network.get_submodule(layer), **reshape) as method:
-            (maps,) = method(indices, classifier(inputs), normalized=False, **self._options)
+            maps: Tensor = method(indices, classifier(inputs), normalized=False, **self._options)[0]
         return maps
 
 
@@ -336,10 +336,9 @@ class MapFolder(ExternalExplainer):
         shape = getattr(values, "shape", "several arrays")
         if len(shape) != 2 or 0 in shape or values.dtype.kind not in "fiub":
             raise InvalidInputError(f"{source}: its map {path} must be numbers (h, w), got {shape}")
-        values = values.astype(np.float32)
         if not np.isfinite(values).all():
             raise InvalidInputError(f"{source}: its map {path} has values that are not finite")
-        return values
+        return np.asarray(values, np.float32)
 
     def _file(self, source: str) -> Path:
         """Return the file of an image's map; a file belongs to one image only."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -38,23 +39,23 @@ def superpixels(image: Tensor, number: int) -> Tensor:
     pixels = image[0].detach().float().cpu()
     span = (pixels.amax() - pixels.amin()).clamp_min(torch.finfo(torch.float32).tiny)
     scaled = ((pixels - pixels.amin()) / span).permute(1, 2, 0).double().numpy()
-    regions = torch.from_numpy(slic(scaled, n_segments=number, slic_zero=True, start_label=0)).long()
-    used, regions = regions.unique(return_inverse=True)
-    if len(used) < 2:
+    regions = np.unique(slic(scaled, n_segments=number, slic_zero=True, start_label=0), return_inverse=True)[1]
+    if regions.max() < 1:
         raise InvalidInputError(f"an image of {tuple(pixels.shape[1:])} gave one superpixel; ask for more segments")
-    return regions.to(image.device).expand(1, image.shape[1], -1, -1)
+    return torch.from_numpy(regions).long().view(pixels.shape[1:]).to(image.device).expand(1, image.shape[1], -1, -1)
 
 
 class _Blanking(CaptumMethod):
     """A method that blanks whole regions in all channels at once: 0 in the normalized input, the mean color."""
 
     channels = "first"
+    constants: ClassVar[dict[str, Any]] = {"baselines": 0}
 
     batch_size: int = Field(16, ge=1, exclude=True, description="Number of blanked images per forward pass.")
 
     def arguments(self, image: Tensor) -> dict[str, Any]:
         """Return the blank value and the batch size."""
-        return {"baselines": 0, "perturbations_per_eval": self.batch_size}
+        return {**self.constants, "perturbations_per_eval": self.batch_size}
 
 
 @register("occlusion")
