@@ -35,13 +35,14 @@ def run(site, *command, cwd):
 
 
 def test_an_installed_plugin_is_listed(installed, tmp_path):
-    """``xai-abn list`` shows the method, the metric and the model of the plug-in."""
+    """``xai-abn list`` shows the method, the metric, the model and the data set of the plug-in."""
     code = "from xai_abn.cli.main import app\n"
-    code += "for subject in ('methods', 'metrics', 'models'): app(['list', subject], standalone_mode=False)"
+    code += "for subject in ('methods', 'metrics', 'models', 'datasets'): app(['list', subject], standalone_mode=False)"
     done = run(installed, "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines() if line]
-    for name in ("brightness", "grad-cam", "mean-value:example", "deletion:xai-abn", "two-colors", "abn-lite0"):
+    names = ("brightness", "grad-cam", "mean-value:example", "deletion:xai-abn", "two-colors", "abn-lite0", "colors:")
+    for name in (*names, "coco:"):
         assert [row[0] for row in rows].count(name) == 1
     assert "Classifies images as red or blue." in done.stdout
 

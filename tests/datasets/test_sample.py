@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import pytest
 import torch
 
 from xai_abn.datasets import READERS, AnnotatedObject, Sample, read_dataset
-from xai_abn.errors import DatasetError, UnknownNameError
+from xai_abn.errors import DatasetError, ImageLoadError, UnknownNameError
 
 WHOLE = (0.0, 0.0, 20.0, 10.0)
 
@@ -51,6 +52,22 @@ def test_a_path_with_nothing_there_is_named(kind, tmp_path):
     """Every reader says what is missing."""
     with pytest.raises(DatasetError, match=r"nothing.*: no such (file|folder);"):
         read_dataset(f"{kind}:{tmp_path / 'nothing'}")
+
+
+def test_a_digest_is_that_of_runs_of_format_1(tmp_path):
+    """The hashed text is part of the run format: with another, every image of an existing run is measured again."""
+    (tmp_path / "a.png").write_bytes(b"pixels")
+    two = (thing(box=(2.0, 3.0, 6.0, 8.5), crowd=True), thing(difficult=True))
+    first = "AnnotatedObject(label='dog', box=(2.0, 3.0, 6.0, 8.5), polygons=(), runs=(), difficult=False, crowd=True)"
+    second = "AnnotatedObject(label='dog', box=(2, 3, 6, 8), polygons=(), runs=(), difficult=True, crowd=False)"
+    texts = {(): "(None, ())", two[:1]: f"(None, ({first},))", two: f"(None, ({first}, {second}))"}
+    for objects, text in texts.items():
+        digest = hashlib.sha256(text.encode() + b"pixels").hexdigest()[:32]
+        assert Sample(str(tmp_path / "a.png"), objects).digest() == digest
+    outlined = [Sample(str(tmp_path / "a.png"), (thing(outline=((0, 0, 6, 0, 6, y),)),)).digest() for y in (6, 7)]
+    assert len({*outlined, Sample(str(tmp_path / "a.png"), (thing(),)).digest()}) == 3
+    with pytest.raises(ImageLoadError, match=r"gone\.png: No such file"):
+        Sample(str(tmp_path / "gone.png")).digest()
 
 
 @pytest.mark.parametrize("box", [(2, 3, 2, 8), (2, 8, 6, 3), (math.nan, 3, 6, 8), (2, 3, math.inf, 8)])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support import touch
 
-from xai_abn.datasets import AnnotatedObject, Dataset, Sample, TrainingData
+from xai_abn.datasets import AnnotatedObject, Dataset, Sample, TrainingData, read_training_data
+from xai_abn.datasets import training_data as training_data_module
 from xai_abn.datasets.batches import InMemorySplit
 from xai_abn.datasets.training_data import INTERPOLATION, training_data
 from xai_abn.errors import DatasetError, InvalidInputError
@@ -74,3 +76,17 @@ def test_samples_need_a_class_of_the_data_set():
         training_data(Dataset("coco", {"train": [boxes]}, ("cat",)))
     with pytest.raises(DatasetError, match="coco: no training images"):
         training_data(Dataset("coco", {"test": [boxes]}, ("cat",)))
+
+
+def test_fingerprints_are_those_of_states_of_format_1(tmp_path, monkeypatch):
+    """Recorded with the code that wrote format 1: a run saved then is resumed with the same data."""
+    monkeypatch.setattr(training_data_module, "MEMORY", 0)
+    names = [f"{part}/{label}/{i}.png" for part in ("train", "val") for label in ("cat", "dog") for i in range(6)]
+    touch(tmp_path / "images", *names)
+    assert read_training_data(f"images:{tmp_path / 'images'}").fingerprint() == "929c688291067c3872399c411f5f8f43"
+    touch(tmp_path / "faces" / "images", *(f"{i}.png" for i in range(40)))
+    parts = ["train", "train", "train", "test"]
+    rows = [f"{i}.png,{i % 2},{int(i % 3 > 0)},{parts[i % 4]},p{i % 20}" for i in range(40)]
+    (tmp_path / "faces" / "both.csv").write_text("\n".join(["file,smiling,young,split,identity", *rows]))
+    faces = read_training_data(f"attributes:{tmp_path / 'faces' / 'both.csv'}")
+    assert faces.fingerprint() == "e82ff95558ebb7a4a80532e00cf02390"

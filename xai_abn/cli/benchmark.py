@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 def command(
     data: Annotated[
         str,
-        typer.Option("--data", "-d", help="coco:DIR, voc:DIR, imagenet-boxes:CSV or images:DIR.", metavar="KIND:PATH"),
+        typer.Option(
+            "--data",
+            "-d",
+            help="Images to measure, such as coco:DIR or images:DIR; see 'xai-abn list datasets'.",
+            metavar="KIND:PLACE",
+        ),
     ],
     methods: Annotated[
         str,

@@ -15,6 +15,7 @@ class Subject(str, Enum):
     METHODS = "methods"
     METRICS = "metrics"
     MODELS = "models"
+    DATASETS = "datasets"
     ARCHITECTURES = "architectures"
     LAYERS = "layers"
 
@@ -30,7 +31,7 @@ def command(
     search: Annotated[str, typer.Option("--search", "-s", help="Show only names that contain this text.")] = "",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="For methods: list the options of each.")] = False,
 ) -> None:
-    """List the methods, metrics, models, networks to train, or the layers of a model."""
+    """List the methods, metrics, models, kinds of data sets, networks to train, or the layers of a model."""
     from xai_abn.cli.table import print_table
 
     if subject is Subject.METHODS and verbose:
@@ -44,6 +45,7 @@ _COLUMNS = {
     Subject.METHODS: ("method", "per class", "gradient", "source"),
     Subject.METRICS: ("metric", "better", "maps scored", "source"),
     Subject.MODELS: ("model", "what it is"),
+    Subject.DATASETS: ("data", "what it is"),
     Subject.ARCHITECTURES: ("architecture", "input", "what it is"),
     Subject.LAYERS: ("layer", "kind", "output", ""),
 }
@@ -88,6 +90,12 @@ def _models(model: str, weights: str | None) -> list[tuple[str, ...]]:
     return rows + [(f"timm:{name}", "timm") for name in architectures.timm_names()]
 
 
+def _datasets(model: str, weights: str | None) -> list[tuple[str, ...]]:
+    from xai_abn.datasets import READERS
+
+    return [(f"{name}:", (inspect.getdoc(READERS.get(name)) or "a plug-in").splitlines()[0]) for name in READERS]
+
+
 def _architectures(model: str, weights: str | None) -> list[tuple[str, ...]]:
     from xai_abn.networks.architectures import architectures
 
@@ -110,6 +118,7 @@ _BUILDERS = {
     Subject.METHODS: _methods,
     Subject.METRICS: _metrics,
     Subject.MODELS: _models,
+    Subject.DATASETS: _datasets,
     Subject.ARCHITECTURES: _architectures,
     Subject.LAYERS: _layers,
 }

@@ -6,22 +6,23 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from xai_abn.datasets.sample import Sample, SampleSubset
 from xai_abn.errors import DatasetError, ImageLoadError
-from xai_abn.images.preprocess import Preprocess
+from xai_abn.images.preprocess import Preprocess, normalizer
+from xai_abn.settings import Settings
 
 
 class UnreadableWarning(UserWarning):
@@ -79,22 +80,23 @@ class DataSplit(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ReadOptions:
-    """How images are read for training.
+class ReadOptions(Settings):
+    """How images are read for training."""
 
-    Attributes:
-        size: height and width for the network; data of a fixed size, such as CIFAR, keeps its own.
-        workers: processes that read images; 0 reads them in the main process.
-        on_unreadable: ``"skip"`` leaves unreadable images out and counts them, ``"stop"`` stops.
-        validation: share of the groups (people) in the training split to hold out, if the data names groups and has
-            no validation split; 0 for none. Data without groups: see :meth:`TrainingData.held_out`.
-    """
-
-    size: int = 224
-    workers: int = 2
-    on_unreadable: str = "skip"
-    validation: float = 0.1
+    size: int = Field(
+        224, ge=1, description="Height and width for the network; data of a fixed size, such as CIFAR, keeps its own."
+    )
+    workers: int = Field(2, ge=0, description="Processes that read images; 0 reads them in the main process.")
+    on_unreadable: Literal["skip", "stop"] = Field(
+        "skip", description="'skip' leaves unreadable images out and counts them, 'stop' stops at the first."
+    )
+    validation: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of the groups (such as people) in the training split to hold out for validation, if the "
+        "data has groups but no validation split. Without groups, TrainingData.held_out draws images instead.",
+    )
 
 
 class InMemorySplit:
@@ -141,7 +143,7 @@ class InMemorySplit:
             chosen = images[indices]
             if places is not None:
                 chosen = shifted(chosen, places[indices], self.padding)
-            yield Batch(normalize(chosen), targets[indices])
+            yield Batch(normalize(chosen).contiguous(memory_format=torch.channels_last), targets[indices])
 
     def _places(self, seed: int) -> Tensor:
         """Return the top and left of each image's crop and whether to flip it, (N, 3)."""
@@ -204,8 +206,8 @@ class LazySplit:
         for pixels, targets, problems in self.read(batches, seed, pinned=device.type == "cuda"):
             if seed is not None and not len(pixels):
                 raise DatasetError(f"none of the {len(problems)} images of a batch can be read, as {problems[0]}")
-            images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
-            yield Batch(normalize(images), targets.to(device), len(problems))
+            images = normalize(pixels.to(device, non_blocking=True).permute(0, 3, 1, 2))
+            yield Batch(images.contiguous(memory_format=torch.channels_last), targets.to(device), len(problems))
 
     def read(
         self, batches: Sequence[Tensor], seed: int | None, pinned: bool = False
@@ -341,14 +343,6 @@ def shifted(images: Tensor, places: Tensor, padding: int) -> Tensor:
     rows = torch.arange(height, device=images.device) + places[:, :1]
     image = torch.arange(number, device=images.device)[:, None, None]
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def normalizer(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return a function from (N, 3, H, W) uint8 on the device to normalized float32, channels last in memory."""
-    shape = (1, 3, 1, 1)
-    scale = (1 / (255 * torch.tensor(std))).view(shape).to(device)
-    offset = (torch.tensor(mean) / torch.tensor(std)).view(shape).to(device)
-    return lambda images: (images * scale - offset).contiguous(memory_format=torch.channels_last)
 
 
 def read_into_memory(split: LazySplit, padding: int) -> InMemorySplit:

@@ -1,19 +1,19 @@
-"""Which ImageNet-1k classes are the things that COCO and VOC name.
+"""ImageNet-1k classes that correspond to the classes of COCO and VOC.
 
-A class is listed under a name where nearly everything in its photos is that thing, whole: kinds (each dog breed is a
-dog), not parts (a wing), contents (espresso) or mere look-alikes (a bagel). Where WordNet's gloss and ILSVRC's photos
-disagree, the photos decide. Judgements that could have gone the other way:
+A class is listed under a name where nearly everything in its images is that thing, whole: kinds (each dog breed is a
+dog), not parts (a wing), contents (espresso) or mere look-alikes (a bagel). Where WordNet's gloss and ILSVRC's images
+disagree, the images decide. Judgments that could have gone the other way:
 
 - car: no ambulance and no police van, which COCO calls car or truck by their shape.
 - motorcycle: moped and motor scooter, as COCO has no other name for them.
 - train: single locomotives and carriages, as in COCO; no streetcar.
-- truck: moving van, as photos show box trucks; no tractor, snowplow or half track.
+- truck: moving van, as its images show box trucks; no tractor, snowplow or half track.
 - boat: ships (liner, container ship), which COCO calls boats; no aircraft carrier, submarine or wreck.
 - dog: the 118 breeds; no dingo, dhole or African hunting dog. cat: the 5 house cats.
 - sheep: ram and bighorn. cow: ox; no water buffalo or bison.
-- elephant: tusker, whose photos show elephants. bear: no panda, and no koala.
-- handbag: purse, whose photos show handbags. tie: Windsor tie and bow tie; no bolo tie.
-- tennis racket: racket, whose photos show tennis rackets, with a few others.
+- elephant: tusker, whose images show elephants. bear: no panda, and no koala.
+- handbag: purse, whose images show handbags. tie: Windsor tie and bow tie; no bolo tie.
+- tennis racket: racket, whose images show tennis rackets, with a few others.
 - wine glass: goblet; no red wine, which is the drink. cup: coffee mug, as COCO calls mugs cups; no measuring cup.
 - knife: cleaver; no letter opener. sandwich: cheeseburger, as in COCO.
 - chair: throne. bed: four-poster; no crib, cradle or bassinet.
@@ -183,7 +183,7 @@ COCO_WITHOUT_IMAGENET: dict[str, str] = {
     "donut": "no such class; bagel is bread",
     "cake": "no such class; trifle is a pudding",
     "potted plant": "pot, flowerpot is the vessel, with or without a plant",
-    "oven": "stove is any heater, rotisserie shows the roast, and photos of Dutch oven show pots",
+    "oven": "stove is any heater, rotisserie shows the roast, and images of Dutch oven show pots",
     "toilet": "toilet seat is one part of it",
     "book": "comic book is a magazine, and book jacket is a wrapper",
     "scissors": "no such class",

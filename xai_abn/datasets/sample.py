@@ -303,8 +303,8 @@ class Dataset:
         wnids: WordNet ids of the ImageNet-1k classes that a class corresponds to, for classes that have any.
         problems: (source, reason) of images that are listed but cannot be used.
         image_size: side in pixels at which every network must see the images, as for grids of images.
-        preprocess: how networks trained on it see its images; default: the usual preprocessing of photos at the size
-            requested.
+        preprocess: how networks trained on it see its images; default: ImageNet's mean and standard deviation at the
+            size requested.
         max_shift: for data whose images should be seen whole, such as faces: largest shift in training, as a share of
             the side. Such data is kept in memory if it fits, and cropped little otherwise.
     """

@@ -17,7 +17,7 @@ from xai_abn.images.preprocess import Preprocess
 
 #: Interpolation in training, validation and, through the checkpoint, in explanations of the trained network.
 INTERPOLATION = "bilinear"
-#: ImageNet's mean and standard deviation, usual for photos.
+#: ImageNet's mean and standard deviation.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Data sets with ``max_shift`` are kept in memory if their images take no more bytes than this.
 MEMORY = 2**30

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -132,9 +132,8 @@ class Preprocess:
         return math.floor(self.size / self.crop_pct)
 
     def normalise(self, pixels: np.ndarray) -> Tensor:
-        """Turn (H, W, 3) uint8 into a normalised (3, H, W) float32 tensor."""
-        scaled = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-        return (scaled - _channels(self.mean)) / _channels(self.std)
+        """Return a normalized (3, H, W) float32 tensor for (H, W, 3) uint8 pixels."""
+        return normalizer(self.mean, self.std)(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
 
     def prepared_tensor(self, tensor: Tensor, source: str) -> PreparedImage:
         """Take a (3, H, W) float tensor that is normalised already; its view is the tensor un-normalised.
@@ -153,6 +152,15 @@ class Preprocess:
         pixels = (tensor * _channels(self.std) + _channels(self.mean)).clamp(0, 1) * 255
         view = pixels.round().byte().permute(1, 2, 0).numpy()
         return PreparedImage(tensor, np.ascontiguousarray(view), source)
+
+
+def normalizer(
+    mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
+) -> Callable[[Tensor], Tensor]:
+    """Return the function from (..., 3, H, W) uint8 on the device to float32: (x / 255 - mean) / std, per channel."""
+    scale = (1 / (255 * torch.tensor(std))).view(3, 1, 1).to(device)
+    offset = (torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1).to(device)
+    return lambda images: images * scale - offset
 
 
 def _channels(values: tuple[float, ...]) -> Tensor:

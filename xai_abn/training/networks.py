@@ -31,7 +31,8 @@ def read_pictures(config: TrainConfig) -> TrainingData:
         InvalidInputError: the data has one size, and another is asked for.
     """
     size = config.size or find_architecture(config.arch).size
-    data = read_training_data(config.data, ReadOptions(size, config.workers, config.on_unreadable, config.validation))
+    names = ("workers", "on_unreadable", "validation")
+    data = read_training_data(config.data, ReadOptions(size=size, **{name: getattr(config, name) for name in names}))
     own = data.preprocess.size
     if config.size not in (None, own):
         raise InvalidInputError(f"size must be {own}, which {data.name} has, or left out; got {config.size}")

@@ -47,7 +47,7 @@ class _Table:
 
 @READERS.register("attributes")
 def read_attributes(place: str) -> Dataset:
-    """Read images with attributes.
+    """Read images with attributes from a CSV file, or CelebA's own lists.
 
     Args:
         place: a CSV file with a column ``file`` (beside the CSV, or in a folder ``images`` there), optional columns

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from xai_abn.datasets.readers.image_folder import read_image_folder
@@ -51,8 +50,16 @@ def read_cifar(place: str, classes: int) -> Dataset:
     return replace(data, kind=f"cifar{classes}", preprocess=preprocess, max_shift=MAX_SHIFT)
 
 
-READERS.register("cifar10")(partial(read_cifar, classes=10))
-READERS.register("cifar100")(partial(read_cifar, classes=100))
+@READERS.register("cifar10")
+def read_cifar10(place: str) -> Dataset:
+    """Read CIFAR-10, in torchvision's layout or from class folders."""
+    return read_cifar(place, 10)
+
+
+@READERS.register("cifar100")
+def read_cifar100(place: str) -> Dataset:
+    """Read CIFAR-100, in torchvision's layout or from class folders."""
+    return read_cifar(place, 100)
 
 
 def _read_torchvision(root: Path, classes: int) -> Dataset | None:

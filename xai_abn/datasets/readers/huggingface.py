@@ -69,7 +69,7 @@ class _Rows(Sequence[Sample]):
 
 @READERS.register("hf")
 def read_hugging_face(place: str) -> Dataset:
-    """Read a Hugging Face data set.
+    """Read a data set with Hugging Face ``datasets``: from the hub, a folder or tar shards.
 
     Args:
         place: a name on the hub, a folder that ``datasets`` can load (such as WebDataset's tar shards), or one written

@@ -20,7 +20,7 @@ Box = tuple[float, float, float, float]
 
 @READERS.register("imagenet-boxes")
 def read_imagenet_boxes(place: str) -> Dataset:
-    """Read images with one class and boxes of it.
+    """Read ILSVRC images with boxes of their class, listed in a CSV file.
 
     WordNet ids are the class names, as ImageNet's readable names are not unique (two are "crane").
 

@@ -16,7 +16,7 @@ SPLITS = {"test": "test.txt", "validation": "val.txt"}
 
 @READERS.register("voc")
 def read_voc(place: str) -> Dataset:
-    """Read a year of a VOCdevkit.
+    """Read images with boxes in Pascal VOC's format: a year of a VOCdevkit.
 
     Args:
         place: a folder with ``Annotations/*.xml`` and ``JPEGImages/``. If ``ImageSets/Main/test.txt`` exists, the
