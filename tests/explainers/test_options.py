@@ -164,6 +164,7 @@ def test_a_new_method_has_its_option_everywhere(gap_net, photo_file, tmp_path, m
     (record,) = json.loads(done.stdout)["explanations"]
     assert record["method"] == "activation-power:power=2"
     assert record["parameters"] == {"power": 2.0}
+    assert (tmp_path / "out" / "photo.activation-power-power=2.png").is_file()
     listed = CliRunner().invoke(app, ["list", "methods", "--verbose", "--search", "activation"])
     assert "Exponent of the activations." in listed.stdout
 

@@ -66,9 +66,10 @@ class OutputFolder:
         contents: dict[Path, bytes] = {}
         for explanation, made in zip(explanations, files, strict=True):
             which = f".{_plain(explanation.label)}" if explanation.method in several else ""
-            path = self.path / f"{stem}.{explanation.method}{which}.png"
+            method = explanation.method.replace(":", "-")  # Windows does not allow a colon
+            path = self.path / f"{stem}.{method}{which}.png"
             if path in contents:  # C and C++
-                path = path.with_name(f"{stem}.{explanation.method}{which}-{explanation.target}.png")
+                path = path.with_name(f"{stem}.{method}{which}-{explanation.target}.png")
             contents[path] = _png(overlay(explanation, colormap=self.colormap), [explanation])
             made.append(path)
             if self.maps:
