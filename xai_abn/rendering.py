@@ -176,7 +176,7 @@ def _colour_bar(
 @lru_cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """Return a font with the letters of most alphabets; Pillow's own has no accents."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
 def write_line(

@@ -124,7 +124,7 @@ def benchmark(
         >>> import xai_abn
         >>> from xai_abn.datasets import read_dataset
         >>> from xai_abn.benchmark import benchmark
-        >>> model, data = xai_abn.load_model(), read_dataset("images:photos")
+        >>> model, data = xai_abn.load_model(), read_dataset("images:images")
         >>> summary = benchmark(model, data, ["abn", "cam", "center"], ["deletion", "insertion"], "run.sqlite")
     """
     started, settings = time.perf_counter(), settings or Settings()
