@@ -21,7 +21,7 @@ def loaded(split, batches, seed):
 
 
 def test_shifted_is_pad_crop_and_flip():
-    """A slow loop over pictures, rows and columns of the padded picture gives the same."""
+    """A slow loop over images, rows and columns of the padded image gives the same."""
     images = torch.randint(1, 256, (6, 3, 5, 7), dtype=torch.uint8, generator=torch.manual_seed(0))
     places = torch.tensor([[0, 0, 0], [4, 4, 0], [2, 2, 1], [0, 3, 1], [4, 1, 0], [2, 2, 0]])
     expected = torch.zeros_like(images)

@@ -78,8 +78,8 @@ def test_a_box_without_area_is_refused(box):
 
 
 @pytest.mark.parametrize("box", [(-3, 3, 6, 8), (2, -3, 6, 8), (2, 3, 23, 8), (2, 3, 6, 13)])
-def test_a_box_outside_the_photo_is_refused(box):
-    """A box more than 2 pixels over an edge belongs to another photo."""
+def test_a_box_outside_the_image_is_refused(box):
+    """A box more than 2 pixels over an edge belongs to another image."""
     with pytest.raises(DatasetError, match=r"reaches outside the image \(20x10 pixels\)"):
         Sample("a.jpg", (thing(box=box),)).check((10, 20))
 
@@ -128,7 +128,7 @@ def test_overlapping_polygons_are_united():
 
 
 def test_a_triangle_has_its_area():
-    """A slanted outline covers the pixels whose centres are inside it, also one that leaves the photo."""
+    """A slanted outline covers the pixels whose centers are inside it, also one that leaves the image."""
     mask = thing(outline=((0, 0, 10, 0, 0, 10),)).mask((10, 20))
     assert mask.sum() == 45
     assert thing(outline=((-50, -50, 50, -50, 50, 50, -50, 50),)).mask((10, 20)).all()

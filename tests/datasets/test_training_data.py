@@ -17,8 +17,8 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 PREPROCESS = Preprocess(4, 1.0, INTERPOLATION, MEAN, STD)
 
 
-def test_what_is_held_out_is_disjoint_complete_and_seeded():
-    """Validation and training share no picture, leave out none, and are the same again for the same seed."""
+def test_the_validation_split_is_disjoint_complete_and_seeded():
+    """Validation and training share no image and leave out none; the same seed gives the same ones."""
     images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 3, 4, 4)
     data = TrainingData(
         "t",
@@ -42,8 +42,8 @@ def test_what_is_held_out_is_disjoint_complete_and_seeded():
             data.held_out(share)
 
 
-def test_holding_out_leaves_every_class_something_to_learn():
-    """Of a class with a single picture it is never the one held out."""
+def test_every_class_keeps_a_training_image():
+    """The only image of a class is never held out."""
     images, targets = torch.zeros(20, 3, 4, 4, dtype=torch.uint8), torch.tensor([0] * 18 + [1, 2])
     data = TrainingData("t", ("a", "b", "c"), PREPROCESS, InMemorySplit(images, targets, MEAN, STD))
     for seed in range(5):
@@ -52,8 +52,8 @@ def test_holding_out_leaves_every_class_something_to_learn():
         assert len(held.train) + len(held.validation) == 20
 
 
-def test_a_fingerprint_changes_with_pictures_targets_and_labels():
-    """Whatever would change what is learnt changes it; reading the same again does not."""
+def test_a_fingerprint_changes_with_images_targets_and_labels():
+    """Other pixels, targets or labels give another one; reading the same data again does not."""
     images, targets = torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
 
     def fingerprint(images=images, targets=targets, labels=("a", "b")):

@@ -1,4 +1,4 @@
-"""Pictures with attributes from tables: values, splits, people, and what is refused."""
+"""Images with attributes from tables: values, splits, people, and what is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def save(path, seed):
 
 @pytest.fixture
 def table(tmp_path):
-    """Six pictures in ``images`` beside a CSV file, which is returned."""
+    """Six images in ``images`` beside a CSV file, which is returned."""
     for i in range(6):
         save(tmp_path / "images" / f"{i}.png", i)
     path = tmp_path / "list.csv"
@@ -63,7 +63,7 @@ def test_small_sets_are_kept_in_memory_as_evaluation_sees_them(table, monkeypatc
     assert next(lazy.train.load([torch.tensor([4, 1])], CPU, 1)).images.shape == (2, 3, 16, 16)
 
 
-def test_unreadable_pictures_are_left_out_of_memory_with_a_warning(table):
+def test_unreadable_images_are_left_out_of_memory_with_a_warning(table):
     """The others keep their labels; "stop" names the file; nothing readable is an error."""
     (table.parent / "images" / "1.png").write_bytes(b"broken")
     with pytest.warns(UnreadableWarning, match=r"1 of 6 images cannot be read and are left out, as .*1\.png"):
@@ -105,7 +105,7 @@ def test_no_person_is_in_two_splits(tmp_path, monkeypatch):
 
 
 def test_a_file_under_two_names_and_a_column_without_one_are_refused(table):
-    """A picture would be in two splits, or an index an attribute."""
+    """An image would be in two splits, or an index an attribute."""
     lines = table.read_text().splitlines()
     table.write_text("\n".join([*lines, lines[1].replace("0.png", "./0.png")]))
     with pytest.raises(DatasetError, match="a file is listed twice"):
@@ -116,7 +116,7 @@ def test_a_file_under_two_names_and_a_column_without_one_are_refused(table):
 
 
 def test_validation_is_of_other_people_where_the_splits_leave_it_open(tmp_path, monkeypatch):
-    """Of splits without validation, a tenth of the people that would be learnt from are held out whole."""
+    """If the splits have no validation, a tenth of the people in the training split is held out."""
     monkeypatch.setattr(training_data, "MEMORY", 0)
     path = people_table(tmp_path)
     header, *rows = path.read_text().splitlines()

@@ -19,7 +19,7 @@ def annotation(**changes):
 
 
 def coco(folder, *annotations, **changes):
-    """Write a folder in COCO's layout: photo 1 is there and annotated, a dog is category 7."""
+    """Write a folder in COCO's layout: image 1 is there and annotated, a dog is category 7."""
     document = {
         "images": [{"id": 1, "file_name": "a.jpg"}],
         "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "person"}],
@@ -44,7 +44,7 @@ def test_coco_boxes_become_corners(tmp_path):
 
 
 def test_coco_reads_a_json_file_of_any_name(tmp_path):
-    """A path to a .json file takes the photos from images/ beside it."""
+    """A path to a .json file takes the images from images/ beside it."""
     coco(tmp_path)
     file = (tmp_path / "instances.json").rename(tmp_path / "instances_val2017.json")
     assert len(read_dataset(f"coco:{file}").samples) == 1
@@ -66,12 +66,12 @@ def test_coco_outlines_are_polygons_runs_or_nothing(tmp_path):
     assert torch.equal(things[2].mask((10, 20)), column)
 
 
-def test_coco_photos_that_cannot_be_used_are_problems(tmp_path):
-    """An absent photo and one without objects are set aside; the others are read."""
+def test_coco_images_that_cannot_be_used_are_problems(tmp_path):
+    """An absent image and one without objects are set aside; the others are read."""
     names = {1: "a.jpg", 2: "gone.jpg", 4: "bare.jpg"}
     touch(tmp_path / "images", "bare.jpg")
-    photos = [{"id": key, "file_name": name} for key, name in names.items()]
-    data = read_dataset(coco(tmp_path, annotation(), annotation(image_id=2), images=photos))
+    images = [{"id": key, "file_name": name} for key, name in names.items()]
+    data = read_dataset(coco(tmp_path, annotation(), annotation(image_id=2), images=images))
     assert [i.source for i in data.samples] == [str(tmp_path / "images" / "a.jpg")]
     folder = tmp_path / "images"
     assert data.problems == (
@@ -163,8 +163,8 @@ def test_json_of_another_kind_is_refused(tmp_path):
         read_dataset(f"coco:{tmp_path}")
 
 
-def test_coco_needs_its_photos_folder(tmp_path):
-    """Without images/ the message says where the photos belong."""
+def test_coco_needs_its_images_folder(tmp_path):
+    """Without images/ the message says where the images belong."""
     (tmp_path / "val.json").write_text("{}")
     with pytest.raises(DatasetError, match=r"images: no such folder; put the images there, beside val\.json"):
         read_dataset(f"coco:{tmp_path / 'val.json'}")

@@ -18,8 +18,8 @@ from xai_abn.errors import DatasetError, InvalidInputError, XaiAbnError
 CPU = torch.device("cpu")
 
 
-def picture(number):
-    """Return a flat picture of a brightness of its own, as PNG."""
+def png_bytes(number):
+    """Return a flat image of a brightness of its own, as PNG."""
     content = io.BytesIO()
     Image.fromarray(np.full((20, 24, 3), number * 10, np.uint8)).save(content, "png")
     return content.getvalue()
@@ -34,7 +34,7 @@ def write_shard(path, files):
 
 
 def samples(numbers):
-    return [f for n in numbers for f in ((f"{n:03d}.png", picture(n)), (f"{n:03d}.cls", str(n % 3).encode()))]
+    return [f for n in numbers for f in ((f"{n:03d}.png", png_bytes(n)), (f"{n:03d}.cls", str(n % 3).encode()))]
 
 
 def read(spec, **options):
@@ -49,9 +49,9 @@ def brightness(split, indices):
 def hub_table(numbers, labels, names=("cat", "dog")):
     from datasets import ClassLabel, Dataset, Features, Image, Value
 
-    pictures = [{"bytes": n if isinstance(n, bytes) else picture(n), "path": None} for n in numbers]
+    cells = [{"bytes": n if isinstance(n, bytes) else png_bytes(n), "path": None} for n in numbers]
     kinds = Features({"id": Value("int32"), "image": Image(), "label": ClassLabel(names=list(names))})
-    return Dataset.from_dict({"id": range(len(labels)), "image": pictures, "label": labels}, features=kinds)
+    return Dataset.from_dict({"id": range(len(labels)), "image": cells, "label": labels}, features=kinds)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def saved(tmp_path):
 
 
 def test_a_hugging_face_dataset_is_read(saved):
-    """Columns are found by their kind; a corrupt picture is skipped or named by its row; hidden labels are no test."""
+    """Columns are found by their kind; a corrupt image is skipped or named by its row; hidden labels are no test."""
     data = read(f"hf:{saved}", workers=2)
     assert (data.labels, len(data.train), len(data.validation), data.test) == (("cat", "dog"), 5, 2, None)
     assert brightness(data.train, [4, 1]) == ([4, 1], [0, 1])
@@ -122,10 +122,10 @@ def test_tar_shards_are_read_by_datasets(tmp_path, monkeypatch):
     assert brightness(data.validation, [2, 0]) == ([11, 9], [2, 0])
     sample = read_dataset(f"hf:{tmp_path / 'set'}").samples[1]  # of the validation split, as there is no test split
     assert (sample.label, sample.load().image.size) == ("1", (24, 20))
-    assert list(sample.content()) == [picture(10)]
+    assert list(sample.content()) == [png_bytes(10)]
 
 
-def test_a_hugging_face_dataset_without_pictures_labels_or_train_is_refused(saved, tmp_path):
+def test_a_hugging_face_dataset_without_images_labels_or_train_is_refused(saved, tmp_path):
     """The message lists the columns or the splits."""
     import datasets
 

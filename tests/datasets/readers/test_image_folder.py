@@ -1,4 +1,4 @@
-"""Pictures in class folders, read when needed: what a network sees of them, and what cannot be read."""
+"""Images in class folders: what a network sees of them, and what is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def save(path, size=(40, 30), mode="RGB", seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of five pictures of different sizes and modes to learn, one of each to validate."""
+    """Two classes: five training images each, of different sizes and modes, and one validation image each."""
     for c, label in enumerate(("cat", "dog")):
         for i, (name, mode) in enumerate(MODES.items()):
             save(tmp_path / "set" / "train" / label / name, (30 + 9 * i, 50 - 7 * i), mode, 10 * c + i)
@@ -50,7 +50,7 @@ def images(split, batches, seed=None):
 
 
 def test_folders_give_classes_and_splits(folder):
-    """Pictures of any size and mode become (N, 3, size, size), channels last; ``<class>/`` alone is all training."""
+    """Images of any size and mode become (N, 3, size, size), channels last; ``<class>/`` alone is all training."""
     data = read(folder)
     assert data.labels == ("cat", "dog")
     assert data.name == f"images:{folder.name}"
@@ -93,7 +93,7 @@ def test_crops_of_files_depend_on_seed_and_index_alone(folder):
 
 
 def test_training_sees_the_part_drawn_resized_and_flipped(folder):
-    """Cutting, resizing and mirroring by hand gives the same pictures, some of them mirrored."""
+    """Cutting, resizing and mirroring by hand gives the same images, some of them mirrored."""
     split = read(folder).train
     (batch,) = images(split, [range(10)], 7)
     mirrored = 0
@@ -125,7 +125,7 @@ def test_what_cannot_be_read_is_skipped_and_counted_or_stops(folder, workers):
 def test_a_batch_of_which_nothing_can_be_read(folder):
     """It stops training, with the reason; an evaluation gets an empty batch and its count."""
     for name in ("a.png", "b.jpg"):
-        (folder / "train" / "cat" / name).write_bytes(b"no picture")
+        (folder / "train" / "cat" / name).write_bytes(b"no image")
     split = read(folder).train
     with pytest.raises(DatasetError, match=r"none of the 2 images of a batch can be read, as .*cat/a\.png"):
         images(split, [[0, 1]], 3)
@@ -135,7 +135,7 @@ def test_a_batch_of_which_nothing_can_be_read(folder):
 
 
 def test_names_of_splits_and_hidden_files(folder):
-    """Train and VALID are splits, too; what hides behind a dot is no training picture."""
+    """Train and VALID are splits, too; what hides behind a dot is no training image."""
     (folder / "train").rename(folder / "Train")
     (folder / "val").rename(folder / "VALID")
     save(folder / "Train" / "cat" / ".ipynb_checkpoints" / "a-checkpoint.png")
@@ -191,13 +191,13 @@ def test_folders_that_contradict_themselves_are_refused(folder, tmp_path):
     (folder / "notes").rmdir()
     (folder / "train").rename(folder / "Training")
     assert len(read(folder).validation)
-    (folder / "Training").rename(folder / "pictures")
-    with pytest.raises(DatasetError, match="it has pictures, val, but no split called train"):
+    (folder / "Training").rename(folder / "more")
+    with pytest.raises(DatasetError, match="it has more, val, but no split called train"):
         read(folder)
 
 
 def test_the_size_is_the_architectures_unless_given(folder, tmp_path):
-    """224 for ResNet-18; CIFAR pictures cannot have another."""
+    """224 for ResNet-18; CIFAR images cannot have another."""
     config = TrainConfig(f"images:{folder}", arch="resnet18")
     assert read_pictures(config).preprocess.size == 224
     assert read_pictures(TrainConfig(f"images:{folder}", arch="resnet18", size=48)).preprocess.size == 48
@@ -241,7 +241,7 @@ def test_training_on_folders_goes_round_a_corrupt_file_or_stops(folder, tmp_path
 
 
 def test_a_flat_folder_has_no_classes(tmp_path):
-    """Photos directly in the folder have no label; a folder without photos beside them is no class."""
+    """Images directly in the folder have no label; a folder without images beside them is no class."""
     touch(tmp_path, "b.jpg", "a.png", "notes.txt", "empty/notes.txt")
     data = read_dataset(f"images:{tmp_path}")
     assert [i.source for i in data.samples] == [str(tmp_path / "a.png"), str(tmp_path / "b.jpg")]
@@ -250,7 +250,7 @@ def test_a_flat_folder_has_no_classes(tmp_path):
 
 
 def test_folders_of_the_first_level_are_classes(tmp_path):
-    """Each folder gives its name to the photos anywhere below it; WordNet ids of ImageNet-1k are recognised."""
+    """Each folder gives its name to the images anywhere below it; WordNet ids of ImageNet-1k are recognized."""
     touch(tmp_path, "n02134084/deep/a.jpg", "n02134084/b.jpg", "n99999999/c.jpg", "own/d.jpg", ".cache/e.jpg")
     data = read_dataset(f"images:{tmp_path}")
     assert data.class_names == ("n02134084", "n99999999", "own")
@@ -259,14 +259,14 @@ def test_folders_of_the_first_level_are_classes(tmp_path):
     assert data.wnids == {"n02134084": ("n02134084",)}
 
 
-def test_photos_beside_class_folders_are_problems(tmp_path):
-    """A photo that is in none of the classes is set aside."""
+def test_images_beside_class_folders_are_problems(tmp_path):
+    """An image that is in none of the classes is set aside."""
     touch(tmp_path, "cat/a.jpg", "stray.jpg")
     data = read_dataset(f"images:{tmp_path}")
     assert data.problems == ((str(tmp_path / "stray.jpg"), "beside the class folders, so it has no class"),)
 
 
-def test_a_class_without_photos_is_refused(tmp_path):
+def test_a_class_without_images_is_refused(tmp_path):
     """An empty class would never be measured, so it is named."""
     touch(tmp_path, "cat/a.jpg", "dog/notes.txt")
     with pytest.raises(DatasetError, match="dog: no images of this class"):
@@ -274,8 +274,8 @@ def test_a_class_without_photos_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".hidden/a.jpg"])
-def test_a_folder_without_photos_is_refused(tmp_path, name):
-    """Neither other files nor hidden photos count."""
+def test_a_folder_without_images_is_refused(tmp_path, name):
+    """Neither other files nor hidden images count."""
     touch(tmp_path, name)
     with pytest.raises(DatasetError, match=r"no images in this folder"):
         read_dataset(f"images:{tmp_path}")

@@ -17,7 +17,7 @@ def boxes_csv(folder, *lines, header="file,wnid,boxes"):
 
 
 def test_imagenet_boxes_are_read_as_given(tmp_path):
-    """Boxes keep their numbers, the WordNet id is class and label, photos lie in images/ or beside the file."""
+    """Boxes keep their numbers, the WordNet id is class and label, images lie in images/ or beside the file."""
     data = read_dataset(boxes_csv(tmp_path, "a.JPEG,n02134084,1 2 3 4;5 6 7.5 8", "b.JPEG,n99999999,1 2 3 4"))
     bear, other = data.samples
     assert bear.source == str(tmp_path / "images" / "a.JPEG")
@@ -28,8 +28,8 @@ def test_imagenet_boxes_are_read_as_given(tmp_path):
     assert data.wnids == {"n02134084": ("n02134084",)}
 
 
-def test_imagenet_photos_that_cannot_be_used_are_problems(tmp_path):
-    """An absent photo and a line without boxes are set aside."""
+def test_imagenet_images_that_cannot_be_used_are_problems(tmp_path):
+    """An absent image and a line without boxes are set aside."""
     data = read_dataset(
         boxes_csv(tmp_path, "a.JPEG,n02134084,1 2 3 4", "c.JPEG,n02134084,1 2 3 4", "b.JPEG,n02134084,")
     )

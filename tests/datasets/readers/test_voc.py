@@ -14,9 +14,9 @@ SOFA = f"<object><name>sofa</name><difficult>1</difficult>{BOX}</object>"
 CAT = f"<object><name>cat</name>{BOX}<part><name>head</name><bndbox/></part></object>"
 
 
-def voc(folder, split=None, photos=("a", "b"), **annotations):
-    """Write a year of a VOCdevkit with the given annotations and photos."""
-    touch(folder / "JPEGImages", *(f"{stem}.jpg" for stem in photos))
+def voc(folder, split=None, images=("a", "b"), **annotations):
+    """Write a year of a VOCdevkit with the given annotations and images."""
+    touch(folder / "JPEGImages", *(f"{stem}.jpg" for stem in images))
     (folder / "Annotations").mkdir(exist_ok=True)
     for stem, body in annotations.items():
         (folder / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{body}</annotation>")
@@ -41,7 +41,7 @@ def test_voc_boxes_count_from_one(tmp_path):
 
 
 def test_voc_takes_test_then_val_then_all(tmp_path):
-    """The list test.txt goes before val.txt, and without either every annotated photo is read."""
+    """The list test.txt goes before val.txt, and without either every annotated image is read."""
     spec = voc(tmp_path, a=SOFA, b=CAT)
     assert stems(read_dataset(spec)) == ["a", "b"]
     voc(tmp_path, {"val.txt": "b\n", "train.txt": "a\n"})
@@ -50,8 +50,8 @@ def test_voc_takes_test_then_val_then_all(tmp_path):
     assert stems(read_dataset(spec)) == ["b", "a"]
 
 
-def test_voc_photos_that_cannot_be_used_are_problems(tmp_path):
-    """Absent photos, absent annotations and photos without objects are set aside."""
+def test_voc_images_that_cannot_be_used_are_problems(tmp_path):
+    """Absent images, absent annotations and images without objects are set aside."""
     data = read_dataset(voc(tmp_path, {"val.txt": "a\nb\nc\nd\n"}, a=SOFA, b="", c=CAT))
     assert stems(data) == ["a"]
     assert [(source[-5:], reason) for source, reason in data.problems] == [
@@ -61,10 +61,10 @@ def test_voc_photos_that_cannot_be_used_are_problems(tmp_path):
     ]
 
 
-def test_voc_falls_back_on_the_named_photo(tmp_path):
-    """A photo that is not named like its annotation is found by <filename>."""
+def test_voc_falls_back_on_the_named_image(tmp_path):
+    """An image that is not named like its annotation is found by <filename>."""
     touch(tmp_path / "JPEGImages", "other.png")
-    data = read_dataset(voc(tmp_path, photos=(), a=f"<filename>other.png</filename>{SOFA}"))
+    data = read_dataset(voc(tmp_path, images=(), a=f"<filename>other.png</filename>{SOFA}"))
     assert data.samples[0].source.endswith("other.png")
 
 
