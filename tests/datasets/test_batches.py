@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from xai_abn.datasets.batches import InMemorySplit, random_crop_box, shifted
+from xai_abn.datasets.batches import InMemorySplit, RandomCrops, random_crop, random_crop_box, shifted
+from xai_abn.datasets.sample import ArraySamples, Sample
+from xai_abn.errors import ImageLoadError
+from xai_abn.images.preprocess import Preprocess
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CPU = torch.device("cpu")
@@ -69,3 +72,20 @@ def test_random_crop_boxes_lie_inside_and_keep_to_their_shares():
     assert 0.73 < min(shapes) < 0.8 < 1.25 < max(shapes) < 1.37
     assert 100 < sum(flipped for _, flipped in drawn) < 200
     assert random_crop_box((1000, 10), random, (0.9, 1.0))[0] == (493, 0, 506, 10)
+
+
+def test_crops_without_labels_are_those_of_training():
+    """They follow torch's random numbers alone, and are cut as in training; an unreadable image gives its error."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8)
+    samples = [*ArraySamples("noise", pixels, ["a", "b"]), Sample("gone.png")]
+    crops = RandomCrops(samples, Preprocess(size=8), (0.3, 0.6))
+    torch.manual_seed(5)
+    given = [crops[1], crops[1]]
+    torch.manual_seed(5)
+    seeds = [int(torch.randint(2**63 - 1, ())) for _ in range(2)]
+    assert not torch.equal(*given)
+    for crop, seed in zip(given, seeds, strict=True):
+        image = samples[1].load().image
+        expected = random_crop(image, crops.preprocess, np.random.default_rng(seed), (0.3, 0.6))
+        assert torch.equal(crop, crops.preprocess.normalise(expected))
+    assert isinstance(crops[2], ImageLoadError)

@@ -41,7 +41,7 @@ class RunLengths(TypedDict):
 Outline = tuple[tuple[float, ...], ...] | RunLengths
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AnnotatedObject:
     """One object, in pixels of the upright image.
 
@@ -93,7 +93,7 @@ def _draw(outline: Outline, size: tuple[int, int]) -> np.ndarray:
     raise DatasetError(f"the run lengths of the mask cover fewer than {width}x{height} pixels")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One image and what is known about it. A reader of images that are not files overrides the first two methods.
 
@@ -235,7 +235,7 @@ def _mask_on_grid(thing: AnnotatedObject, image: tuple[int, int], region: Region
     return mask
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class _ArraySample(Sample):
     pixels: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8), repr=False)
 

@@ -23,7 +23,7 @@ _SAVED = ("dataset_dict.json", "state.json")
 _LABELS = ("label", "labels", "cls")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class _Row(Sample):
     rows: Any = None
     index: int = 0
