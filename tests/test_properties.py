@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from pycocotools import mask as coco
 
 from xai_abn.benchmark.statistics import holm
+from xai_abn.datasets.sample import AnnotatedObject
 from xai_abn.errors import ImageLoadError, InvalidInputError
 from xai_abn.heatmaps import unit_range, upsample
 from xai_abn.images.loading import MIN_SIDE, decode_image
@@ -163,6 +165,22 @@ def test_deletion_and_insertion_look_at_ranks_only(one, target):
         )
         assert a.isnan().all() or 0 <= float(a) <= 1
         assert torch.allclose(a, b, equal_nan=True)
+
+
+@every_time
+@given(arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))), st.booleans())
+def test_a_mask_in_run_lengths_is_read_back(mask, compressed):
+    """Both forms of COCO's run lengths give the mask they were made of; an empty mask is drawn as its box."""
+    flat = mask.flatten(order="F")
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff([0, *edges, flat.size]).tolist()
+    runs = {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
+    if compressed:
+        encoded = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+        runs["counts"] = encoded["counts"].decode()
+    drawn = AnnotatedObject("thing", (0, 0, 1, 1), runs).mask(mask.shape)
+    expected = mask if mask.any() else np.arange(mask.size).reshape(mask.shape) == 0
+    assert np.array_equal(drawn.numpy(), expected)
 
 
 @every_time
