@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--model", default="abn-lite0")
     arguments = parser.parse_args()
     import xai_abn
-    from xai_abn.rendering import sheet
+    from xai_abn.explanation import sheet
 
     FOLDER.mkdir(exist_ok=True)
     image = scene()

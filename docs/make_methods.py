@@ -13,7 +13,7 @@ from make_images import FOLDER, scene
 import xai_abn
 from xai_abn import explainers
 from xai_abn.errors import UnsupportedModelError
-from xai_abn.rendering import sheet
+from xai_abn.explanation import sheet
 
 
 def main() -> None:

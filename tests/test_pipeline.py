@@ -35,7 +35,11 @@ def test_one_picture_may_skip_the_index(gap_net, photo):
     """result["cam"] is result[0]["cam"]; with several pictures the shortcut is refused."""
     result = xai_abn.explain(gap_net, photo, ["cam", "grad-cam"])
     assert result["cam"] is result[0]["cam"]
-    assert list(result[0]) == ["cam", "grad-cam"]
+    assert list(result[0]) == list(result.keys()) == ["cam", "grad-cam"]
+    assert "cam" in result
+    assert "abn" not in result
+    assert result.get("cam") is result["cam"]
+    assert result.get("abn") is None
     with pytest.raises(InvalidInputError, match=r"result\[0\]"):
         xai_abn.explain(gap_net, [photo, photo])["grad-cam"]
 
@@ -142,7 +146,7 @@ def test_nan_scores_are_refused(gap_net, photo):
     """A network that answers NaN is not explained."""
     with torch.no_grad():
         gap_net.module.fc.bias[2] = float("nan")
-    with pytest.raises(NonFiniteError, match="gap-net answers with NaN"):
+    with pytest.raises(NonFiniteError, match="gap-net outputs NaN"):
         xai_abn.explain(gap_net, photo)
 
 

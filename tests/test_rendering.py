@@ -11,7 +11,10 @@ from PIL import Image
 
 import xai_abn
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
-from xai_abn.rendering import COLORMAPS, _font, overlay, sheet
+from xai_abn.explanation import Explanation, sheet
+from xai_abn.rendering import COLORMAPS, _font
+
+overlay = Explanation.overlay
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def test_a_sheet_sets_methods_side_by_side(gap_net, photo):
     one = overlay(result["cam"])
     assert sheet(list(result.values())).width == 3 * one.width
     other = xai_abn.explain(gap_net, [photo, photo], "cam")[1]["cam"]
-    with pytest.raises(InvalidInputError, match="one picture"):
+    with pytest.raises(InvalidInputError, match="one image"):
         sheet([result["cam"], other])
     with pytest.raises(InvalidInputError, match="at least one"):
         sheet([])

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from xai_abn.explanation import Explanation
     from xai_abn.images.preprocess import Preprocess
     from xai_abn.models.adapter import ModelAdapter, wrap
+    from xai_abn.models.forward_pass import ForwardPass
     from xai_abn.models.targets import Difference
     from xai_abn.models.zoo import load_model
     from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
@@ -26,6 +27,7 @@ _HOMES = {
     "AttentionBranchNetwork": "xai_abn.networks.abn",
     "Difference": "xai_abn.models.targets",
     "Explanation": "xai_abn.explanation",
+    "ForwardPass": "xai_abn.models.forward_pass",
     "ModelAdapter": "xai_abn.models.adapter",
     "Preprocess": "xai_abn.images.preprocess",
     "abn_from": "xai_abn.networks.build",
@@ -41,6 +43,7 @@ __all__ = [
     "AttentionBranchNetwork",
     "Difference",
     "Explanation",
+    "ForwardPass",
     "ModelAdapter",
     "Preprocess",
     "abn_from",

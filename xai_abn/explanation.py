@@ -1,45 +1,44 @@
-"""One answer to "where did you look?", complete enough to be checked later."""
+"""Records of explanations: one map with everything about it, and all maps of an image."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+from collections.abc import Iterable, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
-import cv2
 import numpy as np
+from PIL import Image
 
-from xai_abn.errors import UnusableMapError
-
-#: A map whose values differ by less than this share of its largest magnitude counts as flat.
-FLAT_TOLERANCE = 1e-6
+from xai_abn.errors import InvalidInputError, UnusableMapError
+from xai_abn.heatmaps import flaw_of, heatmap_of
+from xai_abn.rendering import Panel, overlay, png_bytes
+from xai_abn.rendering import sheet as draw_sheet
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """A map over one picture, with what it explains and how it was made.
+    """A map of one image, with what it explains and how it was made.
 
     Attributes:
         map: (h, w) float32 at the layer's own resolution, in the method's own units; read-only.
-        method: registered name of the explainer.
-        target: class index that was explained (or, if not ``class_specific``, the one predicted).
-        label: that class's name, or ``"class 7"`` where the model has no labels.
+        method: specification of the explainer, such as ``"grad-cam"`` or ``"rise:masks=500"``.
+        target: class index that was explained (or, if not ``class_specific``, the predicted one).
+        label: name of that class, or ``"class 7"`` for a model without labels.
         versus: index of the class compared with, or None.
         score: what was explained, from the same pass: the target's logit, or the difference of two.
-        probability: its softmax probability, in [0, 1], of a multi-label model its sigmoid; of this class rather than
-            the other where two are compared; NaN where a function of the answer is explained.
-        predicted: index of the top-1 class, of a multi-label model the most probable.
+        probability: its softmax probability, in [0, 1]; its sigmoid for a multi-label model; the probability of this
+            class rather than the other if two are compared; NaN for a function of the output.
+        predicted: index of the top-1 class; of a multi-label model the most probable.
         predicted_label: its name.
-        class_specific: False where the map is the same for every class, as ABN's attention map.
+        class_specific: False if the map is the same for every class, as ABN's attention map.
         layer: name of the layer the map was read from.
         model: name of the model.
-        parameters: the explainer's settings.
+        parameters: the explainer's options.
         versions: of xai-abn and torch.
-        source: where the picture came from.
-        notes: what was done to the picture on reading it.
-        seconds: wall time for this map: the picture's share of the forward pass and of the method.
-        view: (H, W, 3) uint8 RGB, the part of the picture the network saw.
+        source: where the image came from.
+        notes: what was done to the image on reading it.
+        seconds: wall time for this map: the image's share of the forward pass and of the method.
+        view: (H, W, 3) uint8 RGB, the part of the image the network saw.
     """
 
     map: np.ndarray
@@ -67,25 +66,17 @@ class Explanation:
 
     @property
     def answer(self) -> str:
-        """The label with its probability, or with its score where there is none."""
+        """The label with its probability, or with its score if there is none."""
         certain = f"{self.probability:.1%}" if np.isfinite(self.probability) else f"score {self.score:.3g}"
         return f"{self.label}  {certain}"
 
     @property
     def flaw(self) -> str | None:
         """Why the map means nothing: ``"not finite"``, ``"flat"``, or None for a usable map."""
-        if not np.isfinite(self.map).all():
-            return "not finite"
-        low, high = float(self.map.min()), float(self.map.max())
-        if high - low <= FLAT_TOLERANCE * max(abs(low), abs(high)):
-            return "flat"
-        return None
+        return flaw_of(self.map)
 
     def heatmap(self, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Return the map scaled to [0, 1] and resized: the only place where a map is scaled.
-
-        The smallest value becomes 0 and the largest 1, after bilinear interpolation with half-pixel
-        centres (``align_corners=False``).
+        """Return the map resized and scaled to [0, 1]; see :func:`xai_abn.heatmaps.heatmap_of`.
 
         Args:
             size: (height, width); default that of ``view``.
@@ -96,22 +87,20 @@ class Explanation:
         Raises:
             UnusableMapError: the map is flat or not finite.
         """
-        if self.flaw:
-            raise UnusableMapError(
-                f"{self.source}: the {self.method} map for {self.label!r} is {self.flaw}: nothing to show"
-            )
-        height, width = size or self.view.shape[:2]
-        resized = np.asarray(cv2.resize(self.map, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
-        low, high = float(np.min(resized)), float(np.max(resized))
-        if high <= low:
-            raise UnusableMapError(f"the {self.method} map is flat at {height}x{width} pixels; ask for a larger size")
-        return (resized - low) / (high - low)
+        try:
+            return heatmap_of(self.map, size or self.view.shape[:2])
+        except UnusableMapError as error:
+            raise UnusableMapError(f"{self.source}: {self.method} for {self.label!r}: {error}") from None
 
-    def overlay(self, **options: Any) -> Any:
-        """Return the map over the picture as a Pillow image; see :func:`xai_abn.rendering.overlay`."""
-        from xai_abn.rendering import overlay
+    @property
+    def panel(self) -> Panel:
+        """The map over its image, ready to be drawn."""
+        subtitle = self.answer if self.class_specific else f"any class; top-1: {self.answer}"
+        return Panel(self.view, self.method, subtitle, self.map)
 
-        return overlay(self, **options)
+    def overlay(self, **options: Any) -> Image.Image:
+        """Return the map over the image, with heading and color bar; see :func:`xai_abn.rendering.overlay`."""
+        return overlay(self.panel, **options)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays as plain values, for JSON."""
@@ -139,9 +128,100 @@ class Explanation:
 
     def _repr_png_(self) -> bytes:
         """Show the overlay in a notebook."""
-        buffer = io.BytesIO()
-        self.overlay().save(buffer, "PNG")
-        return buffer.getvalue()
+        return png_bytes(self.overlay())
+
+
+class ImageExplanations(dict[str | tuple[str, str], Explanation]):
+    """The explanations of one image.
+
+    Keys are the specifications of the methods, such as ``"grad-cam"``; of several targets (method, label) for methods
+    whose map depends on the target. :meth:`get` finds an explanation by method and target in both cases.
+    """
+
+    def get(self, method: str | tuple[str, str], target: str | int | None = None) -> Explanation | None:  # type: ignore[override]
+        """Return the explanation of a method, or None if there is none.
+
+        Args:
+            method: a key, or the specification of a method.
+            target: label or class index of the target; a map that is the same for every class fits all targets.
+        """
+        if target is None:
+            return super().get(method)
+        found = [e for e in self.values() if e.method == method]
+        return next((e for e in found if not e.class_specific or target in (e.label, e.target)), None)
+
+    def sheet(self, **options: Any) -> Image.Image:
+        """Return the image and all its maps side by side; see :func:`sheet`."""
+        return sheet(list(self.values()), **options)
+
+    def _repr_png_(self) -> bytes:
+        """Show the sheet in a notebook."""
+        return png_bytes(self.sheet())
+
+
+class Explanations(list[ImageExplanations]):
+    """The explanations of several images, in order.
+
+    For a single image, its keys can be used directly: ``explain(model, "cat.jpg")["abn"]`` is
+    ``explain(model, "cat.jpg")[0]["abn"]``; ``in``, ``get`` and ``keys`` do the same.
+    """
+
+    @property
+    def only(self) -> ImageExplanations:
+        """The explanations of the single image.
+
+        Raises:
+            InvalidInputError: there is no image, or more than one.
+        """
+        if len(self) != 1:
+            raise InvalidInputError(f"there are {len(self)} images; choose one first, as in result[0]['grad-cam']")
+        return super().__getitem__(0)
+
+    @overload
+    def __getitem__(self, key: int) -> ImageExplanations: ...  # type: ignore[overload-overlap]
+    @overload
+    def __getitem__(self, key: slice) -> list[ImageExplanations]: ...
+    @overload
+    def __getitem__(self, key: str | tuple[str, str]) -> Explanation: ...
+    def __getitem__(self, key: Any) -> Any:  # type: ignore[override]
+        """Return the explanations of an image by position, or of the single image by key.
+
+        Raises:
+            InvalidInputError: a key was given, but there are several images.
+        """
+        return self.only[key] if isinstance(key, (str, tuple)) else super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether the single image has this key, or whether an image's explanations are in the list."""
+        return key in self.only if isinstance(key, (str, tuple)) else super().__contains__(key)
+
+    def get(self, method: str | tuple[str, str], target: str | int | None = None) -> Explanation | None:
+        """Return the explanation of a method for the single image; see :meth:`ImageExplanations.get`."""
+        return self.only.get(method, target)
+
+    def keys(self) -> KeysView[str | tuple[str, str]]:
+        """Return the keys of the single image."""
+        return self.only.keys()
+
+
+def sheet(explanations: Iterable[Explanation], **options: Any) -> Image.Image:
+    """Draw an image and several maps of it side by side, six a row.
+
+    Args:
+        explanations: of one image, at least one.
+        options: ``colormap`` and ``opacity``, see :func:`xai_abn.rendering.overlay`.
+
+    Raises:
+        InvalidInputError: no explanation, or explanations of several images.
+    """
+    records: Sequence[Explanation] = list(explanations)
+    if not records:
+        raise InvalidInputError("a sheet needs at least one explanation")
+    first = records[0]
+    if any(e.source != first.source or e.view.shape != first.view.shape for e in records):
+        raise InvalidInputError("a sheet shows one image; the explanations are of several")
+    image = Panel(first.view, first.model, f"top-1: {first.predicted_label}")
+    return draw_sheet([image, *(e.panel for e in records)], **options)
 
 
 def _finite_or_none(value: float | np.floating) -> float | None:

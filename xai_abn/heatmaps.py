@@ -1,26 +1,59 @@
-"""What every metric does first with a map: find out whether it means anything, and bring it to a size."""
+"""Heatmaps: flaws, scaling and resizing of maps, as numpy arrays or torch tensors."""
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xai_abn.errors import InvalidInputError
-from xai_abn.explanation import FLAT_TOLERANCE
+from xai_abn.errors import InvalidInputError, UnusableMapError
+
+#: A map whose values differ by no more than this share of its largest magnitude counts as flat.
+FLAT_TOLERANCE = 1e-6
+
+
+def flaw_of(map_: np.ndarray) -> str | None:
+    """Return why a map (h, w) means nothing, ``"not finite"`` or ``"flat"``, or None if it is usable."""
+    if not np.isfinite(map_).all():
+        return "not finite"
+    low, high = float(map_.min()), float(map_.max())
+    return "flat" if high - low <= FLAT_TOLERANCE * max(abs(low), abs(high)) else None
+
+
+def heatmap_of(map_: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a map (h, w) resized to (height, width) and scaled to [0, 1], float32.
+
+    Bilinear interpolation with half-pixel centers (``align_corners=False``); then the smallest value becomes 0 and the
+    largest 1.
+
+    Raises:
+        UnusableMapError: the map is flat or not finite, or flat at this size.
+    """
+    flaw = flaw_of(map_)
+    if flaw:
+        raise UnusableMapError(f"the map is {flaw}: nothing to show")
+    height, width = size
+    resized = np.asarray(cv2.resize(map_, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+    low, high = float(np.min(resized)), float(np.max(resized))
+    if high <= low:
+        raise UnusableMapError(f"the map is flat at {height}x{width} pixels; ask for a larger size")
+    return (resized - low) / (high - low)
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize maps (N, h, w) to (N, H, W), bilinear with half-pixel centres; maps of that size stay as they are."""
+    """Resize maps (N, h, w) to (N, H, W), bilinear with half-pixel centers; maps of that size stay as they are."""
     if tuple(maps.shape[1:]) == tuple(size):
         return maps.float()
     return F.interpolate(maps[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def flaws(maps: Tensor) -> list[str | None]:
-    """Say of each map (N, h, w) why it means nothing: ``"not finite"``, ``"flat"``, or None if it is usable.
+    """Return for each map (N, h, w) why it means nothing, as :func:`flaw_of` does for one.
 
-    Flat means that its values differ by no more than a millionth of its largest magnitude.
+    Raises:
+        InvalidInputError: the maps have another number of dimensions.
     """
     if maps.dim() != 3:
         raise InvalidInputError(f"expected maps (N, h, w), got shape {tuple(maps.shape)}")

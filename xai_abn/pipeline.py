@@ -1,102 +1,74 @@
-"""From pictures to explanations: read, prepare, run once a batch, ask every method."""
+"""The one road from images to explanations: read, prepare, run once per batch, ask every method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from itertools import repeat
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from xai_abn.errors import InvalidInputError, NonFiniteError, XaiAbnError
-from xai_abn.explainers import Explainer, make_explainers, run_batch
-from xai_abn.explanation import Explanation
-from xai_abn.images.loading import from_array, load_image, to_rgb
+from xai_abn.errors import ImageLoadError, InvalidInputError, NonFiniteError, XaiAbnError
+from xai_abn.explainers import Explainer, make_explainers, run_pass
+from xai_abn.explanation import Explanation, Explanations, ImageExplanations
+from xai_abn.images.loading import decode_image, from_array, load_image, to_rgb
 from xai_abn.images.preprocess import PreparedImage, Preprocess
 from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.forward_pass import ForwardPass
-from xai_abn.models.targets import Difference, Question, Score, Target, as_tensor, default_targets, distinct
+from xai_abn.models.targets import (
+    Difference,
+    ResolvedTarget,
+    ScoreFunction,
+    Target,
+    resolve_targets,
+    target_directions,
+    target_scores,
+)
 
-#: Pictures per forward pass.
+#: Images per forward pass.
 BATCH_SIZE = 8
 
-
-class ImageExplanations(dict[str | tuple[str, str], Explanation]):
-    """The explanations of one picture by method name, or, for several targets, by (method, label).
-
-    With several targets the name alone gives the first of them. Shows their sheet in a notebook.
-    """
-
-    def __missing__(self, key: Any) -> Explanation:
-        """Return the first explanation of a method."""
-        for name, explanation in self.items():
-            if isinstance(name, tuple) and key == name[0]:
-                return explanation
-            one_for_all = not explanation.class_specific
-            if isinstance(key, tuple) and name == key[0] and (one_for_all or explanation.label == key[1]):
-                return explanation
-        raise KeyError(key)
-
-    def _repr_png_(self) -> bytes:
-        from xai_abn.rendering import png_bytes, sheet
-
-        return png_bytes(sheet(list(self.values())))
-
-
-class Explanations(list[ImageExplanations]):
-    """One :class:`ImageExplanations` a picture; for a single picture, methods can be asked for directly.
-
-    ``explain(model, "cat.jpg")["abn"]`` is ``explain(model, "cat.jpg")[0]["abn"]``.
-    """
-
-    def __getitem__(self, key: Any) -> Any:
-        """Return the explanations at a position, or of a method if there is one picture.
-
-        Raises:
-            InvalidInputError: a method was asked for, but there are several pictures.
-        """
-        if isinstance(key, str):
-            if len(self) != 1:
-                raise InvalidInputError(f"there are {len(self)} pictures; choose one first, as in result[0][{key!r}]")
-            return super().__getitem__(0)[key]
-        return super().__getitem__(key)
+#: What to explain of one image: its targets (None for the default), or a function from its logits (K,) to them.
+ImageTargets: TypeAlias = Sequence[Target | None] | Callable[[Tensor], Sequence[Target | None]]
+#: What came of one image.
+Result: TypeAlias = ImageExplanations | XaiAbnError
 
 
 def explain(
     model: ModelAdapter | torch.nn.Module,
     images: Any,
     methods: str | Explainer | Sequence[str | Explainer] | None = None,
-    targets: Target | Score | Sequence[Target | Sequence[Target]] | None = None,
+    targets: Target | ScoreFunction | Sequence[Target | Sequence[Target]] | None = None,
 ) -> Explanations:
-    """Explain one or many pictures with one or many methods, from one forward pass a batch.
+    """Explain one or many images with one or many methods, from one forward pass per batch.
 
     Args:
         model: from :func:`xai_abn.load_model` or :func:`xai_abn.wrap`; a bare module is wrapped.
-        images: one or a sequence of: path or ``"example:cat"``, Pillow image, uint8 array (H, W, 3),
-            uint8 tensor (3, H, W), or normalised float tensor (3, H, W) or (N, 3, H, W), used as it is.
-        methods: names or :class:`Explainer` objects; default ``"abn"`` for an ABN that uses its
-            map, else ``"grad-cam"``.
-        targets: None for each picture's top-1 class, of a multi-label model for all attributes it is more likely to
-            have than not, the most probable first (or the most probable alone); one for all, or one a picture: an
-            index, a label or a :class:`Difference` of two classes. A list inside the list asks for several of one
-            picture. Or a function that takes the network's answer to a batch and gives one score an image (N,), for
-            all.
+        images: one or a sequence of: path or ``"example:cat"``, Pillow image, encoded bytes, uint8 array (H, W, 3),
+            uint8 tensor (3, H, W), or normalized float tensor (3, H, W) or (N, 3, H, W), used as it is.
+        methods: specifications such as ``"grad-cam"`` or ``"rise:masks=500"``, or :class:`Explainer` objects; default
+            ``"abn"`` for an ABN that uses its map, else ``"grad-cam"``.
+        targets: None for each image's top-1 class, or, for a multi-label model, all attributes that it is more likely
+            to have than not; one target for all images, or one per image: an index, a label or a :class:`Difference`
+            of two classes. A list inside the list asks for several targets of one image. Or a function that takes the
+            network's output for a batch and gives one score per image (N,).
 
     Returns:
-        A list with, for each picture, a dictionary from method to :class:`Explanation`; with several targets from
+        A list with, for each image, a dictionary from method to :class:`Explanation`; for several targets from
         (method, label).
 
     Raises:
-        ImageLoadError: a picture cannot be read.
-        UnknownNameError: an unknown method, layer or label; the message gives the nearest.
+        ImageLoadError: an image cannot be read.
+        UnknownNameError: an unknown method, option, layer or label; the message suggests the nearest.
         UnsupportedModelError: a method does not apply to the model.
         InvalidInputError: an image, target or their number is wrong.
-        NonFiniteError: the model answers with NaN or infinity.
+        NonFiniteError: the model outputs NaN or infinity.
 
     Example:
         >>> import xai_abn
@@ -108,196 +80,220 @@ def explain(
     if callable(targets):
         model = model.with_output(targets, getattr(targets, "__name__", type(targets).__name__))
         targets = None
-    methods = make_explainers(model, methods)
-    prepared = [prepare(image, model.preprocess, i) for i, image in enumerate(_listed(images))]
-    chosen = _targets_per_image(targets, len(prepared))
-    result = Explanations()
-    for group, start in _same_size_groups(prepared):
-        result.extend(explain_batch(model, group, methods, chosen[start : start + len(group)]))
-    return result
+    explainers = make_explainers(model, methods)
+    listed = _listed(images)
+    explanations = Explanations()
+    for result in explain_images(model, listed, explainers, targets_per_image(targets, len(listed))):
+        if isinstance(result, XaiAbnError):
+            raise result
+        explanations.append(result)
+    return explanations
+
+
+def explain_images(
+    model: ModelAdapter,
+    images: Iterable[Any],
+    explainers: Sequence[Explainer],
+    targets: Iterable[ImageTargets] | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
+    kind: str = "image",
+) -> Iterator[Result]:
+    """Explain many images, read as they are needed; an image that fails gives its error, the others go on.
+
+    Args:
+        model: the model.
+        images: see :func:`explain`; also mappings with ``"bytes"`` or ``"path"``, as Hugging Face stores images.
+        explainers: from :func:`xai_abn.explainers.make_explainers`.
+        targets: one entry per image; default: each image's default targets.
+        batch_size: images per forward pass.
+        kind: the word for an image without a name of its own, as in ``"image 3"``.
+
+    Yields:
+        One result per image, in order.
+
+    Raises:
+        UnsupportedModelError: a method does not apply to the model.
+    """
+    waiting: list[tuple[PreparedImage | XaiAbnError, ImageTargets]] = []
+    shape: tuple[int, ...] | None = None
+    for number, (image, wanted) in enumerate(
+        zip(images, repeat((None,)) if targets is None else targets, strict=False)
+    ):
+        prepared = _read(image, model.preprocess, f"{kind} {number}")
+        size = tuple(prepared.tensor.shape) if isinstance(prepared, PreparedImage) else shape
+        if len(waiting) == batch_size or (shape is not None and size != shape):
+            yield from _explain_waiting(model, waiting, explainers)
+            waiting = []
+        waiting.append((prepared, wanted))
+        shape = size
+    yield from _explain_waiting(model, waiting, explainers)
 
 
 def explain_batch(
     model: ModelAdapter,
     prepared: Sequence[PreparedImage],
-    methods: Sequence[Explainer],
-    targets: Sequence[Sequence[Target | None]],
-) -> list[ImageExplanations]:
-    """Explain prepared pictures of one size in one forward pass.
+    explainers: Sequence[Explainer],
+    targets: Sequence[ImageTargets],
+) -> list[Result]:
+    """Explain prepared images of one size in one forward pass.
 
-    Args:
-        model: the model to explain.
-        prepared: pictures.
-        methods: explainers.
-        targets: for each picture one or more.
-
-    Raises:
-        NonFiniteError: scores of some pictures are not finite; ``rows`` says which.
-    """
-    started = perf_counter()
-    shared = run_batch(model, torch.stack([p.tensor for p in prepared]), methods, [p.source for p in prepared])
-    check_finite(shared)
-    top = shared.logits.argmax(dim=1).tolist()
-    classes = shared.logits.shape[1]
-    asked = [
-        distinct([Question.of(model, w, int(logits.argmax()), classes) for w in _named(model, wanted, logits)])
-        for wanted, logits in zip(targets, shared.logits, strict=True)
-    ]
-    plain = [[Question.of(model, None, t, classes)] for t in top]
-    results = [ImageExplanations() for _ in prepared]
-    shared_seconds = perf_counter() - started
-    for method in methods:
-        questions = asked if method.is_class_specific(model) else plain
-        for turn in range(max(map(len, questions), default=0)):
-            _explain_turn(shared, method, prepared, questions, turn, results, shared_seconds)
-    return results
-
-
-def _named(model: ModelAdapter, targets: Sequence[Target | None], logits: Tensor) -> list[Target]:
-    """Return the targets of one picture, with those it has by default in place of None."""
-    return [t for target in targets for t in (default_targets(model, logits) if target is None else [target])]
-
-
-def _explain_turn(
-    shared: ForwardPass,
-    method: Explainer,
-    prepared: Sequence[PreparedImage],
-    questions: Sequence[Sequence[Question]],
-    turn: int,
-    results: Sequence[ImageExplanations],
-    shared_seconds: float,
-) -> None:
-    """Ask one method the pictures' questions number ``turn``, and file the answers."""
-    started, model = perf_counter(), shared.model
-    now = [several[min(turn, len(several) - 1)] for several in questions]
-    targets = as_tensor(now, shared.logits)
-    maps = method.explain(shared, targets).detach().float().cpu().numpy()
-    scores, facts = shared.scores(shared.logits, targets), _facts(shared, method)
-    seconds = (shared_seconds + perf_counter() - started) / len(prepared)
-    for row, (picture, question) in enumerate(zip(prepared, now, strict=True)):
-        if turn >= len(questions[row]):
-            continue
-        logits = shared.logits[row]
-        key = method.spec if len(questions[row]) == 1 else (method.spec, question.label)
-        results[row][key] = Explanation(
-            map=np.ascontiguousarray(maps[row]),
-            target=question.index,
-            label=question.label,
-            versus=question.versus,
-            score=float(scores[row]),
-            probability=question.probability(logits, model),
-            predicted=int(logits.argmax()),
-            predicted_label=model.label(int(logits.argmax())),
-            view=picture.view,
-            source=picture.source,
-            notes=picture.notes,
-            seconds=seconds,
-            **facts,
-        )
-
-
-def explain_each(
-    model: ModelAdapter,
-    sources: Iterable[str],
-    methods: Sequence[Explainer],
-    target: Target | Sequence[Target] | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> Iterator[tuple[str, ImageExplanations | XaiAbnError]]:
-    """Explain many files; one that fails gives its error in place of its explanations, the rest go on.
-
-    Yields:
-        ``(source, explanations or error)`` in the order of ``sources``.
-    """
-    waiting: list[tuple[str, PreparedImage | XaiAbnError]] = []
-    for source in sources:
-        try:
-            waiting.append((source, model.preprocess(load_image(source))))
-        except XaiAbnError as error:
-            waiting.append((source, error))
-        if len(waiting) == batch_size:
-            yield from explain_prepared(model, waiting, methods, target)
-            waiting = []
-    yield from explain_prepared(model, waiting, methods, target)
-
-
-def explain_prepared(
-    model: ModelAdapter,
-    waiting: list[tuple[str, PreparedImage | XaiAbnError]],
-    methods: Sequence[Explainer],
-    target: Target | Sequence[Target] | None = None,
-) -> Iterator[tuple[str, ImageExplanations | XaiAbnError]]:
-    """Explain one batch of what could be read; pictures whose scores are not finite are set aside, the rest run again.
+    An image whose logits are not finite, or one of whose targets cannot be resolved, gives its error; the others are
+    explained without it.
 
     Args:
         model: the model.
-        waiting: (name, prepared picture of one size with the others, or why there is none).
-        methods: from :func:`make_explainers`.
-        target: explained in all of them; default: each one's top-1 class.
+        prepared: images of one size.
+        explainers: from :func:`xai_abn.explainers.make_explainers`.
+        targets: one entry per image.
 
-    Yields:
-        ``(name, explanations or error)`` in the order of ``waiting``.
-    """
-    outcome: list[ImageExplanations | XaiAbnError | None] = [
-        w if isinstance(w, XaiAbnError) else None for _, w in waiting
-    ]
-    left = [(i, w) for i, (_, w) in enumerate(waiting) if isinstance(w, PreparedImage)]
-    while left:
-        try:
-            results = explain_batch(model, [p for _, p in left], methods, [_several(target) for _ in left])
-        except NonFiniteError as error:
-            for row in error.rows:
-                outcome[left[row][0]] = NonFiniteError(_non_finite_message(model, left[row][1].source), [row])
-            left = [item for row, item in enumerate(left) if row not in error.rows]
-            continue
-        except InvalidInputError as error:
-            if not any(isinstance(t, Difference) and t.target is None for t in _several(target)):
-                raise
-            if len(left) > 1:  # a picture whose top-1 class is the one compared with: the others go on
-                for i, item in left:
-                    ((_, outcome[i]),) = explain_prepared(model, [(waiting[i][0], item)], methods, target)
-            else:
-                outcome[left[0][0]] = InvalidInputError(f"{left[0][1].source}: {error}")
-            break
-        for (i, _), result in zip(left, results, strict=True):
-            outcome[i] = result
-        break
-    for (source, _), answer in zip(waiting, outcome, strict=True):
-        assert answer is not None  # every picture was explained, unreadable or set aside
-        yield source, answer
-
-
-def prepare(image: Any, preprocess: Preprocess, position: int = 0) -> PreparedImage:
-    """Turn any accepted picture into a network's input and its view; see :func:`explain`.
+    Returns:
+        One result per image.
 
     Raises:
-        ImageLoadError: a path that cannot be read.
-        InvalidInputError: another kind of object, shape or dtype.
+        UnsupportedModelError: a method does not apply to the model.
     """
-    name = f"image {position}"
-    if isinstance(image, (str, Path)):
-        return preprocess(load_image(image))
-    if isinstance(image, Image.Image):
-        return preprocess(to_rgb(image, getattr(image, "filename", "") or name))
-    if isinstance(image, np.ndarray):
-        return preprocess(from_array(image, name))
-    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.dim() == 3:
-        return preprocess(from_array(image.permute(1, 2, 0).cpu().numpy(), name))
-    if isinstance(image, Tensor):
-        return preprocess.prepared_tensor(image, name)
-    raise InvalidInputError(f"{name}: expected a path, Pillow image, uint8 array or tensor, got {type(image).__name__}")
+    if not prepared:
+        return []
+    started = perf_counter()
+    inputs = torch.stack([image.tensor for image in prepared])
+    forward_pass = run_pass(model, inputs, explainers, [image.source for image in prepared])
+    results: list[Result] = []
+    resolved: list[list[ResolvedTarget]] = []
+    for image, wanted, logits in zip(prepared, targets, forward_pass.logits, strict=True):
+        try:
+            if not torch.isfinite(logits).all():
+                raise NonFiniteError(
+                    f"{image.source}: {model.name} outputs NaN or infinite scores; check its weights and preprocessing"
+                )
+            found = wanted(logits) if callable(wanted) else wanted
+            resolved.append(resolve_targets(model, found, logits) if found else [])
+            results.append(ImageExplanations())
+        except XaiAbnError as error:
+            results.append(error)
+    good = [row for row, result in enumerate(results) if not isinstance(result, XaiAbnError)]
+    if len(good) < len(prepared):  # without the bad ones, whose NaN would reach methods that look at the whole batch
+        rest = explain_batch(model, [prepared[row] for row in good], explainers, [targets[row] for row in good])
+        for row, result in zip(good, rest, strict=True):
+            results[row] = result
+        return results
+    seconds = perf_counter() - started
+    for explainer in explainers:
+        _ask(forward_pass, explainer, prepared, resolved, results, seconds)  # type: ignore[arg-type]
+    return results
+
+
+def _ask(
+    forward_pass: ForwardPass,
+    explainer: Explainer,
+    prepared: Sequence[PreparedImage],
+    resolved: Sequence[Sequence[ResolvedTarget]],
+    results: Sequence[ImageExplanations],
+    shared_seconds: float,
+) -> None:
+    """Ask one method for the maps of all targets, one target per image at a time, and add them to the results."""
+    model, logits = forward_pass.model, forward_pass.logits
+    top = logits.argmax(dim=1).tolist()
+    if not explainer.is_class_specific(model):
+        resolved = [
+            [ResolvedTarget(t, model.label(t))] if targets else [] for t, targets in zip(top, resolved, strict=True)
+        ]
+    facts = {
+        "method": explainer.spec,
+        "class_specific": explainer.is_class_specific(model),
+        "layer": explainer.layer_of(model),
+        "model": model.name,
+        "parameters": explainer.options,
+        "versions": {"xai-abn": version("xai-abn"), "torch": torch.__version__},
+    }
+    for number in range(max(map(len, resolved))):
+        started = perf_counter()
+        asked = [
+            targets[min(number, len(targets) - 1)] if targets else ResolvedTarget(t, "")
+            for t, targets in zip(top, resolved, strict=True)
+        ]
+        directions = target_directions(asked, logits)
+        maps = explainer.explain(forward_pass, directions).detach().float().cpu().numpy()
+        scores = target_scores(logits, directions)
+        seconds = (shared_seconds + perf_counter() - started) / len(prepared)
+        for row, (image, target) in enumerate(zip(prepared, asked, strict=True)):
+            if number >= len(resolved[row]):
+                continue
+            key = explainer.spec if len(resolved[row]) == 1 else (explainer.spec, target.label)
+            results[row][key] = Explanation(
+                map=np.ascontiguousarray(maps[row]),
+                target=target.index,
+                label=target.label,
+                versus=target.versus,
+                score=float(scores[row]),
+                probability=target.probability(logits[row], model),
+                predicted=top[row],
+                predicted_label=model.label(top[row]),
+                view=image.view,
+                source=image.source,
+                notes=image.notes,
+                seconds=seconds,
+                **facts,
+            )
+
+
+def _explain_waiting(
+    model: ModelAdapter,
+    waiting: Sequence[tuple[PreparedImage | XaiAbnError, ImageTargets]],
+    explainers: Sequence[Explainer],
+) -> Iterator[Result]:
+    """Yield one result per entry: its error, or what came of its image."""
+    readable = [(image, targets) for image, targets in waiting if isinstance(image, PreparedImage)]
+    explained = iter(explain_batch(model, [i for i, _ in readable], explainers, [t for _, t in readable]))
+    for image, _ in waiting:
+        yield image if isinstance(image, XaiAbnError) else next(explained)
+
+
+def _read(image: Any, preprocess: Preprocess, name: str) -> PreparedImage | XaiAbnError:
+    """Return an image of any accepted kind as a network's input, or what is wrong with it."""
+    try:
+        if isinstance(image, Mapping):
+            name = image.get("path") or name
+            image = image["bytes"] if image.get("bytes") is not None else image.get("path")
+        if image is None:
+            raise ImageLoadError(f"{name}: there is no image")
+        if isinstance(image, (str, Path)):
+            return preprocess(load_image(image))
+        if isinstance(image, bytes):
+            return preprocess(decode_image(image, name))
+        if isinstance(image, Image.Image):
+            return preprocess(to_rgb(image, getattr(image, "filename", "") or name))
+        if isinstance(image, np.ndarray):
+            return preprocess(from_array(image, name))
+        if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.dim() == 3:
+            return preprocess(from_array(image.permute(1, 2, 0).cpu().numpy(), name))
+        if isinstance(image, Tensor):
+            return preprocess.prepared_tensor(image, name)
+    except XaiAbnError as error:
+        return error
+    except OSError as error:  # a Pillow image reads its file only when asked for pixels
+        return ImageLoadError(f"{name}: damaged or cut short ({error})")
+    return InvalidInputError(
+        f"{name}: expected a path, Pillow image, uint8 array or tensor, got {type(image).__name__}"
+    )
 
 
 def _listed(images: Any) -> list[Any]:
-    if isinstance(images, (str, Path, Image.Image)):
+    if isinstance(images, (str, Path, bytes, Image.Image, Mapping)):
         return [images]
     if isinstance(images, (Tensor, np.ndarray)):
         return list(images) if images.ndim == 4 else [images]
     if not isinstance(images, Iterable):
-        raise InvalidInputError(f"images must be one picture or a sequence of them, got {type(images).__name__}")
+        raise InvalidInputError(f"images must be one image or a sequence of them, got {type(images).__name__}")
     return list(images)
 
 
-def _targets_per_image(targets: Any, number: int) -> list[list[Target | None]]:
+def targets_per_image(targets: Any, number: int) -> list[list[Target | None]]:
+    """Return the targets of each of ``number`` images, given for all or one per image; see :func:`explain`.
+
+    Raises:
+        InvalidInputError: another number of targets than images, an empty list, or a function among them.
+    """
     if isinstance(targets, (Tensor, np.ndarray, np.generic)):
         targets = targets.tolist()
     if targets is None or isinstance(targets, (int, float, str, Difference)):
@@ -312,52 +308,13 @@ def _targets_per_image(targets: Any, number: int) -> list[list[Target | None]]:
 
 
 def _several(target: Any) -> list[Target | None]:
-    """Return the targets of one picture as a list."""
+    """Return the targets of one image as a list."""
     if isinstance(target, (Tensor, np.ndarray, np.generic)):
         target = target.tolist()
     if isinstance(target, (list, tuple)):
         if not target:
-            raise InvalidInputError("a picture's list of targets is empty; leave it out for the top-1 class")
+            raise InvalidInputError("an image's list of targets is empty; leave it out for the top-1 class")
         return list(target)
     if callable(target):
-        raise InvalidInputError("a function as target goes for all pictures at once: targets=function")
+        raise InvalidInputError("a function as target applies to all images at once: targets=function")
     return [target]
-
-
-def _same_size_groups(prepared: list[PreparedImage]) -> Iterator[tuple[list[PreparedImage], int]]:
-    """Yield runs of at most ``BATCH_SIZE`` neighbours of one size, with the position of the first."""
-    start = 0
-    for i in range(1, len(prepared) + 1):
-        full = i - start == BATCH_SIZE
-        if i == len(prepared) or full or prepared[i].tensor.shape != prepared[start].tensor.shape:
-            yield prepared[start:i], start
-            start = i
-
-
-def check_finite(shared: ForwardPass) -> None:
-    """Refuse a pass with NaN or infinite logits.
-
-    Raises:
-        NonFiniteError: names the pictures; ``rows`` says which.
-    """
-    rows = [i for i, good in enumerate(torch.isfinite(shared.logits).all(dim=1).tolist()) if not good]
-    if rows:
-        raise NonFiniteError(_non_finite_message(shared.model, *(shared.sources[i] for i in rows)), rows)
-
-
-def _non_finite_message(model: ModelAdapter, *sources: str) -> str:
-    return (
-        f"{', '.join(sources)}: {model.name} answers with NaN or infinite scores; check its weights and preprocessing"
-    )
-
-
-def _facts(shared: ForwardPass, method: Explainer) -> dict[str, Any]:
-    model = shared.model
-    return {
-        "method": method.spec,
-        "class_specific": method.is_class_specific(model),
-        "layer": method.layer_of(model),
-        "model": model.name,
-        "parameters": method.options,
-        "versions": {"xai-abn": version("xai-abn"), "torch": torch.__version__},
-    }

@@ -1,9 +1,10 @@
-"""Draw maps over pictures: single overlays and sheets that set methods side by side."""
+"""Drawings: heatmaps over images, with heading and color bar, and sheets of several side by side."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from xai_abn.errors import InvalidInputError, UnknownNameError
-from xai_abn.explanation import Explanation
+from xai_abn.heatmaps import flaw_of, heatmap_of
 
-#: Colour maps by name, and OpenCV's constant. The first five are perceptually uniform.
+#: Color maps by name, and OpenCV's constant. The first five are perceptually uniform.
 COLORMAPS = {
     "viridis": cv2.COLORMAP_VIRIDIS,
     "inferno": cv2.COLORMAP_INFERNO,
@@ -25,64 +26,81 @@ COLORMAPS = {
     "turbo": cv2.COLORMAP_TURBO,
     "jet": cv2.COLORMAP_JET,
 }
-#: The colour map used where none is named.
 DEFAULT_COLORMAP = "viridis"
-#: Columns of a sheet before it goes on below.
-ROW = 6
-#: How much the map covers the picture, in [0, 1].
+#: Share of the map in the blend of map and image, in [0, 1].
 DEFAULT_OPACITY = 0.6
+#: Columns of a sheet before it continues below.
+ROW = 6
 
 _PAPER, _INK, _PALE, _WARNING = (255, 255, 255), (24, 24, 27), (113, 113, 122), (180, 40, 40)
 _MARGIN, _LINE = 14, 22
-#: Small pictures are enlarged, pixel by pixel, to about this width, or their headings would have no place.
+#: Small images are enlarged, pixel by pixel, to about this width, so that their headings fit.
 _WIDTH = 256
 
 
-def overlay(
-    explanation: Explanation,
-    *,
-    colormap: str = DEFAULT_COLORMAP,
-    opacity: float = DEFAULT_OPACITY,
-) -> Image.Image:
-    """Draw one map over the part of the picture the network saw, with heading and colour bar.
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """What one drawing shows.
 
-    A flat or non-finite map is not drawn: the picture stays bare and says so.
+    Attributes:
+        view: (H, W, 3) uint8 RGB, the image.
+        title: the first line of the heading.
+        subtitle: the second line, or empty.
+        map: (h, w), in its own units, or None to show the image alone.
+    """
+
+    view: np.ndarray
+    title: str
+    subtitle: str = ""
+    map: np.ndarray | None = None
+
+
+def overlay(panel: Panel, *, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY) -> Image.Image:
+    """Draw a map over its image, with heading and color bar.
+
+    A flat or non-finite map is not drawn: the image stays bare, and the drawing says so.
 
     Args:
-        explanation: what to draw.
+        panel: what to draw.
         colormap: one of ``COLORMAPS``.
-        opacity: how much the map covers the picture, in [0, 1].
+        opacity: share of the map in the blend, in [0, 1].
 
     Raises:
-        UnknownNameError: unknown colour map.
+        UnknownNameError: unknown color map.
         InvalidInputError: ``opacity`` outside [0, 1].
     """
-    return _column(explanation, blended(explanation, colormap, opacity), _heading(explanation), colormap)
+    pixels = panel.view if panel.map is None else blend(panel.view, panel.map, colormap, opacity)
+    enlarged = max(1, round(_WIDTH / pixels.shape[1]))
+    pixels = pixels.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
+    height, width = pixels.shape[:2]
+    lines = [(panel.title, 17, _INK), (panel.subtitle, 14, _PALE)][: 2 if panel.subtitle else 1]
+    top = _MARGIN // 2 + _LINE * len(lines) + 6
+    page = Image.new("RGB", (width + 2 * _MARGIN, top + height + 44), _PAPER)
+    draw = ImageDraw.Draw(page)
+    for row, (text, size, fill) in enumerate(lines):
+        write_line(draw, (_MARGIN, _MARGIN // 2 + row * _LINE), text, width, size, fill)
+    page.paste(Image.fromarray(pixels), (_MARGIN, top))
+    if panel.map is not None:
+        _color_bar(page, draw, panel.map, (_MARGIN, top + height + 8), width, colormap)
+    return page
 
 
 def sheet(
-    explanations: Sequence[Explanation],
-    *,
-    colormap: str = DEFAULT_COLORMAP,
-    opacity: float = DEFAULT_OPACITY,
+    panels: Sequence[Panel], *, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY
 ) -> Image.Image:
-    """Draw the picture and several maps of it side by side, six a row.
+    """Draw several panels side by side, six a row.
 
     Args:
-        explanations: of one picture, at least one.
+        panels: at least one.
         colormap: see :func:`overlay`.
         opacity: see :func:`overlay`.
 
     Raises:
-        InvalidInputError: no explanation, or of several pictures.
+        InvalidInputError: there is no panel.
     """
-    if not explanations:
-        raise InvalidInputError("a sheet needs at least one explanation")
-    first = explanations[0]
-    if any(e.source != first.source or e.view.shape != first.view.shape for e in explanations):
-        raise InvalidInputError("a sheet shows one picture; the explanations are of several")
-    columns = [_column(first, first.view, [(first.model, "bold"), (f"top-1: {first.predicted_label}", "pale")], None)]
-    columns += [_column(e, blended(e, colormap, opacity), _heading(e), colormap) for e in explanations]
+    if not panels:
+        raise InvalidInputError("a sheet needs at least one panel, got none")
+    columns = [overlay(panel, colormap=colormap, opacity=opacity) for panel in panels]
     width, height = max(c.width for c in columns), max(c.height for c in columns)
     across = min(len(columns), ROW)
     page = Image.new("RGB", (across * width, -(-len(columns) // across) * height), _PAPER)
@@ -92,83 +110,61 @@ def sheet(
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """Return a picture as the content of a PNG file."""
+    """Return an image as the content of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def blended(explanation: Explanation, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY) -> np.ndarray:
-    """Return the view (H, W, 3) uint8 with the map laid over it, or bare if the map has a flaw; see :func:`overlay`."""
+def blend(
+    view: np.ndarray, map_: np.ndarray, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY
+) -> np.ndarray:
+    """Return an image (H, W, 3) uint8 with a map (h, w) over it in color, or bare if the map has a flaw.
+
+    Raises:
+        UnknownNameError: unknown color map.
+        InvalidInputError: ``opacity`` outside [0, 1].
+    """
     if colormap not in COLORMAPS:
-        raise UnknownNameError("colour map", colormap, COLORMAPS)
+        raise UnknownNameError("color map", colormap, COLORMAPS)
     if not 0 <= opacity <= 1:
         raise InvalidInputError(f"opacity must lie in [0, 1], got {opacity}")
-    return (
-        explanation.view if explanation.flaw else laid_over(explanation.view, explanation.heatmap(), colormap, opacity)
-    )
+    if flaw_of(map_):
+        return view
+    return blend_heatmap(view, heatmap_of(map_, view.shape[:2]), colormap, opacity)
 
 
-def laid_over(
-    view: np.ndarray, values: np.ndarray, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY
+def blend_heatmap(
+    view: np.ndarray, heatmap: np.ndarray, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY
 ) -> np.ndarray:
-    """Return a picture (H, W, 3) uint8 with values (H, W) in [0, 1] laid over it in colour."""
-    return np.round(view * (1 - opacity) + _colours(values, colormap) * opacity).astype(np.uint8)
+    """Return an image (H, W, 3) uint8 with a heatmap (H, W) in [0, 1] over it in color."""
+    return np.round(view * (1 - opacity) + _colors(heatmap, colormap) * opacity).astype(np.uint8)
 
 
-def _colours(values: np.ndarray, colormap: str) -> np.ndarray:
-    """Turn values (H, W) in [0, 1] into RGB (H, W, 3) uint8."""
+def _colors(values: np.ndarray, colormap: str) -> np.ndarray:
+    """Return values (H, W) in [0, 1] as RGB (H, W, 3) uint8."""
     bgr = cv2.applyColorMap(np.round(values * 255).astype(np.uint8), COLORMAPS[colormap])
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
-def _heading(explanation: Explanation) -> list[tuple[str, str]]:
-    first = (explanation.method, "bold")
-    if explanation.class_specific:
-        return [first, (explanation.answer, "pale")]
-    return [first, (f"any class; top-1: {explanation.answer}", "pale")]
-
-
-def _column(
-    explanation: Explanation,
-    pixels: np.ndarray,
-    heading: list[tuple[str, str]],
-    colormap: str | None,
-) -> Image.Image:
-    """Set heading, picture and colour bar under one another."""
-    enlarged = max(1, round(_WIDTH / pixels.shape[1]))
-    pixels = pixels.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
-    height, width = pixels.shape[:2]
-    top = _MARGIN // 2 + _LINE * len(heading) + 6
-    page = Image.new("RGB", (width + 2 * _MARGIN, top + height + 44), _PAPER)
-    draw = ImageDraw.Draw(page)
-    for row, (text, style) in enumerate(heading):
-        fill = _INK if style == "bold" else _PALE
-        size = 17 if style == "bold" else 14
-        write_line(draw, (_MARGIN, _MARGIN // 2 + row * _LINE), text, width, size, fill)
-    page.paste(Image.fromarray(pixels), (_MARGIN, top))
-    if colormap is not None:
-        _colour_bar(page, draw, explanation, (_MARGIN, top + height + 8), width, colormap)
-    return page
-
-
-def _colour_bar(
+def _color_bar(
     page: Image.Image,
     draw: ImageDraw.ImageDraw,
-    explanation: Explanation,
+    map_: np.ndarray,
     corner: tuple[int, int],
     width: int,
     colormap: str,
 ) -> None:
-    """Draw the colours of the map with its smallest and largest value, or the reason there are none."""
+    """Draw the colors of a map with its smallest and largest value, or the reason why there are none."""
     left, top = corner
-    if explanation.flaw:
-        write_line(draw, corner, f"the map is {explanation.flaw}: nothing to show", width, 14, _WARNING)
+    flaw = flaw_of(map_)
+    if flaw:
+        write_line(draw, corner, f"the map is {flaw}: nothing to show", width, 14, _WARNING)
         return
     ramp = np.repeat(np.linspace(0, 1, width, dtype=np.float32)[None], 10, axis=0)
-    page.paste(Image.fromarray(_colours(ramp, colormap)), (left, top))
+    page.paste(Image.fromarray(_colors(ramp, colormap)), (left, top))
     font = _font(12)
-    low, high = f"{explanation.map.min():.3g}", f"{explanation.map.max():.3g}"
+    low, high = f"{map_.min():.3g}", f"{map_.max():.3g}"
     draw.text((left, top + 13), low, _PALE, font)
     draw.text((left + width - draw.textlength(high, font), top + 13), high, _PALE, font)
 
@@ -187,7 +183,7 @@ def write_line(
     size: int,
     fill: tuple[int, int, int],
 ) -> None:
-    """Write one line, shortened with an ellipsis where it is too long."""
+    """Write one line, shortened with an ellipsis if it is too long."""
     font = _font(size)
     if draw.textlength(text, font) > width:
         while text and draw.textlength(text + "…", font) > width:

@@ -12,6 +12,7 @@ from captum.attr import LayerGradCam
 import xai_abn
 from xai_abn.explainers import GradCAM
 from xai_abn.heatmaps import unit_range
+from xai_abn.models.forward_pass import ForwardPass
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
         module(inputs)  # fills the BatchNorm statistics
         module.eval().to(dtype)
         model = xai_abn.wrap(module)
-        ours = GradCAM().explain(model.forward_pass(inputs, ["features"], gradients=True), targets)
+        ours = GradCAM().explain(ForwardPass(model, inputs, ["features"], gradients=True), targets)
         peer = LayerGradCam(module, module.features).attribute(inputs.to(dtype), target=targets).relu()[:, 0]
         print(dtype, f"{(unit_range(ours) - unit_range(peer)).abs().max().item():.1e}")
 

@@ -65,7 +65,7 @@ def compare_network(name: str) -> dict[str, float | None]:
     module.eval()
     targets = [1, 20, 300, 999]
     layer = module.get_submodule(model.target_layer)
-    shared = model.forward_pass(inputs, [model.target_layer], gradients=True)
+    shared = ForwardPass(model, inputs, [model.target_layer], gradients=True)
     raw = GradCAM().explain(shared, torch.tensor(targets))
     mine = normalized(upsample(raw, (224, 224)))
     with PeerGradCAM(model=module, target_layers=[layer]) as peer:

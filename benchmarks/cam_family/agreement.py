@@ -35,6 +35,7 @@ from benchmarks.cam_family.peer_variants import (
 from xai_abn import explainers as ours
 from xai_abn.heatmaps import unit_range, upsample
 from xai_abn.images.loading import load_image
+from xai_abn.models.forward_pass import ForwardPass
 
 IMAGES = ("astronaut", "cat")
 
@@ -125,7 +126,7 @@ def compare(module: torch.nn.Module, size: int, methods: dict[str, Any]) -> dict
     with torch.no_grad():
         module(inputs)
     module.eval()
-    targets = model.forward_pass(inputs).logits.argmax(dim=1)
+    targets = ForwardPass(model, inputs).logits.argmax(dim=1)
     found: dict[str, float | str] = {}
     for method, (make, peer) in methods.items():
         try:
@@ -165,9 +166,9 @@ def peer_maps(peer: Any, model: xai_abn.ModelAdapter, inputs: torch.Tensor, targ
         return maps
     layer = module.get_submodule(model.target_layer)
     if peer == "float64":
-        activations = model.forward_pass(inputs, [model.target_layer]).activations(model.target_layer)
+        activations = ForwardPass(model, inputs, [model.target_layer]).activations(model.target_layer)
         return torch.from_numpy(get_2d_projection_kernel(activations.double().numpy())).relu()
-    tokens = model.forward_pass(inputs, [model.target_layer]).layout(model.target_layer)
+    tokens = ForwardPass(model, inputs, [model.target_layer]).layout(model.target_layer)
     reshape = (lambda values: tokens.to_maps(values).clone()) if tokens.kind == "tokens" else None
     if peer.__module__.startswith("pytorch_grad_cam"):
         extra = {}

@@ -33,6 +33,7 @@ from benchmarks.cam_family.peer_variants import CornersScoreCAM, ScaleFirstScore
 from xai_abn import explainers as ours
 from xai_abn.heatmaps import unit_range, upsample
 from xai_abn.images.loading import load_image
+from xai_abn.models.forward_pass import ForwardPass
 
 NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
     "resnet50": torchvision.models.resnet50,
@@ -92,7 +93,7 @@ def ten(module: torch.nn.Module, batch: int, kind: str, repeats: int) -> dict[st
         ours.GradCAM().explain(ours.run_pass(model, inputs, [ours.GradCAM()]), targets)
 
     layer = module.get_submodule(model.target_layer)
-    layout = model.forward_pass(inputs, [model.target_layer]).layout(model.target_layer)
+    layout = ForwardPass(model, inputs, [model.target_layer]).layout(model.target_layer)
 
     def reshape(values: torch.Tensor) -> torch.Tensor:
         return layout.to_maps(values).clone()

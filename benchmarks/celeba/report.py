@@ -29,6 +29,7 @@ from xai_abn.explainers import ABN, ABNClass, GradCAM
 from xai_abn.explainers.baselines import Center
 from xai_abn.metrics import energy_inside, polarity, relevance_rank_accuracy, upsample
 from xai_abn.metrics.objects import Objects
+from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.predictor import FastPredictor
 from xai_abn.training import TrainConfig
 from xai_abn.training.networks import read_pictures
@@ -97,7 +98,7 @@ def measure_network(
     for t, (label, there) in enumerate(zip(labels, shown, strict=True)):
         inputs, region = images[there], [REGIONS.get(label)] * len(there)
         layers = [model.target_layer] if name == "plain" else []
-        shared = model.forward_pass(inputs, layers, gradients=bool(layers))
+        shared = ForwardPass(model, inputs, layers, gradients=bool(layers))
         for method, explainer in methods.items():
             large = [
                 upsample(explainer.explain(shared, torch.full((len(there),), u)), (SIZE, SIZE))

@@ -25,6 +25,7 @@ from xai_abn.explainers import ABN, CAM, ABNClass, GradCAM, Random7, Random14, U
 from xai_abn.explainers.baselines import Center
 from xai_abn.images.loading import load_image
 from xai_abn.metrics import Objects, energy_inside, object_recall, peak_inside, polarity
+from xai_abn.models.forward_pass import ForwardPass
 
 SIZE = 224
 BATCH = 16
@@ -108,8 +109,8 @@ def localization(abn: ModelAdapter, plain: ModelAdapter, samples: list[dict[str,
     """
     values: dict[str, list[Any]] = {}
     for inputs, chunk in batches(abn, samples, "squash"):
-        shared_abn = abn.forward_pass(inputs, [abn.target_layer], gradients=True)
-        shared = plain.forward_pass(inputs, [plain.target_layer], gradients=True)
+        shared_abn = ForwardPass(abn, inputs, [abn.target_layer], gradients=True)
+        shared = ForwardPass(plain, inputs, [plain.target_layer], gradients=True)
         top, top_abn = shared.logits.argmax(dim=1), shared_abn.logits.argmax(dim=1)
         maps = {
             "abn": ABN().explain(shared_abn, top_abn),
@@ -167,7 +168,7 @@ def polarities(abn: ModelAdapter, samples: list[dict[str, Any]]) -> dict[str, An
         return logits
 
     for inputs, _ in batches(abn, samples, "squash"):
-        shared = abn.forward_pass(inputs)
+        shared = ForwardPass(abn, inputs)
         assert shared.attention_map is not None
         values += polarity(predict, inputs, shared.attention_map[:, 0], shared.logits.argmax(dim=1)).tolist()
     return {

@@ -20,6 +20,7 @@ from xai_abn.explainers import ABNClass, GradCAM
 from xai_abn.metrics import perturbation_curves, upsample
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
 from xai_abn.metrics.perturbation import area
+from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.predictor import FastPredictor
 
 
@@ -58,7 +59,7 @@ def ladder(model: xai_abn.ModelAdapter, inputs: torch.Tensor) -> tuple[dict[str,
     kept: dict[str, torch.Tensor] = {}
     norm = model.module.get_submodule("attention_branch.bn_att3")
     handle = norm.register_forward_hook(lambda m, i, o: kept.update(z=o.detach()))
-    shared = model.forward_pass(inputs, [model.target_layer], gradients=True)
+    shared = ForwardPass(model, inputs, [model.target_layer], gradients=True)
     handle.remove()
     assert shared.attention_map is not None
     assert shared.class_maps is not None

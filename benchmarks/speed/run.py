@@ -27,6 +27,7 @@ import xai_abn
 from benchmarks._harness import machine, make_parser, ratios, write_json
 from xai_abn.explainers import ABN, CAM, GradCAM
 from xai_abn.images.loading import load_image
+from xai_abn.models.forward_pass import ForwardPass
 
 TARGET_RATIOS = {"ours: grad-cam": 1.10, "ours: cam + grad-cam": 1.15, "ours: abn / abn's prediction": 1.05}
 
@@ -82,7 +83,7 @@ def bare(module: torch.nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
 
 def explain_abn(network: torch.nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
     model = xai_abn.wrap(network)
-    return lambda: ABN().explain(model.forward_pass(inputs), torch.arange(len(inputs)))
+    return lambda: ABN().explain(ForwardPass(model, inputs), torch.arange(len(inputs)))
 
 
 def ours(module: torch.nn.Module, inputs: torch.Tensor) -> dict[str, Callable[[], object]]:
@@ -91,10 +92,10 @@ def ours(module: torch.nn.Module, inputs: torch.Tensor) -> dict[str, Callable[[]
     targets = torch.arange(len(inputs))
 
     def grad_cam() -> None:
-        GradCAM().explain(model.forward_pass(inputs, [layer], gradients=True), targets)
+        GradCAM().explain(ForwardPass(model, inputs, [layer], gradients=True), targets)
 
     def both() -> None:
-        shared = model.forward_pass(inputs, [layer], gradients=True)
+        shared = ForwardPass(model, inputs, [layer], gradients=True)
         CAM().explain(shared, targets)
         GradCAM().explain(shared, targets)
 
@@ -142,7 +143,7 @@ def memory(explanations: int) -> dict[str, float]:
 def left_behind() -> dict[str, int]:
     """Count hooks, changed modes, gradients and flags after an explanation of a network in training mode."""
     module = torchvision.models.resnet50().train()
-    xai_abn.wrap(module).forward_pass(torch.zeros(2, 3, 64, 64), ["layer4"], gradients=True).gradients(
+    ForwardPass(xai_abn.wrap(module), torch.zeros(2, 3, 64, 64), ["layer4"], gradients=True).gradients(
         "layer4", torch.tensor([0, 1])
     )
     return {

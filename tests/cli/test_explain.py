@@ -43,8 +43,8 @@ def test_a_photo_gives_a_table_and_a_picture(photo_file, tmp_path):
 
 
 def test_several_methods_give_a_sheet_and_maps(photo_file, tmp_path):
-    """Commas and repetition both work; --map npy saves the raw map that numpy reads."""
-    code, *_ = explain(photo_file, "-M", "cam,grad-cam", "--map", "npy", "-o", "out")
+    """Commas and repetition both work; --save-maps saves the raw map that numpy reads."""
+    code, *_ = explain(photo_file, "-M", "cam,grad-cam", "--save-maps", "-o", "out")
     assert code == 0
     names = {"photo.cam.png", "photo.cam.npy", "photo.grad-cam.png", "photo.grad-cam.npy", "photo.sheet.png"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
@@ -166,22 +166,22 @@ def test_nan_scores_fail_only_their_picture(gap_net, photo, tmp_path, monkeypatc
     code, out, err = explain("a.png", "b.png", "c.png")
     assert code == 1
     assert out.count("grad-cam.png") == 2
-    assert "xai-abn: b.png: gap-net answers with NaN" in err
+    assert "xai-abn: b.png: gap-net outputs NaN" in err
     assert "1 of 3 pictures failed" in err
 
 
 def test_own_files_are_replaced_foreign_ones_are_not(photo_file, tmp_path):
     """A second run replaces its own pictures and maps; a file of the user's stays unless --overwrite is given."""
     out = tmp_path / "explanations"
-    assert explain(photo_file, "--map", "npy")[0] == 0
-    assert explain(photo_file, "--map", "npy")[0] == 0
+    assert explain(photo_file, "--save-maps")[0] == 0
+    assert explain(photo_file, "--save-maps")[0] == 0
     for name in ("photo.grad-cam.png", "photo.grad-cam.npy"):
         (out / name).write_bytes(b"mine")
-        code, _, err = explain(photo_file, "--map", "npy")
+        code, _, err = explain(photo_file, "--save-maps")
         assert code == 1
         assert "not made by xai-abn" in err
         assert (out / name).read_bytes() == b"mine"
-        assert explain(photo_file, "--map", "npy", "--overwrite")[0] == 0
+        assert explain(photo_file, "--save-maps", "--overwrite")[0] == 0
         assert (out / name).read_bytes() != b"mine"
     assert not [p for p in out.iterdir() if p.suffix == ".part"]
 

@@ -13,6 +13,7 @@ import xai_abn
 from xai_abn import explainers
 from xai_abn.errors import UnsupportedModelError, XaiAbnError
 from xai_abn.images.preprocess import Preprocess
+from xai_abn.models.forward_pass import ForwardPass
 
 SIDE = 32
 
@@ -94,7 +95,7 @@ def explain_directly(model, explainer, image):
     try:
         forward_pass = explainers.run_pass(model, image[None], [explainer])
     except UnsupportedModelError:  # the model has no layer to read
-        forward_pass = model.forward_pass(image[None])
+        forward_pass = ForwardPass(model, image[None])
     explainer.explain(forward_pass, torch.tensor([0]))
 
 
@@ -114,4 +115,4 @@ def test_the_abn_method_refuses_a_plain_network(models):
     """Called directly, it names the network and says what to do."""
     model = models["residual network"]
     with pytest.raises(UnsupportedModelError, match="abn needs an Attention Branch Network and residual network is a"):
-        explainers.ABN().explain(model.forward_pass(torch.zeros(1, 3, SIDE, SIDE)), torch.tensor([0]))
+        explainers.ABN().explain(ForwardPass(model, torch.zeros(1, 3, SIDE, SIDE)), torch.tensor([0]))

@@ -16,6 +16,7 @@ from xai_abn.datasets import read_dataset
 from xai_abn.errors import InvalidInputError, RunError, UnknownNameError
 from xai_abn.explainers.base import run_pass
 from xai_abn.explainers.external import CaptumExplainer, GradCAMExplainer, MapFolder, TorchCAMExplainer
+from xai_abn.models.forward_pass import ForwardPass
 
 TARGETS = torch.tensor([3, 1, 4])
 
@@ -193,11 +194,11 @@ def test_a_map_belongs_to_one_image(gap_net, maps, tmp_path, inputs):
     explainer = MapFolder(maps, name="mine")
     (maps / "cats").mkdir()
     np.save(maps / "cats" / "a.npy", np.ones((5, 6)))
-    shared = gap_net.forward_pass(inputs[:2], sources=["cats/a.jpg", "a.jpg"])
+    shared = ForwardPass(gap_net, inputs[:2], sources=["cats/a.jpg", "a.jpg"])
     assert explainer.explain(shared, TARGETS[:2])[0].min() == 1
     with pytest.raises(InvalidInputError, match=r"b\.npy belongs to both x/b\.jpg and dogs/b\.jpg"):
-        explainer.explain(gap_net.forward_pass(inputs[:2], sources=["x/b.jpg", "dogs/b.jpg"]), TARGETS[:2])
+        explainer.explain(ForwardPass(gap_net, inputs[:2], sources=["x/b.jpg", "dogs/b.jpg"]), TARGETS[:2])
     with pytest.raises(InvalidInputError, match="mine finds maps by the names of the images"):
-        explainer.explain(gap_net.forward_pass(inputs), TARGETS)
+        explainer.explain(ForwardPass(gap_net, inputs), TARGETS)
     with pytest.raises(InvalidInputError, match=r"no \.cam\.npy files there"):
         MapFolder(maps, ending=".cam.npy")

@@ -53,7 +53,7 @@ def test_a_bad_picture_is_raised_or_recorded(gap_net, files):
     found = BatchExplainer(gap_net, "cam", errors="record")({"image": held})
     assert [e is None for e in found["error"]] == [True, False, True, False, False, False, False]
     assert "row 3: empty" in found["error"][3]
-    assert "row 4: there is no picture" in found["error"][4]
+    assert "row 4: there is no image" in found["error"][4]
     assert found["error"][5].startswith("in/a.zip: not a picture")
     assert [m is None for m in found["cam_map"]] == [e is not None for e in found["error"]]
     assert found["label"][1] is None

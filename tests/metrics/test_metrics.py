@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from xai_abn.metrics import Objects, all_objects_found, energy_inside, object_recall, polarity, upsample
+from xai_abn.models.forward_pass import ForwardPass
 
 
 def test_energy_counts_positive_values_only():
@@ -39,7 +40,7 @@ def test_the_shipped_map_is_the_right_way_up(abn_lite0):
 
     names = ["cat", "coffee", "rocket", "astronaut"]
     inputs = torch.stack([abn_lite0.preprocess(load_image(f"example:{n}")).tensor for n in names])
-    shared = abn_lite0.forward_pass(inputs)
+    shared = ForwardPass(abn_lite0, inputs)
     values = polarity(
         lambda x: abn_lite0.module(x).logits, inputs, shared.attention_map[:, 0], shared.logits.argmax(dim=1)
     )

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
 import torchvision
 from torch import nn
 
 import xai_abn
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
-from xai_abn.models import zero_rows
+from xai_abn.models.forward_pass import ForwardPass
 
 
 def test_logits_are_the_models_own(resnet18, inputs):
     """The pass answers what the model answers."""
     with torch.no_grad():
         expected = resnet18.module(inputs)
-    assert torch.equal(resnet18.forward_pass(inputs, ["layer3", "layer4"], gradients=True).logits, expected)
+    assert torch.equal(ForwardPass(resnet18, inputs, ["layer3", "layer4"], gradients=True).logits, expected)
 
 
 def test_gradients_equal_a_full_backward(resnet18, inputs):
     """Partial differentiation gives what autograd through the whole network gives, at two layers of one pass."""
     targets = torch.tensor([5, 0, 999])
-    shared = resnet18.forward_pass(inputs, ["layer4", "layer2"], gradients=True)
+    shared = ForwardPass(resnet18, inputs, ["layer4", "layer2"], gradients=True)
     kept = {}
     handles = [
         resnet18.module.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: kept.update({name: o}))
@@ -36,24 +35,15 @@ def test_gradients_equal_a_full_backward(resnet18, inputs):
         torch.testing.assert_close(shared.gradients(name, targets), gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_several_targets_equal_one_after_the_other(resnet18, inputs):
-    """T targets at once give the T single gradients."""
-    shared = resnet18.forward_pass(inputs, ["layer4"], gradients=True)
-    targets = torch.tensor([[1, 2], [3, 4], [5, 6]])
-    both = shared.gradients("layer4", targets)
-    for column in (0, 1):
-        torch.testing.assert_close(both[:, column], shared.gradients("layer4", targets[:, column]))
-
-
 def test_looking_the_last_layers_row_up_equals_multiplying_it_out(resnet18, abn_resnet18, inputs):
-    """The short cut through the final linear layer gives the gradients of the long way, for one and several targets."""
+    """The short cut through the final linear layer gives the gradients of the long way."""
     for model in (resnet18, abn_resnet18):
         layer = model.target_layer
-        short = model.forward_pass(inputs, [layer], gradients=True)
+        short = ForwardPass(model, inputs, [layer], gradients=True)
         assert short._pooled is not None
-        long = model.forward_pass(inputs, [layer], gradients=True)
+        long = ForwardPass(model, inputs, [layer], gradients=True)
         long._pooled = None
-        for targets in (torch.tensor([4, 0, 9]), torch.tensor([[1, 2], [3, 4], [5, 6]])):
+        for targets in (torch.tensor([4, 0, 9]), torch.tensor([1, 3, 5])):
             torch.testing.assert_close(short.gradients(layer, targets), long.gradients(layer, targets))
 
 
@@ -75,7 +65,7 @@ def test_no_row_is_looked_up_where_the_logits_are_changed_afterwards(inputs, in_
     """Scaled logits have scaled gradients: the last linear layer alone does not tell."""
     torch.manual_seed(0)
     model = xai_abn.wrap(Rescaled(in_place))
-    shared = model.forward_pass(inputs, ["conv"], gradients=True)
+    shared = ForwardPass(model, inputs, ["conv"], gradients=True)
     gradient = shared.gradients("conv", torch.tensor([0, 1, 2]))
     area = gradient.shape[2] * gradient.shape[3]
     expected = 3 * model.module.fc.weight.detach()[:, :, None, None] / area
@@ -84,7 +74,7 @@ def test_no_row_is_looked_up_where_the_logits_are_changed_afterwards(inputs, in_
 
 def test_gradients_are_computed_once_a_target(resnet18, inputs):
     """The second call for the same targets gives the very same tensor."""
-    shared = resnet18.forward_pass(inputs, ["layer4"], gradients=True)
+    shared = ForwardPass(resnet18, inputs, ["layer4"], gradients=True)
     targets = torch.tensor([1, 2, 3])
     assert shared.gradients("layer4", targets) is shared.gradients("layer4", targets.clone())
     assert shared.gradients("layer4", targets + 1) is not shared.gradients("layer4", targets)
@@ -108,7 +98,7 @@ def test_an_in_place_operation_does_not_overwrite_what_was_captured(inputs, grad
     """The activation in front of an in-place ReLU keeps its negative values, and the scores stay right."""
     torch.manual_seed(0)
     model = xai_abn.wrap(InPlace(), layer="conv")
-    shared = model.forward_pass(inputs, ["conv"], gradients=gradients)
+    shared = ForwardPass(model, inputs, ["conv"], gradients=gradients)
     torch.testing.assert_close(shared.activations("conv"), model.module.conv(inputs).detach())
     assert shared.activations("conv").min() < 0
     torch.testing.assert_close(shared.logits, model.module(inputs).detach())
@@ -124,43 +114,43 @@ def test_densenets_functional_in_place_relu_is_survived(inputs):
     """Torchvision's DenseNet applies F.relu(inplace=True) to the captured layer: capture keeps its own copy."""
     torch.manual_seed(0)
     model = xai_abn.wrap(torchvision.models.densenet121().eval())
-    shared = model.forward_pass(inputs, ["features"], gradients=True)
+    shared = ForwardPass(model, inputs, ["features"], gradients=True)
     assert shared.activations("features").min() < 0
 
 
 def test_frozen_weights_still_give_gradients(inputs):
     """A network whose parameters require no gradient can be differentiated at two layers."""
     module = torchvision.models.resnet18().eval().requires_grad_(False)
-    shared = xai_abn.wrap(module).forward_pass(inputs, ["layer3", "layer4"], gradients=True)
+    shared = ForwardPass(xai_abn.wrap(module), inputs, ["layer3", "layer4"], gradients=True)
     assert shared.gradients("layer3", torch.tensor([0, 1, 2])).abs().sum() > 0
 
 
 def test_half_of_the_network_runs_without_autograd(resnet18, inputs):
     """Nothing in front of the captured layer is recorded, and what is captured is a leaf."""
-    shared = resnet18.forward_pass(inputs, ["layer4"], gradients=True)
+    shared = ForwardPass(resnet18, inputs, ["layer4"], gradients=True)
     assert shared._kept["layer4"].is_leaf
 
 
 def test_inference_mode_is_refused_with_a_way_out(resnet18, inputs):
     """Gradients inside inference mode are impossible, and the message says what to use."""
     with torch.inference_mode(), pytest.raises(InvalidInputError, match="no_grad"):
-        resnet18.forward_pass(inputs, ["layer4"], gradients=True)
+        ForwardPass(resnet18, inputs, ["layer4"], gradients=True)
 
 
 def test_unknown_layers_are_refused_with_the_nearest(resnet18, inputs):
     """A misspelt layer names its neighbours."""
     with pytest.raises(UnknownNameError, match="layer4"):
-        resnet18.forward_pass(inputs, ["layer44"])
+        ForwardPass(resnet18, inputs, ["layer44"])
 
 
 def test_asking_for_what_was_not_captured_is_refused(resnet18, inputs):
     """Layers and gradients have to be ordered with the pass; targets need one row an image."""
-    shared = resnet18.forward_pass(inputs, ["layer4"])
+    shared = ForwardPass(resnet18, inputs, ["layer4"])
     with pytest.raises(InvalidInputError, match="not captured"):
         shared.activations("layer3")
     with pytest.raises(InvalidInputError, match="without gradients"):
         shared.gradients("layer4", torch.tensor([0, 0, 0]))
-    shared = resnet18.forward_pass(inputs, ["layer4"], gradients=True)
+    shared = ForwardPass(resnet18, inputs, ["layer4"], gradients=True)
     with pytest.raises(InvalidInputError, match="targets"):
         shared.gradients("layer4", torch.tensor([0]))
 
@@ -184,15 +174,15 @@ class Odd(nn.Module):
 def test_answers_that_are_no_logits_are_refused(inputs, answer):
     """A tuple or a 3-D answer is refused and said what it was."""
     with pytest.raises(UnsupportedModelError, match=r"logits \(N, K\), got"):
-        xai_abn.wrap(Odd(answer)).forward_pass(inputs)
+        ForwardPass(xai_abn.wrap(Odd(answer)), inputs)
 
 
 def test_layers_that_do_not_run_or_do_not_matter_are_refused(inputs):
     """A layer outside the computation has neither activation nor gradient."""
     model = xai_abn.wrap(Odd("plain"))
     with pytest.raises(UnsupportedModelError, match="does not run"):
-        model.forward_pass(inputs, ["idle"])
-    shared = model.forward_pass(inputs, ["blind"], gradients=True)
+        ForwardPass(model, inputs, ["idle"])
+    shared = ForwardPass(model, inputs, ["blind"], gradients=True)
     with pytest.raises(UnsupportedModelError, match="do not depend"):
         shared.gradients("blind", torch.tensor([0, 0, 0]))
 
@@ -202,33 +192,3 @@ def test_layers_of_a_transformer_are_listed(small_vit):
     names = [o.name for o in small_vit.spatial_layers()]
     assert {"patch_embed.proj", "blocks.0", "blocks.2.norm1"} <= set(names)
     assert small_vit.target_layer in names
-
-
-@pytest.mark.parametrize("pool", ["token", "avg"])
-def test_leaving_out_rows_without_gradient_equals_a_full_backward(pool, monkeypatch):
-    """Behind a class token one row a picture is differentiated, behind an average all; both as autograd would."""
-    torch.manual_seed(0)
-    options = {"img_size": 64, "embed_dim": 48, "num_heads": 3, "depth": 3, "num_classes": 7}
-    network = timm.create_model("vit_tiny_patch16_224", global_pool=pool, **options).eval()
-    kept: dict[str, torch.Tensor] = {}
-    handle = network.blocks[1].register_forward_hook(lambda m, i, o: kept.update(block=o))
-    inputs, targets = torch.randn(2, 3, 64, 64), torch.tensor([5, 2])
-    (full,) = torch.autograd.grad(network(inputs)[[0, 1], targets].sum(), kept["block"])
-    handle.remove()
-
-    asked: list[int | None] = []
-    few_rows = zero_rows._few_rows
-
-    def spy(*arguments):
-        rows = few_rows(*arguments)
-        asked.append(None if rows is None else len(rows))
-        return rows
-
-    monkeypatch.setattr(zero_rows, "_few_rows", spy)
-    shared = xai_abn.wrap(network, preprocess=xai_abn.Preprocess(size=64)).forward_pass(
-        inputs, ["blocks.1"], gradients=True
-    )
-    found = shared.gradients("blocks.1", targets)
-    torch.testing.assert_close(found, shared.layout("blocks.1").to_maps(full))
-    linear_and_attention = [2, 2, 2, 1, None] if pool == "token" else [None] * 5
-    assert asked == linear_and_attention

@@ -42,6 +42,8 @@ def test_the_top_class_is_compared_where_none_is_named(gap_net, photo):
     assert (found.target, found.versus) == (top.target, versus)
     with pytest.raises(InvalidInputError, match="itself"):
         xai_abn.explain(gap_net, photo, "cam", Difference(2, versus=2))
+    with pytest.raises(TypeError, match="versus"):
+        Difference("cat")
 
 
 def test_several_targets_of_one_picture_share_a_pass(gap_net, photo, monkeypatch):
@@ -55,8 +57,9 @@ def test_several_targets_of_one_picture_share_a_pass(gap_net, photo, monkeypatch
     assert list(result[0]) == [("grad-cam", "cat"), ("grad-cam", "kite"), "eigen-cam"]
     for label, expected in alone.items():
         np.testing.assert_allclose(result[0]["grad-cam", label].map, expected, atol=1e-6)
-    assert result[0]["grad-cam"].label == "cat"
-    assert result[0]["eigen-cam", "kite"].method == "eigen-cam"
+    assert result[0].get("grad-cam", "cat").label == result[0].get("grad-cam", 0).label == "cat"
+    assert result[0].get("eigen-cam", "kite") is result[0]["eigen-cam"]
+    assert ("grad-cam" in result[0], result[0].get("grad-cam"), result[0].get("grad-cam", "dog")) == (False, None, None)
     assert result[1]["grad-cam"].label == "dog"
     with pytest.raises(KeyError):
         result[0]["cam"]

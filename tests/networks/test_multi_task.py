@@ -22,6 +22,7 @@ from xai_abn.datasets.batches import InMemorySplit
 from xai_abn.errors import InvalidInputError, RunError, UnknownNameError, UnsupportedModelError
 from xai_abn.explainers import run_pass
 from xai_abn.images.preprocess import Preprocess
+from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.networks.architectures import Architecture, architectures
 from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
 from xai_abn.networks.multi_task import AttributeBranch, MultiTaskABN
@@ -189,7 +190,7 @@ def test_transformers_have_one_map():
 
 def test_probabilities_are_sigmoids(model, backbone, inputs):
     """Of a multi-task ABN always, of another network where wrap is told; they are not shares of one."""
-    shared = model.forward_pass(inputs)
+    shared = ForwardPass(model, inputs)
     torch.testing.assert_close(shared.probabilities, shared.logits.sigmoid())
     for multi_label in (False, True):
         plain = xai_abn.wrap(backbone, preprocess=Preprocess(size=64), multi_label=multi_label)
@@ -223,7 +224,7 @@ def test_a_shared_map_stays_class_agnostic(backbone, inputs):
 
 def test_without_targets_the_attributes_present_are_explained(model, inputs):
     """All that are more probable than not, the most probable first; the most probable alone where none is."""
-    logits = model.forward_pass(inputs).logits
+    logits = ForwardPass(model, inputs).logits
     for row, answers in enumerate(xai_abn.explain(model, inputs, "abn")):
         present = [NAMES[i] for i in logits[row].argsort(descending=True) if logits[row, i] > 0]
         assert [e.label for e in answers.values()] == (present or [NAMES[int(logits[row].argmax())]])
@@ -231,7 +232,7 @@ def test_without_targets_the_attributes_present_are_explained(model, inputs):
     with torch.no_grad():
         nothing = xai_abn.wrap(xai_abn.abn_from(_lowered(model), input_size=64, maps="per-attribute"))
     assert [e.target for e in xai_abn.explain(nothing, inputs[0], "abn")[0].values()] == [
-        int(nothing.forward_pass(inputs[:1]).logits.argmax())
+        int(ForwardPass(nothing, inputs[:1]).logits.argmax())
     ]
 
 
@@ -255,7 +256,7 @@ def test_methods_read_the_features_in_front_of_the_maps(model, network, inputs):
     """Grad-CAM's gradients there are those of the attribute's logit; CAM is refused, as its head is not there."""
     assert model.target_layer == "feature_extractor.layer3"
     targets = torch.tensor([3, 1, 4])
-    shared = model.forward_pass(inputs, [model.target_layer], gradients=True)
+    shared = ForwardPass(model, inputs, [model.target_layer], gradients=True)
     features = network.feature_extractor(inputs).detach().requires_grad_()
     maps = network.attention_branch(features)[1]
     logits = network.perceive(features, maps).gather(1, targets[:, None]).sum()
@@ -274,7 +275,7 @@ def test_layers_behind_the_maps_are_refused(model, inputs, layer):
 
 def test_a_made_up_score_has_no_attribute(model, inputs):
     """The method abn refuses a function of the answer: none of its maps is that score's."""
-    with pytest.raises(UnsupportedModelError, match="map for each class"):
+    with pytest.raises(UnsupportedModelError, match="one map per class"):
         xai_abn.explain(model, inputs, "abn", lambda answer: answer.logits[:, 0] * 2)
 
 
@@ -327,7 +328,7 @@ def test_the_command_explains_each_attribute(model, network, inputs, photo_file,
     assert all(text in out for text in ("Smiling", "Eyeglasses", "%", "abn"))
     assert "any class" not in out
     records = json.loads(call(*command, "--json")[1])["explanations"]
-    logits = model.forward_pass(model.preprocess(xai_abn.images.load_image(photo_file)).tensor[None]).logits[0]
+    logits = ForwardPass(model, model.preprocess(xai_abn.images.load_image(photo_file)).tensor[None]).logits[0]
     assert [r["label"] for r in records] == ["Smiling", "Eyeglasses"]
     assert [r["probability"] for r in records] == pytest.approx(logits[:2].sigmoid().tolist(), abs=1e-5)
     for record in records:
@@ -471,7 +472,7 @@ def test_every_kind_trains_and_loads(tiny, tmp_path, settings):
     assert set(result["attributes"]) == {"red", "blue"}
     model = xai_abn.load_model(tmp_path / "run/final.safetensors")
     assert model.multi_label
-    probabilities = model.forward_pass(torch.zeros(1, 3, SIDE, SIDE)).probabilities
+    probabilities = ForwardPass(model, torch.zeros(1, 3, SIDE, SIDE)).probabilities
     assert probabilities.shape == (1, 2)
 
 

@@ -31,6 +31,7 @@ from xai_abn.explainers import (
 )
 from xai_abn.heatmaps import unit_range
 from xai_abn.images.preprocess import Preprocess
+from xai_abn.models.forward_pass import ForwardPass
 
 TARGETS = torch.tensor([3, 1, 4])
 
@@ -103,7 +104,7 @@ def test_xgrad_layer_and_hires_cam_are_their_equations(gap_net, inputs):
 def test_hires_cam_sums_to_the_logit_behind_a_linear_head(gap_net, inputs):
     """Its completeness: the map's sum plus the bias is the logit."""
     found = maps(gap_net, HiResCAM(), inputs)
-    logits = gap_net.forward_pass(inputs).logits[torch.arange(3), TARGETS]
+    logits = ForwardPass(gap_net, inputs).logits[torch.arange(3), TARGETS]
     torch.testing.assert_close(found.sum((1, 2)) + gap_net.classifier.bias.detach()[TARGETS], logits)
 
 
@@ -131,7 +132,7 @@ def test_shapley_cam_halves_the_curvature(inputs):
 
 def test_eigen_cam_is_the_first_principal_component_with_a_fixed_sign(resnet18, inputs):
     """The singular vectors of torch, with the sign that makes the largest magnitude positive."""
-    shared = resnet18.forward_pass(inputs, ["layer4"])
+    shared = ForwardPass(resnet18, inputs, ["layer4"])
     found = EigenCAM().explain(shared, TARGETS)
     for n in range(3):
         flat = shared.activations("layer4")[n].flatten(1).T
@@ -171,7 +172,7 @@ def test_finer_cam_of_strength_0_is_grad_cam(gap_net, inputs):
 
 def test_finer_cam_compares_with_the_closest_classes(gap_net, inputs):
     """Gradients of y_c - 0.6 mean(y_d), d being the three classes closest in logits."""
-    logits = gap_net.forward_pass(inputs).logits
+    logits = ForwardPass(gap_net, inputs).logits
     expected = []
     for n in range(3):
         target = int(TARGETS[n])
@@ -210,7 +211,7 @@ def test_is_cam_of_one_step_is_score_cam(gap_net, inputs):
 def test_ablation_cam_is_its_equation(resnet18, inputs, layer):
     """Each channel set to 0 in its own forward pass, for the last layer and one in the middle."""
     name = layer or "layer4"
-    shared = resnet18.forward_pass(inputs[:1], [name])
+    shared = ForwardPass(resnet18, inputs[:1], [name])
     a, whole = shared.activations(name)[0], shared.logits[0, 3]
     drops = []
     for k in range(0, len(a), 16):
@@ -236,8 +237,8 @@ def test_running_again_from_inside_a_dense_block_works(inputs):
     torch.manual_seed(0)
     model = xai_abn.wrap(torchvision.models.densenet121().eval(), preprocess=Preprocess(size=64))
     name = "features.denseblock4.denselayer15"
-    shared = model.forward_pass(inputs[:1], [name])
-    again = model.forward_pass(inputs[:1], [name]).rerun(name, 0, shared.activations(name).expand(3, -1, -1, -1))
+    shared = ForwardPass(model, inputs[:1], [name])
+    again = ForwardPass(model, inputs[:1], [name]).rerun(name, 0, shared.activations(name).expand(3, -1, -1, -1))
     torch.testing.assert_close(again, shared.logits.expand(3, -1), rtol=1e-4, atol=1e-5)
 
 
@@ -286,7 +287,7 @@ def plain_attention(model, inputs):
 def test_attention_is_what_the_projections_give(name, inputs, request):
     """Recorded without changing the logits."""
     model = request.getfixturevalue(name)
-    shared = model.forward_pass(inputs, attentions=True)
+    shared = ForwardPass(model, inputs, attentions=True)
     expected, logits = plain_attention(model, inputs)
     torch.testing.assert_close(shared.logits, logits.detach(), rtol=1e-4, atol=1e-5)
     assert len(shared.attentions) == 3
@@ -296,8 +297,8 @@ def test_attention_is_what_the_projections_give(name, inputs, request):
 
 def test_watching_attention_does_not_change_torchvisions_logits(torchvision_vit, inputs):
     """``nn.MultiheadAttention`` gives the same output while its weights are recorded; rows sum to 1."""
-    plain = torchvision_vit.forward_pass(inputs)
-    shared = torchvision_vit.forward_pass(inputs, attentions=True, gradients=True)
+    plain = ForwardPass(torchvision_vit, inputs)
+    shared = ForwardPass(torchvision_vit, inputs, attentions=True, gradients=True)
     torch.testing.assert_close(shared.logits, plain.logits, rtol=1e-4, atol=1e-5)
     assert [tuple(a.shape) for a in shared.attentions] == [(3, 4, 17, 17)] * 3
     torch.testing.assert_close(shared.attentions[0].sum(-1), torch.ones(3, 4, 17))
@@ -352,7 +353,7 @@ def test_attention_methods_refuse_what_they_do_not_describe(resnet18, inputs):
 @pytest.mark.parametrize("explainer", [GradCAM, LayerCAM, XGradCAM, GradCAMPlusPlus, EigenCAM])
 def test_patches_are_arranged_on_their_grid(vit, inputs, explainer):
     """The same map as from tokens without the class token, reshaped by hand."""
-    shared = vit.forward_pass(inputs, ["blocks.2.norm1"], gradients=True)
+    shared = ForwardPass(vit, inputs, ["blocks.2.norm1"], gradients=True)
     kept = []
     handle = vit.module.blocks[2].norm1.register_forward_hook(lambda m, i, o: kept.append(o))
     logits = vit.module(inputs)
@@ -372,6 +373,6 @@ def test_swins_channels_are_last(inputs):
     torch.manual_seed(0)
     swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=64, window_size=2, depths=(1, 1, 1, 1)).eval()
     model = xai_abn.wrap(swin, preprocess=Preprocess(size=64))
-    shared = model.forward_pass(inputs, ["norm"], gradients=True)
+    shared = ForwardPass(model, inputs, ["norm"], gradients=True)
     assert shared.activations("norm").shape == (3, 768, 2, 2)
-    torch.testing.assert_close(shared.activations("norm"), shared.tokens("norm").detach().permute(0, 3, 1, 2))
+    torch.testing.assert_close(shared.activations("norm"), shared.raw_output("norm").detach().permute(0, 3, 1, 2))

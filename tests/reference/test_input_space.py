@@ -22,6 +22,7 @@ from xai_abn.explainers.captum_methods import CaptumMethod
 from xai_abn.explainers.perturbation import similarity, superpixels
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.captum_copy import SeparateWindows, separate_windows, unshared
+from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.seeding import seeded
 
 SIDE = 24
@@ -91,7 +92,7 @@ TARGETS = torch.tensor([3, 1])
 
 
 def shared_pass(model, explainer, images):
-    return model.forward_pass(images, explainer.layers_read(model), gradients=explainer.needs_gradient)
+    return ForwardPass(model, images, explainer.layers_read(model), gradients=explainer.needs_gradient)
 
 
 def spread(image, share):
@@ -236,7 +237,7 @@ def test_a_linear_networks_map_is_weight_times_input(name, arguments, images):
 def test_perturbations_of_a_linear_network(images):
     """Ablating a superpixel removes its w * x, which is also its Shapley value."""
     model = seeded_model(LinearNet)
-    shared = model.forward_pass(images[:1])
+    shared = ForwardPass(model, images[:1])
     weighted = (model.module.fc.weight.detach()[3].view(3, SIDE, SIDE) * images[0]).sum(dim=0)
     regions = superpixels(images[:1], 6)[0, 0]
     expected = torch.stack([weighted[regions == r].sum() for r in range(int(regions.max()) + 1)])[regions]
@@ -345,7 +346,7 @@ def test_guided_grad_cam_is_the_product(resnet18, inputs, layer):
 def test_rise_equals_the_paper_written_out(plain, images):
     """The sum over masks, one mask and one image at a time, masks enlarged as in the authors' code."""
     explainer = explainers.RISE(masks=30, side=5, keep=0.4, seed=3, batch_size=7)
-    found = explainer.explain(plain.forward_pass(images), TARGETS)
+    found = explainer.explain(ForwardPass(plain, images), TARGETS)
     cell = math.ceil(SIDE / 5)
     grids, shifts = explainer.random_grids((cell, cell))
     expected = torch.zeros(2, SIDE, SIDE, dtype=torch.float64)

@@ -9,13 +9,14 @@ import torchvision
 import xai_abn
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers import ABN, CAM, ABNClass, GradCAM
+from xai_abn.models.forward_pass import ForwardPass
 
 TARGETS = torch.tensor([3, 1, 4])
 
 
 def test_cam_equals_the_plain_sum(gap_net, inputs):
     """M_c(x, y) = sum_k w_ck f_k(x, y), in loops, within 1e-5."""
-    shared = gap_net.forward_pass(inputs, ["features"])
+    shared = ForwardPass(gap_net, inputs, ["features"])
     maps = CAM().explain(shared, TARGETS)
     features = gap_net.module.features(inputs).detach()
     weight = gap_net.module.fc.weight.detach()
@@ -31,7 +32,7 @@ def test_the_mean_of_cam_plus_bias_is_the_logit(name, inputs):
     """CAM accounts for the whole score, on every torchvision family with a GAP head."""
     torch.manual_seed(0)
     model = xai_abn.wrap(torchvision.models.get_model(name, weights=None).eval())
-    shared = model.forward_pass(inputs, [model.target_layer])
+    shared = ForwardPass(model, inputs, [model.target_layer])
     maps = CAM().explain(shared, TARGETS)
     expected = maps.mean(dim=(1, 2)) + model.classifier.bias[TARGETS].detach()
     torch.testing.assert_close(shared.logits.gather(1, TARGETS[:, None])[:, 0], expected, rtol=1e-4, atol=1e-4)
@@ -39,7 +40,7 @@ def test_the_mean_of_cam_plus_bias_is_the_logit(name, inputs):
 
 def test_grad_cam_is_rectified_cam_over_area_on_a_gap_head(gap_net, inputs):
     """D logit / d A_k is w_k / (h w) everywhere, so Grad-CAM = ReLU(CAM) / (h w)."""
-    shared = gap_net.forward_pass(inputs, ["features"], gradients=True)
+    shared = ForwardPass(gap_net, inputs, ["features"], gradients=True)
     cam = CAM().explain(shared, TARGETS)
     grad_cam = GradCAM().explain(shared, TARGETS)
     torch.testing.assert_close(grad_cam, cam.relu() / cam[0].numel())
@@ -48,7 +49,7 @@ def test_grad_cam_is_rectified_cam_over_area_on_a_gap_head(gap_net, inputs):
 def test_grad_cam_equals_a_full_backward(resnet18, inputs):
     """At an inner layer, Grad-CAM from a partial backward equals the formula from a full one."""
     layer = "layer3"
-    shared = resnet18.forward_pass(inputs, [layer], gradients=True)
+    shared = ForwardPass(resnet18, inputs, [layer], gradients=True)
     maps = GradCAM(layer=layer).explain(shared, TARGETS)
     kept = []
     handle = resnet18.module.layer3.register_forward_hook(lambda m, i, o: kept.append(o))
@@ -63,7 +64,7 @@ def test_grad_cam_equals_a_full_backward(resnet18, inputs):
 def test_abn_gives_the_map_that_weighted_the_features(abn_resnet18, inputs):
     """The explanation is the very map of the prediction's own pass; class maps average to the branch's scores."""
     output = abn_resnet18.module(inputs)
-    shared = abn_resnet18.forward_pass(inputs)
+    shared = ForwardPass(abn_resnet18, inputs)
     assert torch.equal(ABN().explain(shared, TARGETS), output.attention_map[:, 0].detach())
     class_maps = ABNClass().explain(shared, TARGETS)
     scores = output.attention_logits.gather(1, TARGETS[:, None])[:, 0].detach()
@@ -75,14 +76,14 @@ def test_cam_refuses_heads_it_does_not_describe(name, inputs):
     """Where other steps stand between pooling and logits, CAM says so and names what to use."""
     torch.manual_seed(0)
     model = xai_abn.wrap(torchvision.models.get_model(name, weights=None).eval())
-    shared = model.forward_pass(inputs, [model.target_layer])
+    shared = ForwardPass(model, inputs, [model.target_layer])
     with pytest.raises(UnsupportedModelError, match=r"global average pooling and one linear layer.*grad-cam"):
         CAM().explain(shared, TARGETS)
 
 
 def test_cam_refuses_an_earlier_layer(resnet18, inputs):
     """Only the layer that is pooled has class weights."""
-    shared = resnet18.forward_pass(inputs, ["layer3"])
+    shared = ForwardPass(resnet18, inputs, ["layer3"])
     with pytest.raises(UnsupportedModelError, match="layer3"):
         CAM(layer="layer3").explain(shared, TARGETS)
 

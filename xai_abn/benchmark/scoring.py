@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from xai_abn.benchmark.records import MapRow, ResultRow
 from xai_abn.benchmark.store import key_of
 from xai_abn.benchmark.trials import TOP, Photo, Trial, trials_of
-from xai_abn.explainers import Explainer, run_batch, run_pass
+from xai_abn.errors import NonFiniteError
+from xai_abn.explainers import Explainer, run_pass
 from xai_abn.heatmaps import flaws, upsample
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.metrics.base import Metric, Needs, Scores, Subject
@@ -25,7 +26,6 @@ from xai_abn.metrics.perturbation import PerturbationProtocol, perturbation_curv
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.predictor import FastPredictor
-from xai_abn.pipeline import check_finite
 
 #: Largest side of the maps that are kept.
 MAP_SIDE = 56
@@ -109,8 +109,11 @@ class _Batch:
         inputs = torch.stack([p.prepared.tensor for p in photos])
         self.inputs = inputs.contiguous(memory_format=torch.channels_last)
         started = perf_counter()
-        shared = run_batch(scorer.model, self.inputs, methods.values(), [p.name for p in photos])
-        check_finite(shared)
+        shared = run_pass(scorer.model, self.inputs, methods.values(), [p.name for p in photos])
+        bad = [row for row, good in enumerate(torch.isfinite(shared.logits).all(dim=1).tolist()) if not good]
+        if bad:
+            names = ", ".join(photos[row].name for row in bad)
+            raise NonFiniteError(f"{names}: {scorer.model.name} answers with NaN or infinite scores", bad)
         self.logits, self.top = shared.logits.cpu(), shared.logits.argmax(dim=1).cpu()
         self.probabilities = scorer.model.probabilities(self.logits)
         self.shared_seconds = (perf_counter() - started) / len(photos)

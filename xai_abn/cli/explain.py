@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +16,9 @@ from xai_abn.errors import XaiAbnError
 
 if TYPE_CHECKING:
     from xai_abn.cli.output import OutputFolder
+    from xai_abn.explanation import ImageExplanations
     from xai_abn.models.adapter import ModelAdapter
     from xai_abn.models.targets import Difference
-    from xai_abn.pipeline import ImageExplanations
 
 
 def command(
@@ -50,9 +51,9 @@ def command(
         str | None, typer.Option("--layer", "-l", help="Layer to read; see 'xai-abn list layers'. Default: found.")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("explanations"),
-    map_format: Annotated[
-        str | None, typer.Option("--map", help="Also save each raw map, as 'npy'.", metavar="npy")
-    ] = None,
+    save_maps: Annotated[
+        bool, typer.Option("--save-maps", help="Also save each raw map as a NumPy file (.npy).")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     colormap: Annotated[
         str, typer.Option(help="Colours of the map: viridis, inferno, magma, plasma, cividis, turbo, jet.")
@@ -61,11 +62,9 @@ def command(
     overwrite: Annotated[bool, typer.Option(help="Replace files that xai-abn did not make, too.")] = False,
 ) -> None:
     """Explain pictures: where did the classifier look?"""
-    if map_format not in (None, "npy"):
-        raise typer.BadParameter(f"--map takes npy, got {map_format!r}")
     from xai_abn.cli.output import OutputFolder
 
-    folder = OutputFolder(output, overwrite=overwrite, colormap=colormap, maps=map_format is not None)
+    folder = OutputFolder(output, overwrite=overwrite, colormap=colormap, maps=save_maps)
     sources, failures = _expand(images)
     if not sources:
         _finish(failures, len(failures))
@@ -107,7 +106,7 @@ def _run(
     """Explain and save each picture; return a record per map, and the failures."""
     from xai_abn.explainers import make_explainers
     from xai_abn.models.zoo import load_model
-    from xai_abn.pipeline import explain_each
+    from xai_abn.pipeline import explain_images
 
     model = load_model(spec, weights=weights, device=device)
     chosen = make_explainers(model, methods, layer)
@@ -115,7 +114,8 @@ def _run(
     records: list[dict[str, Any]] = []
     failures: list[tuple[str, str]] = []
     with progress_bar("explaining", hidden=len(sources) < 2) as update:
-        for done, (source, result) in enumerate(explain_each(model, sources, chosen, wanted), 1):
+        results = explain_images(model, sources, chosen, repeat(wanted))
+        for done, (source, result) in enumerate(zip(sources, results, strict=True), 1):
             try:
                 if isinstance(result, XaiAbnError):
                     raise result
@@ -126,7 +126,7 @@ def _run(
     return records, failures
 
 
-def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> list[int | str | Difference] | None:
+def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> list[int | str | Difference | None]:
     """Look labels up before any picture is read."""
     from xai_abn.models.targets import Difference
 
@@ -135,8 +135,8 @@ def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> lis
 
     chosen: list[int | str | None] = [found(target) for target in targets]
     if versus is not None:
-        return [Difference(target, found(versus)) for target in chosen or [None]]
-    return [target for target in chosen if target is not None] or None
+        return [Difference(target, versus=found(versus)) for target in chosen or [None]]
+    return list(chosen) or [None]
 
 
 def _saved(folder: OutputFolder, source: str, result: ImageExplanations) -> list[dict[str, Any]]:

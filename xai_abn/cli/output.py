@@ -15,9 +15,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from xai_abn.errors import OutputError, UnknownNameError
-from xai_abn.explanation import Explanation
+from xai_abn.explanation import Explanation, sheet
 from xai_abn.files import replacing
-from xai_abn.rendering import COLORMAPS, overlay, sheet
+from xai_abn.rendering import COLORMAPS
 
 #: PNG text key that marks a picture as ours; it holds the records of the maps drawn.
 PNG_KEY = "xai-abn"
@@ -70,7 +70,7 @@ class OutputFolder:
             path = self.path / f"{stem}.{method}{which}.png"
             if path in contents:  # C and C++
                 path = path.with_name(f"{stem}.{method}{which}-{explanation.target}.png")
-            contents[path] = _png(overlay(explanation, colormap=self.colormap), [explanation])
+            contents[path] = _png(explanation.overlay(colormap=self.colormap), [explanation])
             made.append(path)
             if self.maps:
                 path = path.with_name(path.name.removesuffix(".png") + ".npy")

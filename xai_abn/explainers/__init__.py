@@ -9,7 +9,6 @@ from xai_abn.explainers.base import (
     names,
     parse_spec,
     register,
-    run_batch,
     run_pass,
     split_specs,
 )
@@ -91,7 +90,6 @@ __all__ = [
     "names",
     "parse_spec",
     "register",
-    "run_batch",
     "run_pass",
     "split_specs",
 ]

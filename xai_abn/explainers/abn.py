@@ -54,7 +54,7 @@ class ABN(_AttentionBranchMap):
     def check(self, model: ModelAdapter) -> None:
         """Also refuse a network that does not use its map: such a map was not trained."""
         super().check(model)
-        if not model.looks:
+        if not model.uses_attention_map:
             raise UnsupportedModelError(
                 f"the map of {model.name} is not used and was not trained (mechanism auxiliary); use abn-class for its "
                 "attention branch, or grad-cam"

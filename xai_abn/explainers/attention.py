@@ -9,6 +9,7 @@ from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.models.targets import target_scores
 from xai_abn.networks.layout import Layout, layout_of
 
 
@@ -138,10 +139,10 @@ class LeGrad(_AttentionExplainer):
     def _block_scores(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the score of each block, summed over the batch, (L,)."""
         blocks = forward_pass.model.attention_blocks
-        means = torch.stack([forward_pass.tokens(name).mean(dim=1) for name in blocks])
-        length = forward_pass.tokens(blocks[-1]).shape[1]
+        means = torch.stack([forward_pass.raw_output(name).mean(dim=1) for name in blocks])
+        length = forward_pass.raw_output(blocks[-1]).shape[1]
         scores = []
         for row in range(len(forward_pass)):
             logits = forward_pass.rerun(blocks[-1], row, means[:, row, None].expand(-1, length, -1))
-            scores.append(forward_pass.scores(logits, targets[row : row + 1].expand(len(blocks), *targets.shape[1:])))
+            scores.append(target_scores(logits, targets[row : row + 1].expand(len(blocks), *targets.shape[1:])))
         return torch.stack(scores).sum(dim=0)

@@ -6,14 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
-from xai_abn.networks.tracing import takes_channels_first
 from xai_abn.registry import Registry
 from xai_abn.settings import Settings, parse_options
 
@@ -224,7 +222,7 @@ def make_explainers(
         InvalidInputError: no method, one given twice, or an option with a wrong value.
     """
     if methods is None:
-        methods = "abn" if model.looks else "grad-cam"
+        methods = "abn" if model.uses_attention_map else "grad-cam"
     made: list[Explainer] = []
     for method in [methods] if isinstance(methods, (str, Explainer)) else methods:
         made += [method] if isinstance(method, Explainer) else [parse_spec(s, layer) for s in split_specs(method)]
@@ -241,23 +239,11 @@ def run_pass(
 ) -> ForwardPass:
     """Run the network once on (N, 3, H, W) and keep everything that the methods need."""
     methods = list(methods)
-    return model.forward_pass(
+    return ForwardPass(
+        model,
         inputs,
         [layer for method in methods for layer in method.layers_read(model)],
         any(method.needs_gradient for method in methods),
         attentions=any(method.needs_attention for method in methods),
         sources=sources,
     )
-
-
-def run_batch(
-    model: ModelAdapter, inputs: Tensor, methods: Iterable[Explainer], sources: Sequence[str] = ()
-) -> ForwardPass:
-    """Run the network as :func:`run_pass` does, in the faster channels-last layout if the network accepts it."""
-    methods = list(methods)
-    try:
-        return run_pass(model, inputs.contiguous(memory_format=torch.channels_last), methods, sources)
-    except RuntimeError as error:
-        if not takes_channels_first(error):
-            raise
-        return run_pass(model, inputs.contiguous(), methods, sources)

@@ -8,6 +8,7 @@ from torch import Tensor
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.models.targets import target_rows, target_scores
 
 #: Relative tolerance of the check that the head is global average pooling and a linear layer, by the largest logit.
 TOLERANCE = 1e-3
@@ -39,7 +40,7 @@ class CAM(Explainer):
             f"{linear.in_features} inputs to its last linear layer but a layer output of shape {tuple(output.shape)}"
         )
         if output.shape[1] == linear.in_features and len(linear.weight) == forward_pass.logits.shape[1]:
-            weights = forward_pass.weights(targets, linear.weight.detach())
+            weights = target_rows(linear.weight.detach(), targets)
             for pooled in (output, output.relu()):  # torchvision's DenseNet pools a functional ReLU of its last layer
                 maps = torch.einsum("nkhw,nk->nhw", pooled, weights.to(pooled))
                 if _accounts_for_logits(maps, forward_pass, targets):
@@ -54,8 +55,8 @@ class CAM(Explainer):
 def _accounts_for_logits(maps: Tensor, forward_pass: ForwardPass, targets: Tensor) -> bool:
     """Return whether mean(CAM) + bias is the target's logit, for every image."""
     bias = forward_pass.model.classifier.bias
-    shift = forward_pass.weights(targets, bias.detach().float()) if bias is not None else 0.0
+    shift = target_rows(bias.detach().float(), targets) if bias is not None else 0.0
     expected = maps.mean(dim=(1, 2)).float() + shift
-    logits = forward_pass.scores(forward_pass.logits, targets)
+    logits = target_scores(forward_pass.logits, targets)
     largest = forward_pass.logits.abs().max().clamp_min(1.0)
     return bool((logits - expected).abs().max() <= TOLERANCE * largest)

@@ -17,6 +17,7 @@ from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.captum_copy import Turns, separate_windows, unshared
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.nonlinear import nonlinear_steps
+from xai_abn.models.targets import target_scores
 from xai_abn.networks.tracing import evaluating, on_device
 from xai_abn.seeding import seeded
 
@@ -43,7 +44,7 @@ class TargetScore(nn.Module):
         """Return the logit, or the weighted sum of logits, (B,) of versions (B, 3, H, W)."""
         output = self.network(on_device(versions, self.network))
         logits = self.forward_pass.model.logits_of(output).to(versions.dtype)
-        return self.forward_pass.scores(logits, self._target.expand(len(versions), *self._target.shape[1:]))
+        return target_scores(logits, self._target.expand(len(versions), *self._target.shape[1:]))
 
 
 class CaptumMethod(Explainer):

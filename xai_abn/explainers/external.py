@@ -268,7 +268,7 @@ class MapFolder(ExternalExplainer):
     Args:
         folder: the folder with the files.
         name: the name in results; default: the name of the folder.
-        ending: of the files, such as ``".grad-cam.npy"`` for those of ``xai-abn explain --map npy``.
+        ending: of the files, such as ``".grad-cam.npy"`` for those of ``xai-abn explain --save-maps``.
 
     Raises:
         InvalidInputError: there is no such folder, or no such file in it.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.models.targets import target_scores
 
 
 def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ class FinerCAM(GradCAM):
         """Return the maps, (N, h, w), at least 0."""
         logits = forward_pass.logits
         if not targets.is_floating_point() and logits.shape[1] > 1:
-            distance = (logits - forward_pass.scores(logits, targets)[:, None]).abs()
+            distance = (logits - target_scores(logits, targets)[:, None]).abs()
             distance = distance.scatter(1, targets.to(logits.device)[:, None], float("inf"))
             closest = distance.topk(min(self.references, logits.shape[1] - 1), dim=1, largest=False).indices
             direction = torch.zeros_like(logits).scatter_(1, closest, -self.strength / closest.shape[1])

@@ -44,7 +44,7 @@ class SmoothGradCAMPlusPlus(Explainer):
             noise = torch.randn(self.samples, *inputs.shape[1:]).to(inputs) * self.deviation
         powers = [torch.zeros_like(forward_pass.activations(layer)) for _ in range(3)]
         for sample in noise:
-            noisy = forward_pass.model.forward_pass(inputs + sample, [layer], gradients=True)
+            noisy = ForwardPass(forward_pass.model, inputs + sample, [layer], gradients=True)
             gradient = noisy.gradients(layer, targets)
             for power, total in enumerate(powers, 1):
                 total += gradient**power / self.samples

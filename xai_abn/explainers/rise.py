@@ -13,6 +13,7 @@ from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.models.targets import target_scores
 
 
 @register("rise")
@@ -54,7 +55,7 @@ class RISE(Explainer):
             for row, image in enumerate(images):
                 probabilities = forward_pass.as_probabilities(forward_pass.predict(image * stack[:, None].to(image)))
                 target = targets[row : row + 1]
-                scores = forward_pass.scores(probabilities, target.expand(len(stack), *target.shape[1:]))
+                scores = target_scores(probabilities, target.expand(len(stack), *target.shape[1:]))
                 maps[row] += torch.tensordot(scores, stack, dims=1)
         return maps / (self.masks * self.keep)
 

@@ -13,6 +13,7 @@ from xai_abn.explainers.base import Explainer, register
 from xai_abn.explainers.grad_cam import weighted_sum
 from xai_abn.heatmaps import unit_range
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.models.targets import target_scores
 
 #: Number of activation values that one partial run of the network may hold: 128 MB in float32.
 ABLATED_VALUES = 32_000_000
@@ -60,7 +61,7 @@ class ScoreCAM(Explainer):
 
     def _score(self, forward_pass: ForwardPass, inputs: Tensor, targets: Tensor, row: int) -> Tensor:
         target = targets[row : row + 1].expand(len(inputs), *targets.shape[1:])
-        return forward_pass.scores(forward_pass.predict(inputs), target)
+        return target_scores(forward_pass.predict(inputs), target)
 
     def scored_channels(self, channels: Tensor) -> Tensor:
         """Return the indices of the channels (C, h, w) that need a forward pass of their own: those not constant."""
@@ -139,7 +140,7 @@ class AblationCAM(Explainer):
         """Return the maps of ``targets``, (N, h, w), at least 0."""
         layer = self.layer_of(forward_pass.model)
         activations = forward_pass.activations(layer)
-        full = forward_pass.scores(forward_pass.logits, targets)
+        full = target_scores(forward_pass.logits, targets)
         rows = [self.ablated_scores(forward_pass, layer, targets, n) for n in range(len(activations))]
         weights = (full[:, None] - torch.stack(rows)) / full[:, None]
         return weighted_sum(activations.float(), weights).relu()
@@ -147,13 +148,13 @@ class AblationCAM(Explainer):
     def ablated_scores(self, forward_pass: ForwardPass, layer: str, targets: Tensor, row: int) -> Tensor:
         """Return the score (C,) of one image without each channel; for an empty channel, the full score."""
         layout, full = forward_pass.layout(layer), forward_pass.activations(layer)[row]
-        output = forward_pass.tokens(layer).detach()[row : row + 1]
-        scores = forward_pass.scores(forward_pass.logits, targets)[row].expand(len(full)).clone()
+        output = forward_pass.raw_output(layer).detach()[row : row + 1]
+        scores = target_scores(forward_pass.logits, targets)[row].expand(len(full)).clone()
         active = full.flatten(1).any(dim=1).nonzero()[:, 0]
         for chunk in active.split(max(1, ABLATED_VALUES // full.numel())):
             ablated = full.expand(len(chunk), -1, -1, -1).clone()
             ablated[torch.arange(len(chunk)), chunk] = 0
             logits = forward_pass.rerun(layer, row, layout.from_maps(ablated, output)).float()
             target = targets[row : row + 1].expand(len(chunk), *targets.shape[1:])
-            scores[chunk] = forward_pass.scores(logits, target)
+            scores[chunk] = target_scores(logits, target)
         return scores

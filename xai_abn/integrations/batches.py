@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from xai_abn.errors import ImageLoadError, InvalidInputError, XaiAbnError
+from xai_abn.errors import InvalidInputError, XaiAbnError
 from xai_abn.explainers import Explainer, make_explainers
-from xai_abn.images.loading import decode_image
-from xai_abn.images.preprocess import PreparedImage, Preprocess
 from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.targets import Target
 from xai_abn.models.zoo import load_model
-from xai_abn.pipeline import ImageExplanations, Target, explain_prepared, prepare
+from xai_abn.pipeline import Result, explain_images
 
 _ERRORS = ("raise", "record")
 
@@ -98,22 +97,18 @@ class BatchExplainer:
             return self.model
         return _load_once(str(self.model), self.weights, self.device)
 
-    def _explained(
-        self, model: ModelAdapter, methods: Sequence[Explainer], images: Sequence[Any]
-    ) -> list[ImageExplanations | XaiAbnError]:
-        rows: list[ImageExplanations | XaiAbnError] = []
-        for start in range(0, len(images), self.batch_size):
-            part = enumerate(images[start : start + self.batch_size], start)
-            waiting = [_prepared(image, model.preprocess, i) for i, image in part]
-            rows += [answer for _, answer in explain_prepared(model, waiting, methods, self.target)]
-        if self.errors == "raise":
-            for answer in rows:
-                if isinstance(answer, XaiAbnError):
-                    raise answer
-        return rows
+    def _explained(self, model: ModelAdapter, explainers: Sequence[Explainer], images: Sequence[Any]) -> list[Result]:
+        targets = [(self.target,)] * len(images)
+        rows = explain_images(model, images, explainers, targets, batch_size=self.batch_size, kind="row")
+        results: list[Result] = []
+        for result in rows:
+            if isinstance(result, XaiAbnError) and self.errors == "raise":
+                raise result
+            results.append(result)
+        return results
 
     def _columns(
-        self, model: ModelAdapter, rows: Sequence[ImageExplanations | XaiAbnError], methods: Sequence[Explainer]
+        self, model: ModelAdapter, rows: Sequence[Result], methods: Sequence[Explainer]
     ) -> dict[str, Sequence[Any]]:
         """Return the new columns; of pictures that failed, None in all but ``error``."""
         good = [None if isinstance(row, XaiAbnError) else row for row in rows]
@@ -133,25 +128,6 @@ class BatchExplainer:
 @lru_cache(maxsize=4)
 def _load_once(spec: str, weights: str | None, device: str) -> ModelAdapter:
     return load_model(spec, weights=weights, device=device)
-
-
-def _prepared(image: Any, preprocess: Preprocess, row: int) -> tuple[str, PreparedImage | XaiAbnError]:
-    """Return a row's name and its picture, or what is wrong with it."""
-    name = f"row {row}"
-    try:
-        if isinstance(image, Mapping):
-            name = image.get("path") or name
-            image = image["bytes"] if image.get("bytes") is not None else image.get("path")
-        if isinstance(image, bytes):
-            return name, preprocess(decode_image(image, name))
-        if image is None:
-            raise ImageLoadError(f"{name}: there is no picture")
-        prepared = prepare(image, preprocess, row)
-        return prepared.source, prepared
-    except XaiAbnError as error:
-        return name, error
-    except OSError as error:  # a Pillow image reads its file only when asked for pixels
-        return name, ImageLoadError(f"{name}: damaged or cut short ({error})")
 
 
 def _stacked(maps: list[np.ndarray | None]) -> Any:

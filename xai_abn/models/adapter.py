@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -11,69 +12,71 @@ from torch import Tensor, nn
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.images.preprocess import Preprocess
-from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.layers import attention_blocks, find_target_layer
 from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
 from xai_abn.networks.multi_task import MultiTaskABN
-from xai_abn.networks.tracing import LayerOutput, find_classifier, prefix_tokens, spatial_layers, trace_outputs
+from xai_abn.networks.tracing import (
+    LayerOutput,
+    evaluating,
+    find_classifier,
+    on_device,
+    prefix_tokens,
+    spatial_layers,
+    trace_outputs,
+)
 
 #: Where the logits are in what a network answers: None if they are the answer, a key or attribute, a position, or a
 #: function of the answer that gives logits (N, K) or one score an image (N,).
 Output: TypeAlias = str | int | Callable[[Any], Tensor] | None
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class ModelAdapter:
     """A classifier ready to be explained. Made by :func:`xai_abn.load_model` or :func:`xai_abn.wrap`.
 
-    The module is used as it is: neither its mode, flags, gradients, hooks nor device change.
+    The module is used as it is: its mode, flags, gradients, hooks and device do not change.
 
-    Args:
+    Attributes:
         module: (N, 3, H, W) to logits (N, K), or an :class:`AttentionBranchNetwork`.
-        name: how it is called in results.
-        preprocess: how pictures become inputs.
+        name: its name in results.
+        preprocess: how images become inputs.
         labels: K names; without them, classes are called by number.
         layer: the target layer of CAM methods; default: found, see :attr:`target_layer`.
         weights: where the weights are from, for the record.
-        output: where the logits are in what the network answers; see ``Output``.
-        multi_label: whether classes are attributes that may hold at once, each with a probability of its own (the
+        output: where the logits are in the network's output; see ``Output``.
+        multi_label: whether classes are attributes that can hold at once, each with a probability of its own (the
             sigmoid of its logit, not a share of a softmax); always so of a multi-task ABN.
+        scores_only: whether the output is a user-defined score, so that class probabilities are undefined.
 
-    Attributes:
-        scores_only: whether the "logits" are a score that someone made up, of which no probability can be told.
+    Raises:
+        UnsupportedModelError: ``module`` is not a module.
     """
 
-    scores_only = False
+    module: nn.Module
+    _: KW_ONLY
+    name: str
+    preprocess: Preprocess
+    labels: Sequence[str] | None = None
+    layer: str | None = None
+    weights: str = "as given"
+    output: Output = None
+    multi_label: bool = False
+    scores_only: bool = False
 
-    def __init__(
-        self,
-        module: nn.Module,
-        *,
-        name: str,
-        preprocess: Preprocess,
-        labels: Sequence[str] | None = None,
-        layer: str | None = None,
-        weights: str = "as given",
-        output: Output = None,
-        multi_label: bool = False,
-    ) -> None:
-        if not isinstance(module, nn.Module):
-            raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(module).__name__}")
-        self.module = module
-        self.name = name
-        self.preprocess = preprocess
-        self.labels = tuple(labels) if labels is not None else None
-        self.weights = weights
-        self._layer = layer
-        self.output = output
-        self.multi_label = multi_label or self.is_multi_task
+    def __post_init__(self) -> None:
+        """Check the module; make the labels a tuple."""
+        if not isinstance(self.module, nn.Module):
+            raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(self.module).__name__}")
+        object.__setattr__(self, "labels", None if self.labels is None else tuple(self.labels))
+        object.__setattr__(self, "multi_label", self.multi_label or self.is_multi_task)
 
     def __repr__(self) -> str:
         """Return name and class."""
         return f"ModelAdapter({self.name!r}, {type(self.module).__name__})"
 
     @property
-    def looks(self) -> bool:
-        """Whether the model is an ABN whose answer depends on its attention map."""
+    def uses_attention_map(self) -> bool:
+        """Whether the model is an ABN whose prediction depends on its attention map."""
         return isinstance(self.module, AttentionBranchNetwork) and self.module.uses_map
 
     @property
@@ -100,7 +103,7 @@ class ModelAdapter:
         Raises:
             UnsupportedModelError: none was given and none can be found.
         """
-        return self._layer or self._found_layer
+        return self.layer or self._found_layer
 
     @cached_property
     def _found_layer(self) -> str:
@@ -155,20 +158,12 @@ class ModelAdapter:
     @cached_property
     def number_of_classes(self) -> int:
         """K: how many classes the network scores."""
-        return self.forward_pass(self.blank_input).logits.shape[1]
+        with evaluating(self.module), torch.no_grad():
+            return self.logits_of(self.module(on_device(self.blank_input, self.module))).shape[1]
 
     def with_module(self, module: nn.Module) -> ModelAdapter:
-        """Return an adapter of another network of the same architecture, as one with other weights."""
-        return ModelAdapter(
-            module,
-            name=self.name,
-            preprocess=self.preprocess,
-            labels=self.labels,
-            layer=self._layer,
-            weights="other",
-            output=self.output,
-            multi_label=self.multi_label,
-        )
+        """Return an adapter of another network of the same architecture, such as one with other weights."""
+        return replace(self, module=module, weights="other")
 
     def check_layer(self, name: str) -> None:
         """Refuse the name of a layer that is not there, or whose output has no row for each image.
@@ -209,18 +204,6 @@ class ModelAdapter:
     def _outputs(self) -> list[LayerOutput]:
         return trace_outputs(self.module, self.blank_input)
 
-    def forward_pass(
-        self,
-        inputs: Tensor,
-        layers: Sequence[str] = (),
-        gradients: bool = False,
-        *,
-        attentions: bool = False,
-        sources: Sequence[str] = (),
-    ) -> ForwardPass:
-        """Run the network once on (N, 3, H, W); see :class:`ForwardPass`."""
-        return ForwardPass(self, inputs, layers, gradients, attentions=attentions, sources=sources)
-
     def logits_of(self, answer: object) -> Tensor:
         """Return the logits (N, K) in what the network answers.
 
@@ -254,27 +237,16 @@ class ModelAdapter:
             ) from error
 
     def with_output(self, score: Callable[[Any], Tensor], name: str) -> ModelAdapter:
-        """Return this model seen through a score: its answer to (N,); it has one "class", called ``name``."""
-        inner = ModelAdapter(self.module, name=self.name, preprocess=self.preprocess, output=self.output)
+        """Return this model seen through a score (N,) of its output; it has one class, called ``name``."""
 
-        def one_each(answer: object) -> Tensor:
-            found = score(inner.logits_of(answer) if inner.output is not None else answer)
+        def one_per_image(output: object) -> Tensor:
+            found = score(self.logits_of(output) if self.output is not None else output)
             if not isinstance(found, Tensor) or found.dim() not in (1, 2) or found[:1].numel() != 1:
                 got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-                raise InvalidInputError(f"the score {name} must give one number an image, (N,), got {got}")
+                raise InvalidInputError(f"the score {name} must give one number per image, (N,), got {got}")
             return found
 
-        adapter = ModelAdapter(
-            self.module,
-            name=self.name,
-            preprocess=self.preprocess,
-            labels=[name],
-            layer=self._layer,
-            weights=self.weights,
-            output=one_each,
-        )
-        adapter.scores_only = True
-        return adapter
+        return replace(self, labels=(name,), output=one_per_image, scores_only=True)
 
     def label(self, index: int) -> str:
         """Return the name of a class, or ``"class 7"`` without labels."""

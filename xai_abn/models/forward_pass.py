@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
+from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.attention import AttentionWatch
-from xai_abn.models.zero_rows import SkipZeroRows
+from xai_abn.models.predictor import FastPredictor
+from xai_abn.models.targets import target_rows
 from xai_abn.networks.abn import ABNOutput
 from xai_abn.networks.layout import Layout, layout_of
 from xai_abn.networks.tracing import evaluating, on_device
-
-if TYPE_CHECKING:
-    from xai_abn.models.adapter import ModelAdapter
 
 
 class ForwardPass:
@@ -52,7 +50,7 @@ class ForwardPass:
     Example:
         >>> import torch, xai_abn
         >>> model = xai_abn.load_model("lite0")
-        >>> shared = model.forward_pass(torch.zeros(2, 3, 224, 224), layers=["bn2"], gradients=True)
+        >>> shared = xai_abn.ForwardPass(model, torch.zeros(2, 3, 224, 224), layers=["bn2"], gradients=True)
         >>> shared.gradients("bn2", torch.tensor([281, 3])).shape
         torch.Size([2, 1280, 7, 7])
     """
@@ -79,9 +77,9 @@ class ForwardPass:
         self._attentions: list[Tensor] = []
         self._predict: Callable[[Tensor], Tensor] | None = None
         self._gradients: dict[tuple[object, ...], Tensor] = {}
+        self._reruns: dict[str, bool] = {}
         self._differentiable = gradients
         self._linear_call: tuple[Tensor, Tensor, object] | None = None
-        self._zero_rows = SkipZeroRows(attention=not attentions)
         watch = AttentionWatch(self._keep_attention) if attentions else nullcontext()
         with watch:
             output = self._run(model.module, list(dict.fromkeys(layers)))
@@ -147,8 +145,8 @@ class ForwardPass:
         """
         return self.layout(layer).to_maps(self._captured(layer).detach())
 
-    def tokens(self, layer: str) -> Tensor:
-        """Return a captured layer's output as it is, with its gradient history."""
+    def raw_output(self, layer: str) -> Tensor:
+        """Return a captured layer's output as the layer gave it, with its gradient history."""
         return self._captured(layer)
 
     def _captured(self, layer: str) -> Tensor:
@@ -165,11 +163,10 @@ class ForwardPass:
 
         Args:
             layer: a captured layer.
-            targets: class indices, (N,) for one an image, or (N, T) for T an image; or directions (N, K), see
-                :meth:`scores`.
+            targets: class indices (N,), or directions (N, K); see :func:`xai_abn.models.targets.target_scores`.
 
         Returns:
-            The gradients (N, C, h, w), or (N, T, C, h, w) for several targets.
+            The gradients (N, C, h, w).
 
         Raises:
             InvalidInputError: the pass was made without gradients, or ``targets`` has another shape.
@@ -209,50 +206,53 @@ class ForwardPass:
                 (change,) = torch.autograd.grad(gradient, wanted, wanted.detach(), retain_graph=True, allow_unused=True)
         return self.layout(layer).to_maps(torch.zeros_like(gradient).detach() if change is None else change)
 
-    def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the score (N,) of logits (N, K): that of a class, or along a direction.
-
-        Args:
-            logits: (N, K).
-            targets: (N,) class indices, or (N, K) floats, a weight for each logit: one class minus another, say.
-        """
-        if targets.is_floating_point():
-            return (logits * targets.to(logits)).sum(dim=1)
-        return logits.gather(1, targets.to(logits.device)[:, None])[:, 0]
-
-    def weights(self, targets: Tensor, rows: Tensor) -> Tensor:
-        """Return the targets' rows (N, ...) of rows (K, ...), one a class; for directions, the rows' mixture."""
-        if targets.is_floating_point():
-            return torch.tensordot(targets.to(rows), rows, dims=1)
-        return rows[targets.to(rows.device)]
-
     def predict(self, inputs: Tensor) -> Tensor:
         """Return logits (B, K) float32 of other inputs (B, 3, H, W), from a fast copy made at the first call."""
         if self._predict is None:
-            from xai_abn.models.predictor import FastPredictor
-
             self._predict = FastPredictor(self.model)
         return self._predict(inputs)
 
     def rerun(self, layer: str, row: int, values: Tensor) -> Tensor:
         """Return the logits (B, K) of one image with a layer's output replaced, B times.
 
-        What lies before the layer runs for one image, what lies behind it for B, without autograd unless ``values``
-        has a history.
+        The layers before the replaced one run for one image where the network allows it (see :meth:`_accepts_rerun`),
+        otherwise for B copies of the image. Autograd is off unless ``values`` has a history.
 
         Args:
             layer: its name.
-            row: of the image, in the batch.
+            row: position of the image in the batch.
             values: (B, ...) outputs of the layer, as the layer gives them; see :meth:`Layout.from_maps`.
         """
-        owner, picture, left = threading.get_ident(), self.inputs[row : row + 1], 0
+        if layer not in self._reruns:
+            self._reruns[layer] = self._accepts_rerun(layer)
+        image = self.inputs[row : row + 1]
+        return self._replaced(layer, image if self._reruns[layer] else image.expand(len(values), -1, -1, -1), values)
+
+    def _accepts_rerun(self, layer: str) -> bool:
+        """Return whether a batch of one before the layer and of two behind it give what the network gives.
+
+        They do not where tensors from before the layer are joined with its output, as inside a dense block.
+        """
+        values = self._captured(layer)[:1].detach()
+        try:
+            found = self._replaced(layer, self.inputs[:1], torch.cat([values, values]))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # tensors of batch size 1 and 2 do not combine
+            return False
+        same = self.logits[:1].expand(2, -1)
+        return found.shape == same.shape and torch.allclose(found.detach().float(), same, rtol=1e-2, atol=1e-3)
+
+    def _replaced(self, layer: str, images: Tensor, values: Tensor) -> Tensor:
+        """Run the network on images with a layer's output replaced at the call whose output was captured."""
+        owner, left = threading.get_ident(), self._runs.get(layer, 1)
 
         def hook(_module: nn.Module, _inputs: object, _output: object) -> Tensor | None:
             nonlocal left
             if threading.get_ident() != owner:
                 return None
             left -= 1
-            if left > 0:  # a layer used several times: its last output is what was captured
+            if left > 0:
                 return None
             torch.set_grad_enabled(values.requires_grad)
             return values.clone()
@@ -261,43 +261,27 @@ class ForwardPass:
         handle = module.get_submodule(layer).register_forward_hook(hook)
         try:
             with evaluating(module), torch.no_grad():
-                left = self._runs.get(layer, 1)
-                try:
-                    logits = self.model.logits_of(module(picture))
-                    if len(logits) == len(values):
-                        return logits
-                except RuntimeError:
-                    pass
-                # one image and B side by side, as where a dense block is cut open, or all taken for one image
-                torch.set_grad_enabled(False)
-                left = self._runs.get(layer, 1)
-                return self.model.logits_of(module(picture.expand(len(values), -1, -1, -1)))
+                return self.model.logits_of(module(images))
         finally:
             handle.remove()
 
     def _check_targets(self, targets: Tensor) -> None:
         if not self._differentiable:
             raise InvalidInputError("this pass was made without gradients; use forward_pass(..., gradients=True)")
-        fits = targets.dim() in (1, 2) and len(targets) == len(self)
         classes = self._scores.shape[1]
-        if fits and not targets.is_floating_point() and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
-            raise InvalidInputError(f"targets must be from 0 to {classes - 1}, got {targets.tolist()}")
-        if targets.is_floating_point():
-            fits = tuple(targets.shape) == tuple(self._scores.shape)
-        if not fits:
+        directions = targets.is_floating_point()
+        if tuple(targets.shape) != (tuple(self._scores.shape) if directions else (len(self),)):
             raise InvalidInputError(
-                f"targets must be indices ({len(self)},) or ({len(self)}, T), or directions "
-                f"{tuple(self._scores.shape)}, got {tuple(targets.shape)}"
+                f"targets must be indices ({len(self)},) or directions {tuple(self._scores.shape)}, got "
+                f"{tuple(targets.shape)}"
             )
+        if not directions and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+            raise InvalidInputError(f"targets must be from 0 to {classes - 1}, got {targets.tolist()}")
 
     def _differentiate(
         self, wanted: list[Tensor], targets: Tensor, place: str, keep_history: bool = False
     ) -> list[Tensor]:
-        if targets.dim() == 2 and not targets.is_floating_point():
-            columns = [self._differentiate(wanted, column, place) for column in targets.T]
-            return [torch.stack(found, dim=1) for found in zip(*columns, strict=True)]
         output, seeds = self._seeds(wanted[0], targets)
-        self._zero_rows.active = not keep_history
         try:
             found = torch.autograd.grad(output, wanted, seeds, retain_graph=True, create_graph=keep_history)
         except CheckpointError as error:
@@ -321,7 +305,7 @@ class ForwardPass:
         """
         if self._pooled is not None and wanted.dim() > 2:
             rows = self.model.classifier.weight.detach()
-            return self._pooled, self.weights(targets, rows).to(self._pooled)
+            return self._pooled, target_rows(rows, targets).to(self._pooled)
         if targets.is_floating_point():
             return self._scores, targets.to(self._scores)
         return self._scores, torch.zeros_like(self._scores).scatter_(1, targets[:, None], 1)
@@ -336,12 +320,11 @@ class ForwardPass:
     def _run(self, module: nn.Module, layers: list[str]) -> object:
         for layer in layers:
             self.model.check_layer(layer)
-        modes = ExitStack()
-        handles = [module.get_submodule(layer).register_forward_hook(self._capture(layer, modes)) for layer in layers]
+        handles = [module.get_submodule(layer).register_forward_hook(self._capture(layer)) for layer in layers]
         if self._differentiable and self.model.has_linear_classifier:
             handles.append(self.model.classifier.register_forward_hook(self._note_linear()))
         try:
-            with evaluating(module), torch.no_grad(), modes:
+            with evaluating(module), torch.no_grad():
                 output = module(self.inputs)
         finally:
             for handle in handles:
@@ -351,7 +334,7 @@ class ForwardPass:
             raise UnsupportedModelError(f"layer {missing[0]!r} of {self.model.name} does not run in a forward pass")
         return output
 
-    def _capture(self, layer: str, modes: ExitStack) -> Callable[[nn.Module, object, object], Tensor | None]:
+    def _capture(self, layer: str) -> Callable[[nn.Module, object, object], Tensor | None]:
         owner = threading.get_ident()
 
         def hook(_module: nn.Module, _inputs: object, output: object) -> Tensor | None:
@@ -364,8 +347,6 @@ class ForwardPass:
             if self._differentiable:
                 torch.set_grad_enabled(True)  # until the surrounding no_grad() block ends
                 output = output if output.requires_grad else output.detach().requires_grad_()
-                if output.dim() == 3 and output.device.type == "cpu" and not self._kept:  # tokens
-                    modes.enter_context(self._zero_rows)
             self._kept[layer] = output
             self._runs[layer] = self._runs.get(layer, 0) + 1
             return output.clone()  # an in-place operation behind the layer changes the copy

@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from xai_abn.errors import NonFiniteError
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.networks.tracing import copied, evaluating, takes_channels_first, trace_outputs
+from xai_abn.networks.tracing import copied, evaluating, trace_outputs
 
 #: With bfloat16, so many convolutions from the input on stay in float32: rounding there shifts every layer behind them,
 #: and was most of the error of deletion areas on lite0 (benchmarks/engine).
@@ -53,15 +53,8 @@ class FastPredictor:
         self._network, self.folded = _folded(plain, example, model)
         if bf16:
             _keep_float32(self._network, example)
-        self._layout = torch.channels_last
+        self._layout = _layout(self._network, example)
         self._network = self._network.to(memory_format=self._layout)
-        try:
-            self(example)
-        except RuntimeError as error:
-            if not takes_channels_first(error):
-                raise
-            self._layout = torch.contiguous_format
-            self._network = self._network.to(memory_format=self._layout)
         if compile:
             self._network = torch.compile(self._network)  # type: ignore[assignment]
 
@@ -71,6 +64,17 @@ class FastPredictor:
         bf16 = self.precision == "bfloat16"
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
             return self._logits_of(self._network(inputs)).float()
+
+
+def _layout(network: nn.Module, example: Tensor) -> torch.memory_format:
+    """Return channels-last, which is faster, unless the network needs contiguous feature maps, as for ``view``."""
+    trial = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    try:
+        with torch.no_grad():
+            trial(example.to(memory_format=torch.channels_last))
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def _probe(blank: Tensor) -> Tensor:

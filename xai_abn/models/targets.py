@@ -1,9 +1,9 @@
-"""What a map is asked to explain: a class, one class rather than another, or any score of the network's answer."""
+"""Targets of explanations: a class, one class rather than another, or a score of the network's output."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -17,9 +17,9 @@ from xai_abn.models.adapter import ModelAdapter
 class Difference:
     """Why this class and not that one? The score explained is the difference of their logits.
 
-    Args:
-        versus: index or label of the class compared with.
-        target: index or label; default: the picture's top-1 class.
+    Attributes:
+        target: index or label of the class; None for the image's top-1 class.
+        versus: index or label of the class it is compared with.
 
     Example:
         >>> import xai_abn
@@ -30,22 +30,23 @@ class Difference:
     """
 
     target: int | str | None = None
-    versus: int | str = 0
+    _: KW_ONLY
+    versus: int | str
 
 
-#: An index or label, or two compared.
+#: An index or label, or two classes compared.
 Target: TypeAlias = int | str | Difference
-#: A function of the network's answer to a batch that gives one score an image (N,).
-Score: TypeAlias = Callable[[Any], Tensor]
+#: A function of the network's output for a batch that gives one score per image, (N,).
+ScoreFunction: TypeAlias = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
-class Question:
-    """One target of one picture, looked up.
+class ResolvedTarget:
+    """A target of one image, with its class looked up.
 
     Attributes:
         index: class index.
-        label: for people.
+        label: its name, for display.
         versus: index of the class compared with, or None.
     """
 
@@ -53,59 +54,78 @@ class Question:
     label: str
     versus: int | None = None
 
-    @staticmethod
-    def of(model: ModelAdapter, target: Target | None, top: int, classes: int) -> Question:
-        """Look a target up; None is the top-1 class.
-
-        Raises:
-            UnknownNameError: no such label; the message gives the nearest.
-            InvalidInputError: no such index, or a class compared with itself.
-        """
-        if not isinstance(target, Difference):
-            index = top if target is None else model.target_index(target, classes)
-            return Question(index, model.label(index))
-        index = top if target.target is None else model.target_index(target.target, classes)
-        versus = model.target_index(target.versus, classes)
-        if index == versus:
-            raise InvalidInputError(f"{model.label(index)!r} is compared with itself; choose another class")
-        return Question(index, f"{model.label(index)} rather than {model.label(versus)}", versus)
-
     def probability(self, logits: Tensor, model: ModelAdapter) -> float:
-        """Return the probability of the class, or of this class rather than the other; logits are (K,).
+        """Return the probability of the class, or of this class rather than the other, from logits (K,).
 
-        The latter is that of the first if exactly one of the two holds, of classes and of attributes alike. NaN where
-        the model has no probabilities.
+        The latter is that of the first if exactly one of the two holds, for classes and attributes alike. NaN for a
+        model without probabilities.
         """
         if self.versus is not None and not model.scores_only:
             return float((logits[self.index] - logits[self.versus]).sigmoid())
         return float(model.probabilities(logits[None])[0, self.index])
 
 
-def default_targets(model: ModelAdapter, logits: Tensor) -> list[int]:
-    """Return what is explained of a picture with logits (K,) where no target is named.
+def resolve_targets(model: ModelAdapter, targets: Sequence[Target | None], logits: Tensor) -> list[ResolvedTarget]:
+    """Look up the targets of one image, each once.
 
-    The top-1 class; of a multi-label model all attributes that are more probable than not, the most probable first, or
-    the most probable alone where none is.
+    None stands for the default: the top-1 class; for a multi-label model all attributes that are more probable than
+    not, the most probable first, or the most probable alone. Different classes of one label get their index appended.
+
+    Args:
+        model: the model.
+        targets: at least one.
+        logits: (K,) of the image.
+
+    Raises:
+        UnknownNameError: no such label; the message suggests the nearest.
+        InvalidInputError: no such index, or a class compared with itself.
     """
     ranked = logits.argsort(descending=True).tolist()
     present = [index for index in ranked if logits[index] > 0] if model.multi_label else []
-    return present or ranked[:1]
+    found: dict[ResolvedTarget, None] = {}
+    for target in targets:
+        if target is None:
+            found |= {ResolvedTarget(index, model.label(index)): None for index in present or ranked[:1]}
+            continue
+        one = target.target if isinstance(target, Difference) else target
+        index = ranked[0] if one is None else model.target_index(one, len(ranked))
+        label, versus = model.label(index), None
+        if isinstance(target, Difference):
+            versus = model.target_index(target.versus, len(ranked))
+            if index == versus:
+                raise InvalidInputError(f"{label!r} is compared with itself; choose another class")
+            label = f"{label} rather than {model.label(versus)}"
+        found[ResolvedTarget(index, label, versus)] = None
+    labels = [target.label for target in found]
+    return [replace(t, label=f"{t.label} ({t.index})") if labels.count(t.label) > 1 else t for t in found]
 
 
-def distinct(questions: Sequence[Question]) -> list[Question]:
-    """Return one picture's questions, each once; different classes of one label get their index behind it."""
-    once = list(dict.fromkeys(questions))
-    labels = [q.label for q in once]
-    return [replace(q, label=f"{q.label} ({q.index})") if labels.count(q.label) > 1 else q for q in once]
-
-
-def as_tensor(questions: Sequence[Question], logits: Tensor) -> Tensor:
-    """Return indices (N,), or directions (N, K) where any question compares two classes; logits are (N, K)."""
-    indices = torch.tensor([q.index for q in questions], device=logits.device)
-    if all(q.versus is None for q in questions):
+def target_directions(targets: Sequence[ResolvedTarget], logits: Tensor) -> Tensor:
+    """Return indices (N,), or directions (N, K) if any target compares two classes; logits are (N, K)."""
+    indices = torch.tensor([t.index for t in targets], device=logits.device)
+    if all(t.versus is None for t in targets):
         return indices
     directions = torch.zeros_like(logits).scatter_(1, indices[:, None], 1.0)
-    for row, question in enumerate(questions):
-        if question.versus is not None:
-            directions[row, question.versus] = -1.0
+    for row, target in enumerate(targets):
+        if target.versus is not None:
+            directions[row, target.versus] = -1.0
     return directions
+
+
+def target_scores(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the score (N,) of logits (N, K): that of a class, or along a direction.
+
+    Args:
+        logits: (N, K).
+        targets: (N,) class indices, or (N, K) floats, a weight for each logit, such as one class minus another.
+    """
+    if targets.is_floating_point():
+        return (logits * targets.to(logits)).sum(dim=1)
+    return logits.gather(1, targets.to(logits.device)[:, None])[:, 0]
+
+
+def target_rows(rows: Tensor, targets: Tensor) -> Tensor:
+    """Return the targets' rows (N, ...) of rows (K, ...), one per class; for directions, the mixture of the rows."""
+    if targets.is_floating_point():
+        return torch.tensordot(targets.to(rows), rows, dims=1)
+    return rows[targets.to(rows.device)]

@@ -155,11 +155,6 @@ def prefix_tokens(module: nn.Module) -> int | None:
     return inside.pop() if len(inside) == 1 else None
 
 
-def takes_channels_first(error: RuntimeError) -> bool:
-    """Return whether a network failed because it calls view() on a feature map, which channels-last layout forbids."""
-    return "view size is not compatible" in str(error)
-
-
 def on_device(inputs: Tensor, module: nn.Module) -> Tensor:
     """Return inputs on the device and in the precision of a network's weights; as they are if it has none."""
     weights = next(module.parameters(), None)

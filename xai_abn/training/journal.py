@@ -16,7 +16,7 @@ from torch import Tensor
 from xai_abn.errors import InvalidInputError, OutputError
 from xai_abn.files import replacing
 from xai_abn.images.preprocess import Preprocess
-from xai_abn.rendering import laid_over, write_line
+from xai_abn.rendering import blend_heatmap, write_line
 
 #: A run's log, in its folder.
 LOG = "log.jsonl"
@@ -182,7 +182,7 @@ def draw_maps(images: Tensor, maps: Tensor, look: Preprocess, path: Path, labels
         row = [(v.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for v in views[start : start + 8]]
         empty = [np.full_like(row[0], 255)] * (8 - len(row) if start else 0)
         laid = [
-            [laid_over(v, m.numpy()) for v, m in zip(row, one[start : start + 8], strict=True)]
+            [blend_heatmap(v, m.numpy()) for v, m in zip(row, one[start : start + 8], strict=True)]
             for one in large.unbind(1)
         ]
         lines = [np.concatenate([*line, *empty], axis=1) for line in (row, *laid)]

@@ -13,8 +13,7 @@ from PIL import Image
 from xai_abn.benchmark.records import ImageRow, MapRow
 from xai_abn.benchmark.report.reading import Method, Section
 from xai_abn.errors import RunError
-from xai_abn.explanation import Explanation
-from xai_abn.rendering import blended
+from xai_abn.rendering import blend
 
 #: Longer side of a picture in pixels, and its JPEG quality: twelve photos of eight methods stay below 8 MB.
 SIDE = 288
@@ -151,12 +150,7 @@ def _opened(image: ImageRow) -> np.ndarray:
 
 def _drawn(image: ImageRow, row: MapRow) -> np.ndarray:
     """Return the view with a map over it, or bare if the map has a flaw."""
-    view = _opened(image)
-    explanation = Explanation(
-        map=row.map, method=row.method, target=row.target, label=row.label, score=0.0, probability=row.probability,
-        predicted=row.target, predicted_label=row.label, class_specific=True, layer="", model="", view=view,
-    )  # fmt: skip
-    return blended(explanation)
+    return blend(_opened(image), row.map)
 
 
 def _boxes(image: ImageRow, entries: list[dict[str, Any]], trial: str) -> list[dict[str, Any]]:
