@@ -484,7 +484,7 @@ def test_large_maps_are_kept_small(gap_net, photos, tmp_path):
     """Of a map finer than 56 cells a side a reduced copy is kept, with its mean; its values are scored as they are."""
     from dataclasses import replace
 
-    gap_net.preprocess = replace(gap_net.preprocess, size=112)
+    gap_net = replace(gap_net, preprocess=replace(gap_net.preprocess, size=112))
     run(gap_net, photos, tmp_path / "run.sqlite", ["sobel", "cam"], ["gini"], limit=1)
     with Store.read(tmp_path / "run.sqlite") as store:
         shapes = {m.method: m.map.shape for m in store.maps()}

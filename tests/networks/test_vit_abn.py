@@ -258,7 +258,7 @@ def test_attention_methods_refuse_two_branches(checkpoint):
     """What follows attention from block to block would multiply blocks that run side by side."""
     model = xai_abn.load_model(checkpoint[1])
     for method in ("attention-rollout", "attention-relevance", "legrad"):
-        with pytest.raises(UnsupportedModelError, match="side by side"):
+        with pytest.raises(UnsupportedModelError, match="parallel branches"):
             xai_abn.explain(model, "example:cat", method)
 
 
