@@ -259,6 +259,14 @@ def test_folders_of_the_first_level_are_classes(tmp_path):
     assert data.wnids == {"n02134084": ("n02134084",)}
 
 
+def test_a_benchmark_measures_the_test_or_the_validation_split(folder):
+    """Images that were trained on are measured only if there are no others."""
+    assert {s.source.split("/")[-3] for s in read_dataset(f"images:{folder}").samples} == {"val"}
+    save(folder / "test" / "cat" / "t.png")
+    assert [s.source.split("/")[-3] for s in read_dataset(f"images:{folder}").samples] == ["test"]
+    assert len(read_dataset(f"images:{folder / 'train'}").samples) == 10
+
+
 def test_images_beside_class_folders_are_problems(tmp_path):
     """An image that is in none of the classes is set aside."""
     touch(tmp_path, "cat/a.jpg", "stray.jpg")
