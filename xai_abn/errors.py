@@ -35,6 +35,10 @@ class XaiAbnError(Exception):
         return " ".join(str(self).split())
 
 
+class XaiAbnWarning(UserWarning):
+    """Base class of warnings: something was skipped or is not used, and the work goes on."""
+
+
 class ImageLoadError(XaiAbnError, OSError):
     """Raised when a file cannot be read as one still picture."""
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from xai_abn.errors import InvalidInputError, UnknownNameError
+from xai_abn.errors import InvalidInputError, UnknownNameError, XaiAbnWarning
 
 T = TypeVar("T")
 
 
-class PlugInWarning(UserWarning):
+class PlugInWarning(XaiAbnWarning):
     """Given when an installed plug-in cannot be used; everything else goes on without it."""
 
 

@@ -380,6 +380,7 @@ def test_a_run_whose_state_was_taken_away_is_not_begun_anew(run, cifar, tmp_path
         train(settings(cifar, lr=0.3), tmp_path, resume=True)
 
 
+@pytest.mark.filterwarnings("ignore::xai_abn.training.networks.LeftOutWarning")
 def test_a_run_does_not_go_on_with_other_data(cifar, tmp_path):
     """A class renamed or a picture less between kill and resume is refused; a lost log is not."""
     data = tmp_path / "data"
@@ -535,7 +536,7 @@ def test_the_learning_rate_follows_its_schedule():
         ({"data": "cifar11:x"}, UnknownNameError, "cifar10"),
         ({"batch_size": 100000}, InvalidInputError, "no larger than the data"),
         ({"arch": "resnet18", "batch_size": 1}, InvalidInputError, "resnet18 cannot learn from a batch of 1x3x32x32"),
-        ({"arch": "torchvision:vit_b_16"}, UnsupportedModelError, "does not take a blank image of 32x32"),
+        ({"arch": "torchvision:vit_b_16"}, UnsupportedModelError, "does not accept a blank image of 32x32"),
         ({"arch": "timm:vit_tiny_patch16_224", "mechanism": "none"}, InvalidInputError, "doesn't match model"),
     ],
 )

@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from xai_abn.datasets.sample import Sample, SampleSubset
-from xai_abn.errors import DatasetError, ImageLoadError
+from xai_abn.errors import DatasetError, ImageLoadError, XaiAbnWarning
 from xai_abn.images.preprocess import Preprocess, normalizer
 from xai_abn.settings import Settings
 
 
-class UnreadableWarning(UserWarning):
+class UnreadableWarning(XaiAbnWarning):
     """Given when unreadable images are left out while a data set is read into memory."""
 
 

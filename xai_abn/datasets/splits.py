@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xai_abn.datasets.sample import READERS, Sample, SampleSubset, read_dataset
-from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError
+from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError, XaiAbnWarning
 from xai_abn.images.loading import EXAMPLE_PREFIX, find_images
 from xai_abn.images.preprocess import Preprocess
 
@@ -28,7 +28,7 @@ SPLIT_NAMES = {
 }
 
 
-class UnusedSplitWarning(UserWarning):
+class UnusedSplitWarning(XaiAbnWarning):
     """Given when splits of a data set are not used."""
 
 

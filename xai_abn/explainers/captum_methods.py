@@ -21,9 +21,6 @@ from xai_abn.models.targets import target_scores
 from xai_abn.networks.tracing import evaluating, on_device
 from xai_abn.seeding import seeded
 
-# captum announces at each call that it sets hooks on the network. Here they are set on a temporary copy.
-warnings.filterwarnings("ignore", message=r"Setting (forward, )?backward hooks", category=UserWarning)
-
 
 class TargetScore(nn.Module):
     """The score of one image's target, as a function of any number of versions of that image.
@@ -78,7 +75,9 @@ class CaptumMethod(Explainer):
 
     def attribute_one(self, score: TargetScore, image: Tensor) -> Tensor:
         """Return the attributions (1, 3, H, W) of one image (1, 3, H, W), as captum defines them."""
-        attributions: Tensor = self.captum_method(score).attribute(image, **self.arguments(image))
+        with warnings.catch_warnings():  # captum announces that it sets hooks; here they are set on a temporary copy
+            warnings.filterwarnings("ignore", r"Setting (forward, )?backward hooks", UserWarning)
+            attributions: Tensor = self.captum_method(score).attribute(image, **self.arguments(image))
         return attributions
 
     def network(self, model: ModelAdapter) -> nn.Module:

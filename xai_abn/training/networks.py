@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from xai_abn.datasets import ReadOptions, TrainingData, read_training_data
-from xai_abn.errors import CheckpointError, InvalidInputError
+from xai_abn.errors import CheckpointError, InvalidInputError, XaiAbnWarning
 from xai_abn.networks.abn import AttentionBranchNetwork
 from xai_abn.networks.architectures import abn_arguments, create_model, find_architecture
 from xai_abn.networks.build import abn_from
@@ -18,7 +18,7 @@ from xai_abn.networks.tracing import find_classifier
 from xai_abn.training.config import BASELINE, TrainConfig
 
 
-class LeftOutWarning(UserWarning):
+class LeftOutWarning(XaiAbnWarning):
     """Given when not all of a file of weights, or of the training pictures, is used."""
 
 
