@@ -120,7 +120,7 @@ def compare(module: torch.nn.Module, size: int, methods: dict[str, Any]) -> dict
         if callable(reset := getattr(member, "reset_parameters", None)):
             reset()
     model = xai_abn.wrap(module)
-    model.preprocess = replace(model.preprocess, size=size)
+    model = replace(model, preprocess=replace(model.preprocess, size=size))
     inputs = torch.stack([model.preprocess(load_image(f"example:{p}")).tensor for p in IMAGES])
     module.train()
     with torch.no_grad():
