@@ -132,7 +132,7 @@ def test_the_docs_python_runs(name, index, tmp_path, monkeypatch):
     finally:
         for registry in (EXPLAINERS, metrics):
             for extra in set(registry.names()) - known:
-                registry._items.pop(extra)
+                registry.pop(extra)
 
 
 def test_the_commands_in_the_docs_have_real_options():

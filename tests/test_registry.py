@@ -36,7 +36,7 @@ def test_names_keep_their_order_and_are_given_once():
     with pytest.raises(InvalidInputError, match="'square' is registered already"):
         shapes.register("square")(3)
     with pytest.raises(UnknownNameError, match="unknown shape 'sqare'; did you mean 'square'"):
-        shapes.get("sqare")
+        shapes["sqare"]
 
 
 def test_entry_points_add_names_once_asked(monkeypatch):
@@ -47,8 +47,7 @@ def test_entry_points_add_names_once_asked(monkeypatch):
     points = [Point("itself", itself, lambda: shapes.register("itself")(itself)), Point("bare", bare)]
     monkeypatch.setattr(xai_abn.registry, "entry_points", lambda group: points if group == "test.shapes" else [])
     assert shapes.names() == ["itself", "bare"]
-    assert shapes.get("bare").name == "bare"
-    assert itself.name == "itself"
+    assert shapes["bare"] is bare
 
 
 def broken():
@@ -83,7 +82,7 @@ def test_our_own_names_need_no_plugins(monkeypatch):
     shapes = Registry("shape", "test.shapes")
     shapes.register("square")(1)
     monkeypatch.setattr(xai_abn.registry, "entry_points", lambda group: pytest.fail("asked for plug-ins"))
-    assert shapes.get("square") == 1
+    assert shapes["square"] == 1
     assert "square" in shapes
 
 
@@ -96,4 +95,4 @@ def test_a_plugin_cannot_take_a_name_of_ours(monkeypatch):
     monkeypatch.setattr(xai_abn.registry, "entry_points", lambda group: [point])
     with pytest.warns(PlugInWarning, match="plug-in another cannot be used .*'square' is registered already"):
         assert shapes.names() == ["square"]
-    assert shapes.get("square") == "ours"
+    assert shapes["square"] == "ours"

@@ -16,7 +16,7 @@ from xai_abn.models import zoo
 @pytest.fixture(autouse=True)
 def here(gap_net, monkeypatch, tmp_path):
     """Work in an empty folder with a photo set, and know the small model as ``small``."""
-    monkeypatch.setitem(zoo.models._items, "small", lambda: gap_net)
+    monkeypatch.setitem(zoo.models, "small", lambda: gap_net)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     make_photos(tmp_path / "set")

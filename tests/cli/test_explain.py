@@ -23,7 +23,7 @@ runner = CliRunner()
 @pytest.fixture(autouse=True)
 def small_model(gap_net, monkeypatch, tmp_path):
     """Let the command use the small model, under the name ``small``, in a folder of its own."""
-    monkeypatch.setitem(zoo.models._items, "small", lambda: gap_net)
+    monkeypatch.setitem(zoo.models, "small", lambda: gap_net)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 

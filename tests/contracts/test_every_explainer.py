@@ -259,7 +259,7 @@ def test_a_new_method_is_one_class_with_one_method(resnet18, photo):
         with pytest.raises(ValueError, match="registered already"):
             explainers.register("test-mean")(Mean)
     finally:
-        explainers.base.EXPLAINERS._items.pop("test-mean")
+        explainers.base.EXPLAINERS.pop("test-mean")
 
 
 def test_a_method_is_given_only_once(resnet18):

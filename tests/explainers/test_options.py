@@ -128,9 +128,8 @@ def test_options_change_the_map(gap_net, photo):
 
 
 @pytest.fixture
-def activation_power(monkeypatch):
+def activation_power():
     """A method with an option, registered as a plug-in would be."""
-    monkeypatch.setattr(EXPLAINERS, "_items", dict(EXPLAINERS._items))
 
     @explainers.register("activation-power")
     class ActivationPower(Explainer):
@@ -142,11 +141,14 @@ def activation_power(monkeypatch):
         def compute(self, forward_pass, targets):
             return forward_pass.activations(self.layer_of(forward_pass.model)).pow(self.power).mean(dim=1)
 
+    yield
+    EXPLAINERS.pop("activation-power")
+
 
 @pytest.mark.usefixtures("activation_power")
 def test_a_new_method_has_its_option_everywhere(gap_net, photo_file, tmp_path, monkeypatch):
     """One class is enough for ``explain``, the command line and a benchmark."""
-    monkeypatch.setattr(zoo.models, "_items", {"small": lambda: gap_net})
+    monkeypatch.setitem(zoo.models, "small", lambda: gap_net)
     result = xai_abn.explain(gap_net, str(photo_file), ["activation-power:power=2", "activation-power"])
     assert not np.array_equal(result["activation-power:power=2"].map, result["activation-power"].map)
 

@@ -109,7 +109,7 @@ def test_exporting_leaves_the_model_alone(gap_net, tmp_path):
 
 def test_the_command_writes_what_the_ending_says(gap_net, tmp_path, monkeypatch):
     """``xai-abn export MODEL FILE.onnx`` tells outputs, sizes and difference; other endings are for runs."""
-    monkeypatch.setitem(zoo.models._items, "small", lambda: gap_net)
+    monkeypatch.setitem(zoo.models, "small", lambda: gap_net)
     monkeypatch.chdir(tmp_path)
     code, out, _ = call("export", "small", "small.onnx")
     assert code == 0

@@ -37,7 +37,7 @@ def millions(module: nn.Module) -> float:
 
 def on_meta(name: str, classes: int | None = None, mechanism: str | None = None) -> nn.Module:
     """Build a network whose weights have shapes and no values."""
-    classes = classes or (100 if architectures.get(name).size == 32 else 1000)
+    classes = classes or (100 if architectures[name].size == 32 else 1000)
     with torch.device("meta"):
         return create_model(name, classes, mechanism=mechanism)
 
@@ -61,7 +61,7 @@ def test_the_depth_is_the_true_one(name, layers):
     weights = sum(2 if isinstance(b, BasicBlock) else 3 for b in blocks) + 2
     assert weights == layers
     if name.endswith("bottleneck"):
-        assert str(layers) in architectures.get(name).description
+        assert str(layers) in architectures[name].description
 
 
 @pytest.mark.parametrize("name", ["resnet20", "seresnet20", "densenet-bc-100-12"])

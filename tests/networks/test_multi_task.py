@@ -319,7 +319,7 @@ def test_the_command_explains_each_attribute(model, network, inputs, photo_file,
     """--target, repeated, gives a row and a picture an attribute, with its own probability."""
     from xai_abn.models import zoo
 
-    monkeypatch.setitem(zoo.models._items, "faces", lambda: model)
+    monkeypatch.setitem(zoo.models, "faces", lambda: model)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     command = ("explain", photo_file, "--model", "faces", "--method", "abn", "-t", "Smiling", "-t", "Eyeglasses")
@@ -377,7 +377,7 @@ class Tiny(nn.Module):
 def tiny(monkeypatch):
     """The architecture ``tiny``."""
     made = Architecture(Tiny, 32, "three convolutions", {"layer": "second", "dilate": False})
-    monkeypatch.setitem(architectures._items, "tiny", made)
+    monkeypatch.setitem(architectures, "tiny", made)
 
 
 SIDE, PATCH = 32, 8

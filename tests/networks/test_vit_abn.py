@@ -97,7 +97,7 @@ def test_the_mechanism_leaves_class_and_register_tokens_alone(mechanism):
     """The patches become what the mechanism makes of their grid; the tokens in front stay as they were."""
     values, attention = torch.randn(2, 3 + 6, 8), torch.rand(2, 1, 2, 3)
     tokens = Tokens(values, Layout("tokens", (2, 3), 3))
-    plain = mechanisms.get(mechanism)(8)
+    plain = mechanisms[mechanism](8)
     found = OnPatches(plain)(tokens, attention)
     assert torch.equal(found.values[:, :3], values[:, :3])
     for i in range(6):

@@ -76,13 +76,13 @@ def test_smoothing_averages_the_map_over_its_neighbours():
 def test_mechanisms_are_the_papers_formulas(name, expected):
     """Residual is g(1 + M), product gM."""
     g, m = torch.randn(2, 4, 3, 3), torch.rand(2, 1, 3, 3)
-    torch.testing.assert_close(mechanisms.get(name)(4)(g, m), eval(expected, {"g": g, "m": m}))
+    torch.testing.assert_close(mechanisms[name](4)(g, m), eval(expected, {"g": g, "m": m}))
 
 
 def test_concatenation_starts_as_residual_and_can_learn_otherwise():
     """[gM, g] mixed by two identities is g(1 + M); with other weights each half counts by itself."""
     g, m = torch.randn(2, 4, 3, 3), torch.rand(2, 1, 3, 3)
-    mechanism = mechanisms.get("concatenation")(4)
+    mechanism = mechanisms["concatenation"](4)
     torch.testing.assert_close(mechanism(g, m), g * m + g)
     with torch.no_grad():
         mechanism.mix.weight[:, 4:] = 0

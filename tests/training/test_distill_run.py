@@ -302,7 +302,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     settings, tmp_path, gap_net, monkeypatch, values, error, message
 ):
     """Each mistake is one error of its own, and there is no folder afterwards."""
-    monkeypatch.setitem(zoo.models._items, "small", lambda: gap_net)
+    monkeypatch.setitem(zoo.models, "small", lambda: gap_net)
     with pytest.raises(error, match=message):
         run_distillation(tmp_path / "run", changed(settings, **values))
     assert not (tmp_path / "run").exists()

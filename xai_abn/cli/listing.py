@@ -84,7 +84,7 @@ def _models(model: str, weights: str | None) -> list[tuple[str, ...]]:
     from xai_abn.networks import architectures
 
     rows: list[tuple[str, ...]] = [
-        (name, (inspect.getdoc(zoo.models.get(name)) or "a plug-in").splitlines()[0]) for name in zoo.models
+        (name, (inspect.getdoc(zoo.models[name]) or "a plug-in").splitlines()[0]) for name in zoo.models
     ]
     rows += [(f"torchvision:{name}", "torchvision") for name in architectures.torchvision_names()]
     return rows + [(f"timm:{name}", "timm") for name in architectures.timm_names()]
@@ -93,13 +93,13 @@ def _models(model: str, weights: str | None) -> list[tuple[str, ...]]:
 def _datasets(model: str, weights: str | None) -> list[tuple[str, ...]]:
     from xai_abn.datasets import READERS
 
-    return [(f"{name}:", (inspect.getdoc(READERS.get(name)) or "a plug-in").splitlines()[0]) for name in READERS]
+    return [(f"{name}:", (inspect.getdoc(READERS[name]) or "a plug-in").splitlines()[0]) for name in READERS]
 
 
 def _architectures(model: str, weights: str | None) -> list[tuple[str, ...]]:
     from xai_abn.networks.architectures import architectures
 
-    found = [(name, architectures.get(name)) for name in architectures.names()]
+    found = [(name, architectures[name]) for name in architectures.names()]
     return [(name, f"{a.size}x{a.size}", a.description) for name, a in found]
 
 

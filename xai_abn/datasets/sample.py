@@ -341,7 +341,7 @@ def read_dataset(spec: str) -> Dataset:
     kind, colon, place = spec.partition(":")
     if not colon or not place:
         raise DatasetError(f"data must be KIND:PLACE with KIND one of {', '.join(READERS)}, got {spec!r}")
-    data = READERS.get(kind)(place)
+    data = READERS[kind](place)
     if not any(len(samples) for samples in data.splits.values()):
         reasons = f"; {len(data.problems)} are listed but unusable, as {data.problems[0][1]}" if data.problems else ""
         raise DatasetError(f"{spec}: no images{reasons}")

@@ -129,13 +129,15 @@ def _option_text(value: object) -> str:
     return "+".join(map(_option_text, value)) if isinstance(value, list) else str(value)
 
 
-def _checked_class(name: str, item: object) -> str:
+def _named_class(name: str, item: object) -> str:
+    """Tell a class the name of its entry point, and refuse anything else than a subclass of Explainer."""
     if not (isinstance(item, type) and issubclass(item, Explainer)):
         raise InvalidInputError(f"{name!r} must be a subclass of xai_abn.explainers.Explainer, got {item!r}")
-    return name
+    item.name = vars(item).get("name") or name
+    return item.name
 
 
-EXPLAINERS: Registry[type[Explainer]] = Registry("method", "xai_abn.explainers", _checked_class)
+EXPLAINERS: Registry[type[Explainer]] = Registry("method", "xai_abn.explainers", _named_class)
 
 E = TypeVar("E", bound=type[Explainer])
 
@@ -146,7 +148,13 @@ def register(name: str) -> Callable[[E], E]:
     Raises:
         InvalidInputError: the name is taken.
     """
-    return EXPLAINERS.register(name)  # type: ignore[return-value]
+
+    def add(kind: E) -> E:
+        EXPLAINERS.register(name)(kind)
+        kind.name = name
+        return kind
+
+    return add
 
 
 def names() -> list[str]:
@@ -160,7 +168,7 @@ def get(name: str) -> type[Explainer]:
     Raises:
         UnknownNameError: there is no such class; the message suggests the nearest names.
     """
-    return EXPLAINERS.get(name)
+    return EXPLAINERS[name]
 
 
 def parse_spec(spec: str, layer: str | None = None) -> Explainer:

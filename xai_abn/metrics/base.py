@@ -159,8 +159,8 @@ def get(name: str) -> Metric:
         UnknownNameError: there is none; the message gives the nearest.
     """
     if ":" in name:
-        return metrics.get(name)
+        return metrics[name]
     for full in metrics:
         if full.split(":")[0] == name:
-            return metrics.get(full)
+            return metrics[full]
     raise UnknownNameError("metric", name, [*dict.fromkeys(n.split(":")[0] for n in metrics), *metrics])

@@ -85,7 +85,7 @@ def load_model(
 
 
 def _built(name: str) -> ModelAdapter:
-    adapter = models.get(name)()
+    adapter = models[name]()
     if not isinstance(adapter, ModelAdapter):
         raise InvalidInputError(
             f"the plug-in's model {name} must be a ModelAdapter, as of xai_abn.wrap(...), got {type(adapter).__name__}"

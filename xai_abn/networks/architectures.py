@@ -97,7 +97,7 @@ def find_architecture(spec: str) -> Architecture:
         return Architecture(partial(_from_library, "timm:tf_efficientnet_lite0"), 224, "EfficientNet-Lite0")
     if spec not in architectures:
         raise UnknownNameError("architecture", spec, architectures.names(), "Or give timm:NAME or torchvision:NAME.")
-    return architectures.get(spec)
+    return architectures[spec]
 
 
 def create_model(spec: str, classes: int, *, mechanism: str | None = "residual", **more: Any) -> nn.Module:

@@ -85,7 +85,7 @@ def abn_from(
         raise UnknownNameError("kind of maps", maps, MAPS)
     if start not in STARTS:
         raise UnknownNameError("start", start, STARTS)
-    combine = mechanisms.get(mechanism)
+    combine = mechanisms[mechanism]
     weights = next(backbone.parameters())
     sample = torch.zeros(1, 3, input_size, input_size).to(weights)
     if isinstance(backbone, VisionTransformer):
@@ -148,7 +148,7 @@ def assemble(backbone: nn.Module, description: ABNDescription, classes: int) -> 
             feature_extractor=parts.feature_extractor,
             attention_branch=branch,  # type: ignore[arg-type]
             perception_branch=copy.deepcopy(parts.perception) if shared else parts.perception,
-            mechanism=mechanisms.get(description.mechanism)(cut.channels),
+            mechanism=mechanisms[description.mechanism](cut.channels),
         )
     network.description = description
     return network

@@ -136,7 +136,7 @@ def assemble_vit(vit: VisionTransformer, description: ABNDescription) -> Attenti
         feature_extractor=TokenExtractor(vit, blocks),
         attention_branch=AttentionBranch(TokenStage(vit, blocks), vit.embed_dim, classes, description.smoothing),
         perception_branch=TokenClassifier(vit, blocks),
-        mechanism=OnPatches(mechanisms.get(description.mechanism)(vit.embed_dim)),
+        mechanism=OnPatches(mechanisms[description.mechanism](vit.embed_dim)),
     )
 
 
