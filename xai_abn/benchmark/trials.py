@@ -89,7 +89,7 @@ def class_indices(model: ModelAdapter, data: Dataset, classes: int) -> dict[str,
     labels = {label.casefold(): i for i, label in enumerate(model.labels or ())}
     found: dict[str, tuple[int, ...]] = {}
     if classes == 1000 and data.wnids:
-        from timm.data import ImageNetInfo
+        from timm.data.imagenet_info import ImageNetInfo
 
         index = {wnid: i for i, wnid in enumerate(ImageNetInfo().label_names())}
         found = {name: tuple(index[w] for w in wnids) for name, wnids in data.wnids.items()}

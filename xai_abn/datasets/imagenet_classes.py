@@ -240,6 +240,6 @@ def own_wnids(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
 @cache
 def known_wnids() -> frozenset[str]:
     """Return the WordNet ids of the 1,000 classes of ImageNet-1k (ILSVRC2012)."""
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     return frozenset(ImageNetInfo().label_names())

@@ -29,7 +29,8 @@ class Turns(nn.Module):
         """Return what the module whose turn it is makes of the inputs."""
         instance = self.instances[self._turn]
         self._turn = (self._turn + 1) % len(self.instances)
-        return instance(inputs.view_as(inputs))
+        result: Tensor = instance(inputs.view_as(inputs))
+        return result
 
 
 class SeparateWindows(nn.Module):
@@ -53,7 +54,8 @@ class SeparateWindows(nn.Module):
         padded = F.pad(inputs, padding, value=torch.finfo(inputs.dtype).min)
         windows = F.unfold(padded, self.kernel, self.dilation, 0, self.stride)  # (N, C k, h w)
         laid = windows.unflatten(1, (inputs.shape[1], -1)).transpose(2, 3)  # (N, C, h w, k)
-        return self.pool(laid).view(len(inputs), -1, height, width)
+        result: Tensor = self.pool(laid).view(len(inputs), -1, height, width)
+        return result
 
     def _behind(self, axis: int, number: int, size: int) -> int:
         """Return how much to pad (or, below 0, to cut) behind, so that ``number`` windows fit exactly."""

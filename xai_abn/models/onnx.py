@@ -151,7 +151,8 @@ def _exported(network: _Outputs, metadata: dict[str, str], sizes: Sequence[tuple
     made = onnx.load_model_from_string(buffer.getvalue())
     onnx.helper.set_model_props(made, metadata)
     made.producer_name, made.producer_version = "xai-abn", __version__
-    return made.SerializeToString()
+    result: bytes = made.SerializeToString()
+    return result
 
 
 def _metadata(model: ModelAdapter) -> dict[str, str]:

@@ -141,7 +141,8 @@ class _Float32(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         with torch.autocast(inputs.device.type, enabled=False):
-            return self.layer(inputs.float())
+            result: Tensor = self.layer(inputs.float())
+            return result
 
 
 def _keep_float32(network: nn.Module, example: Tensor) -> None:

@@ -127,5 +127,6 @@ def target_scores(logits: Tensor, targets: Tensor) -> Tensor:
 def target_rows(rows: Tensor, targets: Tensor) -> Tensor:
     """Return the targets' rows (N, ...) of rows (K, ...), one per class; for directions, the mixture of the rows."""
     if targets.is_floating_point():
-        return torch.tensordot(targets.to(rows), rows, dims=1)
+        result: Tensor = torch.tensordot(targets.to(rows), rows, dims=1)
+        return result
     return rows[targets.to(rows.device)]

@@ -172,7 +172,7 @@ def _lite0_module() -> nn.Module:
 
 def _from_timm(name: str, weights: str | Path | None) -> ModelAdapter:
     import timm
-    from timm.data import resolve_data_config
+    from timm.data.config import resolve_data_config
 
     if not timm.is_model(name):
         raise UnknownNameError("timm model", name, timm_names())

@@ -246,7 +246,8 @@ class Concatenation(Mechanism):
 
     def forward(self, features: Tensor, attention: Tensor) -> Tensor:
         """Weigh features (N, C, h, w) by attention (N, 1, h, w); same shape as the features."""
-        return self.mix(torch.cat([features * attention, features], dim=1))
+        result: Tensor = self.mix(torch.cat([features * attention, features], dim=1))
+        return result
 
 
 def initialize(module: nn.Module) -> None:
@@ -323,7 +324,8 @@ class AttentionBranchNetwork(nn.Module):
 
     def perceive(self, features: Tensor, attention_map: Tensor) -> Tensor:
         """Return logits (N, K) of features (N, C, h, w) looked at through a map (N, 1, h, w)."""
-        return self.perception_branch(self.mechanism(features, attention_map))
+        logits: Tensor = self.perception_branch(self.mechanism(features, attention_map))
+        return logits
 
     def as_classifier(self) -> nn.Module:
         """Return a plain module that gives the perception logits (N, K) alone; weights are shared."""
@@ -336,7 +338,8 @@ class _PerceptionLogits(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images).logits
+        result: Tensor = self.network(images).logits
+        return result
 
 
 def _checked_attention(attention: Tensor, like: Tensor, bounded: bool) -> Tensor:

@@ -52,7 +52,8 @@ def _from_library(spec: str, classes: int) -> nn.Module:
     from torchvision import models as tv
 
     alone = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    return tv.get_model(name, weights=None, num_classes=classes, **alone)
+    result: nn.Module = tv.get_model(name, weights=None, num_classes=classes, **alone)
+    return result
 
 
 def _add(name: str, build: Callable[[int], nn.Module], size: int, description: str, **abn: Any) -> None:
@@ -149,7 +150,8 @@ def torchvision_names() -> list[str]:
     """Return the names of torchvision's image classifiers."""
     from torchvision import models as tv
 
-    return tv.list_models(module=tv)
+    result: list[str] = tv.list_models(module=tv)
+    return result
 
 
 _KNOWN: dict[str, Callable[[], list[str]]] = {"timm": timm_names, "torchvision": torchvision_names}

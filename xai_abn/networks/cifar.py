@@ -19,7 +19,7 @@ from xai_abn.errors import InvalidInputError
 from xai_abn.networks.abn import initialize
 
 
-class SEBasicBlock(BasicBlock):
+class SEBasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision has no types
     """A basic block whose output is weighed by channel before the shortcut is added.
 
     Source: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018; reduction 16.
@@ -82,7 +82,8 @@ class CifarResNet(nn.Module):
         """Map pictures (N, 3, H, W) to logits (N, K)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
 
 
 class WideBlock(nn.Module):
@@ -101,7 +102,8 @@ class WideBlock(nn.Module):
         """Map (N, inplanes, H, W) to (N, planes, H/stride, W/stride)."""
         active = F.relu(self.bn1(x))
         out = self.conv2(self.dropout(F.relu(self.bn2(self.conv1(active)))))
-        return out + (x if self.convShortcut is None else self.convShortcut(active))
+        result: Tensor = out + (x if self.convShortcut is None else self.convShortcut(active))
+        return result
 
 
 class WideResNet(nn.Module):
@@ -139,7 +141,8 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map pictures (N, 3, H, W) to logits (N, K)."""
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        return self.fc(torch.flatten(self.avgpool(F.relu(self.bn1(x))), 1))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(F.relu(self.bn1(x))), 1))
+        return logits
 
 
 class DenseLayer(nn.Module):
@@ -209,7 +212,8 @@ class CifarDenseNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map pictures (N, 3, H, W) to logits (N, K)."""
         x = self.trans2(self.dense2(self.trans1(self.dense1(self.conv1(x)))))
-        return self.fc(torch.flatten(self.avgpool(F.relu(self.bn(self.dense3(x)))), 1))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(F.relu(self.bn(self.dense3(x)))), 1))
+        return logits
 
 
 def resnet(depth: int, num_classes: int, **more: Any) -> CifarResNet:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.layers import Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from xai_abn.networks.tracing import evaluating
@@ -43,12 +43,10 @@ def plan_windows(stage: nn.Module, features: Tensor, dilate: bool) -> dict[str, 
         if max(_pair(module.stride)) > 1:
             change["stride"] = [1, 1]
             reach = [(kernel[axis] - 1) * dilation[axis] for axis in (0, 1)]
-            uneven = not isinstance(padding, str) and any(
-                extra != 2 * pad for extra, pad in zip(reach, _pair(padding), strict=True)
-            )
-            if uneven and not isinstance(module, Conv2dSame):  # such as 2x2 pooling: pad by replication instead
+            if not isinstance(padding, str) and not isinstance(module, Conv2dSame):
                 (rows, columns), (top, left) = reach, _pair(padding)
-                change |= {"padding": [0, 0], "replicate": [left, columns - left, top, rows - top]}
+                if rows != 2 * top or columns != 2 * left:  # such as 2x2 pooling: pad by replication instead
+                    change |= {"padding": [0, 0], "replicate": [left, columns - left, top, rows - top]}
         if change:
             changes[name] = change
     return changes

@@ -30,7 +30,8 @@ class Layout:
         if self.kind == "channels-last":
             return values.movedim(-1, -3)
         if self.kind == "tokens":
-            return values[..., self.prefix :, :].transpose(-1, -2).unflatten(-1, self.grid)
+            result: Tensor = values[..., self.prefix :, :].transpose(-1, -2).unflatten(-1, self.grid)
+            return result
         return values
 
     def from_maps(self, maps: Tensor, like: Tensor) -> Tensor:

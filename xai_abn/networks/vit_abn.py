@@ -98,7 +98,7 @@ class OnPatches(Mechanism):
         self.mechanism = mechanism
         self.uses_map = mechanism.uses_map
 
-    def forward(self, tokens: Tokens, attention: Tensor) -> Tokens:
+    def forward(self, tokens: Tokens, attention: Tensor) -> Tokens:  # type: ignore[override]
         """Weigh the patches by attention (N, 1, h, w); as many tokens as before."""
         return tokens.with_maps(self.mechanism(tokens.maps, attention))
 
