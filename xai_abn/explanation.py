@@ -177,13 +177,13 @@ class Explanations(list[ImageExplanations]):
             raise InvalidInputError(f"there are {len(self)} images; choose one first, as in result[0]['grad-cam']")
         return super().__getitem__(0)
 
-    @overload
-    def __getitem__(self, key: int) -> ImageExplanations: ...  # type: ignore[overload-overlap]
+    @overload  # type: ignore[override]
+    def __getitem__(self, key: int) -> ImageExplanations: ...
     @overload
     def __getitem__(self, key: slice) -> list[ImageExplanations]: ...
     @overload
     def __getitem__(self, key: str | tuple[str, str]) -> Explanation: ...
-    def __getitem__(self, key: Any) -> Any:  # type: ignore[override]
+    def __getitem__(self, key: Any) -> Any:
         """Return the explanations of an image by position, or of the single image by key.
 
         Raises:

@@ -198,7 +198,7 @@ def _ask(
         resolved = [
             [ResolvedTarget(t, model.label(t))] if targets else [] for t, targets in zip(top, resolved, strict=True)
         ]
-    facts = {
+    facts: dict[str, Any] = {
         "method": explainer.spec,
         "class_specific": explainer.is_class_specific(model),
         "layer": explainer.layer_of(model),

@@ -20,9 +20,8 @@ from xai_abn.explainers import Explainer, run_pass
 from xai_abn.heatmaps import flaws, upsample
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.metrics.base import Metric, Needs, Scores, Subject
-from xai_abn.metrics.deletion_insertion import area
 from xai_abn.metrics.objects import Objects
-from xai_abn.metrics.perturbation import PerturbationProtocol, perturbation_curves
+from xai_abn.metrics.perturbation import PerturbationProtocol, area, perturbation_curves
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.predictor import FastPredictor

@@ -159,12 +159,14 @@ class Store:
     @property
     def identity(self) -> dict[str, Any]:
         """What all values of the run share."""
-        return self._entry("identity")
+        result: dict[str, Any] = self._entry("identity")
+        return result
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
         """Each time the run was worked on: command, start, environment."""
-        return self._entry("sessions")
+        result: list[dict[str, Any]] = self._entry("sessions")
+        return result
 
     def add_session(self, record: Mapping[str, Any]) -> int:
         """Note that the run is worked on now, and return the session's number."""
@@ -279,7 +281,8 @@ class Store:
 
     def count(self, table: str) -> int:
         """Return the number of rows of a table of the schema."""
-        return next(self._rows(f"SELECT count(*) FROM {table}"))[0]
+        result: int = next(self._rows(f"SELECT count(*) FROM {table}"))[0]
+        return result
 
     def _entry(self, name: str) -> Any:
         return json.loads(next(self._rows("SELECT value FROM run WHERE name = ?", (name,)))[0])

@@ -23,7 +23,8 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     centred = [r - r.mean(dim=1, keepdim=True) for r in ranks]
     value = (centred[0] * centred[1]).sum(1) / (centred[0].norm(dim=1) * centred[1].norm(dim=1))
     good = usable(first).cpu() & usable(second).cpu()
-    return value.float().masked_fill(~good, float("nan"))
+    result: Tensor = value.float().masked_fill(~good, float("nan"))
+    return result
 
 
 def map_agreement(first: Tensor, second: Tensor, share: float = 0.2) -> Tensor:

@@ -44,7 +44,8 @@ def entropy(maps: Tensor) -> Tensor:
     flat = _finite(maps).clamp_min(0)
     shares = flat / flat.sum(dim=1, keepdim=True)
     total = -torch.special.xlogy(shares, shares).sum(dim=1)
-    return (total / torch.tensor(float(flat.shape[1])).log()).float()
+    result: Tensor = (total / torch.tensor(float(flat.shape[1])).log()).float()
+    return result
 
 
 def _finite(maps: Tensor) -> Tensor:

@@ -182,7 +182,8 @@ class _Work:
             first = self.ranks[picture.n, picture.m] < picture.below
             torch.where(first, *((whole, missing) if picture.insert else (missing, whole)), out=buffer[row])
         batch = buffer.unflatten(2, self.size)
-        return batch.contiguous(memory_format=torch.channels_last) if self.layout else batch
+        result: Tensor = batch.contiguous(memory_format=torch.channels_last) if self.layout else batch
+        return result
 
 
 class _Picture(NamedTuple):

@@ -126,9 +126,10 @@ def sensitivity_max(
             return (explain(moved[0], target.expand(len(moved[0]))).detach(),)
 
         with seeded(seed):
-            return captum.metrics.sensitivity_max(
+            result: Tensor = captum.metrics.sensitivity_max(
                 attribute, picture, perturb_radius=radius, n_perturb_samples=samples
             ).cpu()
+            return result
 
     values = torch.cat([one(inputs[n : n + 1], targets[n]) for n in range(len(inputs))])
     return values.masked_fill(~usable(explain(inputs, targets)).cpu(), float("nan"))
@@ -175,7 +176,7 @@ def infidelity(
 
     def one(n: int) -> Tensor:
         with seeded(seed), torch.no_grad():
-            return captum.metrics.infidelity(
+            result: Tensor = captum.metrics.infidelity(
                 lambda x: _logits(predict, x, targets[n : n + 1]),
                 perturb,
                 inputs[n : n + 1],
@@ -184,6 +185,7 @@ def infidelity(
                 n_perturb_samples=samples,
                 normalize=True,
             ).cpu()
+            return result
 
     found = torch.cat([one(n) for n in range(len(inputs))])
     return found.masked_fill(~good, float("nan"))

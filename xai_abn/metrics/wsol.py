@@ -139,7 +139,8 @@ def _overlaps(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
     end = np.minimum(boxes[:, None, 2:], truth[None, :, 2:])
     common = np.clip(end - corner + 1, 0, None).prod(axis=2)
     areas = [(b[:, 2:] - b[:, :2] + 1).prod(axis=1) for b in (boxes, truth)]
-    return common / (areas[0][:, None] + areas[1][None] - common)
+    result: np.ndarray = common / (areas[0][:, None] + areas[1][None] - common)
+    return result
 
 
 for _protocol, _overlaps_at, _largest in (("wsol-v1", (0.5,), True), ("wsol-v2", OVERLAPS, False)):

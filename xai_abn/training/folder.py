@@ -107,4 +107,5 @@ def _write(folder: Path, config: TrainConfig, commands: list[str]) -> None:
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as JSON would give them back."""
-    return json.loads(json.dumps(dict(settings)))
+    result: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+    return result

@@ -104,7 +104,8 @@ class Learner:
     def _answer(self, network: nn.Module, batch: Batch, errors: _Kinds = _WRONG_SIZES) -> Tensor | ABNOutput:
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-                return network(batch.images)
+                result: Tensor | ABNOutput = network(batch.images)
+                return result
         except errors as error:
             shape = "x".join(map(str, batch.images.shape))
             skipped = f" ({batch.skipped} more of it could not be read)" if batch.skipped else ""

@@ -55,7 +55,8 @@ class Measurer:
         """Return sums, float64 on the CPU, over all ranks; a device alone need not know float64."""
         if self.accelerator.num_processes == 1:
             return sums
-        return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").cpu()
+        result: torch.Tensor = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").cpu()
+        return result
 
     def _mine(self, split: DataSplit) -> torch.Tensor:
         return torch.arange(len(split))[self.accelerator.process_index :: self.accelerator.num_processes]

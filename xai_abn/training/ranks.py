@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import BatchNormAct2d, convert_sync_batchnorm
+from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -34,7 +34,8 @@ class GlobalBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (N, C, ...) as one rank would the batches of all ranks put together."""
-        return self.act(self.drop(self._over_all(input) if self.training else super().forward(input)))
+        result: Tensor = self.act(self.drop(self._over_all(input) if self.training else super().forward(input)))
+        return result
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Take any number of dimensions."""
@@ -53,7 +54,8 @@ class GlobalBatchNorm(_BatchNorm):
         out = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
-        return out.to(input.dtype)
+        result: Tensor = out.to(input.dtype)
+        return result
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -76,7 +78,8 @@ def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
                 f"{name} is a {type(module).__name__}, whose statistics cannot be joined over ranks; train on one"
             )
     if device.type == "cuda":
-        return convert_sync_batchnorm(network)
+        result: nn.Module = convert_sync_batchnorm(network)
+        return result
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, _BatchNorm):

@@ -39,7 +39,8 @@ class Report:
         from xai_abn import __version__
 
         found = {"about": f"{MARK} {__version__}", "runs": list(self.runs), "sections": list(self.sections)}
-        return _strict(found)
+        result: dict[str, Any] = _strict(found)
+        return result
 
     def markdown(self) -> str:
         """Return the tables as Markdown."""

@@ -16,7 +16,7 @@ from xai_abn.datasets.batches import stack_readable
 from xai_abn.seeding import mixed_seed
 
 
-class Draws(Dataset):
+class Draws(Dataset[Any]):
     """An endless sequence of crops: all photos in a random order, then all in another, and so on.
 
     Args:
@@ -24,7 +24,7 @@ class Draws(Dataset):
         seed: of the orders and the crops, at least 0.
     """
 
-    def __init__(self, photos: Dataset, seed: int) -> None:
+    def __init__(self, photos: Dataset[Any], seed: int) -> None:
         self.photos = photos
         self.seed = seed
         self._epoch, self._order = -1, torch.empty(0)
@@ -36,12 +36,12 @@ class Draws(Dataset):
             generator = torch.Generator().manual_seed(mixed_seed(self.seed, "order", epoch))
             self._epoch, self._order = epoch, torch.randperm(len(self.photos), generator=generator)  # type: ignore[arg-type]
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(mixed_seed(self.seed, "crop", number))
+            torch.default_generator.manual_seed(mixed_seed(self.seed, "crop", number))
             return self.photos[int(self._order[position])]
 
 
 def batches(
-    photos: Dataset, steps: Sequence[int], *, batch_size: int, seed: int, workers: int
+    photos: Dataset[Any], steps: Sequence[int], *, batch_size: int, seed: int, workers: int
 ) -> Iterator[tuple[Tensor, list[str]]]:
     """Yield the batch of each step as crops (N, 3, H, W) and why other photos of the batch cannot be read.
 

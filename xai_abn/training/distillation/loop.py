@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from xai_abn.training.state import optimiser_tensors, restore_optimiser
 
 def distill(
     network: AttentionBranchNetwork,
-    photos: Dataset,
+    photos: Dataset[Any],
     config: DistillationConfig = DistillationConfig(),
     log: Callable[[dict[str, float]], None] | None = None,
     teacher: nn.Module | None = None,
@@ -98,7 +99,7 @@ class Distillation:
         self._optimiser = torch.optim.AdamW([{"params": p, "lr": lr} for p, lr in groups], weight_decay=0.0)
 
     def run(
-        self, photos: Dataset, log: Callable[[dict[str, float]], None] | None = None, until: int | None = None
+        self, photos: Dataset[Any], log: Callable[[dict[str, float]], None] | None = None, until: int | None = None
     ) -> None:
         """Take the steps that remain, or those until step ``until`` of the schedule; see :func:`distill`."""
         config = self.config

@@ -109,7 +109,8 @@ def _rows(network: AttentionBranchNetwork, teacher: nn.Module, inputs: Tensor) -
     wanted = teacher(features).argmax(dim=1)
 
     def answer(seen: Tensor) -> Tensor:
-        return teacher(seen).float().softmax(dim=1).gather(1, wanted[:, None])[:, 0]
+        result: Tensor = teacher(seen).float().softmax(dim=1).gather(1, wanted[:, None])[:, 0]
+        return result
 
     flat = attention_map.flatten(1)
     rows = {

@@ -125,7 +125,8 @@ def _steps_done(folder: RunFolder) -> int:
             f"{folder.state} is gone, without which the run cannot go on after step {done}; start from "
             f"{folder.checkpoint} in another folder with continue_from"
         )
-    return done
+    result: int = done
+    return result
 
 
 def _summary(folder: RunFolder, done: int, steps: int, unreadable: Sequence[str] = ()) -> DistillationSummary:

@@ -86,7 +86,9 @@ def _backbone(classifier: ModelAdapter, spec: str) -> str:
     )
 
 
-def _continue(network: AttentionBranchNetwork, teacher: nn.Module, settings: DistillationSettings) -> list[dict]:
+def _continue(
+    network: AttentionBranchNetwork, teacher: nn.Module, settings: DistillationSettings
+) -> list[dict[str, Any]]:
     """Load the checkpoint to go on from, if any; return the records of its training, the oldest first."""
     if settings.continue_from is None:
         return []
