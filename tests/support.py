@@ -31,6 +31,12 @@ class GapNet(nn.Module):
         return self.fc(self.pool(self.features(x)).flatten(1))
 
 
+def probability(predict, image, target):
+    """Softmax probability of one image (C, H, W)."""
+    with torch.no_grad():
+        return float(predict(image[None]).double().softmax(dim=1)[0, target])
+
+
 def make_photos(folder, number=8):
     (folder / "images").mkdir(parents=True)
     draw = np.random.default_rng(0)

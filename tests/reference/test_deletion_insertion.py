@@ -9,6 +9,7 @@ import pytest
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
+from support import probability
 from torch import nn
 
 from xai_abn.errors import InvalidInputError, UnknownNameError
@@ -109,12 +110,6 @@ def small_net(classes=4, seed=0):
     with torch.no_grad():
         net[-1].weight.mul_(12)
     return net
-
-
-def probability(predict, picture, target):
-    """Softmax probability of one picture (C, H, W)."""
-    with torch.no_grad():
-        return float(predict(picture[None]).double().softmax(dim=1)[0, target])
 
 
 def folded_kernel():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from support import probability
 from torch import nn
 
 from xai_abn import metrics
@@ -49,12 +50,6 @@ def small_net(classes=4, seed=0):
     with torch.no_grad():
         net[-1].weight.mul_(12)
     return net
-
-
-def probability(predict, picture, target):
-    """Softmax probability of one picture (C, H, W)."""
-    with torch.no_grad():
-        return float(predict(picture[None]).double().softmax(dim=1)[0, target])
 
 
 def cam(net, inputs, targets):
