@@ -19,8 +19,6 @@ PACKAGE = ROOT / "xai_abn"
 KNOWN = {
     "xai_abn.metrics.base imports xai_abn.metrics.perturbation in a circle",
     "xai_abn.metrics.perturbation imports xai_abn.metrics.base in a circle",
-    "xai_abn.training.distillation.run imports xai_abn, which is not drawn",
-    "xai_abn.training.folder imports xai_abn, which is not drawn",
 }
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import xai_abn
+from xai_abn import __version__
 from xai_abn.errors import InvalidInputError, OutputError, RunError
 from xai_abn.training.config import TrainConfig
 from xai_abn.training.journal import LOG
@@ -101,7 +101,7 @@ def go_on(folder: Path, config: TrainConfig, command: str) -> None:
 
 
 def _write(folder: Path, config: TrainConfig, commands: list[str]) -> None:
-    notes = {"commands": commands, "xai_abn_version": xai_abn.__version__}
+    notes = {"commands": commands, "xai_abn_version": __version__}
     write_settings(folder / SETTINGS_FILE, asdict(config), notes)
 
 

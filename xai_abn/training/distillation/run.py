@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-import xai_abn
+from xai_abn import __version__
 from xai_abn.datasets.batches import RandomCrops
 from xai_abn.datasets.splits import HeldOut, find_samples, hold_out
 from xai_abn.errors import ImageLoadError, NonFiniteError, RunError
@@ -98,7 +98,7 @@ def run_distillation(
     commands = folder.commands() if going_on else []
     if not going_on:
         folder.clear()
-    notes = {"commands": [*commands, command], "xai_abn_version": xai_abn.__version__}
+    notes = {"commands": [*commands, command], "xai_abn_version": __version__}
     write_settings(folder.settings, settings.to_dict(), notes)
     if going_on:
         folder.restore(run.distillation, run.origin)
