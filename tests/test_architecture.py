@@ -29,12 +29,23 @@ def test_imports_follow_the_drawn_layers():
     assert not KNOWN - faults, "no longer faults: take them off the list"
 
 
-def test_every_drawn_part_exists_and_is_described():
-    """The drawing names nothing else, and the text below it explains every part."""
+def test_every_part_is_drawn_and_every_file_described():
+    """The drawing and the table below it name the parts and files of the package, and nothing else."""
     page = (ROOT / "docs/architecture.md").read_text()
     drawn = {part for row in drawn_layers(page) for part in row}
     assert drawn == {part_of(name) for name in modules(PACKAGE)} - {"weights", "__init__"}
-    assert all(f"`{name}" in page for name in drawn)
+    rows = {
+        row.split("|")[1].strip(" `/").removesuffix(".py"): row
+        for row in page.split("## The folders")[1].splitlines()
+        if row.startswith("| `")
+    }
+    assert rows.keys() >= drawn
+    for name, path in modules(PACKAGE).items():
+        if len(name.split(".")) > 2 and part_of(name) in drawn and not path.stem.startswith("__"):
+            assert f"`{path.stem}`" in rows[part_of(name)], f"docs/architecture.md does not name {name}"
+    for part, row in rows.items():
+        known = {piece for name in modules(PACKAGE) if part_of(name) == part for piece in name.split(".")[1:]}
+        assert set(re.findall(r"`(\w+)`", row)) <= known, f"docs/architecture.md names files that {part} lacks"
 
 
 PLANTED = {
