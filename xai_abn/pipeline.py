@@ -156,7 +156,7 @@ def explain_batch(
     if not prepared:
         return []
     started = perf_counter()
-    inputs = torch.stack([image.tensor for image in prepared])
+    inputs = torch.stack([image.tensor for image in prepared]).contiguous(memory_format=model.memory_format)
     forward_pass = run_pass(model, inputs, explainers, [image.source for image in prepared])
     results: list[Result] = []
     resolved: list[list[ResolvedTarget]] = []

@@ -14,9 +14,8 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from xai_abn.benchmark.records import Batch, FailureRow, ImageRow, MapRow, ResultRow
 from xai_abn.benchmark.report.build import make_report
-from xai_abn.benchmark.store import Store
+from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store
 from xai_abn.errors import OutputError, RunError, UnknownNameError
 
 LABEL = "<b>&cat"
@@ -26,7 +25,7 @@ AXIS = [0.0, 0.25, 0.5, 0.75, 1.0]
 LEVELS = {"abn": 0.4, "cam": 0.6, "grad-cam": 0.8, "center": 1.0}
 METHODS = {
     name: {
-        "control": name == "center",
+        "baseline": name == "center",
         "class_specific": name not in ("abn", "center"),
         "layer": "features.3",
         "source": f"paper of {name}",
@@ -48,7 +47,7 @@ def record(higher, subject="top-1", counts_as=None, axis=None, **more):
 METRICS = {
     "deletion:test": record(False, axis=AXIS),
     "insertion:test": record(True, axis=AXIS),
-    "pointing-game:test": record(True, "each class present", 0.0, needs="objects"),
+    "pointing-game:test": record(True, "classes", 0.0, needs="objects"),
 }
 
 
@@ -106,7 +105,7 @@ def write_run(path, *, model="net", data="coco", photos=range(PHOTOS), metrics=M
 
 @pytest.fixture
 def run(tmp_path):
-    """A run of 12 photos, 3 methods and a control, 3 metrics; grad-cam's map of the first photo is flat."""
+    """A run of 12 photos, 3 methods and a baseline, 3 metrics; grad-cam's map of the first photo is flat."""
     return write_run(tmp_path / "run.sqlite")
 
 
@@ -128,13 +127,13 @@ def test_means_are_over_photos_and_flat_maps_are_left_out_or_miss(run):
 
 
 def test_the_best_method_is_no_control_and_a_better_control_is_told(run):
-    """Insertion is best for grad-cam, though the control is higher; the report says so."""
+    """Insertion is best for grad-cam, though the baseline is higher; the report says so."""
     report = make_report([run])
     best = [(c["metric"], c["method"]) for c in report.sections[0]["summary"] if c["best"]]
     assert ("deletion:test", "abn") in best
     assert ("insertion:test", "grad-cam") in best
     assert cell(report, "insertion:test", "center")["beats_best"]
-    assert "Controls that do at least as well as every method: center on insertion" in report.html()
+    assert "Baselines that do at least as well as every method: center on insertion" in report.html()
 
 
 def test_each_method_is_tested_against_the_reference(run):
@@ -190,7 +189,7 @@ def test_a_value_of_the_whole_data_set_comes_from_the_metric_itself(tmp_path):
         values = [(f"key{i:02d}", m, name) for i in range(4) for m in ("abn", "cam") for name in records]
         curves = [result(i, m, "top-1", n, None, None, [LEVELS[m], float(i[-1])]) for i, m, n in values]
         store.write(Batch(results=curves))
-    base.add(overall)
+    base.register(overall)
     try:
         report = make_report([path])
     finally:
@@ -355,7 +354,7 @@ def test_the_command_prints_the_summary_and_the_paths(run):
     assert found.exit_code == 0, found.output
     assert re.search(r"cam +0\.317 \[0\.3\d\d, 0\.3\d\d\]", found.output)
     assert "(1 flat)" in found.output
-    assert "center (control)" in found.output
+    assert "center (baseline)" in found.output
     assert (run.parent / "out" / "report.html").is_file()
 
 
@@ -400,8 +399,8 @@ def test_every_picture_shows_and_the_console_is_silent(browser, run):
 
 
 @pytest.mark.parametrize("how", ["click", "enter"])
-def test_a_heading_sorts_up_then_down_and_controls_stay_apart(browser, run, how):
-    """The second column is deletion: first the least on top, then the largest, the control below both times."""
+def test_a_heading_sorts_up_then_down_and_baselines_stay_apart(browser, run, how):
+    """The second column is deletion: first the least on top, then the largest, the baseline below both times."""
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 

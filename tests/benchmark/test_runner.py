@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -18,11 +19,12 @@ from PIL import Image
 from support import make_photos
 
 import xai_abn
+from xai_abn import explainers, metrics
 from xai_abn.benchmark import Settings, Store, benchmark
 from xai_abn.benchmark import store as store_module
 from xai_abn.benchmark.exchange import export_run, merge_runs
-from xai_abn.benchmark.records import Batch, FailureRow
 from xai_abn.benchmark.scoring import Scorer
+from xai_abn.benchmark.store import Batch, FailureRow
 from xai_abn.datasets import Sample, read_dataset
 from xai_abn.datasets.grids import make_grids
 from xai_abn.errors import DatasetError, InvalidInputError, OutputError, RunError, UnknownNameError
@@ -141,9 +143,9 @@ def test_a_new_method_or_metric_adds_only_its_own_values(gap_net, photos, tmp_pa
     run(gap_net, photos, path, ["cam"], METRICS[:2])
     original = Scorer.score
 
-    def spy(self, photos, methods, wanted, key):
+    def spy(self, photos, methods, wanted):
         asked.append({m.full_name: tuple(names) for m, names in wanted})
-        return original(self, photos, methods, wanted, key)
+        return original(self, photos, methods, wanted)
 
     monkeypatch.setattr(Scorer, "score", spy)
     run(gap_net, photos, path)
@@ -195,12 +197,39 @@ def test_a_changed_model_is_noticed(gap_net, photos, tmp_path):
     assert values(tmp_path / "run.sqlite") == before
 
 
-def test_a_changed_protocol_is_noticed(gap_net, photos, tmp_path, monkeypatch):
-    """A metric that means something else under the same name is refused."""
-    run(gap_net, photos, tmp_path / "run.sqlite", limit=2)
-    monkeypatch.setattr("xai_abn.metrics.base.Metric.to_dict", lambda self: {"definition": "another"})
-    with pytest.raises(RunError, match="meant something else"):
-        run(gap_net, photos, tmp_path / "run.sqlite", limit=2)
+def test_words_do_not_change_what_a_run_holds(gap_net, photos, tmp_path, monkeypatch):
+    """Another docstring, source, unit or definition: nothing is measured again, and the newest words are kept."""
+    path = tmp_path / "run.sqlite"
+    run(gap_net, photos, path)
+    before = values(path)
+    kind, metric = explainers.get("cam"), metrics.get("deletion")
+    monkeypatch.setattr(kind, "__doc__", "Other words.")
+    monkeypatch.setattr(kind, "source", "another page")
+    other = dataclasses.replace(metric, definition="Other words.", source="another page", units="something")
+    monkeypatch.setitem(metrics.metrics, metric.full_name, other)
+    summary = run(gap_net, photos, path)
+    assert (summary.measured, summary.known) == (0, 8)
+    assert values(path) == before
+    with Store.read(path) as store:
+        assert (
+            store.methods()["cam"]["definition"] == store.metrics()["deletion:xai-abn"]["definition"] == "Other words."
+        )
+
+
+@pytest.mark.parametrize("changed", ["metric", "method", "option"])
+def test_another_version_or_option_is_refused(gap_net, photos, tmp_path, monkeypatch, changed):
+    """Values of two computations never stand under one name."""
+    path = tmp_path / "run.sqlite"
+    run(gap_net, photos, path, limit=2)
+    if changed == "metric":
+        other = dataclasses.replace(metrics.get("deletion"), version=2)
+        monkeypatch.setitem(metrics.metrics, "deletion:xai-abn", other)
+    elif changed == "method":
+        monkeypatch.setattr(explainers.get("cam"), "version", 2)
+    else:
+        monkeypatch.setattr(explainers.get("cam"), "options", {"power": 2})
+    with pytest.raises(RunError, match="values are never mixed"):
+        run(gap_net, photos, path, limit=2)
 
 
 def test_a_changed_photo_or_annotation_is_measured_anew(gap_net, photos, tmp_path):
@@ -293,7 +322,7 @@ def test_a_photo_with_non_finite_scores_is_set_aside(gap_net, photos, tmp_path, 
 def test_bad_requests_are_refused_before_anything_is_written(gap_net, photos, tmp_path):
     """Unknown names, none, one twice, impossible shards, metrics without annotations."""
     path = tmp_path / "run.sqlite"
-    for methods, metrics, error in (
+    for methods, chosen, error in (
         (["nothing"], ["deletion"], UnknownNameError),
         (["cam"], ["delation"], UnknownNameError),
         (["cam"], ["deletion:rise"], UnknownNameError),
@@ -302,7 +331,7 @@ def test_bad_requests_are_refused_before_anything_is_written(gap_net, photos, tm
         (["cam"], ["deletion", "deletion:xai-abn"], InvalidInputError),
     ):
         with pytest.raises(error):
-            run(gap_net, photos, path, methods, metrics)
+            run(gap_net, photos, path, methods, chosen)
     for shard in ((0, 2), (3, 2)):
         with pytest.raises(InvalidInputError, match="shard"):
             Settings(shard=shard)

@@ -93,7 +93,7 @@ def test_a_taken_name_is_refused():
     """Registering ``name:protocol`` twice is an error, and the first stays."""
     metric = metrics.get("gini")
     with pytest.raises(InvalidInputError, match="registered already"):
-        metrics.add(metric)
+        metrics.register(metric)
     assert metrics.get("gini") is metric
 
 
@@ -106,7 +106,7 @@ def test_the_record_is_strict_json(name):
     assert (record["name"], record["protocol"]) == (metric.name, metric.protocol)
     assert record["needs"] in [n.value for n in Needs]
     assert record["subject"] in [s.value for s in Subject]
-    assert record["aggregated"] in ("mean", "over the data set")
+    assert record["aggregated"] in ("mean", "data-set")
     assert len(record["range"]) == 2
 
 

@@ -16,7 +16,7 @@ from xai_abn.errors import InvalidInputError, UnknownNameError
 from xai_abn.metrics import PerturbationProtocol, deletion, insertion, perturbation_curves
 from xai_abn.metrics.blanks import BLACK, RISE_BLUR, WIDE_BLUR, ZERO, rise_kernel
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
-from xai_abn.metrics.perturbation import area
+from xai_abn.metrics.perturbation import DELETION, area
 from xai_abn.metrics.ranks import at_most, equal, every, reversed_ranks, scattered_ranks, stable_ranks
 
 BLACK_VALUE = torch.tensor([-2.1, -2.0, -1.8])
@@ -508,6 +508,6 @@ def test_bad_targets_batches_and_curves_are_refused(bad):
     net, pictures, maps = small_net(), torch.randn(1, 3, 32, 32), torch.rand(1, 4, 4)
     target = torch.tensor([{"target -1": -1, "target K": 4}.get(bad, 0)])
     size = {"batch size 0": 0, "batch size -1": -1}.get(bad, 16)
-    curves = ("deletoin",) if bad == "curve" else ("deletion",)
+    curves = ("deletion",) if bad == "curve" else (DELETION,)
     with pytest.raises(InvalidInputError):
         perturbation_curves(net, pictures, maps, target, PROTOCOLS["xai-abn"], curves, batch_size=size)

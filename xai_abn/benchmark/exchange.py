@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from xai_abn.benchmark.records import Batch
-from xai_abn.benchmark.store import Store
+from xai_abn.benchmark.store import Batch, Store
 from xai_abn.errors import InvalidInputError, OutputError, RunError
 from xai_abn.files import replacing
 

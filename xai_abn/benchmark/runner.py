@@ -14,18 +14,17 @@ from typing import Any
 import torch
 from PIL import Image
 
-from xai_abn.benchmark.records import Batch, FailureRow, ImageRow
 from xai_abn.benchmark.scoring import Scorer
-from xai_abn.benchmark.store import Store, key_of
+from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store, key_of
 from xai_abn.benchmark.trials import Photo, class_indices, short_names
 from xai_abn.datasets import Dataset, Sample
-from xai_abn.errors import DatasetError, InvalidInputError, NonFiniteError, RunError, XaiAbnError
+from xai_abn.errors import DatasetError, InvalidInputError, RunError, XaiAbnError
 from xai_abn.explainers import Explainer, make_explainers
 from xai_abn.metrics.base import Metric, Needs, Subject
 from xai_abn.metrics.base import get as get_metric
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.predictor import FastPredictor
-from xai_abn.networks.checkpoint import fingerprint
+from xai_abn.networks.checkpoint import fingerprint, fingerprint_v1
 
 #: Side of the pictures kept for the report, in pixels.
 VIEW = 320
@@ -129,7 +128,7 @@ def benchmark(
     """
     started, settings = time.perf_counter(), settings or Settings()
     run = _Run(model, data, methods, metrics, settings)
-    with Store.create(output, run.identity) as store:
+    with Store.create(output, run.identity, run.fingerprint_v1) as store:
         store.describe(run.metric_records, run.method_records)
         summary = Summary(Path(output), photos=len(run.photos))
         session = {"command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_environment()}
@@ -180,6 +179,7 @@ class _Run:
             "precision": "bfloat16" if settings.bf16 else "float32",
             "data": {"kind": data.kind},
         }
+        self.fingerprint_v1 = fingerprint_v1(model.module)
         size = self.preprocess.size
         self.metric_records = {n: _metric_record(model, m, size) for n, m in self.metrics.items()}
         self.method_records = {name: _method_record(model, e) for name, e in self.methods.items()}
@@ -238,33 +238,42 @@ class _Run:
         return tuple(work)
 
     def key(self, photo: str, method: str, metric: str) -> str:
-        """Return the key under which a metric of a method on the photo of a key is noted as done."""
+        """Return the key under which a metric of a method is measured on the image of a key."""
         return key_of(
             image=photo,
-            method=[method, self.method_records[method]],
-            metric=[metric, self.metric_records[metric]],
-            identity=self.identity,
+            method=self.method_records[method]["identity"],
+            metric=self.metric_records[metric]["identity"],
         )
 
     def _measure(self, store: Store, scorer: Scorer, group: list[tuple[Photo, Work]], summary: Summary) -> None:
-        photos, work = [p for p, _ in group], group[0][1]
-        needed = {m: self.methods[m] for _, names in work for m in names}
-        while photos:
-            try:
-                maps, results = scorer.score(
-                    photos, needed, [(self.metrics[metric], methods) for metric, methods in work], self.key
+        photos, missing = [p for p, _ in group], group[0][1]
+        needed = {m: self.methods[m] for _, names in missing for m in names}
+        scores = scorer.score(photos, needed, [(self.metrics[metric], methods) for metric, methods in missing])
+        batch = Batch()
+        for row, photo in enumerate(photos):
+            if row in scores.errors:
+                batch.failures.append(FailureRow(photo.name, scores.errors[row].line, photo.key))
+            else:
+                batch.images.append(_image_row(photo))
+        for m in scores.maps:
+            image, trial = photos[m.trial.row].key, m.trial
+            key = key_of(image=image, method=m.method, trial=trial.name)
+            label = self.model.label(trial.target)
+            batch.maps.append(
+                MapRow(key, image, m.method, trial.name, trial.target, label, m.probability, m.flaw, m.seconds, m.map)
+            )
+        for v in scores.values:
+            image, trial = photos[v.trial.row].key, v.trial
+            measurement = self.key(image, v.method, v.metric)
+            key = key_of(measurement=measurement, trial=trial.name)
+            batch.results.append(
+                ResultRow(
+                    key, image, v.method, trial.name, trial.target, v.metric, v.value, v.flaw, v.curve, measurement
                 )
-                break
-            except NonFiniteError as error:
-                bad = [photos[row] for row in error.rows]
-                failures = [FailureRow(p.name, error.line, p.key) for p in bad]
-                store.write(Batch(failures=failures))
-                summary.failed += [(f.source, f.reason) for f in failures]
-                photos = [p for p in photos if p not in bad]
-        else:
-            return
-        store.write(Batch([_image_row(p) for p in photos], maps, results))
-        summary.measured += len(photos)
+            )
+        store.write(batch)
+        summary.failed += [(f.source, f.reason) for f in batch.failures]
+        summary.measured += len(batch.images)
 
 
 #: For each metric (by full name) still missing somewhere, the methods it is missing for.
@@ -286,17 +295,19 @@ def _check_annotations(data: Dataset, metrics: Sequence[Metric]) -> None:
 
 
 def _metric_record(model: ModelAdapter, metric: Metric, size: int) -> dict[str, Any]:
-    record = metric.to_dict()
-    if model.multi_label and "probability" in metric.definition.lower():
+    """Return the identity of a metric, and what the report says about it."""
+    record = {"identity": metric.identity(), **metric.to_dict()}
+    if model.multi_label and metric.reads_probabilities:
         record["definition"] += " The model is multi-label: a probability is the sigmoid of the target's logit."
-    record["axis"] = metric.perturbation.axis(size, size).tolist() if metric.perturbation else None
+    record["axis"] = metric.family.axis(size, size).tolist() if metric.family else None
     return record
 
 
 def _method_record(model: ModelAdapter, explainer: Explainer) -> dict[str, Any]:
+    """Return the identity of a method, and what the report says about it."""
     return {
-        "class": type(explainer).__name__,
-        "control": explainer.baseline,
+        "identity": explainer.identity(model),
+        "baseline": explainer.baseline,
         "class_specific": explainer.is_class_specific(model),
         "layer": explainer.layer_of(model),
         "source": explainer.source,

@@ -1,58 +1,100 @@
-"""From one batch of photos to maps and values: one forward pass for all methods, common batches for all curves."""
+"""Maps and values of one batch of images: one forward pass for all methods, common batches for all curves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from time import perf_counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xai_abn.benchmark.records import MapRow, ResultRow
-from xai_abn.benchmark.store import key_of
 from xai_abn.benchmark.trials import TOP, Photo, Trial, trials_of
-from xai_abn.errors import NonFiniteError
+from xai_abn.errors import XaiAbnError
 from xai_abn.explainers import Explainer, run_pass
 from xai_abn.heatmaps import flaws, upsample
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.metrics.base import Metric, Needs, Scores, Subject
 from xai_abn.metrics.objects import Objects
-from xai_abn.metrics.perturbation import PerturbationProtocol, area, perturbation_curves
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.predictor import FastPredictor
+from xai_abn.pipeline import explain_batch
 
 #: Largest side of the maps that are kept.
 MAP_SIDE = 56
 
 #: Metrics to compute and, for each, the methods to compute it for.
 Wanted = Sequence[tuple[Metric, Sequence[str]]]
-#: Photo's key, method and metric to the key of a value.
-KeyOf = Callable[[str, str, str], str]
 
 
 @dataclass(frozen=True, eq=False)
-class _Maps:
-    """The maps (T, h, w) of one method for some trials, in their order, and the seconds each took."""
+class ScoredMap:
+    """A map as it is kept.
 
-    maps: Tensor
-    flaws: list[str | None]
+    Attributes:
+        trial: what was asked.
+        method: specification of the method.
+        probability: of the trial's target.
+        flaw: why the map means nothing, or None.
+        seconds: wall time.
+        map: (h, w) float32, at most ``MAP_SIDE`` cells a side.
+    """
+
+    trial: Trial
+    method: str
+    probability: float
+    flaw: str | None
     seconds: float
+    map: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredValue:
+    """A value of one metric for one method and trial.
+
+    Attributes:
+        trial: what was asked; of an image without a trial for the metric, one without a name.
+        method: specification of the method.
+        metric: ``"name:protocol"``.
+        value: None if there is none.
+        flaw: why the map could not be scored, or None.
+        curve: (T,) float32, or None.
+    """
+
+    trial: Trial
+    method: str
+    metric: str
+    value: float | None = None
+    flaw: str | None = None
+    curve: np.ndarray | None = None
+
+
+@dataclass
+class BatchScores:
+    """What came of one batch.
+
+    Attributes:
+        errors: why an image could not be explained, by its position.
+        maps: every map.
+        values: every value.
+    """
+
+    errors: dict[int, XaiAbnError] = field(default_factory=dict)
+    maps: list[ScoredMap] = field(default_factory=list)
+    values: list[ScoredValue] = field(default_factory=list)
 
 
 class Scorer:
-    """Explains and scores batches of photos.
+    """Explains and scores batches of images.
 
     Args:
         model: the model to explain.
-        preprocess: how its pictures were made.
-        predict: its logits for perturbed pictures.
+        preprocess: how its images were prepared.
+        predict: its logits for perturbed images.
         indices: the model's classes for each class of the data set.
-        evaluations: perturbed pictures per batch.
+        evaluations: perturbed images per batch.
     """
 
     def __init__(
@@ -69,33 +111,34 @@ class Scorer:
         self.evaluations = evaluations
         self.black = (0 - torch.tensor(preprocess.mean)) / torch.tensor(preprocess.std)
 
-    def score(
-        self, photos: Sequence[Photo], methods: Mapping[str, Explainer], wanted: Wanted, key: KeyOf
-    ) -> tuple[list[MapRow], list[ResultRow]]:
-        """Return the maps and values of photos of one size.
+    def score(self, photos: Sequence[Photo], methods: Mapping[str, Explainer], wanted: Wanted) -> BatchScores:
+        """Return the maps and values of images of one size; an image that cannot be explained gives an error.
 
         Raises:
-            NonFiniteError: scores of some photos are not finite; ``rows`` says which.
             UnsupportedModelError: a method does not apply to the model.
         """
         batch = _Batch(self, photos, methods, {metric.subject for metric, _ in wanted})
-        results: list[ResultRow] = []
-        curves = [(m, names) for m, names in wanted if m.perturbation is not None]
+        scores = BatchScores(batch.errors, batch.scored_maps())
         for metric, names in wanted:
-            if metric.perturbation is None:
+            if metric.family is None:
                 for name in names:
-                    results += batch.rows(metric, name, batch.scores(metric, name), key, batch.askable(metric, name))
-        for group in _common(curves):
-            results += batch.curves(group, key)
-        return batch.map_rows(), results
+                    scores.values += batch.values(metric, name, batch.scores(metric, name), batch.askable(metric, name))
+        families: dict[tuple[Hashable, tuple[str, ...], Subject], list[Metric]] = {}
+        for metric, names in wanted:
+            if metric.family is not None:
+                families.setdefault((metric.family.group, tuple(names), metric.subject), []).append(metric)
+        for (_, names, _), members in families.items():
+            scores.values += batch.family_values(members, names)
+        return scores
 
 
-def _common(curves: Wanted) -> list[Wanted]:
-    """Group deletion and insertion of one protocol for the same methods: they share predictions."""
-    groups: dict[tuple[PerturbationProtocol | None, tuple[str, ...], Subject], list[tuple[Metric, Sequence[str]]]] = {}
-    for metric, names in curves:
-        groups.setdefault((metric.perturbation, tuple(names), metric.subject), []).append((metric, names))
-    return list(groups.values())
+@dataclass(frozen=True, eq=False)
+class _Maps:
+    """The maps (T, h, w) of one method for some trials, in their order, and the seconds of each."""
+
+    maps: Tensor
+    flaws: list[str | None]
+    seconds: list[float]
 
 
 class _Batch:
@@ -107,46 +150,35 @@ class _Batch:
         self.scorer, self.photos, self.methods = scorer, photos, methods
         inputs = torch.stack([p.prepared.tensor for p in photos])
         self.inputs = inputs.contiguous(memory_format=torch.channels_last)
-        started = perf_counter()
-        shared = run_pass(scorer.model, self.inputs, methods.values(), [p.name for p in photos])
-        bad = [row for row, good in enumerate(torch.isfinite(shared.logits).all(dim=1).tolist()) if not good]
-        if bad:
-            names = ", ".join(photos[row].name for row in bad)
-            raise NonFiniteError(f"{names}: {scorer.model.name} answers with NaN or infinite scores", bad)
-        self.logits, self.top = shared.logits.cpu(), shared.logits.argmax(dim=1).cpu()
-        self.probabilities = scorer.model.probabilities(self.logits)
-        self.shared_seconds = (perf_counter() - started) / len(photos)
-        self.trials: dict[Subject, list[Trial]] = {Subject.PREDICTION: [], Subject.CLASSES: []}
-        if Subject.PREDICTION in subjects:
-            self.trials[Subject.PREDICTION] = [Trial(row, TOP, int(t)) for row, t in enumerate(self.top)]
-        if Subject.CLASSES in subjects:
-            self.trials[Subject.CLASSES] = [
-                t for row, p in enumerate(photos) for t in trials_of(p, row, self.logits, scorer.indices)
-            ]
-        self.maps = {
-            (s, name): self._explain(shared, e, self.trials[s]) for s in subjects for name, e in methods.items()
-        }
+        logits: dict[int, Tensor] = {}
+        asked: dict[int, dict[Subject, list[Trial]]] = {}
 
-    def _explain(self, shared: ForwardPass, explainer: Explainer, trials: Sequence[Trial]) -> _Maps:
-        """Explain every trial; a class-agnostic method is asked once, a class-specific one once for each class."""
-        started = perf_counter()
-        if not trials:
-            return _Maps(torch.zeros(0, 1, 1), [], 0.0)
-        made: list[Tensor | None] = [None] * len(trials)
-        if not explainer.is_class_specific(self.scorer.model):
-            maps = explainer.explain(shared, self.top.to(shared.logits.device)).detach().float().cpu()
-            made = [maps[t.row] for t in trials]
-        else:
-            for turn in _turns(trials):
-                targets = self.top.clone()
-                for i in turn:
-                    targets[trials[i].row] = trials[i].target
-                maps = explainer.explain(shared, targets.to(shared.logits.device)).detach().float().cpu()
-                for i in turn:
-                    made[i] = maps[trials[i].row]
-        stacked = torch.stack([m for m in made if m is not None])
-        seconds = self.shared_seconds + (perf_counter() - started) / len(trials)
-        return _Maps(stacked, flaws(stacked), seconds)
+        def targets_of(row: int, found: Tensor) -> list[int]:
+            logits[row] = found.cpu()
+            asked[row] = {
+                Subject.PREDICTION: [Trial(row, TOP, int(found.argmax()))],
+                Subject.CLASSES: trials_of(photos[row], row, logits[row], scorer.indices),
+            }
+            return list(dict.fromkeys(t.target for s in subjects for t in asked[row][s]))
+
+        explained = explain_batch(
+            scorer.model,
+            [p.prepared for p in photos],
+            list(methods.values()),
+            [lambda found, row=row: targets_of(row, found) for row in range(len(photos))],
+        )
+        self.errors = {row: result for row, result in enumerate(explained) if isinstance(result, XaiAbnError)}
+        self.rows = [row for row in range(len(photos)) if row not in self.errors]
+        self.trials = {s: [t for row in self.rows for t in asked[row][s]] for s in subjects}
+        self.probabilities = {row: scorer.model.probabilities(logits[row][None])[0] for row in self.rows}
+        self.classes = max((len(found) for found in logits.values()), default=0)
+        self.maps: dict[tuple[Subject, str], _Maps] = {}
+        for subject, trials in self.trials.items():
+            for name in methods:
+                records = [explained[t.row].get(name, t.target) for t in trials]  # type: ignore[union-attr]
+                maps = [torch.from_numpy(np.array(e.map)) for e in records]
+                stacked = torch.stack(maps) if maps else torch.zeros(0, 1, 1)
+                self.maps[subject, name] = _Maps(stacked, flaws(stacked), [e.seconds for e in records])
 
     def scores(self, metric: Metric, name: str) -> Scores:
         """Return one metric of one method for all trials of its subject."""
@@ -160,8 +192,8 @@ class _Batch:
             found = metric.function(self.scorer.predict, self._inputs_of(rows), maps, targets)
         elif metric.needs is Needs.EXPLAIN:
             explain = _ExplainCall(self, name)
-            module, classes = self.scorer.model.module, self.logits.shape[1]
-            found = metric.function(explain, module, self._inputs_of(rows), targets, classes)
+            module = self.scorer.model.module
+            found = metric.function(explain, module, self._inputs_of(rows), targets, self.classes)
         else:
             found = self._with_objects(metric, maps, trials)
         return found if isinstance(found, Scores) else Scores(found)
@@ -191,34 +223,30 @@ class _Batch:
         curves[seen] = found.curves.float()
         return Scores(values, curves)
 
-    def curves(self, group: Wanted, key: KeyOf) -> list[ResultRow]:
-        """Return deletion and insertion of all methods of one protocol, from common batches of perturbed pictures."""
-        metric, names = group[0]
-        assert metric.perturbation is not None  # the caller chose those
-        trials = self.trials[metric.subject]
-        if not trials:
-            return []
-        size = (self.inputs.shape[2], self.inputs.shape[3])
-        maps = torch.stack([upsample(self.maps[metric.subject, n].maps, size) for n in names], dim=1)
-        rows, targets = torch.tensor([t.row for t in trials]), torch.tensor([t.target for t in trials])
-        found = perturbation_curves(
-            self.scorer.predict,
-            self._inputs_of(rows),
-            maps,
-            targets,
-            metric.perturbation,
-            [m.name for m, _ in group],  # type: ignore[misc]
-            batch_size=self.scorer.evaluations,
-            black=self.scorer.black,
-        )
-        results = []
-        for member, _ in group:
-            points = found.deletion if member.name == "deletion" else found.insertion
-            assert points is not None  # it was asked for
-            areas = area(points, found.axis)
+    def family_values(self, members: Sequence[Metric], names: Sequence[str]) -> list[ScoredValue]:
+        """Return the values of metrics of one family for all methods, from common batches of perturbed images."""
+        subject, family = members[0].subject, members[0].family
+        trials = self.trials[subject]
+        scores = [Scores(torch.zeros(0, len(names))) for _ in members]
+        if trials and family is not None:
+            size = (self.inputs.shape[2], self.inputs.shape[3])
+            maps = torch.stack([upsample(self.maps[subject, n].maps, size) for n in names], dim=1)
+            rows, targets = torch.tensor([t.row for t in trials]), torch.tensor([t.target for t in trials])
+            scores = family.compute(
+                [metric.family for metric in members],
+                self.scorer.predict,
+                self._inputs_of(rows),
+                maps,
+                targets,
+                batch_size=self.scorer.evaluations,
+                black=self.scorer.black,
+            )
+        found = []
+        for metric, score in zip(members, scores, strict=True):
             for i, name in enumerate(names):
-                results += self.rows(member, name, Scores(areas[:, i], points[:, i]), key)
-        return results
+                curves = None if score.curves is None else score.curves[:, i]
+                found += self.values(metric, name, Scores(score.values[:, i], curves))
+        return found
 
     def _inputs_of(self, rows: Tensor) -> Tensor:
         if torch.equal(rows, torch.arange(len(self.photos))):
@@ -240,10 +268,10 @@ class _Batch:
                 answers[i] = math.isfinite(value)
         return answers
 
-    def rows(
-        self, metric: Metric, name: str, scores: Scores, key: KeyOf, askable: Sequence[bool] | None = None
-    ) -> list[ResultRow]:
-        """Return the values as rows; photos without a trial get one that says so, so that they count as done."""
+    def values(
+        self, metric: Metric, name: str, scores: Scores, askable: Sequence[bool] | None = None
+    ) -> list[ScoredValue]:
+        """Return one value per trial; an image without a trial gets one that says so, so that it counts as done."""
         found, trials = self.maps[metric.subject, name], self.trials[metric.subject]
         values = scores.values.double().tolist()
         curves = None if scores.curves is None else scores.curves.numpy().astype(np.float32)
@@ -252,57 +280,19 @@ class _Batch:
             value = values[i] if math.isfinite(values[i]) else None
             curve = curves[i] if curves is not None and np.isfinite(curves[i]).all() else None
             flaw = found.flaws[i] if value is None and (askable is None or askable[i]) else None
-            results.append(self._row(metric, name, trial, value, flaw, curve, key))
-        without = set(range(len(self.photos))) - {t.row for t in trials}
-        results += [self._row(metric, name, Trial(r, "", -1), None, None, None, key) for r in sorted(without)]
-        return results
+            results.append(ScoredValue(trial, name, metric.full_name, value, flaw, curve))
+        without = sorted(set(self.rows) - {t.row for t in trials})
+        return results + [ScoredValue(Trial(row, "", -1), name, metric.full_name) for row in without]
 
-    def _row(
-        self,
-        metric: Metric,
-        name: str,
-        trial: Trial,
-        value: float | None,
-        flaw: str | None,
-        curve: np.ndarray | None,
-        key: KeyOf,
-    ) -> ResultRow:
-        photo = self.photos[trial.row]
-        work = key(photo.key, name, metric.full_name)
-        return ResultRow(
-            key_of(work=work, trial=trial.name),
-            photo.key,
-            name,
-            trial.name,
-            trial.target,
-            metric.full_name,
-            value,
-            flaw,
-            curve,
-            work,
-        )
-
-    def map_rows(self) -> list[MapRow]:
-        """Return every map that was made."""
-        made = []
-        for (subject, name), found in self.maps.items():
+    def scored_maps(self) -> list[ScoredMap]:
+        """Return every map."""
+        found = []
+        for (subject, name), maps in self.maps.items():
             for i, trial in enumerate(self.trials[subject]):
-                photo = self.photos[trial.row]
-                made.append(
-                    MapRow(
-                        key_of(image=photo.key, method=name, trial=trial.name),
-                        photo.key,
-                        name,
-                        trial.name,
-                        trial.target,
-                        self.scorer.model.label(trial.target),
-                        float(self.probabilities[trial.row, trial.target]),
-                        found.flaws[i],
-                        found.seconds,
-                        _small(found.maps[i]).numpy(),
-                    )
-                )
-        return made
+                probability = float(self.probabilities[trial.row][trial.target])
+                small = _small(maps.maps[i]).numpy()
+                found.append(ScoredMap(trial, name, probability, maps.flaws[i], maps.seconds[i], small))
+        return found
 
 
 def _small(map_: Tensor) -> Tensor:
@@ -324,16 +314,3 @@ class _ExplainCall:
         with torch.enable_grad():
             shared = run_pass(model, inputs, [self._explainer])
             return self._explainer.explain(shared, targets.to(shared.logits.device)).detach()
-
-
-def _turns(trials: Sequence[Trial]) -> list[list[int]]:
-    """Split trials into rounds that hold each photo at most once."""
-    rounds: list[list[int]] = []
-    seen: dict[int, int] = {}
-    for i, trial in enumerate(trials):
-        turn = seen.get(trial.row, 0)
-        seen[trial.row] = turn + 1
-        if turn == len(rounds):
-            rounds.append([])
-        rounds[turn].append(i)
-    return rounds

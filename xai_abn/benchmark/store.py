@@ -1,4 +1,7 @@
-"""One SQLite file a run: every value ever measured, found again by what it was measured on."""
+"""The file of a benchmark run: one SQLite database with every value, found again by what it depends on.
+
+docs/formats.md describes the file and which versions are read.
+"""
 
 from __future__ import annotations
 
@@ -8,46 +11,135 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from xai_abn.benchmark.records import Batch, FailureRow, ImageRow, MapRow, ResultRow
+from xai_abn.benchmark.format_v1 import upgrade
 from xai_abn.errors import RunError
 
-R = TypeVar("R")
-
 #: Format of the file. A newer format is refused, not guessed.
-FORMAT = 1
+FORMAT = 2
 #: Seconds to wait for another process that is writing.
 TIMEOUT = 10.0
 
-_SCHEMA = """
-CREATE TABLE run (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE metrics (metric TEXT PRIMARY KEY, record TEXT NOT NULL);
-CREATE TABLE methods (method TEXT PRIMARY KEY, record TEXT NOT NULL);
-CREATE TABLE images (
-    image TEXT PRIMARY KEY, position INTEGER NOT NULL, source TEXT NOT NULL, label TEXT,
-    view BLOB NOT NULL, objects TEXT NOT NULL, superseded INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE maps (
-    key TEXT PRIMARY KEY, image TEXT NOT NULL, method TEXT NOT NULL, trial TEXT NOT NULL,
-    target INTEGER NOT NULL, label TEXT NOT NULL, probability REAL NOT NULL, flaw TEXT, seconds REAL NOT NULL,
-    height INTEGER NOT NULL, width INTEGER NOT NULL, map BLOB NOT NULL);
-CREATE TABLE results (
-    key TEXT PRIMARY KEY, image TEXT NOT NULL, method TEXT NOT NULL, trial TEXT NOT NULL, target INTEGER NOT NULL,
-    metric TEXT NOT NULL, value REAL, flaw TEXT, curve BLOB, work TEXT NOT NULL);
-CREATE TABLE failures (
-    source TEXT NOT NULL, image TEXT NOT NULL, method TEXT NOT NULL, metric TEXT NOT NULL, reason TEXT NOT NULL,
-    PRIMARY KEY (source, image, method, metric));
-CREATE INDEX results_by_metric ON results (metric, method);
-CREATE INDEX maps_by_image ON maps (image);
-"""
+_SCHEMA = (
+    "CREATE TABLE run (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE metrics (metric TEXT PRIMARY KEY, record TEXT NOT NULL)",
+    "CREATE TABLE methods (method TEXT PRIMARY KEY, record TEXT NOT NULL)",
+    """CREATE TABLE images (
+        image TEXT PRIMARY KEY, position INTEGER NOT NULL, source TEXT NOT NULL, label TEXT,
+        view BLOB NOT NULL, objects TEXT NOT NULL, superseded INTEGER NOT NULL DEFAULT 0)""",
+    """CREATE TABLE maps (
+        key TEXT PRIMARY KEY, image TEXT NOT NULL, method TEXT NOT NULL, trial TEXT NOT NULL,
+        target INTEGER NOT NULL, label TEXT NOT NULL, probability REAL NOT NULL, flaw TEXT, seconds REAL NOT NULL,
+        height INTEGER NOT NULL, width INTEGER NOT NULL, map BLOB NOT NULL)""",
+    """CREATE TABLE results (
+        key TEXT PRIMARY KEY, image TEXT NOT NULL, method TEXT NOT NULL, trial TEXT NOT NULL, target INTEGER NOT NULL,
+        metric TEXT NOT NULL, value REAL, flaw TEXT, curve BLOB, measurement TEXT NOT NULL)""",
+    "CREATE TABLE failures (source TEXT NOT NULL, image TEXT NOT NULL, reason TEXT NOT NULL, "
+    "PRIMARY KEY (source, image))",
+    "CREATE INDEX results_by_metric ON results (metric, method)",
+    "CREATE INDEX maps_by_image ON maps (image)",
+)
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image of a run.
+
+    Attributes:
+        image: key of its content and annotations.
+        position: in the data set.
+        source: path, as named in the data set.
+        label: class of the whole image, or None.
+        view: JPEG of the part the network saw.
+        objects: ``[{"label", "box": [left, top, right, bottom], "crowd", "difficult"}]``, boxes as shares of the view.
+        superseded: the image or its annotations changed since; its results no longer count.
+    """
+
+    image: str
+    position: int
+    source: str
+    label: str | None
+    view: bytes
+    objects: list[dict[str, Any]]
+    superseded: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class MapRow:
+    """One map, kept for the pictures of the report; large maps are reduced.
+
+    Attributes:
+        trial: ``"top-1"`` or the name of an annotated class.
+        target: the model's class index.
+        label: its name.
+        probability: of the target.
+        flaw: why the map means nothing, or None.
+        seconds: the image's share of the forward pass, and the method's own.
+        map: (h, w) float32.
+    """
+
+    key: str
+    image: str
+    method: str
+    trial: str
+    target: int
+    label: str
+    probability: float
+    flaw: str | None
+    seconds: float
+    map: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class ResultRow:
+    """One value: of one metric with its protocol, for one method, target and image.
+
+    Attributes:
+        metric: ``"name:protocol"``.
+        value: None if there is none, with the reason in ``flaw``.
+        flaw: why the map could not be scored, such as ``"flat"``.
+        curve: (T,) float32, or None for a metric without curves.
+        measurement: key shared by all trials of one metric and method on one image; they are written together.
+    """
+
+    key: str
+    image: str
+    method: str
+    trial: str
+    target: int
+    metric: str
+    value: float | None
+    flaw: str | None
+    curve: np.ndarray | None = None
+    measurement: str = ""
+
+
+@dataclass(frozen=True)
+class FailureRow:
+    """An image that could not be measured, and why."""
+
+    source: str
+    reason: str
+    image: str = ""
+
+
+@dataclass
+class Batch:
+    """What one step of a run adds, in one transaction."""
+
+    images: list[ImageRow] = field(default_factory=list)
+    maps: list[MapRow] = field(default_factory=list)
+    results: list[ResultRow] = field(default_factory=list)
+    failures: list[FailureRow] = field(default_factory=list)
 
 
 def key_of(**facts: Any) -> str:
-    """Return the key of a value: a hash of everything it depends on."""
+    """Return a key: a hash of everything that a value depends on."""
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -68,12 +160,13 @@ class Store:
         self._writable = writable
 
     @classmethod
-    def create(cls, path: str | Path, identity: Mapping[str, Any]) -> Store:
-        """Make a new file, or open one of the same identity to go on with it.
+    def create(cls, path: str | Path, identity: Mapping[str, Any], fingerprint_v1: str = "") -> Store:
+        """Create a new file, or open one of the same identity to continue it.
 
         Args:
             path: of the file; its folder must exist.
             identity: what all values of a run share: model, preprocessing, precision, data.
+            fingerprint_v1: the model's fingerprint as format 1 has it, for a run that was begun in that format.
 
         Raises:
             RunError: the file is no run, damaged, busy, of a newer format, or was made with something else.
@@ -82,6 +175,7 @@ class Store:
         if path.exists() and path.stat().st_size:
             store = cls.open(path)
             try:
+                store._adopt_fingerprint(identity, fingerprint_v1)
                 store.check_identity(identity)
             except RunError:
                 store.close()
@@ -91,7 +185,7 @@ class Store:
             connection = sqlite3.connect(path, timeout=TIMEOUT, isolation_level=None)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";"):
+            for statement in _SCHEMA:
                 connection.execute(statement)
             entries = {"format": FORMAT, "identity": dict(identity), "sessions": []}
             connection.executemany("INSERT INTO run VALUES (?, ?)", [(k, json.dumps(v)) for k, v in entries.items()])
@@ -136,11 +230,14 @@ class Store:
         if row is None or json.loads(row[0]) > FORMAT:
             connection.close()
             raise RunError(
-                f"{path}: made by a newer xai-abn (format {row and row[0]}, this one reads {FORMAT}); update"
+                f"{path}: written by a newer xai-abn (format {row and row[0]}, this one reads up to {FORMAT}); update "
+                "xai-abn"
             )
-        if writable:
-            with _explained(path):
+        with _explained(path):
+            if writable:
                 connection.execute("PRAGMA journal_mode=WAL")
+            if json.loads(row[0]) < FORMAT:
+                connection = _upgraded(connection, writable)
         return cls(path, connection, writable)
 
     def __enter__(self) -> Store:
@@ -183,23 +280,27 @@ class Store:
             self._connection.execute("UPDATE run SET value = ? WHERE name = 'sessions'", (json.dumps(sessions),))
 
     def describe(self, metrics: Mapping[str, Any], methods: Mapping[str, Any]) -> None:
-        """Record what the metrics and methods mean, by name.
+        """Store what the metrics and methods are, by name; descriptions of an earlier session are replaced.
 
         Raises:
-            RunError: a name is there with another meaning, as after an update of xai-abn or a plug-in.
+            RunError: a metric or method has another version, or a method another layer or other options.
         """
-        with self._transaction():
+        with self._transaction() as add:
             for table, column, records in (("metrics", "metric", metrics), ("methods", "method", methods)):
+                known = dict(self._rows(f"SELECT {column}, record FROM {table}"))
                 for name, record in records.items():
-                    text = json.dumps(record, sort_keys=True)
-                    query = f"SELECT record FROM {table} WHERE {column} = ?"
-                    known = self._connection.execute(query, (name,)).fetchone()
-                    if known is not None and known[0] != text:
+                    before, now = json.loads(known.get(name, "{}")).get("identity"), record.get("identity")
+                    if before is not None and before != json.loads(json.dumps(now)):
                         raise RunError(
-                            f"{self.path}: {column} {name!r} meant something else when this run was begun; "
-                            "choose another --output"
+                            f"{self.path}: {column} {name!r} was {_short(before)} when this run was begun, and is "
+                            f"{_short(now)} now; values are never mixed: choose another --output"
                         )
-                    self._connection.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", (name, text))
+                    text = json.dumps(record, sort_keys=True)
+                    add.execute(
+                        f"INSERT INTO {table} VALUES (?, ?) "
+                        f"ON CONFLICT ({column}) DO UPDATE SET record = excluded.record",
+                        (name, text),
+                    )
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Return the record of every metric by ``"name:protocol"``."""
@@ -220,64 +321,60 @@ class Store:
                 add.execute(
                     "UPDATE images SET superseded = 1 WHERE source = ? AND image != ?", (image.source, image.image)
                 )
-                values = (*asdict(image).values(),)
-                packed = [json.dumps(v) if isinstance(v, list) else v for v in values]
-                add.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?)", packed)
                 add.execute("DELETE FROM failures WHERE source = ? AND image != ?", (image.source, image.image))
-            add.executemany(
-                "INSERT OR REPLACE INTO maps VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", map(_map_values, batch.maps)
-            )
-            add.executemany("INSERT OR REPLACE INTO results VALUES (?,?,?,?,?,?,?,?,?,?)", map(_values, batch.results))
-            add.executemany(
-                "INSERT OR REPLACE INTO failures (source, reason, image, method, metric) VALUES (?,?,?,?,?)",
-                [tuple(asdict(f).values()) for f in batch.failures],
-            )
+            _insert(add, "images", ({**vars(i), "objects": json.dumps(i.objects)} for i in batch.images))
+            _insert(add, "maps", map(_map_columns, batch.maps))
+            _insert(add, "results", ({**vars(r), "curve": _packed(r.curve)} for r in batch.results))
+            _insert(add, "failures", map(vars, batch.failures))
 
     def done(self) -> set[str]:
-        """Return the ``work`` keys of everything measured so far."""
-        return {k for (k,) in self._rows("SELECT DISTINCT work FROM results")}
+        """Return the measurement keys of everything measured so far."""
+        return {k for (k,) in self._rows("SELECT DISTINCT measurement FROM results")}
 
     def superseded(self) -> set[str]:
-        """Return the keys of photos that changed since they were measured; their values do not count."""
+        """Return the keys of images that changed since they were measured; their values do not count."""
         return {k for (k,) in self._rows("SELECT image FROM images WHERE superseded = 1")}
 
     def images(self, superseded: bool = False) -> list[ImageRow]:
-        """Return the photos in the order of the data set; also those changed since, if asked for."""
+        """Return the images in the order of the data set; also those changed since, if asked for."""
         where = "" if superseded else "WHERE superseded = 0"
-        rows = self._rows(f"SELECT * FROM images {where} ORDER BY position, image")
-        return [_record(ImageRow, r, objects=json.loads(r[5]), superseded=bool(r[6])) for r in rows]
-
-    def maps(self, image: str | None = None) -> list[MapRow]:
-        """Return the maps of one photo, or all, of photos that still count."""
-        where, values = ("WHERE image = ?", (image,)) if image else ("WHERE 1", ())
-        query = f"SELECT * FROM maps {where} AND image IN (SELECT image FROM images WHERE superseded = 0)"
+        rows = self._records(f"SELECT * FROM images {where} ORDER BY position, image")
         return [
-            _record(MapRow, r, map=np.frombuffer(r[11], np.float32).reshape(r[9], r[10]))
-            for r in self._rows(f"{query} ORDER BY rowid", values)
+            ImageRow(**{**r, "objects": json.loads(r["objects"]), "superseded": bool(r["superseded"])}) for r in rows
         ]
 
+    def maps(self, image: str | None = None) -> list[MapRow]:
+        """Return the maps of one image, or all, of images that still count."""
+        where, values = ("WHERE image = ?", (image,)) if image else ("WHERE 1", ())
+        query = f"SELECT * FROM maps {where} AND image IN (SELECT image FROM images WHERE superseded = 0)"
+        found = []
+        for r in self._records(f"{query} ORDER BY rowid", values):
+            shape = (r.pop("height"), r.pop("width"))
+            found.append(MapRow(**{**r, "map": np.frombuffer(r["map"], np.float32).reshape(shape)}))
+        return found
+
     def map_facts(self) -> list[tuple[str, float, str | None]]:
-        """Return (method, seconds, flaw) of every map of photos that still count, without the maps."""
+        """Return (method, seconds, flaw) of every map of images that still count, without the maps."""
         query = "SELECT method, seconds, flaw FROM maps WHERE image IN (SELECT image FROM images WHERE superseded = 0)"
         return list(self._rows(f"{query} ORDER BY rowid"))
 
     def results(self, metric: str | None = None, *, all_rows: bool = False) -> list[ResultRow]:
-        """Return the values of one metric, or all, of photos that still count.
+        """Return the values of one metric, or all, of images that still count.
 
-        With ``all_rows`` also the rows that only note that a photo has no trial for a metric.
+        With ``all_rows`` also the rows that only note that an image has no trial for a metric.
         """
         where, values = ("WHERE metric = ?", (metric,)) if metric else ("WHERE 1", ())
         where += "" if all_rows else " AND trial != ''"
         query = f"SELECT * FROM results {where} AND image IN (SELECT image FROM images WHERE superseded = 0)"
+        rows = self._records(f"{query} ORDER BY image, method, trial, metric", values)
         return [
-            _record(ResultRow, r, curve=None if r[8] is None else np.frombuffer(r[8], np.float32))
-            for r in self._rows(f"{query} ORDER BY image, method, trial, metric", values)
+            ResultRow(**{**r, "curve": None if r["curve"] is None else np.frombuffer(r["curve"], np.float32)})
+            for r in rows
         ]
 
     def failures(self) -> list[FailureRow]:
-        """Return what could not be measured."""
-        query = "SELECT source, reason, image, method, metric FROM failures ORDER BY source, method, metric"
-        return [FailureRow(*r) for r in self._rows(query)]
+        """Return the images that could not be measured."""
+        return [FailureRow(**r) for r in self._records("SELECT source, reason, image FROM failures ORDER BY source")]
 
     def count(self, table: str) -> int:
         """Return the number of rows of a table of the schema."""
@@ -287,24 +384,40 @@ class Store:
     def _entry(self, name: str) -> Any:
         return json.loads(next(self._rows("SELECT value FROM run WHERE name = ?", (name,)))[0])
 
+    def _records(self, query: str, values: Iterable[Any] = ()) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a query as dictionaries by column."""
+        with _explained(self.path):
+            cursor = self._connection.execute(query, tuple(values))
+            names = [column[0] for column in cursor.description]
+            for row in cursor:
+                yield dict(zip(names, row, strict=True))
+
     def _rows(self, query: str, values: Iterable[Any] = ()) -> Iterator[tuple[Any, ...]]:
         with _explained(self.path):
             yield from self._connection.execute(query, tuple(values))
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
-        """Refuse another identity than the run's.
+        """Refuse another identity than the run's; the name of the model and its file may differ.
 
         Raises:
             RunError: the message names the first difference.
         """
-        known = self.identity
-        plain = json.loads(json.dumps(dict(identity)))
-        for part in sorted(set(known) | set(plain)):
-            if known.get(part) != plain.get(part):
+        known, now = _compared(self.identity), _compared(json.loads(json.dumps(dict(identity))))
+        for part in sorted(set(known) | set(now)):
+            if known.get(part) != now.get(part):
                 raise RunError(
                     f"{self.path}: this run has another {part} ({_short(known.get(part))}, now "
-                    f"{_short(plain.get(part))}); values are never mixed: choose another --output"
+                    f"{_short(now.get(part))}); values are never mixed: choose another --output"
                 )
+
+    def _adopt_fingerprint(self, identity: Mapping[str, Any], fingerprint_v1: str) -> None:
+        """Replace the model's fingerprint of format 1 by the present one, if it is the same model."""
+        known = self.identity
+        model = known.get("model", {})
+        if fingerprint_v1 and model.get("fingerprint_v1") == fingerprint_v1:
+            with self._transaction() as change:
+                value = json.dumps({**known, "model": identity["model"]})
+                change.execute("UPDATE run SET value = ? WHERE name = 'identity'", (value,))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -319,25 +432,61 @@ class Store:
             self._connection.execute("COMMIT")
 
 
-def _map_values(row: MapRow) -> tuple[Any, ...]:
-    *facts, map_ = (getattr(row, name) for name in row.__dataclass_fields__)
-    return (*facts, *map_.shape, np.ascontiguousarray(map_, np.float32).tobytes())
+def _upgraded(connection: sqlite3.Connection, writable: bool) -> sqlite3.Connection:
+    """Return a run of format 1 as one of this format: changed in one transaction, or as a copy in memory."""
+    if not writable:
+        copy = sqlite3.connect(":memory:", isolation_level=None)
+        connection.backup(copy)
+        connection.close()
+        connection = copy
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        upgrade(connection, key_of)
+        connection.execute("UPDATE run SET value = ? WHERE name = 'format'", (json.dumps(FORMAT),))
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+    return connection
 
 
-def _values(row: ResultRow) -> tuple[Any, ...]:
-    *facts, curve, work = (getattr(row, name) for name in row.__dataclass_fields__)
-    return (*facts, None if curve is None else np.ascontiguousarray(curve, np.float32).tobytes(), work)
+def _insert(connection: sqlite3.Connection, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Insert rows given by column, replacing those with the same key."""
+    rows = list(rows)
+    if rows:
+        columns = ", ".join(rows[0])
+        places = ", ".join(f":{name}" for name in rows[0])
+        connection.executemany(f"INSERT OR REPLACE INTO {table} ({columns}) VALUES ({places})", rows)
 
 
-def _record(kind: type[R], row: tuple[Any, ...], **converted: Any) -> R:
-    """Build a record from a row whose first columns are its first fields, with some fields converted."""
-    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    return kind(**(dict(zip(names, row, strict=False)) | converted))
+def _map_columns(row: MapRow) -> dict[str, Any]:
+    height, width = row.map.shape
+    return {**vars(row), "height": height, "width": width, "map": _packed(row.map)}
+
+
+def _packed(values: np.ndarray | None) -> bytes | None:
+    return None if values is None else np.ascontiguousarray(values, np.float32).tobytes()
+
+
+def _compared(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of an identity that must be equal."""
+    model = {k: v for k, v in identity.get("model", {}).items() if k.startswith("fingerprint")}
+    return {**identity, "model": model}
 
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+_ADVICE = {
+    sqlite3.SQLITE_BUSY: "another process is writing it; wait for it, or use --shard with one file each",
+    sqlite3.SQLITE_LOCKED: "another process is writing it; wait for it, or use --shard with one file each",
+    sqlite3.SQLITE_READONLY: "the file is read-only; make it writable or choose another --output",
+    sqlite3.SQLITE_FULL: "the disk is full; free some space and run the same command again, nothing measured is lost",
+    sqlite3.SQLITE_IOERR: "the disk is full; free some space and run the same command again, nothing measured is lost",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened or created here; check its folder",
+}
 
 
 @contextmanager
@@ -346,15 +495,6 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        text = str(error)
-        if "locked" in text or "busy" in text:
-            advice = "another process is writing it; wait for it, or use --shard with one file each"
-        elif "readonly" in text or "read-only" in text:
-            advice = "the file is read-only; make it writable or choose another --output"
-        elif "full" in text or "disk I/O" in text:
-            advice = "the disk is full; free some space and run the same command again, nothing measured is lost"
-        elif "unable to open" in text:
-            advice = "it cannot be opened or made here; check its folder"
-        else:
-            advice = "it is no run of xai-abn, or damaged; choose another --output or delete it"
+        text, code = str(error), getattr(error, "sqlite_errorcode", 0) & 0xFF
+        advice = _ADVICE.get(code, "it is not a run of xai-abn, or it is damaged; choose another --output or delete it")
         raise RunError(f"{path}: {text}; {advice}") from error

@@ -104,16 +104,22 @@ def class_indices(model: ModelAdapter, data: Dataset, classes: int) -> dict[str,
 
 
 def trials_of(photo: Photo, row: int, logits: Tensor, indices: dict[str, tuple[int, ...]]) -> list[Trial]:
-    """Return one trial for each class present and seen that the model knows.
+    """Return one trial for each class that is present, in view and known to the model.
 
-    Where several of the model's classes correspond to one class, as 118 breeds to "dog", the one with the
-    highest logit on this photo is explained.
+    If several of the model's classes correspond to one class, as 118 breeds to "dog", the one with the highest logit
+    is explained.
+
+    Args:
+        photo: the image.
+        row: its position in the batch.
+        logits: (K,) of the image.
+        indices: from :func:`class_indices`.
     """
     trials = []
     for name in photo.annotated.classes:
         group = indices.get(name)
         if group and photo.objects([name]) is not None:
-            trials.append(Trial(row, name, group[int(logits[row, torch.tensor(group)].argmax())]))
+            trials.append(Trial(row, name, group[int(logits[torch.tensor(group)].argmax())]))
     return trials
 
 

@@ -41,7 +41,7 @@ def _print_summary(section: dict[str, Any]) -> None:
     cells = {(c["method"], c["metric"]): c for c in section["summary"]}
     rows = [
         (
-            escape(f"{method['name']} (control)" if method["control"] else method["name"]),
+            escape(f"{method['name']} (baseline)" if method["baseline"] else method["name"]),
             *(escape(cell_text(cells.get((method["name"], m["full_name"])))) for m in section["metrics"]),
         )
         for method in section["methods"]

@@ -2,7 +2,7 @@
 
 from xai_abn.heatmaps import flaws, upsample
 from xai_abn.metrics.agreement import map_agreement, rank_correlation
-from xai_abn.metrics.base import Metric, Needs, Scores, Subject, add, get, metrics, names
+from xai_abn.metrics.base import Metric, Needs, Scores, Subject, get, metrics, names, register
 from xai_abn.metrics.complexity import entropy, gini
 from xai_abn.metrics.confidence import average_drop, increase_in_confidence
 from xai_abn.metrics.deletion_insertion import deletion, insertion
@@ -29,7 +29,6 @@ __all__ = [
     "PerturbationProtocol",
     "Scores",
     "Subject",
-    "add",
     "all_objects_found",
     "average_drop",
     "best_iou",
@@ -60,6 +59,7 @@ __all__ = [
     "polarity",
     "random_logit",
     "rank_correlation",
+    "register",
     "relevance_rank_accuracy",
     "road",
     "sensitivity_max",

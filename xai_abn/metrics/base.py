@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,17 +15,14 @@ from torch import Tensor
 from xai_abn.errors import InvalidInputError, UnknownNameError
 from xai_abn.registry import Registry
 
-if TYPE_CHECKING:
-    from xai_abn.metrics.perturbation import PerturbationProtocol
-
 
 class Subject(str, Enum):
     """Which maps a benchmark scores with a metric."""
 
-    #: The map of the model's own top-1 class, one a photo.
-    PREDICTION = "top-1"
-    #: The map of each annotated class that the model knows, several a photo.
-    CLASSES = "each class present"
+    #: The map of the model's own top-1 class, one per image.
+    PREDICTION = "prediction"
+    #: The map of each annotated class that the model knows, several per image.
+    CLASSES = "classes"
 
 
 class Needs(str, Enum):
@@ -33,7 +31,7 @@ class Needs(str, Enum):
     MAPS = "maps"
     MODEL = "model"
     OBJECTS = "objects"
-    CLASS_OBJECTS = "objects of the class and of others"
+    CLASS_OBJECTS = "class-objects"
     EXPLAIN = "explain"
 
 
@@ -55,6 +53,46 @@ class Scores:
 
     values: Tensor
     curves: Tensor | None = None
+
+
+class Family(ABC):
+    """What several metrics have in common that are computed together, as deletion and insertion are.
+
+    A member is an immutable record; members of one ``group`` are computed by one call of :meth:`compute`.
+    """
+
+    @property
+    @abstractmethod
+    def group(self) -> Hashable:
+        """Equal for members that can be computed together."""
+
+    @abstractmethod
+    def axis(self, height: int, width: int) -> Tensor:
+        """Return the points of the members' curves (T,), for inputs of this size."""
+
+    @abstractmethod
+    def compute(
+        self,
+        members: Sequence[Any],
+        predict: Predict,
+        inputs: Tensor,
+        maps: Tensor,
+        targets: Tensor,
+        *,
+        batch_size: int,
+        black: Tensor,
+    ) -> list[Scores]:
+        """Return the scores (N, M) of each member, with curves (N, M, T).
+
+        Args:
+            members: of this group.
+            predict: inputs (B, 3, H, W) to logits (B, K).
+            inputs: (N, 3, H, W), normalized.
+            maps: (N, M, h, w), M maps per image.
+            targets: (N,) class indices.
+            batch_size: images per call of ``predict``.
+            black: (3,) the normalized value of black.
+        """
 
 
 @dataclass(frozen=True)
@@ -82,8 +120,12 @@ class Metric:
             is; None where it is left out. It is flagged and counted either way.
         at_photo_size: maps are compared at the photo's own size, not the network's.
         aggregate: for values that only a whole data set has, made from the curves; None for the mean.
-        perturbation: for deletion and insertion: a benchmark computes both, of all methods, in common batches.
-        parameters: further settings, for the record.
+        family: for metrics that a benchmark computes together, of all methods in common batches.
+        parameters: further settings; part of the identity of a value.
+        version: raised when the computation changes, so that a benchmark does not mix old and new values.
+        reads_probabilities: whether values depend on the model's probabilities, which are sigmoids for a multi-label
+            model.
+        axis_label: what the points of the curves are, for the report.
     """
 
     name: str
@@ -99,23 +141,35 @@ class Metric:
     flat_counts_as: float | None = None
     at_photo_size: bool = False
     aggregate: Aggregate | None = None
-    perturbation: PerturbationProtocol | None = None
+    family: Family | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 1
+    reads_probabilities: bool = False
+    axis_label: str = ""
 
     @property
     def full_name(self) -> str:
         """``"name:protocol"``."""
         return f"{self.name}:{self.protocol}"
 
+    def identity(self) -> dict[str, Any]:
+        """Return everything that determines the values: name, protocol, version and parameters."""
+        return {
+            "name": self.name,
+            "protocol": self.protocol,
+            "version": self.version,
+            "parameters": dict(self.parameters),
+        }
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the definition as plain JSON values."""
-        left_out = ("function", "aggregate", "perturbation")
+        """Return the description as plain JSON values, for the report."""
+        left_out = ("function", "aggregate", "family")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         values.update(
             needs=self.needs.value, subject=self.subject.value, range=[v if isfinite(v) else None for v in self.range]
         )
         values["parameters"] = dict(self.parameters)
-        values["aggregated"] = "over the data set" if self.aggregate else "mean"
+        values["aggregated"] = "data-set" if self.aggregate else "mean"
         return values
 
 
@@ -138,7 +192,7 @@ def _full_name(name: str, item: object) -> str:
 metrics: Registry[Metric] = Registry("metric", "xai_abn.metrics", _full_name)
 
 
-def add(metric: Metric) -> Metric:
+def register(metric: Metric) -> Metric:
     """Make a metric known under ``name:protocol``, to the CLI, the benchmark and the tests too.
 
     Raises:

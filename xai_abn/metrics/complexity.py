@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import usable
-from xai_abn.metrics.base import Metric, Needs, add
+from xai_abn.metrics.base import Metric, Needs, register
 
 
 def gini(maps: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ for _name, _function, _definition, _source in (
     ),
     ("entropy", entropy, "Entropy of the positive values, divided by that of an even map.", "Bhatt et al., 2020"),
 ):
-    add(
+    register(
         Metric(
             name=_name,
             protocol="raw-map",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import unit_range, upsample, usable
-from xai_abn.metrics.base import Metric, Needs, Predict, add, probabilities_of
+from xai_abn.metrics.base import Metric, Needs, Predict, probabilities_of, register
 
 
 def average_drop(predict: Predict, inputs: Tensor, maps: Tensor, targets: Tensor, *, divided: bool = True) -> Tensor:
@@ -97,12 +97,13 @@ for _name, _protocol, _divided, _definition, _source in (
     ("average-drop", "grad-cam++-2018", True, "Divided by the probability before.", "Grad-CAM++, 2018; torchcam 0.5.0"),
     ("average-drop", "undivided", False, "Not divided by the probability before.", "grad-cam 1.5"),
 ):
-    add(
+    register(
         Metric(
             name=_name,
             protocol=_protocol,
             function=partial(average_drop, divided=_divided),
             needs=Needs.MODEL,
+            reads_probabilities=True,
             higher_is_better=False,
             range=(0, 1),
             units="share" if _divided else "probability",
@@ -111,12 +112,13 @@ for _name, _protocol, _divided, _definition, _source in (
             source=_source,
         )
     )
-add(
+register(
     Metric(
         name="increase-in-confidence",
         protocol="grad-cam++-2018",
         function=increase_in_confidence,
         needs=Needs.MODEL,
+        reads_probabilities=True,
         higher_is_better=True,
         range=(0, 1),
         units="share of photos",

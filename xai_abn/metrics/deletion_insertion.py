@@ -15,9 +15,16 @@ from functools import partial
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, UnknownNameError
-from xai_abn.metrics.base import Metric, Needs, Predict, Scores, add
+from xai_abn.metrics.base import Predict, register
 from xai_abn.metrics.blanks import BLACK, RISE_BLUR, WIDE_BLUR, ZERO
-from xai_abn.metrics.perturbation import CurveName, PerturbationProtocol, area, perturbation_curves
+from xai_abn.metrics.perturbation import (
+    DELETION,
+    INSERTION,
+    Curve,
+    CurveOf,
+    PerturbationProtocol,
+    curve_metric,
+)
 from xai_abn.metrics.ranks import at_most, equal, patch_ranks, reversed_ranks, scattered_ranks, stable_ranks
 
 
@@ -102,7 +109,7 @@ def deletion(
 
     Source: see the protocol's definition in ``xai-abn list metrics``.
     """  # fmt: skip
-    return _one_curve("deletion", predict, inputs, maps, targets, protocol, batch_size, black).values
+    return _area(DELETION, predict, inputs, maps, targets, protocol, batch_size, black)
 
 
 def insertion(
@@ -119,7 +126,7 @@ def insertion(
 
     Arguments, result, errors and source as for :func:`deletion`.
     """  # fmt: skip
-    return _one_curve("insertion", predict, inputs, maps, targets, protocol, batch_size, black).values
+    return _area(INSERTION, predict, inputs, maps, targets, protocol, batch_size, black)
 
 
 def get_protocol(protocol: str | PerturbationProtocol) -> PerturbationProtocol:
@@ -135,37 +142,20 @@ def get_protocol(protocol: str | PerturbationProtocol) -> PerturbationProtocol:
     return PROTOCOLS[protocol]
 
 
-def _one_curve(
-    curve: CurveName,
+def _area(
+    curve: Curve,
     predict: Predict,
     inputs: Tensor,
     maps: Tensor,
     targets: Tensor,
     protocol: str | PerturbationProtocol,
-    batch_size: int = 16,
-    black: Tensor | None = None,
-) -> Scores:
-    found = perturbation_curves(
-        predict, inputs, maps, targets, get_protocol(protocol), (curve,), batch_size=batch_size, black=black
-    )
-    points = found.deletion if curve == "deletion" else found.insertion
-    assert points is not None  # it was asked for
-    return Scores(area(points, found.axis), points)
+    batch_size: int,
+    black: Tensor | None,
+) -> Tensor:
+    member = CurveOf(get_protocol(protocol), curve)
+    return member.compute([member], predict, inputs, maps, targets, batch_size=batch_size, black=black)[0].values
 
 
-for _protocol in PROTOCOLS:
-    for _curve in ("deletion", "insertion"):
-        add(
-            Metric(
-                name=_curve,
-                protocol=_protocol,
-                function=partial(_one_curve, _curve, protocol=_protocol),
-                needs=Needs.MODEL,
-                higher_is_better=_curve == "insertion",
-                range=(0, 1),
-                units="probability",
-                definition=_DEFINITIONS[_protocol][0],
-                source=_DEFINITIONS[_protocol][1],
-                perturbation=PROTOCOLS[_protocol],
-            )
-        )
+for _name, _protocol in PROTOCOLS.items():
+    for _curve in (DELETION, INSERTION):
+        register(curve_metric(_curve, _protocol, *_DEFINITIONS[_name]))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import flaws, upsample
-from xai_abn.metrics.base import Metric, Needs, Scores, Subject, add
+from xai_abn.metrics.base import Metric, Needs, Scores, Subject, register
 from xai_abn.metrics.objects import Objects
 
 #: TorchRay's tolerance around the objects, in pixels.
@@ -169,7 +169,7 @@ def add_share(
         "units": "share",
         "flat_counts_as": 0.0,
     }
-    add(Metric(name, protocol, function, definition=definition, source=source, **(facts | rest)))
+    register(Metric(name, protocol, function, definition=definition, source=source, **(facts | rest)))
 
 
 add_share(

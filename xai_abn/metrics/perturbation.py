@@ -1,15 +1,15 @@
-"""Deletion and insertion: what happens to the answer when the map's top pixels go, or come.
+"""Perturbation curves: the target's probability while pixels are removed, or added, in the order of a map.
 
-A :class:`PerturbationProtocol` fixes every choice. Pixels are ranked once; the picture of a step is made by
-comparing ranks with a count; the steps of all pictures, maps and both curves fill common batches; the whole and
-the blank picture are predicted once, for all maps and both curves.
+A :class:`PerturbationProtocol` fixes every choice, a :class:`Curve` says which pixels change. Pixels are ranked once;
+the image of a step is made by comparing ranks with a count; the steps of all images, maps and curves fill common
+batches; the whole and the blank image are predicted once for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +17,36 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import upsample, usable
-from xai_abn.metrics.base import Predict, probabilities_of
+from xai_abn.metrics.base import Family, Metric, Needs, Predict, Scores, probabilities_of
 from xai_abn.metrics.blanks import BLACK, Blank
 
-CurveName = Literal["deletion", "insertion"]
+
+@dataclass(frozen=True)
+class Curve:
+    """Which pixels change along a curve, and how.
+
+    Attributes:
+        name: such as ``"deletion"``.
+        inserts: pixels appear on a blank image; otherwise they vanish from the whole image.
+        least_first: the least relevant pixels change first, otherwise the most relevant.
+        higher_is_better: of the area under the curve.
+        axis_label: what the points of the curve are, for the report.
+    """
+
+    name: str
+    inserts: bool = False
+    least_first: bool = False
+    higher_is_better: bool = False
+    axis_label: str = "share of pixels deleted"
+
+
+DELETION = Curve("deletion")
+INSERTION = Curve("insertion", inserts=True, higher_is_better=True, axis_label="share of pixels inserted")
 
 
 @dataclass(frozen=True)
 class PerturbationProtocol:
-    """Every choice behind a deletion or insertion curve.
+    """Every choice behind a perturbation curve.
 
     Attributes:
         name: for the record.
@@ -53,21 +74,96 @@ class PerturbationProtocol:
         return torch.tensor(counts).float() * self.patch**2 / (height * width)
 
 
+@dataclass(frozen=True)
+class CurveOf(Family):
+    """A curve under a protocol; all curves of one protocol share the predictions."""
+
+    protocol: PerturbationProtocol
+    curve: Curve
+
+    @property
+    def group(self) -> Hashable:
+        """The protocol."""
+        return self.protocol
+
+    def axis(self, height: int, width: int) -> Tensor:
+        """Return the points of the curve, (T,)."""
+        return self.protocol.axis(height, width)
+
+    def compute(
+        self,
+        members: Sequence[CurveOf],
+        predict: Predict,
+        inputs: Tensor,
+        maps: Tensor,
+        targets: Tensor,
+        *,
+        batch_size: int = 16,
+        black: Tensor | None = None,
+    ) -> list[Scores]:
+        """Return the area under each member's curve, (N, M), with the curves (N, M, T); see :class:`Family`."""
+        curves = [member.curve for member in members]
+        found = perturbation_curves(
+            predict, inputs, maps, targets, self.protocol, curves, batch_size=batch_size, black=black
+        )
+        return [Scores(area(found.points[c.name], found.axis), found.points[c.name]) for c in curves]
+
+
+def curve_metric(curve: Curve, protocol: PerturbationProtocol, definition: str, source: str, **more: Any) -> Metric:
+    """Return the metric of the area under a curve: ``"name:protocol"``.
+
+    Args:
+        curve: which pixels change.
+        protocol: every other choice.
+        definition: one or two sentences, for the report.
+        source: the paper or program that defines the protocol.
+        more: further fields of :class:`Metric`.
+    """
+    member = CurveOf(protocol, curve)
+
+    def function(predict: Predict, inputs: Tensor, maps: Tensor, targets: Tensor, **options: Any) -> Scores:
+        return member.compute([member], predict, inputs, maps, targets, **options)[0]
+
+    return Metric(
+        name=curve.name,
+        protocol=protocol.name,
+        function=function,
+        needs=Needs.MODEL,
+        higher_is_better=curve.higher_is_better,
+        range=(0, 1),
+        units="probability",
+        definition=definition,
+        source=source,
+        family=member,
+        reads_probabilities=True,
+        axis_label=curve.axis_label,
+        **more,
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """Softmax probability of the target along the steps.
+    """Probability of the target along the steps.
 
     Attributes:
         axis: (T,) of the protocol: share of the pixels changed, or equally spaced in [0, 1].
-        deletion: (N, T) or (N, M, T), or None if not asked for. NaN throughout for a flat or non-finite map.
-        insertion: likewise.
-        evaluations: pictures the network was run on.
+        points: by curve name (N, T), or (N, M, T) for M maps per image; NaN throughout for a flat or non-finite map.
+        evaluations: images the network was run on.
     """
 
     axis: Tensor
-    deletion: Tensor | None
-    insertion: Tensor | None
+    points: dict[str, Tensor]
     evaluations: int
+
+    @property
+    def deletion(self) -> Tensor:
+        """The points of the deletion curve."""
+        return self.points["deletion"]
+
+    @property
+    def insertion(self) -> Tensor:
+        """The points of the insertion curve."""
+        return self.points["insertion"]
 
 
 def perturbation_curves(
@@ -76,25 +172,25 @@ def perturbation_curves(
     maps: Tensor,
     targets: Tensor,
     protocol: PerturbationProtocol,
-    curves: Sequence[CurveName] = ("deletion", "insertion"),
+    curves: Sequence[Curve] = (DELETION, INSERTION),
     *,
     batch_size: int = 16,
     black: Tensor | None = None,
 ) -> Curves:
-    """Return the curves of one or several maps a picture.
+    """Return the curves of one or several maps per image.
 
     Args:
         predict: inputs (B, 3, H, W) to logits (B, K); called under ``torch.no_grad()``.
-        inputs: (N, 3, H, W), normalised.
-        maps: (N, h, w), or (N, M, h, w) for M maps a picture, which share its whole and blank predictions.
+        inputs: (N, 3, H, W), normalized.
+        maps: (N, h, w), or (N, M, h, w) for M maps per image, which share its whole and blank predictions.
         targets: (N,) or (N, M) class indices.
-        protocol: which definition.
-        curves: which of the two.
-        batch_size: pictures per call of ``predict``; memory is bounded by it.
-        black: (3,) the normalised value of black, for protocols that paint black.
+        protocol: every choice but which pixels change.
+        curves: which pixels change.
+        batch_size: images per call of ``predict``; limits memory.
+        black: (3,) the normalized value of black, for protocols that paint black.
 
     Raises:
-        InvalidInputError: shapes that do not fit, or a protocol that paints black without ``black``.
+        InvalidInputError: shapes that do not fit, no curve, or a protocol that paints black without ``black``.
 
     Source: Petsiuk et al., "RISE", 2018, section 4.2; the protocols name their own.
     """
@@ -102,12 +198,13 @@ def perturbation_curves(
     maps, targets = _checked(inputs, maps, targets, several)
     if batch_size < 1:
         raise InvalidInputError(f"batch_size must be at least 1, got {batch_size}")
-    work = _Work(inputs, maps, protocol, tuple(curves), black)
-    found = work.run(predict, targets, batch_size)
+    if not curves or not all(isinstance(curve, Curve) for curve in curves):
+        raise InvalidInputError(f"curves must be at least one Curve, such as DELETION, got {curves!r}")
+    steps = _Steps(inputs, maps, protocol, tuple(curves), black)
+    points = steps.predict_all(predict, targets, batch_size)
     if not several:
-        found = {name: curve[:, 0] for name, curve in found.items()}
-    axis = protocol.axis(inputs.shape[2], inputs.shape[3])
-    return Curves(axis, found.get("deletion"), found.get("insertion"), len(work.places))
+        points = {name: curve[:, 0] for name, curve in points.items()}
+    return Curves(protocol.axis(inputs.shape[2], inputs.shape[3]), points, len(steps.places))
 
 
 def area(curve: Tensor, axis: Tensor) -> Tensor:
@@ -115,15 +212,25 @@ def area(curve: Tensor, axis: Tensor) -> Tensor:
     return torch.trapezoid(curve.double(), axis.to(curve.device).double(), dim=-1)
 
 
-class _Work:
-    """The pictures to predict, each once, and the places in the curves that each one fills."""
+class _Image(NamedTuple):
+    """An image to predict: image ``n``, with its ranks of map ``m`` below ``below`` kept, or replaced by a blank."""
+
+    n: int
+    blank: int | None
+    m: int
+    below: int
+    keep: bool
+
+
+class _Steps:
+    """The images to predict, each once, and the places in the curves that each one fills."""
 
     def __init__(
         self,
         inputs: Tensor,
         maps: Tensor,
         protocol: PerturbationProtocol,
-        curves: tuple[CurveName, ...],
+        curves: tuple[Curve, ...],
         black: Tensor | None,
     ) -> None:
         self.size = (inputs.shape[2], inputs.shape[3])
@@ -131,90 +238,78 @@ class _Work:
         self.counts = protocol.counts(*self.size)
         self.usable = usable(maps.flatten(0, 1)).view(maps.shape[:2]).cpu().numpy()
         self.ranks = protocol.ranks(upsample(maps.flatten(0, 1), self.size)).unflatten(0, maps.shape[:2])
-        self.layout = inputs.is_contiguous(memory_format=torch.channels_last)
-        self.pictures = inputs.contiguous().flatten(2)
-        self.blanks, self.blank_of = _make_blanks(inputs, protocol, curves, black)
-        self.places = self._places(curves)
+        self.channels_last = inputs.is_contiguous(memory_format=torch.channels_last)
+        self.pixels = inputs.contiguous().flatten(2)
+        self.curves = curves
+        wanted = [protocol.insertion if curve.inserts else protocol.deletion for curve in curves]
+        different = list(dict.fromkeys(wanted))
+        self.blank_of = {curve: different.index(blank) for curve, blank in zip(curves, wanted, strict=True)}
+        self.blanks = _make_blanks(inputs, different, protocol, black)
+        self.places = self._places()
 
-    def run(self, predict: Predict, targets: Tensor, batch_size: int) -> dict[str, Tensor]:
-        """Predict every picture and return the curves (N, M, T) by name."""
+    def predict_all(self, predict: Predict, targets: Tensor, batch_size: int) -> dict[str, Tensor]:
+        """Predict every image and return the curves (N, M, T) by name."""
         wanted = targets.numpy()
-        found = {c: np.full((*self.usable.shape, len(self.counts)), np.nan, np.float32) for c in self.blank_of}
-        pictures = list(self.places)
-        for start in range(0, len(pictures), batch_size):
-            chunk = pictures[start : start + batch_size]
+        found = {c.name: np.full((*self.usable.shape, len(self.counts)), np.nan, np.float32) for c in self.curves}
+        images = list(self.places)
+        for start in range(0, len(images), batch_size):
+            chunk = images[start : start + batch_size]
             with torch.no_grad():
                 answers = probabilities_of(predict, predict(self._drawn(chunk)).float()).cpu().numpy()
             if wanted.size and wanted.max() >= answers.shape[1]:
                 raise InvalidInputError(f"target {wanted.max()} is out of range for {answers.shape[1]} classes")
-            for answer, picture in zip(answers, chunk, strict=True):
-                for curve, n, m, point in self.places[picture]:
-                    found[curve][n, m, point] = answer[wanted[n, m]]
+            for answer, image in zip(answers, chunk, strict=True):
+                for name, n, m, point in self.places[image]:
+                    found[name][n, m, point] = answer[wanted[n, m]]
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
-    def _places(self, curves: tuple[CurveName, ...]) -> dict[_Picture, list[tuple[CurveName, int, int, int]]]:
-        places: dict[_Picture, list[tuple[CurveName, int, int, int]]] = {}
+    def _places(self) -> dict[_Image, list[tuple[str, int, int, int]]]:
+        places: dict[_Image, list[tuple[str, int, int, int]]] = {}
         for n, m in np.argwhere(self.usable).tolist():
-            for curve in curves:
+            for curve in self.curves:
                 for point in range(len(self.counts)):
-                    places.setdefault(self._picture(curve, n, m, point), []).append((curve, n, m, point))
+                    places.setdefault(self._image(curve, n, m, point), []).append((curve.name, n, m, point))
         return places
 
-    def _picture(self, curve: CurveName, n: int, m: int, point: int) -> _Picture:
-        """Name the picture of a point: those that are whole or blank do not depend on the map, nor on the curve."""
+    def _image(self, curve: Curve, n: int, m: int, point: int) -> _Image:
+        """Return the image of a point; a whole or a blank one depends neither on the map nor on the curve."""
         count, blank = self.counts[point], self.blank_of[curve]
-        changed = 0 if count <= 0 else 1 if count >= self.units else None
-        if changed is None:
-            return _Picture(n, blank, m, count, curve == "insertion")
-        if changed == (curve == "insertion"):
-            return _Picture(n, None, 0, 0, False)
-        return _Picture(n if len(self.blanks[blank]) > 1 else 0, blank, 0, self.units, False)
+        if 0 < count < self.units:
+            below = self.units - count if curve.least_first else count
+            return _Image(n, blank, m, below, curve.inserts != curve.least_first)
+        if (count >= self.units) == curve.inserts:
+            return _Image(n, None, 0, 0, False)
+        return _Image(n if len(self.blanks[blank]) > 1 else 0, blank, 0, self.units, False)
 
-    def _drawn(self, chunk: list[_Picture]) -> Tensor:
-        """Return the pictures as one batch (B, C, H, W), in the layout of the inputs."""
-        buffer = self.pictures.new_empty(len(chunk), *self.pictures.shape[1:])
-        for row, picture in enumerate(chunk):
-            if picture.blank is None:
-                buffer[row] = self.pictures[picture.n]
+    def _drawn(self, chunk: list[_Image]) -> Tensor:
+        """Return the images as one batch (B, C, H, W), in the memory format of the inputs."""
+        buffer = self.pixels.new_empty(len(chunk), *self.pixels.shape[1:])
+        for row, image in enumerate(chunk):
+            if image.blank is None:
+                buffer[row] = self.pixels[image.n]
                 continue
-            blank = self.blanks[picture.blank]
-            missing, whole = blank[picture.n if len(blank) > 1 else 0], self.pictures[picture.n]
-            first = self.ranks[picture.n, picture.m] < picture.below
-            torch.where(first, *((whole, missing) if picture.insert else (missing, whole)), out=buffer[row])
+            blank = self.blanks[image.blank]
+            missing, whole = blank[image.n if len(blank) > 1 else 0], self.pixels[image.n]
+            first = self.ranks[image.n, image.m] < image.below
+            torch.where(first, *((whole, missing) if image.keep else (missing, whole)), out=buffer[row])
         batch = buffer.unflatten(2, self.size)
-        result: Tensor = batch.contiguous(memory_format=torch.channels_last) if self.layout else batch
+        result: Tensor = batch.contiguous(memory_format=torch.channels_last) if self.channels_last else batch
         return result
 
 
-class _Picture(NamedTuple):
-    """One picture to predict: ``n``'s, its ranks of map ``m`` lower than ``below`` blank (or all others, to insert)."""
-
-    n: int
-    blank: int | None
-    m: int
-    below: int
-    insert: bool
-
-
 def _make_blanks(
-    inputs: Tensor, protocol: PerturbationProtocol, curves: Sequence[CurveName], black: Tensor | None
-) -> tuple[list[Tensor], dict[CurveName, int]]:
-    """Return each different blank, flattened, and which one a curve uses."""
-    unknown = set(curves) - {"deletion", "insertion"}
-    if unknown or not curves:
-        raise InvalidInputError(f"curves are deletion and insertion, got {', '.join(sorted(unknown)) or 'none'}")
-    wanted = {name: protocol.deletion if name == "deletion" else protocol.insertion for name in curves}
-    different = list(dict.fromkeys(wanted.values()))
+    inputs: Tensor, blanks: Sequence[Blank], protocol: PerturbationProtocol, black: Tensor | None
+) -> list[Tensor]:
+    """Return each blank for these inputs, flattened: (N or 1, C, H * W)."""
     if black is None:
-        if BLACK in different:
+        if BLACK in blanks:
             raise InvalidInputError(
-                f"protocol {protocol.name} paints black: give black=, the normalised value of black"
+                f"protocol {protocol.name} paints black; pass black=, the normalized value of black"
             )
         black = inputs.new_zeros(inputs.shape[1])
     if black.shape != (inputs.shape[1],):
-        raise InvalidInputError(f"black must hold one value a channel, ({inputs.shape[1]},), got {tuple(black.shape)}")
-    made = [blank.make(inputs, black.to(inputs)).contiguous().flatten(2) for blank in different]
-    return made, {name: different.index(blank) for name, blank in wanted.items()}
+        raise InvalidInputError(f"black must hold one value per channel ({inputs.shape[1]},), got {tuple(black.shape)}")
+    return [blank.make(inputs, black.to(inputs)).contiguous().flatten(2) for blank in blanks]
 
 
 def _checked(inputs: Tensor, maps: Tensor, targets: Tensor, several: bool) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import upsample, usable
-from xai_abn.metrics.base import Metric, Needs, add
+from xai_abn.metrics.base import Metric, Needs, register
 from xai_abn.metrics.confidence import check_numbers, probabilities
 
 
@@ -52,12 +52,13 @@ def polarity(
     return (left[0] - left[1]).masked_fill(~usable(maps).to(left[0].device), float("nan"))
 
 
-add(
+register(
     Metric(
         name="polarity",
         protocol="top-20%",
         function=polarity,
         needs=Needs.MODEL,
+        reads_probabilities=True,
         higher_is_better=True,
         range=(-1, 1),
         units="probability",

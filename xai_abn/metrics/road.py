@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import upsample, usable
-from xai_abn.metrics.base import Metric, Needs, Predict, add
+from xai_abn.metrics.base import Metric, Needs, Predict, register
 from xai_abn.metrics.confidence import check_numbers, probabilities
 from xai_abn.metrics.ranks import scattered_ranks
 
@@ -123,12 +123,13 @@ def _equations(
     return rows, columns, weights, known, total
 
 
-add(
+register(
     Metric(
         name="road",
         protocol="combined-ranked",
         function=road,
         needs=Needs.MODEL,
+        reads_probabilities=True,
         higher_is_better=True,
         range=(-0.5, 0.5),
         units="probability",

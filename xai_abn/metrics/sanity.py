@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import upsample, usable
 from xai_abn.metrics.agreement import rank_correlation
-from xai_abn.metrics.base import Metric, Needs, Predict, add
+from xai_abn.metrics.base import Metric, Needs, Predict, register
 from xai_abn.metrics.confidence import check_numbers, check_targets
 from xai_abn.seeding import content_generator, seeded
 
@@ -242,7 +242,7 @@ _TABLE: tuple[tuple[str, str, _Benchmarked, bool | None, tuple[float, float], st
     ),
 )
 for _name, _protocol, _function, _better, _range, _definition, _source in _TABLE:
-    add(
+    register(
         Metric(
             name=_name,
             protocol=_protocol,
@@ -255,7 +255,7 @@ for _name, _protocol, _function, _better, _range, _definition, _source in _TABLE
             source=_source,
         )
     )
-add(
+register(
     Metric(
         name="infidelity",
         protocol="captum",

@@ -95,6 +95,24 @@ class ModelAdapter:
         return torch.zeros(1, 3, self.preprocess.size, self.preprocess.size)
 
     @cached_property
+    def memory_format(self) -> torch.memory_format:
+        """Memory format for batches: channels-last, which is faster, unless the network needs contiguous feature maps.
+
+        It follows the weights if they are channels-last. Otherwise a blank input tells, once per model, whether the
+        network accepts it: one that calls ``view`` on feature maps does not.
+        """
+        weights = [m.weight for m in self.module.modules() if isinstance(m, nn.Conv2d)]
+        if any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights):
+            return torch.channels_last
+        try:
+            with evaluating(self.module), torch.no_grad():
+                blank = on_device(self.blank_input, self.module)
+                self.module(blank.contiguous(memory_format=torch.channels_last))
+        except (AssertionError, RuntimeError, ValueError):
+            return torch.contiguous_format
+        return torch.channels_last
+
+    @cached_property
     def target_layer(self) -> str:
         """Name of the layer CAM methods read: the given one, or the last with a spatial output.
 

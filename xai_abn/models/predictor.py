@@ -53,7 +53,7 @@ class FastPredictor:
         self._network, self.folded = _folded(plain, example, model)
         if bf16:
             _keep_float32(self._network, example)
-        self._layout = _layout(self._network, example)
+        self._layout = model.memory_format
         self._network = self._network.to(memory_format=self._layout)
         if compile:
             self._network = torch.compile(self._network)  # type: ignore[assignment]
@@ -64,17 +64,6 @@ class FastPredictor:
         bf16 = self.precision == "bfloat16"
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
             return self._logits_of(self._network(inputs)).float()
-
-
-def _layout(network: nn.Module, example: Tensor) -> torch.memory_format:
-    """Return channels-last, which is faster, unless the network needs contiguous feature maps, as for ``view``."""
-    trial = copy.deepcopy(network).to(memory_format=torch.channels_last)
-    try:
-        with torch.no_grad():
-            trial(example.to(memory_format=torch.channels_last))
-    except RuntimeError:
-        return torch.contiguous_format
-    return torch.channels_last
 
 
 def _probe(blank: Tensor) -> Tensor:

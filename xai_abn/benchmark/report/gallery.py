@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from xai_abn.benchmark.records import ImageRow, MapRow
 from xai_abn.benchmark.report.reading import Method, Section
+from xai_abn.benchmark.store import ImageRow, MapRow
 from xai_abn.errors import RunError
 from xai_abn.rendering import blend
 
@@ -19,7 +19,7 @@ from xai_abn.rendering import blend
 SIDE = 288
 QUALITY = 82
 #: What a metric needs where it tells the objects of the map's class from others.
-_CLASS_OBJECTS = "objects of the class and of others"
+_CLASS_OBJECTS = "class-objects"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def make_gallery(section: Section, reference: Method, number: int) -> Gallery | 
     """Return the photos where methods differ most, or None if none is wanted or no metric can tell.
 
     Photos are chosen by the largest spread of one metric's per-photo values between methods that are no
-    controls; of several classes present, the one with the largest spread is shown.
+    baselines; of several classes present, the one with the largest spread is shown.
     """
     metric = gallery_metric(section)
     if metric is None or number < 1:
@@ -119,7 +119,7 @@ def _entry(
     result = section.rows(metric, method).get((image, trial))
     return {
         "method": method.name,
-        "control": method.control,
+        "baseline": method.baseline,
         "class_specific": method.class_specific,
         "value": result.value if result and result.flaw is None else None,
         "flaw": found.flaw if found and found.flaw else result.flaw if result else None,

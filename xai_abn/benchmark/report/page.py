@@ -14,7 +14,7 @@ from xai_abn.benchmark.report import text
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 #: Dashes of the lines, taken in turn with the colours: no line is told by its colour alone.
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "1 5", "9 3 2 3 2 3")
-#: Colour of the controls' lines.
+#: Colour of the baselines' lines.
 GREY = "#8a8f98"
 
 #: Size of a figure and its plot's edges, in SVG units.
@@ -109,21 +109,22 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def _axis_labels(section: dict[str, Any], metric: str) -> dict[str, str]:
-    """Name the axes: as the metric's record does, or as its name tells."""
+    """Return the labels of the axes, from the record of the metric."""
     record = next(m for m in section["metrics"] if m["full_name"] == metric)
-    usual = {"deletion": "share of pixels deleted", "insertion": "share of pixels inserted"}
-    known = record["name"] in usual
-    x = record.get("axis_label") or usual.get(record["name"], "point of the curve")
-    return {"x_label": x, "y_label": record.get("curve_label") or ("probability of the target" if known else "value")}
+    reads_probabilities = record.get("reads_probabilities")
+    return {
+        "x_label": record.get("axis_label") or "point of the curve",
+        "y_label": "probability of the target" if reads_probabilities else "value",
+    }
 
 
 def _styles(methods: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """Give each method a colour and dashes that it keeps in every figure; controls are grey and dashed."""
+    """Give each method a colour and dashes that it keeps in every figure; baselines are grey and dashed."""
     styles, counts = {}, {True: 0, False: 0}
     for method in methods:
-        index = counts[method["control"]]
-        counts[method["control"]] += 1
-        if method["control"]:
+        index = counts[method["baseline"]]
+        counts[method["baseline"]] += 1
+        if method["baseline"]:
             styles[method["name"]] = {"colour": GREY, "dash": DASHES[1 + index % (len(DASHES) - 1)]}
         else:
             styles[method["name"]] = {

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from xai_abn.benchmark.records import FailureRow, ImageRow, MapRow, ResultRow
 from xai_abn.benchmark.statistics import PhotoValues, per_photo
-from xai_abn.benchmark.store import Store
+from xai_abn.benchmark.store import FailureRow, ImageRow, MapRow, ResultRow, Store
 from xai_abn.errors import RunError, UnknownNameError
 
 #: The method that others are compared with where none is chosen and there is one of this name.
@@ -74,9 +73,9 @@ class Method:
     record: dict[str, Any]
 
     @property
-    def control(self) -> bool:
+    def baseline(self) -> bool:
         """A baseline that shows what chance or a fixed picture reaches."""
-        return bool(self.record.get("control", False))
+        return bool(self.record.get("baseline", False))
 
     @property
     def class_specific(self) -> bool:
@@ -95,8 +94,8 @@ class Section:
 
     @property
     def compared(self) -> list[Method]:
-        """The methods that are no controls."""
-        return [m for m in self.methods if not m.control]
+        """The methods that are no baselines."""
+        return [m for m in self.methods if not m.baseline]
 
     def rows(self, metric: str, method: Method) -> dict[tuple[str, str], ResultRow]:
         """Return the results of one metric and method by (photo, trial)."""
@@ -218,7 +217,7 @@ def _section(runs: list[Run]) -> Section:
         for bare in dict.fromkeys([*run.methods, *(method for _, method in run.results)])
         if any(method == bare for _, method in run.results)
     ]
-    methods.sort(key=lambda m: m.control)
+    methods.sort(key=lambda m: m.baseline)
     metrics = dict(runs[0].metrics)
     for metric in dict.fromkeys(metric for run in runs for metric, _ in run.results):
         metrics.setdefault(metric, {})

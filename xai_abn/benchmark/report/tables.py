@@ -22,7 +22,7 @@ def method_table(section: Section) -> list[dict[str, Any]]:
     rows = []
     for method in section.methods:
         seconds = method.run.seconds.get(method.bare, [])
-        row = {"name": method.name, "method": method.bare, "model": method.run.model, "control": method.control}
+        row = {"name": method.name, "method": method.bare, "model": method.run.model, "baseline": method.baseline}
         row |= {key: method.record.get(key, "") for key in ("layer", "source", "definition")}
         row |= {"class_specific": method.class_specific, "parameters": method.record.get("parameters") or {}}
         row |= {"maps": len(seconds), "median_seconds": float(np.median(seconds)) if seconds else None}
@@ -51,7 +51,7 @@ def metric_table(section: Section) -> list[dict[str, Any]]:
 def summary_table(section: Section) -> list[dict[str, Any]]:
     """Return each metric's value for each method, with its interval and the number of flawed maps.
 
-    ``best`` marks the best of the methods that are no controls; ``beats_best`` a control at least as good.
+    ``best`` marks the best of the methods that are no baselines; ``beats_best`` a baseline at least as good.
     """
     table: list[dict[str, Any]] = []
     for metric, record in section.metrics.items():
@@ -64,7 +64,7 @@ def summary_table(section: Section) -> list[dict[str, Any]]:
 def _cell(section: Section, metric: str, method: Method) -> dict[str, Any]:
     rows = section.rows(metric, method).values()
     flaws = dict(Counter(r.flaw for r in rows if r.flaw is not None))
-    cell = {"metric": metric, "method": method.name, "control": method.control}
+    cell = {"metric": metric, "method": method.name, "baseline": method.baseline}
     estimate, note = _estimate(section, metric, method)
     return {**cell, **asdict(estimate), "trials": len(rows), "flaws": flaws, "note": note}
 
@@ -80,10 +80,10 @@ def _estimate(section: Section, metric: str, method: Method) -> tuple[Estimate, 
 
 def _mark_best(cells: list[dict[str, Any]], higher: bool | None) -> None:
     sign = {True: 1, False: -1, None: 0}[higher]
-    values = [c["value"] * sign for c in cells if c["value"] is not None and not c["control"]]
+    values = [c["value"] * sign for c in cells if c["value"] is not None and not c["baseline"]]
     for cell in cells:
         ahead = bool(sign and values and cell["value"] is not None and cell["value"] * sign >= max(values))
-        cell["best"], cell["beats_best"] = ahead and not cell["control"], ahead and cell["control"]
+        cell["best"], cell["beats_best"] = ahead and not cell["baseline"], ahead and cell["baseline"]
 
 
 def comparison_table(section: Section, reference: Method) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ def comparison_table(section: Section, reference: Method) -> list[dict[str, Any]
         for method, comparison, p in zip(others, found, statistics.holm([c.p for c in found]), strict=True):
             if not comparison.difference.photos:
                 continue
-            row = {"metric": metric, "method": method.name, "control": method.control}
+            row = {"metric": metric, "method": method.name, "baseline": method.baseline}
             row |= {**asdict(comparison.difference), "p": comparison.p, "p_holm": p, "effect": comparison.effect}
             table.append(row | {"verdict": _verdict(comparison, p, record.get("higher_is_better"))})
     return table
@@ -127,9 +127,9 @@ def _verdict(comparison: Comparison, p: float | None, higher: bool | None) -> st
 
 
 def agreement_table(section: Section) -> dict[str, Any]:
-    """Return how far each two metrics agree on what is better, over the methods that are no controls.
+    """Return how far each two metrics agree on what is better, over the methods that are no baselines.
 
-    Controls are left out: that random maps lose everywhere says nothing of the choice among methods.
+    Baselines are left out: that random maps lose everywhere says nothing of the choice among methods.
     """
     names = [m for m, r in section.metrics.items() if r.get("higher_is_better") is not None]
     names = [m for m in names if not _over_data_set(section, m)]
@@ -162,7 +162,7 @@ def _series(section: Section, metric: str, method: Method) -> dict[str, Any] | N
     if not axis or not len(curves) or curves.shape[1] != len(axis):
         return None
     mean, low, high = (ends.tolist() for ends in statistics.mean_curve(curves, photos))
-    found = {"method": method.name, "control": method.control, "photos": len(np.unique(photos))}
+    found = {"method": method.name, "baseline": method.baseline, "photos": len(np.unique(photos))}
     return {**found, "axis": axis, "mean": mean, "low": low, "high": high}
 
 
@@ -173,7 +173,7 @@ def class_table(section: Section) -> list[dict[str, Any]]:
     """
     table = []
     for metric, record in section.metrics.items():
-        if record.get("subject") != "each class present" or _over_data_set(section, metric):
+        if record.get("subject") != "classes" or _over_data_set(section, metric):
             continue
         trials = sorted({t for m in section.methods for _, t in section.rows(metric, m)}, key=str.casefold)
         cells = [[_class_cell(section, metric, m, t) for m in section.methods] for t in trials]
@@ -197,27 +197,20 @@ def _class_cell(section: Section, metric: str, method: Method, trial: str) -> di
 def failure_table(section: Section) -> list[dict[str, Any]]:
     """Return the reasons of failures, the commonest first, each with one example."""
     several = len(section.runs) > 1
-    groups: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[str, str], list[str]] = {}
     for run in section.runs:
         for f in run.failures:
             reason = f.reason.replace(f.source, "…") if f.source else f.reason
-            groups.setdefault((run.model if several else "", f.method, f.metric, reason), []).append(f.source)
+            groups.setdefault((run.model if several else "", reason), []).append(f.source)
     table = [
-        {
-            "model": model,
-            "method": method,
-            "metric": metric,
-            "reason": reason,
-            "count": len(sources),
-            "example": sources[0],
-        }
-        for (model, method, metric, reason), sources in groups.items()
+        {"model": model, "reason": reason, "count": len(sources), "example": sources[0]}
+        for (model, reason), sources in groups.items()
     ]
-    return sorted(table, key=lambda row: -len(groups[row["model"], row["method"], row["metric"], row["reason"]]))
+    return sorted(table, key=lambda row: -row["count"])
 
 
 def _over_data_set(section: Section, metric: str) -> bool:
-    return section.metrics[metric].get("aggregated") == "over the data set"
+    return section.metrics[metric].get("aggregated") == "data-set"
 
 
 def _aggregate(metric: str) -> Aggregate | None:

@@ -21,7 +21,7 @@ NOTES = {
     "set has are not tested; look whether the interval holds 0.",
     "agreement": "Spearman's rank correlation over photos and methods, values centred on each photo's own mean. 1: "
     "the metrics prefer the same methods on the same photos; 0: they have nothing to do with each other; "
-    "\N{MINUS SIGN}1: they contradict each other. Controls are left out.",
+    "\N{MINUS SIGN}1: they contradict each other. Baselines are left out.",
     "curves": "Mean over photos; the band is the 95 % bootstrap interval at each point.",
     "time": "Time is the median a map, including the photo's share of the forward pass.",
 }
@@ -82,19 +82,19 @@ def title(section: dict[str, Any]) -> str:
 
 def overview(section: dict[str, Any]) -> list[str]:
     """Say in sentences what was measured and what came out."""
-    controls = sum(m["control"] for m in section["methods"])
-    methods = plural(len(section["methods"]) - controls, "method") + (
-        f" and {plural(controls, 'control')}" if controls else ""
+    baselines = sum(m["baseline"] for m in section["methods"])
+    methods = plural(len(section["methods"]) - baselines, "method") + (
+        f" and {plural(baselines, 'baseline')}" if baselines else ""
     )
     lines = [f"{plural(section['photos'], 'photo')}, {methods}, {plural(len(section['metrics']), 'metric')}."]
     failed = sum(f["count"] for f in section["failures"])
     lines[0] += f" {plural(failed, 'measurement')} failed." if failed else " Every measurement succeeded."
-    methods_maps = [m for m in section["methods"] if not m["control"]]
+    methods_maps = [m for m in section["methods"] if not m["baseline"]]
     flat = sum(n for m in methods_maps for n in m["flaws"].values())
     maps = sum(m["maps"] for m in methods_maps)
     if maps:
         what = f"{flat} of {maps} maps are" if flat else f"None of {maps} maps is"
-        lines[0] += f" {what} flat or not finite, controls aside."
+        lines[0] += f" {what} flat or not finite, baselines aside."
     if section["superseded"]:
         lines[0] += f" {plural(section['superseded'], 'photo')} changed since and no longer count."
     return lines + _leaders(section) + _warnings(section)
@@ -118,7 +118,7 @@ def _leaders(section: dict[str, Any]) -> list[str]:
 def _warnings(section: dict[str, Any]) -> list[str]:
     names = _short_names(section)
     ahead = [f"{c['method']} on {names[c['metric']]}" for c in section["summary"] if c["beats_best"]]
-    return [f"Controls that do at least as well as every method: {', '.join(ahead)}."] if ahead else []
+    return [f"Baselines that do at least as well as every method: {', '.join(ahead)}."] if ahead else []
 
 
 def _short_names(section: dict[str, Any]) -> dict[str, str]:
@@ -129,12 +129,12 @@ def _short_names(section: dict[str, Any]) -> dict[str, str]:
 
 def outcomes(section: dict[str, Any]) -> str:
     """Count what the paired tests show."""
-    verdicts = Counter(c["verdict"] for c in section["comparisons"] if not c["control"])
+    verdicts = Counter(c["verdict"] for c in section["comparisons"] if not c["baseline"])
     words = [f"{verdicts[v]} {v}" for v in ("better", "worse", "higher", "lower") if verdicts[v]]
     words += [f"{verdicts[v]} {v}" for v in ("no difference shown", "not tested") if verdicts[v]]
     if not words:
-        return "Only controls to compare with."
-    return f"{plural(sum(verdicts.values()), 'comparison')} with methods, controls aside: {', '.join(words)}."
+        return "Only baselines to compare with."
+    return f"{plural(sum(verdicts.values()), 'comparison')} with methods, baselines aside: {', '.join(words)}."
 
 
 def cell_text(cell: dict[str, Any] | None, bold: bool = False) -> str:
@@ -184,7 +184,7 @@ def _summary(section: dict[str, Any]) -> str:
     cells = {(c["method"], c["metric"]): c for c in section["summary"]}
     rows = []
     for method in section["methods"]:
-        name = f"{method['name']} (control)" if method["control"] else method["name"]
+        name = f"{method['name']} (baseline)" if method["baseline"] else method["name"]
         rows.append([name, *(cell_text(cells.get((method["name"], metric)), bold=True) for metric in metrics)])
     return _table(["method", *arrows], rows)
 
@@ -206,7 +206,7 @@ def _agreement(section: dict[str, Any]) -> str:
 
 
 def _failures(section: dict[str, Any]) -> str:
-    columns = ("count", "method", "metric", "reason", "example")
+    columns = ("count", "reason", "example")
     return _table(columns, [[str(f[c]) for c in columns] for f in section["failures"]])
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from xai_abn.errors import InvalidInputError, OutputError, RunError
 from xai_abn.files import replacing
-from xai_abn.networks.checkpoint import read_tensors, write_tensors
+from xai_abn.networks.checkpoint import read_tensors, refuse_newer, write_tensors
 from xai_abn.training.distillation.loop import Distillation
 from xai_abn.training.distillation.settings import FREE, DistillationSettings
 from xai_abn.training.settings_file import SETTINGS_FILE, read_settings
 
-_STATE_FORMAT = "xai-abn-distillation-state-1"
+#: Format of the state. Version 1, in which the version is part of the name, hashed the classifier in another way.
+_STATE_FORMAT, _STATE_VERSION = "xai-abn-distillation", 2
+_STATE_V1 = "xai-abn-distillation-state-1"
 _OTHER = {
     "photos": "other photos: their names or their number differ",
     "classifier": "another classifier: its weights differ",
@@ -97,18 +99,28 @@ class RunFolder:
         Raises:
             OutputError: the file cannot be written; an older one stays.
         """
-        write_tensors(self.state, distillation.state(), {"format": _STATE_FORMAT, **origin})
+        header = {"format": _STATE_FORMAT, "format_version": str(_STATE_VERSION), **origin}
+        write_tensors(self.state, distillation.state(), header)
 
-    def restore(self, distillation: Distillation, origin: Mapping[str, str]) -> None:
+    def restore(self, distillation: Distillation, origin: Mapping[str, str], classifier_v1: str) -> None:
         """Go back to the saved state, and cut the log there.
+
+        Args:
+            distillation: to restore.
+            origin: what the run was made of now, as for :meth:`save_state`.
+            classifier_v1: the hash of the classifier that states of version 1 hold.
 
         Raises:
             CheckpointError: the state is damaged or does not fit.
             RunError: it was made of other photos or another classifier.
         """
         header, state = read_tensors(self.state)
-        if header.get("format") != _STATE_FORMAT:
-            raise RunError(f"{self.state} is not a distillation's state that this version knows")
+        if header.get("format") == _STATE_V1:
+            origin = {**origin, "classifier": classifier_v1}
+        elif header.get("format") == _STATE_FORMAT:
+            refuse_newer(self.state, header, _STATE_VERSION)
+        else:
+            raise RunError(f"{self.state} is not the state of a distillation; give the folder of a distillation run")
         for what, value in origin.items():
             if header.get(what) != value:
                 raise RunError(f"{self.path} was made with {_OTHER[what]}")

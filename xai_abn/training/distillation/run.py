@@ -15,7 +15,7 @@ from xai_abn.datasets.batches import RandomCrops
 from xai_abn.datasets.splits import HeldOut, find_samples, hold_out
 from xai_abn.errors import ImageLoadError, NonFiniteError, RunError
 from xai_abn.models.zoo import load_checkpoint, load_model
-from xai_abn.networks.checkpoint import CheckpointConfig, fingerprint, read_checkpoint, save_checkpoint
+from xai_abn.networks.checkpoint import CheckpointConfig, fingerprint, fingerprint_v1, read_checkpoint, save_checkpoint
 from xai_abn.seeding import seeded
 from xai_abn.training.distillation.folder import RunFolder
 from xai_abn.training.distillation.loop import Distillation
@@ -101,7 +101,7 @@ def run_distillation(
     notes = {"commands": [*commands, command], "xai_abn_version": __version__}
     write_settings(folder.settings, settings.to_dict(), notes)
     if going_on:
-        folder.restore(run.distillation, run.origin)
+        folder.restore(run.distillation, run.origin, run.classifier_v1)
     else:
         run.check_and_save()
         load_checkpoint(folder.checkpoint)  # found out now, not after hours: can it be loaded again?
@@ -154,6 +154,7 @@ class _Run:
             "photos": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:32],
             "classifier": fingerprint(nn.ModuleList([student.network.feature_extractor, student.teacher])),
         }
+        self.classifier_v1 = fingerprint_v1(nn.ModuleList([student.network.feature_extractor, student.teacher]))
         self.progress = progress
         self.distillation = Distillation(student.network, settings, student.teacher)
         self.last = min(settings.stop_after or settings.steps, settings.steps)

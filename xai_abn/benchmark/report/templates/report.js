@@ -1,5 +1,5 @@
 "use strict";
-// Sort a table by a column: click or press Enter on its heading; again to turn the order. Controls stay apart.
+// Sort a table by a column: click or press Enter on its heading; again to turn the order. Baselines stay apart.
 for (const table of document.querySelectorAll("table.sortable")) {
   const headings = [...table.tHead.rows[0].cells];
   headings.forEach((heading, column) => {
