@@ -112,7 +112,7 @@ def test_all_three_kinds_of_map_come_from_one_pass(abn_resnet18, photo):
         ({"images": "nothing.jpg"}, ImageLoadError, "no such file"),
         ({"images": 7}, InvalidInputError, "sequence"),
         ({"images": [object()]}, InvalidInputError, "image 0: expected a path"),
-        ({"images": torch.zeros(4, 32, 32)}, InvalidInputError, "normalised float tensor"),
+        ({"images": torch.zeros(4, 32, 32)}, InvalidInputError, "normalized float tensor"),
         ({"images": torch.full((3, 32, 32), float("nan"))}, InvalidInputError, "NaN"),
         ({"methods": "grad-cm"}, UnknownNameError, "did you mean 'grad-cam'"),
         ({"methods": "abn"}, UnsupportedModelError, "abn-lite0"),

@@ -1,7 +1,7 @@
 """Every error xai-abn raises on purpose.
 
 XaiAbnError
-├── ImageLoadError(OSError)            a file cannot be read as one still picture
+├── ImageLoadError(OSError)            a file cannot be read as an image
 ├── InvalidInputError(ValueError)      an argument has the wrong shape, range or length
 ├── UnknownNameError(LookupError)      a name (method, model, layer, label) is not known
 ├── UnsupportedModelError(TypeError)   a method or a recipe does not apply to this model
@@ -9,7 +9,7 @@ XaiAbnError
 ├── CheckpointError(ValueError)        a checkpoint is damaged, foreign or too new
 ├── NonFiniteError(ArithmeticError)    a model answered with NaN or infinity
 ├── UnusableMapError(ValueError)       a map is flat or not finite, so it cannot be scaled
-├── DatasetError(ValueError)           annotated photos are missing, damaged or contradict themselves
+├── DatasetError(ValueError)           a data set is missing, damaged or inconsistent
 ├── RunError(ValueError)               a run is damaged, busy, or was made with something else
 └── OutputError(OSError)               a result cannot be written, or would replace a foreign file
 
@@ -40,7 +40,7 @@ class XaiAbnWarning(UserWarning):
 
 
 class ImageLoadError(XaiAbnError, OSError):
-    """Raised when a file cannot be read as one still picture."""
+    """Raised when a file cannot be read as an image."""
 
 
 class InvalidInputError(XaiAbnError, ValueError):
@@ -76,7 +76,7 @@ class UnusableMapError(XaiAbnError, ValueError):
 
 
 class DatasetError(XaiAbnError, ValueError):
-    """Raised when annotated photos are missing, damaged or contradict themselves."""
+    """Raised when a data set is missing, damaged or inconsistent."""
 
 
 class RunError(XaiAbnError, ValueError):

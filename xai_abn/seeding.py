@@ -1,4 +1,4 @@
-"""Random numbers that repeat: seeded for a while, by several numbers at once, or by a picture's own content."""
+"""Reproducible randomness: scoped seeding, composite seeds, per-image generators."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: torch has one random state for all threads: whoever seeds it keeps the others waiting.
+#: torch has one random state for all threads, so only one thread may seed it at a time.
 _SEEDING = threading.RLock()
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch and numpy for a while, one thread at a time; their states are as before afterwards."""
+    """Seed torch and numpy within a ``with`` block, one thread at a time, and restore their states afterwards."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with _SEEDING, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -31,11 +31,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def mixed_seed(*parts: object) -> int:
-    """Return a seed of 63 bits that depends on all of these, as their ``repr`` tells them apart."""
+    """Return a seed of 63 bits that depends on the ``repr`` of every part."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
-def content_generator(picture: Tensor, seed: int = 0) -> torch.Generator:
-    """Return a generator seeded by a picture's content, so that a picture gets the same numbers in any batch."""
-    content = picture.detach().float().cpu().contiguous().numpy().tobytes()
+def content_generator(image: Tensor, seed: int = 0) -> torch.Generator:
+    """Return a generator seeded by an image's content, so that the image gets the same numbers in any batch."""
+    content = image.detach().float().cpu().contiguous().numpy().tobytes()
     return torch.Generator().manual_seed(zlib.crc32(content, seed))

@@ -92,7 +92,7 @@ def test_the_rest_of_a_batch_still_runs(bad_files, photo, tmp_path):
     code, out, err = explain(bad_files, "missing.jpg")
     assert code == 1
     assert out.count("grad-cam.png") == 2
-    assert "6 of 8 pictures failed" in err
+    assert "6 of 8 images failed" in err
     assert len(err.strip().splitlines()) == 7
     assert {p.name for p in (tmp_path / "explanations").iterdir()} == {"a.grad-cam.png", "z.grad-cam.png"}
 
@@ -167,7 +167,7 @@ def test_nan_scores_fail_only_their_picture(gap_net, photo, tmp_path, monkeypatc
     assert code == 1
     assert out.count("grad-cam.png") == 2
     assert "xai-abn: b.png: gap-net outputs NaN" in err
-    assert "1 of 3 pictures failed" in err
+    assert "1 of 3 images failed" in err
 
 
 def test_own_files_are_replaced_foreign_ones_are_not(photo_file, tmp_path):

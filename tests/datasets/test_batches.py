@@ -87,5 +87,5 @@ def test_crops_without_labels_are_those_of_training():
     for crop, seed in zip(given, seeds, strict=True):
         image = samples[1].load().image
         expected = random_crop(image, crops.preprocess, np.random.default_rng(seed), (0.3, 0.6))
-        assert torch.equal(crop, crops.preprocess.normalise(expected))
+        assert torch.equal(crop, crops.preprocess.normalize(expected))
     assert isinstance(crops[2], ImageLoadError)

@@ -33,10 +33,10 @@ def test_an_empty_file_is_refused(tmp_path):
 
 
 def test_text_named_jpg_is_refused(tmp_path):
-    """A text file is not a picture, and the message says what it looks like."""
+    """A text file is not an image, and the message says what it looks like."""
     path = tmp_path / "notes.jpg"
     path.write_text("this is no picture\n" * 10)
-    with pytest.raises(ImageLoadError, match=r"not a picture.*looks like text"):
+    with pytest.raises(ImageLoadError, match=r"not an image.*looks like text"):
         load_image(path)
 
 
@@ -66,7 +66,7 @@ def test_random_bytes_are_refused(tmp_path):
     """Bytes that are no picture are refused."""
     path = tmp_path / "noise.png"
     path.write_bytes(np.random.default_rng(0).bytes(5000))
-    with pytest.raises(ImageLoadError, match="not a picture"):
+    with pytest.raises(ImageLoadError, match="not an image"):
         load_image(path)
 
 
@@ -191,7 +191,7 @@ def test_globs_expand_and_empty_ones_are_refused(tmp_path, photo_file):
     with pytest.raises(ImageLoadError, match="matches no file"):
         find_images(str(tmp_path / "*.tiff"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageLoadError, match="no pictures"):
+    with pytest.raises(ImageLoadError, match="no images"):
         find_images(tmp_path / "empty")
 
 

@@ -47,14 +47,14 @@ def test_every_way_to_hold_a_picture_gives_the_same(gap_net, files):
 
 def test_a_bad_picture_is_raised_or_recorded(gap_net, files):
     """Never left out: an error, or a row with its reason."""
-    with pytest.raises(ImageLoadError, match=r"bad\.png: not a picture"):
+    with pytest.raises(ImageLoadError, match=r"bad\.png: not an image"):
         BatchExplainer(gap_net, "cam")({"image": files})
     held = [*files, b"", None, {"bytes": b"x", "path": "in/a.zip"}, {}]
     found = BatchExplainer(gap_net, "cam", errors="record")({"image": held})
     assert [e is None for e in found["error"]] == [True, False, True, False, False, False, False]
     assert "row 3: empty" in found["error"][3]
     assert "row 4: there is no image" in found["error"][4]
-    assert found["error"][5].startswith("in/a.zip: not a picture")
+    assert found["error"][5].startswith("in/a.zip: not an image")
     assert [m is None for m in found["cam_map"]] == [e is not None for e in found["error"]]
     assert found["label"][1] is None
     assert found["probability"][1] is None
@@ -115,7 +115,7 @@ def test_two_workers_of_ray(files, tmp_path):
     expected = xai_abn.explain(xai_abn.load_model("lite0"), files[0], "cam")["cam"]
     for row in found:
         if row["image"] == files[1]:
-            assert "not a picture" in row["error"]
+            assert "not an image" in row["error"]
             assert row["cam_map"] is None
         elif row["image"] == files[0]:
             np.testing.assert_allclose(row["cam_map"], expected.map, rtol=1e-3, atol=1e-4)

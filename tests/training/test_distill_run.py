@@ -356,7 +356,7 @@ def test_unreadable_photos_are_skipped_or_stop_the_run(settings, photos, tmp_pat
     summary = run_distillation(tmp_path / "skip", some)
     assert sorted(re.findall(r"bad-\d", " ".join(summary.unreadable))) == ["bad-1", "bad-2"]
     for workers in (0, 1):
-        with pytest.raises(ImageLoadError, match=r"bad-\d.png: not a picture"):
+        with pytest.raises(ImageLoadError, match=r"bad-\d.png: not an image"):
             run_distillation(tmp_path / f"stop-{workers}", changed(some, on_unreadable="stop", workers=workers))
     for file in (tmp_path / "photos").glob("[0-9]*.png"):
         file.write_bytes(b"no picture")

@@ -12,7 +12,8 @@ def command(
     source: Annotated[Path, typer.Argument(help="A .pth or .tar file of the released ABN code.", metavar="FILE")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to: a .safetensors file.")],
     arch: Annotated[
-        str | None, typer.Option(help="Its architecture, if it shall be no other; see xai-abn list architectures.")
+        str | None,
+        typer.Option(help="Architecture, see xai-abn list architectures; default: inferred from the tensors."),
     ] = None,
 ) -> None:
     """Convert a network that the ABN code of Fukui et al. has saved; nothing in the file is executed."""

@@ -1,4 +1,4 @@
-"""``xai-abn explain``: pictures in, heat maps out."""
+"""``xai-abn explain``: images in, heatmaps out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def command(
     images: Annotated[
         list[str],
-        typer.Argument(help="Pictures, folders, globs, or bundled photos such as example:cat.", metavar="IMAGE..."),
+        typer.Argument(help="Image files, folders, globs, or bundled images such as example:cat.", metavar="IMAGE..."),
     ],
     method: Annotated[
         list[str] | None,
@@ -50,7 +50,7 @@ def command(
     layer: Annotated[
         str | None, typer.Option("--layer", "-l", help="Layer to read; see 'xai-abn list layers'. Default: found.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("explanations"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the overlays.")] = Path("explanations"),
     save_maps: Annotated[
         bool, typer.Option("--save-maps", help="Also save each raw map as a NumPy file (.npy).")
     ] = False,
@@ -61,7 +61,7 @@ def command(
     device: options.Device = "cpu",
     overwrite: Annotated[bool, typer.Option(help="Replace files that xai-abn did not make, too.")] = False,
 ) -> None:
-    """Explain pictures: where did the classifier look?"""
+    """Explain images: where did the classifier look?"""
     from xai_abn.cli.output import OutputFolder
 
     folder = OutputFolder(output, overwrite=overwrite, colormap=colormap, maps=save_maps)
@@ -80,7 +80,7 @@ def command(
 
 
 def _expand(images: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return the pictures named, each once, and the arguments that name none."""
+    """Return the paths of the images, each once, and the arguments that match no image."""
     from xai_abn.images.loading import find_images
 
     sources: dict[str, None] = {}
@@ -103,7 +103,7 @@ def _run(
     sources: list[str],
     folder: OutputFolder,
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Explain and save each picture; return a record per map, and the failures."""
+    """Explain and save each image; return a record per map, and the failures."""
     from xai_abn.explainers import make_explainers
     from xai_abn.models.zoo import load_model
     from xai_abn.pipeline import explain_images
@@ -127,7 +127,7 @@ def _run(
 
 
 def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> list[int | str | Difference | None]:
-    """Look labels up before any picture is read."""
+    """Look up labels before any image is read."""
     from xai_abn.models.targets import Difference
 
     def found(target: str) -> int | str:
@@ -181,6 +181,6 @@ def _finish(failures: list[tuple[str, str]], total: int) -> None:
     for _, line in failures:
         typer.echo(f"xai-abn: {line}", err=True)
     if failures and total > 1:
-        typer.echo(f"xai-abn: {len(failures)} of {total} pictures failed", err=True)
+        typer.echo(f"xai-abn: {len(failures)} of {total} images failed", err=True)
     if failures:
         raise typer.Exit(1)

@@ -19,7 +19,7 @@ from xai_abn.explanation import Explanation, sheet
 from xai_abn.files import replacing
 from xai_abn.rendering import COLORMAPS
 
-#: PNG text key that marks a picture as ours; it holds the records of the maps drawn.
+#: PNG text key that marks an image as made by xai-abn; its value holds the records of the maps.
 PNG_KEY = "xai-abn"
 #: Bytes behind the array in a ``.npy`` file that mark it as ours; ``numpy.load`` does not read them.
 NPY_MARK = b"\nmade by xai-abn\n"
@@ -31,7 +31,7 @@ class OutputFolder:
     Args:
         path: created if missing.
         overwrite: also replace files that xai-abn did not make.
-        colormap: of the pictures.
+        colormap: name of the colormap of the overlays.
         maps: also save raw maps as ``.npy``.
 
     Raises:
@@ -52,7 +52,7 @@ class OutputFolder:
             raise OutputError(f"cannot write to output folder {path}: {error.strerror or error}") from error
 
     def save(self, source: str, explanations: Sequence[Explanation]) -> list[list[Path]]:
-        """Save one picture's explanations; with several, a sheet too.
+        """Save the explanations of one image, and a sheet if there are several.
 
         Returns:
             For each explanation the files that show it: its overlay, then its map and the sheet if made.
@@ -89,7 +89,7 @@ class OutputFolder:
         return files
 
     def _stem(self, source: str) -> str:
-        """Return a name for a picture's files; pictures that share a name get a number behind it."""
+        """Return a stem for the files of an image; a number is added if another image has the same stem."""
         if source not in self._stems:
             plain = source.replace(":", "-") if source.startswith("example:") else Path(source).stem
             taken, stem, number = set(self._stems.values()), plain, 2
@@ -119,15 +119,15 @@ def _plain(label: str) -> str:
 def _is_ours(path: Path) -> bool:
     if path.suffix == ".npy":
         return path.read_bytes().endswith(NPY_MARK)
-    with Image.open(path) as picture:
-        return PNG_KEY in picture.info
+    with Image.open(path) as image:
+        return PNG_KEY in image.info
 
 
-def _png(picture: Image.Image, explanations: Sequence[Explanation]) -> bytes:
+def _png(image: Image.Image, explanations: Sequence[Explanation]) -> bytes:
     info = PngInfo()
     info.add_itxt(PNG_KEY, json.dumps([e.to_dict() for e in explanations]))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", pnginfo=info)
+    image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 

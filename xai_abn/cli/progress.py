@@ -1,4 +1,4 @@
-"""The progress bar of commands that work through many pictures."""
+"""Progress bar of commands that process many images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Update = Callable[..., None]
 
 
 @contextmanager
-def progress_bar(text: str, *, hidden: bool = False, unit: str = "photos") -> Iterator[Update]:
+def progress_bar(text: str, *, hidden: bool = False, unit: str = "images") -> Iterator[Update]:
     """Show a bar with the rate and the time left on standard error while the block runs; it gives the update call."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

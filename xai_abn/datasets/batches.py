@@ -278,7 +278,7 @@ class RandomCrops(TorchDataset["Tensor | ImageLoadError"]):
             image = self.samples[index].load().image
         except ImageLoadError as error:
             return error
-        return self.preprocess.normalise(random_crop(image, self.preprocess, random, self.area))
+        return self.preprocess.normalize(random_crop(image, self.preprocess, random, self.area))
 
 
 def stack_readable(crops: Sequence[Tensor | ImageLoadError]) -> tuple[Tensor, list[str]]:

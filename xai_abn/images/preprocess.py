@@ -1,4 +1,4 @@
-"""From a picture to what a network reads: resize, crop, scale, normalise. Nowhere else."""
+"""Preprocessing: images become network inputs by resizing, cropping and normalizing."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
 }
 _CROPS = ("center", "squash")
-#: Views are drawn at this multiple of the network's input size, for sharp pictures.
+#: Views are drawn at this multiple of the network's input size, so that overlays are sharp.
 VIEW_SCALE = 2
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """One picture as a network and as a person sees it.
+    """One image as the network and as a person sees it.
 
     Attributes:
-        tensor: (3, H, W) float32, normalised: the network's input.
-        view: (h, w, 3) uint8 RGB: exactly the part of the picture the network saw, undistorted in
-            colour, at ``VIEW_SCALE`` times the input's size. Made from the picture, not from ``tensor``.
-        source: where the picture came from.
-        notes: what was done to the picture on reading it.
+        tensor: (3, H, W) float32, normalized: the network's input.
+        view: (h, w, 3) uint8 RGB: exactly the part of the image that the network saw, with its original colors, at
+            ``VIEW_SCALE`` times the input's size. Made from the image, not from ``tensor``.
+        source: where the image came from.
+        notes: what was done to the image when it was read.
     """
 
     tensor: Tensor
@@ -46,7 +46,7 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a network wants its pictures.
+    """Preprocessing that a network expects.
 
     Attributes:
         size: height and width of the input.
@@ -55,7 +55,7 @@ class Preprocess:
         mean: per channel, in [0, 1].
         std: per channel, in [0, 1].
         crop: ``"center"`` crops the middle square, as is usual; ``"squash"`` resizes the whole
-            picture to a square, ignoring its aspect ratio, so that nothing is cut off.
+            image to a square, ignoring its aspect ratio, so that nothing is cut off.
 
     Raises:
         InvalidInputError: a value is out of range or unknown.
@@ -69,7 +69,7 @@ class Preprocess:
     crop: str = "center"
 
     def __post_init__(self) -> None:
-        """Check the values, so that a mistake is found here and not in a wrong picture."""
+        """Check the values, so that a mistake is found here and not in a wrong map."""
         if self.interpolation not in _INTERPOLATION:
             raise InvalidInputError(
                 f"interpolation must be one of {', '.join(_INTERPOLATION)}, got {self.interpolation!r}"
@@ -99,14 +99,14 @@ class Preprocess:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def __call__(self, loaded: LoadedImage) -> PreparedImage:
-        """Prepare one picture (RGB, any size)."""
+        """Prepare one image (RGB, any size)."""
         image = loaded.image
         shown = (self.size * VIEW_SCALE, self.size * VIEW_SCALE)
         view = image.resize(shown, Image.Resampling.LANCZOS, box=self.region(*image.size))
-        return PreparedImage(self.normalise(self.pixels(image)), np.asarray(view), loaded.source, loaded.notes)
+        return PreparedImage(self.normalize(self.pixels(image)), np.asarray(view), loaded.source, loaded.notes)
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """Return what the network sees of a picture (RGB, any size), before it is normalised: (H, W, 3) uint8."""
+        """Return what the network sees of an image (RGB, any size) before normalizing: (H, W, 3) uint8."""
         if self.crop == "squash":
             return np.asarray(image.resize((self.size, self.size), self.resampling))
         resized = image.resize(_scaled(*image.size, self._resized_side), self.resampling)
@@ -114,7 +114,7 @@ class Preprocess:
         return np.asarray(resized.crop((left, top, left + self.size, top + self.size)))
 
     def region(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return the part of a picture of that size that the network sees: left, top, right, bottom in its pixels."""
+        """Return the part of an image of that size that the network sees: left, top, right, bottom in its pixels."""
         if self.crop == "squash":
             return 0.0, 0.0, float(width), float(height)
         scale = self._resized_side / min(width, height)
@@ -131,20 +131,20 @@ class Preprocess:
     def _resized_side(self) -> int:
         return math.floor(self.size / self.crop_pct)
 
-    def normalise(self, pixels: np.ndarray) -> Tensor:
+    def normalize(self, pixels: np.ndarray) -> Tensor:
         """Return a normalized (3, H, W) float32 tensor for (H, W, 3) uint8 pixels."""
         scaled = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
         return (scaled - _channels(self.mean)) / _channels(self.std)
 
     def prepared_tensor(self, tensor: Tensor, source: str) -> PreparedImage:
-        """Take a (3, H, W) float tensor that is normalised already; its view is the tensor un-normalised.
+        """Wrap a normalized float tensor (3, H, W); its view is the denormalized tensor.
 
         Raises:
             InvalidInputError: another shape or dtype, or values that are not finite.
         """
         if tensor.dim() != 3 or tensor.shape[0] != 3 or not tensor.is_floating_point():
             raise InvalidInputError(
-                f"{source}: expected a normalised float tensor (3, H, W) or (N, 3, H, W), "
+                f"{source}: expected a normalized float tensor (3, H, W) or (N, 3, H, W), "
                 f"got {tensor.dtype} {tuple(tensor.shape)}"
             )
         tensor = tensor.detach().float().cpu()
@@ -160,7 +160,7 @@ def normalizer(
 ) -> Callable[[Tensor], Tensor]:
     """Return the function that normalizes training batches: (..., 3, H, W) uint8 on the device to float32.
 
-    It equals :meth:`Preprocess.normalise` up to rounding, in one multiplication and one subtraction.
+    It equals :meth:`Preprocess.normalize` up to rounding, in one multiplication and one subtraction.
     """
     scale = (1 / (255 * torch.tensor(std))).view(3, 1, 1).to(device)
     offset = (torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1).to(device)

@@ -30,12 +30,12 @@ class BatchExplainer:
         model: a name for :func:`xai_abn.load_model`; an adapter is pickled whole.
         methods: names or :class:`~xai_abn.explainers.Explainer` objects.
         image_column: of paths, encoded bytes, ``{"bytes": ..., "path": ...}``, uint8 arrays or Pillow images.
-        target: index or label of the class to explain in all; default: each picture's top-1 class.
+        target: index or label of the class to explain in all; default: each image's top-1 class.
         layer: read by every method given by name that reads a layer.
         weights: see :func:`xai_abn.load_model`.
         device: see :func:`xai_abn.load_model`.
-        batch_size: pictures per forward pass, however many rows come.
-        errors: ``"raise"`` what is wrong with the first bad picture, or ``"record"`` it.
+        batch_size: images per forward pass, regardless of the number of rows.
+        errors: ``"raise"`` the error of the first bad image, or ``"record"`` the error of each.
         prefix: of the names of all new columns.
         keep: whether to return the given columns too. Ray wants them; Hugging Face keeps them itself.
 
@@ -77,7 +77,7 @@ class BatchExplainer:
 
         Raises:
             InvalidInputError: no column of images, or a new column would replace one.
-            XaiAbnError: a picture cannot be read or explained, with ``errors="raise"``.
+            XaiAbnError: an image cannot be read or explained, with ``errors="raise"``.
         """
         if self.image_column not in batch:
             raise InvalidInputError(
@@ -110,7 +110,7 @@ class BatchExplainer:
     def _columns(
         self, model: ModelAdapter, rows: Sequence[Result], methods: Sequence[Explainer]
     ) -> dict[str, Sequence[Any]]:
-        """Return the new columns; of pictures that failed, None in all but ``error``."""
+        """Return the new columns; for images that failed, None in all but ``error``."""
         good = [None if isinstance(row, XaiAbnError) else row for row in rows]
         asked = next((m.spec for m in methods if m.is_class_specific(model)), methods[0].spec)
         columns: dict[str, Sequence[Any]] = {

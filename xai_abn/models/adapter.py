@@ -318,7 +318,7 @@ def wrap(
     Args:
         module: (N, 3, H, W) to logits (N, K); on any device.
         labels: K class names.
-        preprocess: how pictures become inputs; default: 224 pixels, ImageNet mean and deviation.
+        preprocess: how images become inputs; default: 224 pixels, ImageNet mean and deviation.
         layer: the target layer of CAM methods; default: found.
         name: how to call it in results; default: its class name.
         output: where the logits are in what it answers, if they are not the answer: a key or attribute such as

@@ -32,12 +32,12 @@ class ForwardPass:
         layers: names of the layers whose outputs to keep.
         gradients: whether :meth:`gradients` will be called.
         attentions: whether to keep the attention weights of a transformer.
-        sources: names of the pictures, where known.
+        sources: names of the images, where known.
 
     Attributes:
         model: the model.
         inputs: (N, 3, H, W) on the model's device.
-        sources: names of the pictures, or nothing.
+        sources: names of the images, or nothing.
         logits: (N, K) float32, detached.
         attention_map: ABN's map (N, 1, h, w), of a multi-task ABN its maps (N, K, h, w), or None for another network.
         class_maps: the attention branch's class maps (N, K, h, w), or None.
@@ -125,8 +125,8 @@ class ForwardPass:
         shape = tuple(self._captured(layer).shape)
         if shape and shape[0] != len(self.inputs):
             raise UnsupportedModelError(
-                f"layer {layer!r} gives {shape} for {len(self.inputs)} images, as where pictures are cut into windows; "
-                "name another"
+                f"layer {layer!r} gives {shape} for {len(self.inputs)} images, as in networks that cut "
+                "images into windows; choose another layer"
             )
         prefix = self.model.prefix_tokens if len(shape) == 3 else None
         found = layout_of(shape, (self.inputs.shape[2], self.inputs.shape[3]), prefix)

@@ -44,8 +44,8 @@ def nonlinear_steps(
     handles = [m.register_forward_hook(note) for m in network.modules() if type(m) in kinds]
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            picture = sample.clone().to(next(network.parameters(), sample)).requires_grad_()
-            last = logits_of(network(picture)).grad_fn
+            image = sample.clone().to(next(network.parameters(), sample)).requires_grad_()
+            last = logits_of(network(image)).grad_fn
     finally:
         for handle in handles:
             handle.remove()

@@ -49,7 +49,7 @@ def load_model(
 
     Args:
         spec: ``"abn-lite0"`` (an ImageNet-1k ABN, shipped), ``"lite0"`` (the classifier it was made from,
-            EfficientNet-Lite0), ``"abn-cifar100"`` (a small ABN for 32x32 pictures, shipped), the name of a plug-in's
+            EfficientNet-Lite0), ``"abn-cifar100"`` (a small ABN for 32x32 images, shipped), the name of a plug-in's
             model, ``"timm:NAME"``, ``"torchvision:NAME"``, or the path of a checkpoint.
         weights: for ``timm:`` and ``torchvision:``: a file with a state dict, or ``"random"`` for an
             untrained network; default: the library's own pretrained weights, which it downloads.
@@ -101,7 +101,7 @@ def _abn_lite0() -> ModelAdapter:
 
 @models.register("abn-cifar100")
 def _abn_cifar100() -> ModelAdapter:
-    """Attention Branch Network for the 32x32 pictures of CIFAR-100, a ResNet-20; ships with xai-abn."""
+    """Attention Branch Network for the 32x32 images of CIFAR-100, a ResNet-20; ships with xai-abn."""
     return _shipped("abn-cifar100")
 
 

@@ -1,4 +1,4 @@
-"""The networks for 32x32 pictures in which ABN was published: ResNet, SE-ResNet, ResNeXt, WRN, DenseNet-BC.
+"""Published networks with an ABN for 32x32 images: ResNet, SE-ResNet, ResNeXt, WRN, DenseNet-BC.
 
 No library keeps these. Blocks are torchvision's where it has them. Each network is a plain classifier (N, 3, H, W) ->
 (N, K) that pools globally, so any input size works; :func:`xai_abn.abn_from` makes an ABN of it.
@@ -79,7 +79,7 @@ class CifarResNet(nn.Module):
         initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pictures (N, 3, H, W) to logits (N, K)."""
+        """Map images (N, 3, H, W) to logits (N, K)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
@@ -139,7 +139,7 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pictures (N, 3, H, W) to logits (N, K)."""
+        """Map images (N, 3, H, W) to logits (N, K)."""
         x = self.block3(self.block2(self.block1(self.conv1(x))))
         logits: Tensor = self.fc(torch.flatten(self.avgpool(F.relu(self.bn1(x))), 1))
         return logits
@@ -210,7 +210,7 @@ class CifarDenseNet(nn.Module):
         initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pictures (N, 3, H, W) to logits (N, K)."""
+        """Map images (N, 3, H, W) to logits (N, K)."""
         x = self.trans2(self.dense2(self.trans1(self.dense1(self.conv1(x)))))
         logits: Tensor = self.fc(torch.flatten(self.avgpool(F.relu(self.bn(self.dense3(x)))), 1))
         return logits

@@ -6,7 +6,7 @@ for Visual Explanation", CVPR 2019, section 3.5, and the authors' released code 
 - Maps are ``sigmoid(BN(S_t))`` in [0, 1] and features ``g * (1 + M_t)`` by default, as in the single-task network. The
   released maps are ``S_t`` itself, signed and unbounded, and the features ``g * M_t``: ``maps="per-attribute-signed"``
   with ``mechanism="product"`` of :func:`xai_abn.abn_from`. Without the batch normalisation the sigmoid saturates: what
-  fills a thirtieth of a picture must score thirty times its share of the mean.
+  fills a thirtieth of an image must score thirty times its share of the mean.
 - The branch's scores are the mean of ``S_t``, so that each class map is an exact CAM. The released code takes the
   maximum, as the signed variant does here.
 - One logit an attribute with binary cross-entropy, not a softmax over two. Of the T logits that the classifier's own

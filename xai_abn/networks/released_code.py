@@ -41,7 +41,7 @@ _RENAMED_IN_BLOCK = (
     (r"shortcut\.shortcut_bn\.", "downsample.1."),
 )
 _HEAD = re.compile(r"(bn_att\d?|att_conv\d?)\.")
-#: Where the released code normalises pictures of each size.
+#: Mean and standard deviation of the released code, by image size.
 _LOOKS = {
     32: Preprocess(32, 1.0, "bilinear", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     224: Preprocess(224, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -56,7 +56,7 @@ class Converted:
         network: in evaluation mode.
         arch: the architecture it was found to be.
         classes: K.
-        preprocess: how the released code prepares pictures for it.
+        preprocess: how the released code prepares images for it.
     """
 
     network: AttentionBranchNetwork

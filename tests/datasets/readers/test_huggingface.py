@@ -71,7 +71,7 @@ def test_a_hugging_face_dataset_is_read(saved):
     assert brightness(data.train, [4, 1]) == ([4, 1], [0, 1])
     (batch,) = data.validation.load([torch.arange(2)], CPU, None)
     assert (len(batch.images), batch.skipped) == (1, 1)
-    with pytest.raises(DatasetError, match=r"validation\[1\]: not a picture"):
+    with pytest.raises(DatasetError, match=r"validation\[1\]: not an image"):
         list(read(f"hf:{saved}", on_unreadable="stop").validation.load([torch.arange(2)], CPU, None))
     assert read(f"hf:{saved}#id").labels == ("0", "1", "2", "3", "4")
 

@@ -103,7 +103,7 @@ def test_training_sees_the_part_drawn_resized_and_flipped(folder):
         seen = image.crop(part).resize((24, 24), Image.Resampling.BILINEAR)
         seen = seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else seen
         torch.testing.assert_close(
-            batch.images[index], split.preprocess.normalise(np.asarray(seen)), atol=1e-5, rtol=1e-5
+            batch.images[index], split.preprocess.normalize(np.asarray(seen)), atol=1e-5, rtol=1e-5
         )
         mirrored += flipped
     assert 0 < mirrored < 10
