@@ -20,6 +20,7 @@ from xai_abn.metrics.base import Metric, Needs, Scores, Subject
 from xai_abn.metrics.objects import Objects
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.predictor import FastPredictor
+from xai_abn.networks.tracing import on_device
 from xai_abn.pipeline import explain_batch
 
 #: Largest side of the maps that are kept.
@@ -191,12 +192,12 @@ class _Batch:
         elif metric.needs is Needs.MODEL:
             found = metric.function(self.scorer.predict, self._inputs_of(rows), maps, targets)
         elif metric.needs is Needs.EXPLAIN:
-            explain = _ExplainCall(self, name)
             module = self.scorer.model.module
-            found = metric.function(explain, module, self._inputs_of(rows), targets, self.classes)
+            inputs = on_device(self._inputs_of(rows), module)
+            found = metric.function(_ExplainCall(self, name), module, inputs, targets.to(inputs.device), self.classes)
         else:
             found = self._with_objects(metric, maps, trials)
-        return found if isinstance(found, Scores) else Scores(found)
+        return found if isinstance(found, Scores) else Scores(found.cpu())
 
     def _with_objects(self, metric: Metric, maps: Tensor, trials: Sequence[Trial]) -> Scores:
         """Score the trials whose objects are in view; the others have no value."""

@@ -59,11 +59,12 @@ class FastPredictor:
             self._network = torch.compile(self._network)  # type: ignore[assignment]
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Return logits (N, K) float32 of inputs (N, 3, H, W)."""
+        """Return logits (N, K) float32 of inputs (N, 3, H, W), on the device of the inputs."""
+        device = inputs.device
         inputs = inputs.to(self._device, self._dtype, memory_format=self._layout)
         bf16 = self.precision == "bfloat16"
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            return self._logits_of(self._network(inputs)).float()
+            return self._logits_of(self._network(inputs)).float().to(device).to(device)
 
 
 def _probe(blank: Tensor) -> Tensor:
