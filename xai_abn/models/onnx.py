@@ -1,4 +1,4 @@
-"""Write a model as ONNX, and check the file against PyTorch before it is kept."""
+"""Export of models to ONNX, checked against PyTorch."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ OPSET = 17
 #: Outputs must agree with PyTorch within this share of each output's largest value (at least 1).
 TOLERANCE = 1e-4
 _ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-#: Name of the input, (N, 3, H, W), normalised as the metadata's ``preprocess`` says.
+#: Name of the input, (N, 3, H, W), normalized as the metadata's ``preprocess`` says.
 INPUT = "images"
 
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """What was written.
+    """The record of an export.
 
     Attributes:
         path: the file.
-        outputs: their names: logits (N, K), and of an ABN attention_map (N, 1, h, w), of a multi-task ABN
-            (N, K, h, w), and class_maps (N, K, h, w).
-        any_size: whether H and W are free; else they are the model's own.
-        differences: largest absolute difference from PyTorch by output, empty if not checked.
+        outputs: names of the outputs: logits (N, K); for an ABN also attention_map (N, 1, h, w), or (N, K, h, w) if it
+            is multi-task, and class_maps (N, K, h, w).
+        any_size: whether H and W are free; otherwise they are the model's own.
+        differences: largest absolute difference from PyTorch by output.
         fixed_because: why H and W are not free.
     """
 
@@ -49,42 +49,41 @@ class OnnxExport:
     fixed_because: str = ""
 
 
-def export_onnx(model: ModelAdapter, path: str | Path, *, check: bool = True) -> OnnxExport:
-    """Write a model as one ONNX file, whole or not at all, with any batch size, and any input size if it allows that.
+def export_onnx(model: ModelAdapter, path: str | Path) -> OnnxExport:
+    """Write a model as one ONNX file, whole or not at all, for any batch size and, where possible, any input size.
 
-    Labels, preprocessing, name and version are in the file's metadata (``preprocess``, ``labels`` and ``multi_label``,
+    The file is run in onnxruntime on noise of several batch and input sizes and compared with PyTorch before it is
+    kept. Labels, preprocessing, name and version are in its metadata (``preprocess``, ``labels`` and ``multi_label``,
     whether probabilities are sigmoids, are JSON).
 
     Args:
         model: from :func:`xai_abn.load_model` or :func:`xai_abn.wrap`; it is not changed.
         path: a ``.onnx`` file.
-        check: run the file in onnxruntime on noise of several batch and input sizes and compare with PyTorch. Without
-            it, whether other sizes give the right answer is not known.
 
     Raises:
-        InvalidInputError: another ending, or a package is missing.
-        UnsupportedModelError: the network cannot be exported, or the file's answers differ.
+        InvalidInputError: the path does not end in .onnx, or a package is missing.
+        UnsupportedModelError: the network cannot be exported, or the file's outputs differ from PyTorch's.
         OutputError: the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".onnx":
         raise InvalidInputError(f"{path}: the file must end in .onnx")
-    _require_packages(check)
+    _require_packages()
     network, side = _Outputs(model), model.preprocess.size
     why_fixed = _why_fixed(network, side)
     with replacing(path) as draft:
         if not why_fixed:
             try:
-                differences = _write(network, model, draft, [(side, side), (side + 32, side), (side, side + 64)], check)
+                differences = _write(network, model, draft, [(side, side), (side + 32, side), (side, side + 64)])
                 return OnnxExport(path, network.names, True, differences)
             except UnsupportedModelError as error:
                 why_fixed = f"with other sizes, {error.line}"
-        differences = _write(network, model, draft, [(side, side)], check)
+        differences = _write(network, model, draft, [(side, side)])
         return OnnxExport(path, network.names, False, differences, why_fixed)
 
 
 class _Outputs(nn.Module):
-    """A copy of a model's network that answers with plain tensors, by ``names``."""
+    """A copy of a model's network that returns plain tensors, named by ``names``."""
 
     def __init__(self, model: ModelAdapter) -> None:
         super().__init__()
@@ -99,32 +98,30 @@ class _Outputs(nn.Module):
 
 
 def _why_fixed(network: _Outputs, side: int) -> str:
-    """Return why there is no other size than (side, side), in the network or in ONNX, or nothing if there is."""
+    """Return why the input must be (side, side), in the network or in ONNX; an empty text if it may differ."""
     for name, module in network.network.named_modules():
         size = module.output_size if isinstance(module, _ADAPTIVE) else 1
         if any(side != 1 for side in (size if isinstance(size, tuple) else (size,))):
-            return f"ONNX has no adaptive pooling to {size}, which {name} does, but for one size"
+            return f"ONNX has no adaptive pooling to {size}, which {name} does, except for one input size"
     try:
         network(_noise(1, (side + 32, side)))
     except (RuntimeError, ValueError, AssertionError) as error:
-        return f"the network takes no other size: {str(error).strip().splitlines()[0]}"
+        return f"the network does not accept other sizes: {str(error).strip().splitlines()[0]}"
     return ""
 
 
-def _write(
-    network: _Outputs, model: ModelAdapter, path: Path, sizes: Sequence[tuple[int, int]], check: bool
-) -> dict[str, float]:
-    """Write the file and return the largest differences from PyTorch; one size means that no other is allowed.
+def _write(network: _Outputs, model: ModelAdapter, path: Path, sizes: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """Write the file and return the largest differences from PyTorch; with one size, H and W are fixed.
 
     Raises:
-        UnsupportedModelError: it cannot be exported, or gives other answers.
+        UnsupportedModelError: the network cannot be exported, or the file's outputs differ.
     """
     try:
         content = _exported(network, _metadata(model), sizes)
-    except Exception as error:  # the exporter raises whatever it stumbles over
+    except Exception as error:  # the exporter raises errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnsupportedModelError(f"{model.name} cannot be exported to ONNX: {reason}") from error
-    differences = _differences(network, content, sizes, model.name) if check else {}
+    differences = _differences(network, content, sizes, model.name)
     path.write_bytes(content)
     return differences
 
@@ -136,7 +133,7 @@ def _exported(network: _Outputs, metadata: dict[str, str], sizes: Sequence[tuple
     maps = {0: "batch", 2: "map_height", 3: "map_width"} if len(sizes) > 1 else {0: "batch"}
     axes = {INPUT: free, "logits": {0: "batch"}, **dict.fromkeys(network.names[1:], maps)}
     buffer = io.BytesIO()
-    with warnings.catch_warnings():  # of tracing, which the check answers, and of torch's newer exporter, see below
+    with warnings.catch_warnings():  # the comparison below finds what tracing warns about
         warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
@@ -146,7 +143,7 @@ def _exported(network: _Outputs, metadata: dict[str, str], sizes: Sequence[tuple
             output_names=list(network.names),
             dynamic_axes=axes,
             opset_version=OPSET,
-            dynamo=False,  # the newer one works for minutes on free heights and widths
+            dynamo=False,  # the newer exporter takes minutes with free heights and widths
         )
     made = onnx.load_model_from_string(buffer.getvalue())
     onnx.helper.set_model_props(made, metadata)
@@ -156,7 +153,7 @@ def _exported(network: _Outputs, metadata: dict[str, str], sizes: Sequence[tuple
 
 
 def _metadata(model: ModelAdapter) -> dict[str, str]:
-    """Return what a user of the file has to know, as text."""
+    """Return the file's metadata."""
     return {
         "xai-abn": __version__,
         "model": model.name,
@@ -179,7 +176,7 @@ def _differences(network: _Outputs, content: bytes, sizes: Sequence[tuple[int, i
     largest = dict.fromkeys(network.names, 0.0)
     try:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors are raised, too
+        options.log_severity_level = 4  # errors are raised anyway
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         for batch, size in [(3, sizes[0]), *((1, size) for size in sizes)]:
             images = _noise(batch, size)
@@ -207,11 +204,9 @@ def _noise(batch: int, size: tuple[int, int]) -> Tensor:
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
 
 
-def _require_packages(check: bool) -> None:
+def _require_packages() -> None:
     try:
         import onnx  # noqa: F401
-
-        if check:
-            import onnxruntime  # noqa: F401
+        import onnxruntime  # noqa: F401
     except ImportError as error:
         raise InvalidInputError(f"writing .onnx needs {error.name}: pip install 'xai-abn[onnx]'") from error
