@@ -30,7 +30,7 @@ from xai_abn.datasets.batches import Batch, DataSplit
 from xai_abn.metrics.agreement import map_agreement
 from xai_abn.metrics.polarity import polarity
 from xai_abn.networks.checkpoint import read_checkpoint, save_checkpoint
-from xai_abn.training import make_config, train
+from xai_abn.training import make_training_settings, train
 from xai_abn.training.learner import Learner
 from xai_abn.training.networks import build_network
 
@@ -77,7 +77,7 @@ def train_one(arguments: argparse.Namespace, name: str, seed: int) -> None:
             raise SystemExit(f"{folder}: {finished['arch']}, {finished['epochs']} epochs; give another --runs")
         print(f"{folder}: finished before")
         return
-    config = make_config({"data": f"cifar100:{arguments.data}"}, settings)
+    config = make_training_settings({"data": f"cifar100:{arguments.data}"}, settings)
     flags = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in settings.items() if k not in ("bf16", "workers"))
     command = f"xai-abn train --data cifar100:DIR {flags} --bf16 --output RUN"
 
@@ -184,7 +184,7 @@ def speeds(networks: dict[str, dict[str, Any]], data: TrainingData, rounds: int 
     """Return images per second of training steps on the CPU, medians over rounds."""
     learners = {}
     for name, settings in networks.items():
-        config = make_config({"data": "cifar100:"}, settings)
+        config = make_training_settings({"data": "cifar100:"}, settings)
         learners[name] = Learner(build_network(config, data), config, Accelerator(cpu=True))
     batch = next(iter(data.train.load([torch.arange(128)], torch.device("cpu"), 0)))
     times = time_in_turns({name: partial(learner.step, batch, 0.01) for name, learner in learners.items()}, rounds)

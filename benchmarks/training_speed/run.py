@@ -24,7 +24,7 @@ from xai_abn.datasets import read_training_data
 from xai_abn.datasets.batches import Batch, InMemorySplit
 from xai_abn.datasets.readers.cifar import MEAN, STD
 from xai_abn.networks.architectures import create_model
-from xai_abn.training import TrainConfig
+from xai_abn.training import TrainingSettings
 from xai_abn.training.learner import Learner
 from xai_abn.training.losses import classification_losses
 
@@ -64,7 +64,7 @@ def stepper(
     torch.manual_seed(0)
     network = create_model(arch, 100).train()
     if ours:
-        config = TrainConfig("cifar100:", arch=arch, bf16=bf16)
+        config = TrainingSettings(data="cifar100:", arch=arch, bf16=bf16)
         learner = Learner(network, config, Accelerator(cpu=device.type == "cpu"))
         return lambda images, targets: float(learner.step(Batch(images, targets), config.lr)["loss"].detach())
     network = network.to(device)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from xai_abn.networks.checkpoint import read_checkpoint
-from xai_abn.training import DistillationSettings, TrainConfig, run_distillation, train
-from xai_abn.training.settings_file import read_settings, typed_settings
+from xai_abn.training import DistillationSettings, TrainingSettings, run_distillation, train
+from xai_abn.training.settings import read_settings
 
 HERE = Path(__file__).parent
 EXPECTED = json.loads((HERE / "expected-v1.json").read_text())
@@ -47,7 +47,7 @@ def sums(path):
 def test_a_training_run_of_version_1_resumes(here):
     """It ends with the accuracies and the weights of the run that was not interrupted."""
     shutil.copytree(HERE / "train-v1", here / "run")
-    settings = TrainConfig(**typed_settings(TrainConfig, read_settings(here / "run" / "config.yaml")))
+    settings = TrainingSettings(**read_settings(here / "run" / "config.yaml"))
     result = train(settings, here / "run", resume=True)
     expected = EXPECTED["train-v1"]
     assert result["final"] == pytest.approx(expected["result"], abs=1e-4)
@@ -57,7 +57,7 @@ def test_a_training_run_of_version_1_resumes(here):
 def test_a_distillation_of_version_1_resumes(here):
     """It ends near the run that was not interrupted: the random crops of its last steps are others since version 2."""
     shutil.copytree(HERE / "distill-v1", here / "run")
-    settings = DistillationSettings.from_dict(read_settings(here / "run" / "config.yaml"))
+    settings = DistillationSettings(**read_settings(here / "run" / "config.yaml"))
     summary = run_distillation(here / "run", settings, resume=True)
     expected = EXPECTED["distill-v1"]
     assert [check["step"] for check in summary.checks] == [0, 2, 4]

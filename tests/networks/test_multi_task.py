@@ -26,9 +26,9 @@ from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.networks.architectures import Architecture, architectures
 from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
 from xai_abn.networks.multi_task import AttributeBranch, MultiTaskABN
-from xai_abn.training.config import TrainConfig
 from xai_abn.training.losses import classification_losses
 from xai_abn.training.networks import build_network
+from xai_abn.training.settings import TrainingSettings
 from xai_abn.training.state import read_state, save_state
 from xai_abn.training.trainer import train
 
@@ -410,7 +410,7 @@ def colours(number=384):
 
 def config(**more):
     settings = {"arch": "tiny", "maps": "per-attribute", "epochs": 8, "batch_size": 32, "lr": 0.1, "maps_every": 4}
-    return TrainConfig("colours:", **{**settings, **more})
+    return TrainingSettings(data="colours:", **{**settings, **more})
 
 
 def hits(model, method, seed=3):

@@ -86,7 +86,7 @@ def settings(classifier, photos):
 
 
 def changed(settings, **values):
-    return dataclasses.replace(settings, **values)
+    return settings.replace(**values)
 
 
 def weights(folder):
@@ -287,7 +287,7 @@ def test_going_on_with_another_classifiers_network_is_refused(settings, classifi
         ({"photos": ()}, ImageLoadError, "no images to train on"),
         ({"photos": ("nothing/",)}, ImageLoadError, "nothing/: no such file or folder"),
         ({"exclude": (".png",)}, ImageLoadError, "no images found"),
-        ({"batch_size": 17}, InvalidInputError, "a batch of 17 needs as many photos to train on, got 16"),
+        ({"batch_size": 17}, InvalidInputError, "a batch of 17 needs at least as many training images, got 16"),
         ({"model": "lite1"}, UnknownNameError, "did you mean 'lite0'"),
         ({"model": "abn-lite0"}, UnsupportedModelError, "Attention Branch Network already"),
         ({"model": "small"}, UnsupportedModelError, "plug-in"),
@@ -311,14 +311,14 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"lr": float("nan")}, "lr must be at least 0"),
-        ({"seed": -1}, "seed must be at least 0"),
+        ({"steps": 0}, "steps must be greater than or equal to 1"),
+        ({"lr": float("nan")}, "lr must be a finite number"),
+        ({"seed": -1}, "seed must be greater than or equal to 0"),
         ({"lr": 0.0, "perception_lr": 0.0, "map_lr": 0.0}, "nothing would be trained"),
         ({"warmup": 1.5}, "warmup"),
-        ({"on_unreadable": "weep"}, "skip or stop"),
+        ({"on_unreadable": "weep"}, "'skip' or 'stop'"),
         ({"least_area": 0.0}, "least_area"),
-        ({"held_out": 0}, "held_out must be at least 1"),
+        ({"held_out": 0}, "held_out must be greater than or equal to 1"),
         ({"check_every": 0}, "check_every"),
     ],
 )
@@ -335,9 +335,9 @@ def test_settings_from_yaml_are_checked(tmp_path):
     assert gather_settings({"steps": 8}, file) == DistillationSettings(lr=1e-3, photos=("one",), steps=8, bf16=False)
     for text, error, message in [
         ("stepps: 3", UnknownNameError, "did you mean 'steps'"),
-        ("steps: many", InvalidInputError, "whole number, got 'many'"),
-        ("steps: true", InvalidInputError, "whole number"),
-        ("lr: [1]", InvalidInputError, "a number"),
+        ("steps: many", InvalidInputError, "steps must be a valid integer.*got 'many'"),
+        ("steps: true", InvalidInputError, "steps must not be true or false"),
+        ("lr: [1]", InvalidInputError, "lr must be a valid number"),
         ("bf16: 1", InvalidInputError, "true or false"),
         ("- 1", InvalidInputError, "expected lines such as"),
         ("a: [", InvalidInputError, "not a readable YAML"),
@@ -500,13 +500,14 @@ def test_every_setting_is_an_option_with_its_own_words():
     from typing import get_args
 
     from xai_abn.cli import distill, train
-    from xai_abn.training import TrainConfig
+    from xai_abn.training import TrainingSettings
 
-    for module, config in ((distill, DistillationSettings), (train, TrainConfig)):
+    for module, config in ((distill, DistillationSettings), (train, TrainingSettings)):
         annotations = module.command.__annotations__
-        for field in dataclasses.fields(config):
-            help_text = get_args(annotations[field.name])[1].help
-            assert len(help_text) > 5
+        for name, field in config.model_fields.items():
+            help_text = get_args(annotations[name])[1].help
+            assert help_text.startswith(field.description.replace("[", "\\["))
+            assert field.description.endswith(".")
             if isinstance(field.default, int | float):
                 assert help_text.endswith(f"[{field.default}]")
 

@@ -1,16 +1,14 @@
-"""``xai-abn distill``: a classifier and photos in, an Attention Branch Network and its log out."""
+"""``xai-abn distill``: turn a classifier into an Attention Branch Network."""
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xai_abn.cli.progress import progress_bar
-from xai_abn.cli.settings import with_settings
+from xai_abn.cli.settings import recorded_command, with_settings
 from xai_abn.training.distillation.settings import DistillationSettings, gather_settings
 
 if TYPE_CHECKING:
@@ -22,15 +20,15 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.", metavar="RUN")],
     config: Annotated[
         Path | None,
-        typer.Option(help="Settings as YAML, such as a run's config.yaml; options go before it.", metavar="FILE"),
+        typer.Option(
+            help="YAML or JSON file of settings, such as a run's config.yaml; options override it.", metavar="FILE"
+        ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the folder, with its settings.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --output with its settings.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output by a new one.")] = False,
     **settings: Any,
 ) -> None:
-    """Turn a classifier into an Attention Branch Network on unlabelled photos, and check its map."""
+    """Turn a classifier into an Attention Branch Network on unlabeled images, and check its map."""
     gathered = gather_settings(settings, config, output if resume else None)
     from xai_abn.training.distillation.run import run_distillation
 
@@ -40,14 +38,14 @@ def command(
             gathered,
             resume=resume,
             overwrite=overwrite,
-            command=shlex.join(["xai-abn", *sys.argv[1:]]),
+            command=recorded_command("distill"),
             progress=progress,
         )
     _report(summary)
 
 
 def _report(summary: DistillationSummary) -> None:
-    """Print what each check found, and what is wrong with the map or the photos."""
+    """Print the result of each check, and warnings about the map or unreadable images."""
     from xai_abn.cli.table import print_table
 
     columns = {
@@ -64,7 +62,7 @@ def _report(summary: DistillationSummary) -> None:
     typer.echo(f"{summary.checkpoint}: {summary.done} of {summary.steps} steps")
     for reason in summary.unreadable[:1]:
         typer.echo(
-            f"note: {len(summary.unreadable)} photos cannot be read and were left out, such as {reason}", err=True
+            f"note: {len(summary.unreadable)} images are unreadable and were left out, such as {reason}", err=True
         )
     if summary.warning:
         typer.echo(f"warning: {summary.warning}", err=True)

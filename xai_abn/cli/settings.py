@@ -1,86 +1,77 @@
-"""Command-line options made from the fields of a configuration, so that what a setting means stands in one place."""
+"""Command-line options made from the fields of a settings class."""
 
 from __future__ import annotations
 
 import inspect
-import re
+import shlex
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
-from typing import Annotated, Any, get_args, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import typer
 
+from xai_abn.settings import Settings
+
 
 def with_settings(
-    config: type, short: Mapping[str, str] | None = None
+    kind: type[Settings], short: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that gives a command an option for each field of a dataclass.
+    """Return a decorator that gives a command an option for each field of a settings class.
 
-    The command takes them as keywords; those not given on the command line are left out. Help texts are the
-    field's lines in the class's ``Attributes`` section.
+    The command receives the options as keyword arguments; options that are not given on the command line are left
+    out, so that a file of settings can fill them. The help of an option is the description of its field.
 
     Args:
-        config: a dataclass of numbers, texts, truth values, tuples of texts (their option is given once for each) and
+        kind: fields of numbers, texts, truth values, tuples of texts (the option is given once for each text) and
             tuples of numbers (given as ``1,2``).
         short: short names of some options, such as ``{"model": "-m"}``.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        told = inspect.signature(command, eval_str=True).parameters.values()
-        own = [p.replace(kind=p.KEYWORD_ONLY) for p in told if p.kind is not p.VAR_KEYWORD]
-        made = [
-            _option(name, kind, default, text, (short or {}).get(name))
-            for name, kind, default, text in _settings(config)
-        ]
+        parameters = inspect.signature(command, eval_str=True).parameters.values()
+        own = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters if p.kind is not p.VAR_KEYWORD]
+        required = [name for name, field in kind.model_fields.items() if field.is_required()]
+        names = [*required, *(name for name in kind.model_fields if name not in required)]
+        options = [_option(name, kind, (short or {}).get(name)) for name in names]
 
         def call(**values: Any) -> None:
             given = {p.name: values.pop(p.name) for p in own}
             command(**given, **{name: value for name, value in values.items() if value not in (None, [])})
 
-        call.__signature__ = inspect.Signature([*made, *own])  # type: ignore[attr-defined]
-        call.__annotations__ = {p.name: p.annotation for p in (*made, *own)}
+        call.__signature__ = inspect.Signature([*options, *own])  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in (*options, *own)}
         call.__doc__ = command.__doc__
         return call
 
     return decorate
 
 
-def _option(name: str, kind: Any, default: str, text: str, short: str | None) -> inspect.Parameter:
-    flag = f"--{name.replace('_', '-')}"
-    flags = [f"{flag}/--no-{name.replace('_', '-')}"] if kind is bool else [flag]
-    flags += [short] if short else []
-    metavar = None if kind is bool else {int: "N", float: "X"}.get(kind, "TEXT")
-    option = typer.Option(
-        *flags, help=f"{text} \\[{default}]" if default else text, metavar=metavar, show_default=False
+def _option(name: str, kind: type[Settings], short: str | None) -> inspect.Parameter:
+    """Return the option of a field, whose default of None means that it was not given."""
+    field = kind.model_fields[name]
+    plain = [t for t in (field.annotation, *get_args(field.annotation)) if t in (bool, int, float)]
+    typed = list[str] if field.annotation == tuple[str, ...] else plain[0] if plain else str
+    flag = name.replace("_", "-")
+    flags = [f"--{flag}/--no-{flag}" if typed is bool else f"--{flag}", *([short] if short else [])]
+    default = "required" if field.is_required() else "" if field.default in (None, ()) else str(field.default)
+    text = (field.description or "").replace("[", "\\[") + (f" \\[{default}]" if default else "")
+    metavar = None if typed is bool else {int: "N", float: "X"}.get(typed, "TEXT")
+    option = typer.Option(*flags, help=text, metavar=metavar, show_default=False)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[typed | None, option]
     )
-    annotation = Annotated[kind | None, option]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _settings(config: type) -> list[tuple[str, Any, str, str]]:
-    """Return name, type on the command line, default as text and help of each field."""
-    hints, texts = get_type_hints(config), _texts(config)
-    found = []
-    for field in fields(config):
-        hint = hints[field.name]
-        plain = [kind for kind in (hint, *get_args(hint)) if kind in (bool, int, float)]
-        kind = list[str] if hint == tuple[str, ...] else plain[0] if plain else str
-        default = "" if field.default in (MISSING, None, ()) else str(field.default)
-        found.append((field.name, kind, default, texts[field.name]))
-    return found
+def recorded_command(name: str) -> str:
+    """Return the command line for the record of a run, with file names instead of paths.
 
-
-def _texts(config: type) -> dict[str, str]:
-    """Return the lines of each field in the ``Attributes`` sections of a class and those it is derived from."""
-    texts: dict[str, str] = {}
-    for kind in reversed(config.__mro__[:-1]):
-        section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
-        found = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |^\S|\Z)", section, re.MULTILINE | re.DOTALL)
-        texts |= {name: _plain(text) for name, text in found}
-    return texts
-
-
-def _plain(text: str) -> str:
-    """Return a docstring's text as a person reads it."""
-    text = re.sub(r":\w+:`~?([^`]+)`", r"\1", " ".join(text.split()))
-    return text.rstrip(".").replace("``", "").replace("[", "\\[")
+    Args:
+        name: of the command, for a process that was not started as ``xai-abn``.
+    """
+    words = sys.argv[1:] if Path(sys.argv[0]).name in ("xai-abn", "__main__.py") else [name]
+    recorded = []
+    for word in words:
+        option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+        recorded.append(option + equals + (value if ":" in value else Path(value).name))
+    return shlex.join(["xai-abn", *recorded])

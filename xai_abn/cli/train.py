@@ -3,60 +3,44 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from xai_abn.cli.progress import progress_bar
-from xai_abn.cli.settings import with_settings
-from xai_abn.errors import CheckpointError, InvalidInputError
-from xai_abn.training.config import TrainConfig, make_config
-from xai_abn.training.settings_file import SETTINGS_FILE, read_settings
+from xai_abn.cli.settings import recorded_command, with_settings
+from xai_abn.errors import InvalidInputError
+from xai_abn.training.settings import TrainingSettings, make_training_settings, read_run_settings, read_settings
 
 
-@with_settings(TrainConfig)
+@with_settings(TrainingSettings)
 def command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
-    config: Annotated[Path | None, typer.Option(help="YAML or JSON file of settings; flags go before it.")] = None,
-    preset: Annotated[str | None, typer.Option(help="'published': the recipe published for --arch.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.", metavar="RUN")],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file of settings; options override it.", metavar="FILE")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="'published' uses the recipe published for --arch.", metavar="TEXT")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --output with its settings.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output by a new one.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.")] = False,
     **settings: Any,
 ) -> None:
     """Train an Attention Branch Network or a plain classifier; on many devices with torchrun."""
-    if resume and not (output / SETTINGS_FILE).is_file():
-        raise CheckpointError(f"{output}: no run to resume (no {SETTINGS_FILE})")
     if resume and (config is not None or preset is not None):
-        raise InvalidInputError("resume takes the run's own settings; leave out --config and --preset")
-    file = output / SETTINGS_FILE if resume else config
-    chosen = make_config(read_settings(file) if file is not None else {}, settings, preset=preset)
+        raise InvalidInputError("--resume uses the settings of the run; leave out --config and --preset")
+    earlier = read_run_settings(output) if resume else {} if config is None else read_settings(config)
+    chosen = make_training_settings(earlier, settings, preset=preset)
     from xai_abn.training.trainer import train
 
-    leads = int(os.environ.get("RANK", "0")) == 0
-    with progress_bar("training", hidden=quiet or not leads, unit="steps") as update:
-        result = train(chosen, output, resume=resume, overwrite=overwrite, progress=update, command=_command(chosen))
-    if leads:
+    command = recorded_command("train").replace(chosen.data, f"{chosen.data.partition(':')[0]}:DIR")
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    with progress_bar("training", hidden=quiet or not is_main, unit="steps") as update:
+        result = train(chosen, output, resume=resume, overwrite=overwrite, progress=update, command=command)
+    if is_main:
         typer.echo("\n".join(_summary(result, output)))
-
-
-def _command(config: TrainConfig) -> str:
-    """Return the command for the record, without the places that are somebody's own."""
-    shown = sys.argv[1:] if Path(sys.argv[0]).name in ("xai-abn", "__main__.py") else ["train"]
-    places = {"--output", "-o", "--config", "--weights"}
-    words, hidden = [], False
-    for word in shown:
-        name, equals, _ = word.partition("=")
-        if hidden:
-            word = Path(word).name
-        elif equals and name in places:
-            word = f"{name}={Path(word).name}"
-        hidden = word in places
-        words.append(word.replace(config.data, f"{config.data.partition(':')[0]}:DIR"))
-    return shlex.join(["xai-abn", *words])
 
 
 def _summary(result: dict[str, Any], output: Path) -> list[str]:

@@ -27,12 +27,14 @@ class Architecture:
         size: height and width it was designed for.
         description: one line.
         abn: arguments of :func:`xai_abn.abn_from` that give the published split.
+        recipe: published training settings, as xai_abn.training.TrainingSettings takes them; empty if there are none.
     """
 
     build: Callable[[int], nn.Module]
     size: int
     description: str
     abn: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 architectures: Registry[Architecture] = Registry("architecture")
@@ -41,6 +43,12 @@ _RESNET = {"layer": "layer2", "stage": "layer3", "dilate": False}
 _DENSENET = {"layer": "trans2", "stage": "dense3", "dilate": False}
 _WRN = {"layer": "block2", "stage": "block3", "dilate": False}
 _IMAGENET_RESNET = {"layer": "layer3", "stage": "layer4", "dilate": False}
+# Recipes of the released code's commands and training logs.
+_CIFAR = {"epochs": 300, "batch_size": 128, "lr": 0.1, "weight_decay": 1e-4, "milestones": (150, 225), "gamma": 0.1}
+_DENSENET_CIFAR = {**_CIFAR, "batch_size": 64}
+_WRN_CIFAR = {**_CIFAR, "weight_decay": 5e-4, "gamma": 0.2}
+_RESNEXT_CIFAR = {**_CIFAR, "weight_decay": 5e-4}
+_IMAGENET = {"epochs": 90, "batch_size": 256, "lr": 0.1, "weight_decay": 1e-4, "milestones": (31, 61), "gamma": 0.1}
 
 
 def _from_library(spec: str, classes: int) -> nn.Module:
@@ -56,27 +64,55 @@ def _from_library(spec: str, classes: int) -> nn.Module:
     return result
 
 
-def _add(name: str, build: Callable[[int], nn.Module], size: int, description: str, **abn: Any) -> None:
-    architectures.register(name)(Architecture(build, size, description, abn))
+def _add(
+    name: str,
+    build: Callable[[int], nn.Module],
+    size: int,
+    description: str,
+    recipe: Mapping[str, Any] | None = None,
+    **abn: Any,
+) -> None:
+    architectures.register(name)(Architecture(build, size, description, abn, recipe or {}))
 
 
 for _depth in (20, 32, 44, 56, 110):
-    _add(f"resnet{_depth}", partial(cifar.resnet, _depth), 32, f"ResNet-{_depth} for CIFAR", **_RESNET)
+    _add(f"resnet{_depth}", partial(cifar.resnet, _depth), 32, f"ResNet-{_depth} for CIFAR", _CIFAR, **_RESNET)
 _text = "ResNet-20 with 25, 50, 100 channels: multiply-adds of the ABN of ResNet-20"
-_add("resnet20-wide", partial(cifar.resnet, 20, planes=25), 32, _text, **_RESNET)
+_add("resnet20-wide", partial(cifar.resnet, 20, planes=25), 32, _text, _CIFAR, **_RESNET)
 for _depth in (44, 56, 110):
     _layers = (_depth - 2) // 6 * 9 + 2
     _text = f'"ResNet-{_depth}" of the released code: {_layers} layers of bottlenecks'
-    _add(f"resnet{_depth}-bottleneck", partial(cifar.bottleneck_resnet, _depth), 32, _text, **_RESNET)
+    _add(f"resnet{_depth}-bottleneck", partial(cifar.bottleneck_resnet, _depth), 32, _text, _CIFAR, **_RESNET)
 for _depth in (20, 110):
-    _add(f"seresnet{_depth}", partial(cifar.se_resnet, _depth), 32, f"SE-ResNet-{_depth} for CIFAR", **_RESNET)
-_add("densenet-bc-100-12", partial(cifar.CifarDenseNet, 100, 12), 32, "DenseNet-BC-100-12 for CIFAR", **_DENSENET)
-_add("wrn-28-10", partial(cifar.WideResNet, 28, 10, dropout=0.3), 32, "WRN-28-10, dropout 0.3, for CIFAR", **_WRN)
-_add("resnext29-8x64d", partial(cifar.resnext, 29, 8), 32, "ResNeXt-29, 8x64d, for CIFAR", **_RESNET)
+    _add(f"seresnet{_depth}", partial(cifar.se_resnet, _depth), 32, f"SE-ResNet-{_depth} for CIFAR", _CIFAR, **_RESNET)
+_add(
+    "densenet-bc-100-12",
+    partial(cifar.CifarDenseNet, 100, 12),
+    32,
+    "DenseNet-BC-100-12 for CIFAR",
+    _DENSENET_CIFAR,
+    **_DENSENET,
+)
+_add(
+    "wrn-28-10",
+    partial(cifar.WideResNet, 28, 10, dropout=0.3),
+    32,
+    "WRN-28-10, dropout 0.3, for CIFAR",
+    _WRN_CIFAR,
+    **_WRN,
+)
+_add("resnext29-8x64d", partial(cifar.resnext, 29, 8), 32, "ResNeXt-29, 8x64d, for CIFAR", _RESNEXT_CIFAR, **_RESNET)
 for _depth in (18, 34, 50, 101, 152):
     _spec = f"torchvision:resnet{_depth}"
-    _add(f"resnet{_depth}", partial(_from_library, _spec), 224, f"torchvision's ResNet-{_depth}", **_IMAGENET_RESNET)
-_add("seresnet50", partial(_from_library, "timm:seresnet50"), 224, "timm's SE-ResNet-50", **_IMAGENET_RESNET)
+    _add(
+        f"resnet{_depth}",
+        partial(_from_library, _spec),
+        224,
+        f"torchvision's ResNet-{_depth}",
+        _IMAGENET,
+        **_IMAGENET_RESNET,
+    )
+_add("seresnet50", partial(_from_library, "timm:seresnet50"), 224, "timm's SE-ResNet-50", _IMAGENET, **_IMAGENET_RESNET)
 _add("vgg16-bn", partial(_from_library, "torchvision:vgg16_bn"), 224, "torchvision's VGG-16 with BatchNorm")
 
 

@@ -6,29 +6,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xai_abn.training.config import TrainConfig, make_config
-    from xai_abn.training.distillation.config import DistillationConfig
     from xai_abn.training.distillation.loop import distill
     from xai_abn.training.distillation.run import run_distillation
     from xai_abn.training.distillation.settings import DistillationSettings
+    from xai_abn.training.settings import TrainingSettings, make_training_settings
     from xai_abn.training.trainer import train
 
 _HOMES = {
-    "DistillationConfig": "distillation.config",
     "DistillationSettings": "distillation.settings",
-    "TrainConfig": "config",
+    "TrainingSettings": "settings",
     "distill": "distillation.loop",
-    "make_config": "config",
+    "make_training_settings": "settings",
     "run_distillation": "distillation.run",
     "train": "trainer",
 }
 
 __all__ = [
-    "DistillationConfig",
     "DistillationSettings",
-    "TrainConfig",
+    "TrainingSettings",
     "distill",
-    "make_config",
+    "make_training_settings",
     "run_distillation",
     "train",
 ]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from xai_abn import __version__
 from xai_abn.errors import InvalidInputError, OutputError, RunError
-from xai_abn.training.config import TrainConfig
 from xai_abn.training.journal import LOG
-from xai_abn.training.settings_file import SETTINGS_FILE, read_settings, typed_settings, write_settings
+from xai_abn.training.settings import SETTINGS_FILE, TrainingSettings, read_run_settings, write_settings
 
 STATE, BEST, FINAL, RESULT = "state.safetensors", "best.safetensors", "final.safetensors", "result.json"
 CURVES, MAPS, BOARD = "curves.png", "maps", "tensorboard"
@@ -23,7 +20,7 @@ _PICTURES = (CURVES, f"{MAPS}/epoch_*.png", f"{BOARD}/events.*")
 FREE = ("data", "log_every", "maps_every", "save_minutes", "tensorboard", "workers")
 
 
-def check_folder(folder: Path, config: TrainConfig, resume: bool, overwrite: bool) -> bool:
+def check_folder(folder: Path, config: TrainingSettings, resume: bool, overwrite: bool) -> bool:
     """Return whether there is a saved state to go on from; nothing is changed.
 
     Raises:
@@ -42,8 +39,7 @@ def check_folder(folder: Path, config: TrainConfig, resume: bool, overwrite: boo
                 f"{folder} holds a run already ({there[0]}); resume it, overwrite it, or choose another folder"
             )
         return False
-    if SETTINGS_FILE not in there:
-        raise RunError(f"{folder}: no run to resume from; train without resume")
+    before = read_run_settings(folder)
     if STATE in there:
         return True
     made = [name for name in (BEST, FINAL, RESULT) if name in there]
@@ -52,11 +48,11 @@ def check_folder(folder: Path, config: TrainConfig, resume: bool, overwrite: boo
             f"{folder}: {STATE} is gone, without which the run cannot go on; overwrite the run, or start another "
             f"folder (what it made, such as {made[0]}, is as it was)"
         )
-    refuse_other_settings(typed_settings(TrainConfig, read_settings(folder / SETTINGS_FILE)), config, folder)
+    refuse_other_settings(before, config, folder)
     return False
 
 
-def refuse_other_settings(before: Mapping[str, Any], config: TrainConfig, folder: Path) -> None:
+def refuse_other_settings(before: Mapping[str, Any], config: TrainingSettings, folder: Path) -> None:
     """Refuse to go on with settings that would make other weights.
 
     Args:
@@ -67,14 +63,14 @@ def refuse_other_settings(before: Mapping[str, Any], config: TrainConfig, folder
     Raises:
         RunError: one is not what it was.
     """
-    then, now = plain({**asdict(TrainConfig("")), **before}), plain(asdict(config))
+    then, now = TrainingSettings(**{"data": "", **before}).to_dict(), config.to_dict()
     changed = [name for name in now if name not in FREE and then.get(name) != now[name]]
     if changed:
         told = ", ".join(f"{name} was {then.get(name)!r} and is {now[name]!r}" for name in changed)
         raise RunError(f"{folder}: the run has other settings ({told}); resume it with its own")
 
 
-def begin(folder: Path, config: TrainConfig, command: str) -> None:
+def begin(folder: Path, config: TrainingSettings, command: str) -> None:
     """Make the folder, remove what an earlier run made in it, and write the settings.
 
     Raises:
@@ -90,22 +86,16 @@ def begin(folder: Path, config: TrainConfig, command: str) -> None:
     _write(folder, config, [command])
 
 
-def go_on(folder: Path, config: TrainConfig, command: str) -> None:
+def go_on(folder: Path, config: TrainingSettings, command: str) -> None:
     """Note in the settings that the run was resumed, and with which of the settings that may differ.
 
     Raises:
         OutputError: they cannot be written.
     """
-    earlier = read_settings(folder / SETTINGS_FILE).get("commands", [])
+    earlier = read_run_settings(folder).get("commands", [])
     _write(folder, config, [*earlier, command])
 
 
-def _write(folder: Path, config: TrainConfig, commands: list[str]) -> None:
+def _write(folder: Path, config: TrainingSettings, commands: list[str]) -> None:
     notes = {"commands": commands, "xai_abn_version": __version__}
-    write_settings(folder / SETTINGS_FILE, asdict(config), notes)
-
-
-def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON would give them back."""
-    result: dict[str, Any] = json.loads(json.dumps(dict(settings)))
-    return result
+    write_settings(folder / SETTINGS_FILE, config, notes)

@@ -12,9 +12,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from xai_abn.datasets.batches import Batch
 from xai_abn.errors import InvalidInputError
 from xai_abn.networks.abn import ABNOutput
-from xai_abn.training.config import TrainConfig
 from xai_abn.training.losses import classification_losses, correct
 from xai_abn.training.ranks import share_of_batch, synchronised
+from xai_abn.training.settings import TrainingSettings
 from xai_abn.training.state import optimiser_tensors, restore_optimiser
 
 _Kinds = tuple[type[Exception], ...]
@@ -27,14 +27,14 @@ class Learner:
 
     Args:
         network: a classifier or an ABN.
-        config: see :class:`TrainConfig`.
+        config: see :class:`TrainingSettings`.
         accelerator: Accelerate's, which says where the network is to be and joins its ranks.
 
     Attributes:
         network: the network itself, on its device.
     """
 
-    def __init__(self, network: nn.Module, config: TrainConfig, accelerator: Any) -> None:
+    def __init__(self, network: nn.Module, config: TrainingSettings, accelerator: Any) -> None:
         self.config, self.accelerator = config, accelerator
         self.device: torch.device = accelerator.device
         self.network = network.to(self.device).to(memory_format=torch.channels_last)

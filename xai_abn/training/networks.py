@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -15,14 +14,14 @@ from xai_abn.networks.architectures import abn_arguments, create_model, find_arc
 from xai_abn.networks.build import abn_from
 from xai_abn.networks.checkpoint import CheckpointConfig, load_weights, read_weights
 from xai_abn.networks.tracing import find_classifier
-from xai_abn.training.config import BASELINE, TrainConfig
+from xai_abn.training.settings import BASELINE, TrainingSettings
 
 
 class LeftOutWarning(XaiAbnWarning):
     """Given when not all of a file of weights, or of the training pictures, is used."""
 
 
-def read_pictures(config: TrainConfig) -> TrainingData:
+def read_pictures(config: TrainingSettings) -> TrainingData:
     """Read the data, at the size that the configuration or else the architecture asks for.
 
     Raises:
@@ -39,7 +38,7 @@ def read_pictures(config: TrainConfig) -> TrainingData:
     return data
 
 
-def build_network(config: TrainConfig, data: TrainingData) -> nn.Module:
+def build_network(config: TrainingSettings, data: TrainingData) -> nn.Module:
     """Build the network, with weights drawn from torch's random state or, of the backbone, read from a file.
 
     A seed gives the backbone the same weights for every mechanism.
@@ -68,7 +67,7 @@ def build_network(config: TrainConfig, data: TrainingData) -> nn.Module:
     return network.train()
 
 
-def abn_settings(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
+def abn_settings(config: TrainingSettings, data: TrainingData) -> dict[str, Any]:
     """Return the arguments of :func:`xai_abn.abn_from`."""
     start = "random" if config.weights is None else "classifier"
     more = {"mechanism": config.mechanism, "smoothing": config.smoothing, "start": start}
@@ -97,10 +96,10 @@ def load_backbone(network: nn.Module, path: str) -> None:
 
 
 def describe(
-    config: TrainConfig, data: TrainingData, network: nn.Module, command: str, reached: dict[str, float]
+    config: TrainingSettings, data: TrainingData, network: nn.Module, command: str, reached: dict[str, float]
 ) -> CheckpointConfig:
     """Return everything about a trained network but its weights."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ("data", "weights")}
+    settings = {k: v for k, v in config.to_dict().items() if k not in ("data", "weights")}
     return CheckpointConfig(
         backbone=config.arch,
         classes=len(data.labels),

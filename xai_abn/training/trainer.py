@@ -11,7 +11,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +25,6 @@ from xai_abn.files import replacing
 from xai_abn.networks.abn import ABNOutput
 from xai_abn.networks.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from xai_abn.seeding import mixed_seed
-from xai_abn.training.config import TrainConfig
 from xai_abn.training.folder import (
     BEST,
     CURVES,
@@ -36,13 +35,13 @@ from xai_abn.training.folder import (
     begin,
     check_folder,
     go_on,
-    plain,
     refuse_other_settings,
 )
 from xai_abn.training.journal import Journal, draw_curves, draw_maps, event_writer
 from xai_abn.training.learner import Learner
 from xai_abn.training.measuring import Measurer
 from xai_abn.training.networks import LeftOutWarning, build_network, describe, read_pictures
+from xai_abn.training.settings import TrainingSettings
 from xai_abn.training.state import read_state, save_state
 
 #: Called with the steps done, all steps, and a few words.
@@ -62,7 +61,7 @@ class _Position:
 
 
 def train(
-    config: TrainConfig,
+    config: TrainingSettings,
     output: str | Path,
     *,
     resume: bool = False,
@@ -74,7 +73,7 @@ def train(
     """Train a network, and test it once at the end.
 
     Args:
-        config: see :class:`TrainConfig`.
+        config: see :class:`TrainingSettings`.
         output: folder for ``config.yaml``, ``log.jsonl``, ``curves.png``, ``maps/``, ``result.json``,
             ``state.safetensors`` (to resume from), ``best.safetensors`` (best on validation) and
             ``final.safetensors`` (last epoch).
@@ -112,7 +111,7 @@ def train(
     with torch.random.fork_rng(devices=own_gpu):
         torch.manual_seed(config.seed)
         # the state of a run holds what its file of weights once gave
-        network = build_network(replace(config, weights=None) if going_on else config, data)
+        network = build_network(config.replace(weights=None) if going_on else config, data)
         run = _Run(config, folder, data, network, accelerator, progress, command)
         if going_on:
             run.restore()
@@ -128,7 +127,7 @@ def train(
 class _Run:
     def __init__(
         self,
-        config: TrainConfig,
+        config: TrainingSettings,
         folder: Path,
         data: TrainingData,
         network: nn.Module,
@@ -283,7 +282,7 @@ class _Run:
         self.saved = self.clock
         if self.leads:
             self.at.log_length = self.journal.length
-            record = {"config": plain(asdict(self.config)), "data": self.pictures, "position": asdict(self.at)}
+            record = {"config": self.config.to_dict(), "data": self.pictures, "position": asdict(self.at)}
             save_state(self.folder / STATE, self.learner.tensors(), record)
 
     def save_model(self, name: str, reached: dict[str, float]) -> None:

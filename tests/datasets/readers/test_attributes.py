@@ -11,7 +11,7 @@ from xai_abn.datasets import ReadOptions, read_training_data, training_data
 from xai_abn.datasets.batches import InMemorySplit, LazySplit, UnreadableWarning
 from xai_abn.errors import DatasetError
 from xai_abn.images.loading import load_image
-from xai_abn.training.config import TrainConfig
+from xai_abn.training.settings import TrainingSettings
 from xai_abn.training.trainer import train
 
 CPU = torch.device("cpu")
@@ -210,5 +210,5 @@ def test_celebas_own_files(table):
 def test_a_network_learns_attributes(table, tmp_path):
     """An ABN trains on them for an epoch; accuracies are shares of attributes."""
     settings = {"epochs": 1, "batch_size": 2, "lr": 0.01, "validation": 0.34, "maps_every": 0, "size": 32}
-    result = train(TrainConfig(f"attributes:{table}", **settings), tmp_path / "run")
+    result = train(TrainingSettings(data=f"attributes:{table}", **settings), tmp_path / "run")
     assert 0 <= result["final"]["validation_accuracy"] <= 1

@@ -17,8 +17,8 @@ from xai_abn.datasets.batches import random_crop_box
 from xai_abn.datasets.splits import UnusedSplitWarning
 from xai_abn.errors import DatasetError, InvalidInputError
 from xai_abn.images.loading import load_image
-from xai_abn.training.config import TrainConfig
 from xai_abn.training.networks import read_pictures
+from xai_abn.training.settings import TrainingSettings
 from xai_abn.training.trainer import train
 
 CPU = torch.device("cpu")
@@ -198,20 +198,20 @@ def test_folders_that_contradict_themselves_are_refused(folder, tmp_path):
 
 def test_the_size_is_the_architectures_unless_given(folder, tmp_path):
     """224 for ResNet-18; CIFAR images cannot have another."""
-    config = TrainConfig(f"images:{folder}", arch="resnet18")
+    config = TrainingSettings(data=f"images:{folder}", arch="resnet18")
     assert read_pictures(config).preprocess.size == 224
-    assert read_pictures(TrainConfig(f"images:{folder}", arch="resnet18", size=48)).preprocess.size == 48
+    assert read_pictures(TrainingSettings(data=f"images:{folder}", arch="resnet18", size=48)).preprocess.size == 48
     for i in range(10):
         for part in ("train", "test"):
             save(tmp_path / "cifar" / part / f"c{i}" / "a.png", (32, 32))
-    assert read_pictures(TrainConfig(f"cifar10:{tmp_path / 'cifar'}", arch="resnet18")).preprocess.size == 32
+    assert read_pictures(TrainingSettings(data=f"cifar10:{tmp_path / 'cifar'}", arch="resnet18")).preprocess.size == 32
     with pytest.raises(InvalidInputError, match="size must be 32"):
-        read_pictures(TrainConfig(f"cifar10:{tmp_path / 'cifar'}", size=48))
+        read_pictures(TrainingSettings(data=f"cifar10:{tmp_path / 'cifar'}", size=48))
 
 
 def test_bad_data_leaves_an_earlier_run_as_it_was(folder, tmp_path):
     """Data that cannot be read is found before anything is overwritten."""
-    config = TrainConfig(f"images:{folder / 'nothing'}")
+    config = TrainingSettings(data=f"images:{folder / 'nothing'}")
     with pytest.raises(DatasetError, match="no such folder"):
         train(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -228,7 +228,7 @@ def test_training_on_folders_goes_round_a_corrupt_file_or_stops(folder, tmp_path
     save(folder / "val" / "dog" / "w.png")
     (folder / "val" / "dog" / "w.png").write_bytes(b"")
     settings = {"data": f"images:{folder}", "epochs": 2, "batch_size": 5, "lr": 0.01, "workers": 1, "maps_every": 0}
-    result = train(TrainConfig(**settings), tmp_path / "run")
+    result = train(TrainingSettings(**settings), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if "validation_accuracy" in line]
     assert [(e["skipped"], e["validation_skipped"]) for e in epochs] == [(1, 1), (1, 1)]
@@ -237,7 +237,7 @@ def test_training_on_folders_goes_round_a_corrupt_file_or_stops(folder, tmp_path
     assert model.preprocess.size == 32
     assert model.preprocess == read(folder, size=32).preprocess
     with pytest.raises(DatasetError, match=r"e\.jpg"):
-        train(TrainConfig(**settings, on_unreadable="stop"), tmp_path / "stopped")
+        train(TrainingSettings(**settings, on_unreadable="stop"), tmp_path / "stopped")
 
 
 def test_a_flat_folder_has_no_classes(tmp_path):

@@ -12,7 +12,7 @@ from xai_abn.files import replacing
 from xai_abn.networks.checkpoint import read_tensors, refuse_newer, write_tensors
 from xai_abn.training.distillation.loop import Distillation
 from xai_abn.training.distillation.settings import FREE, DistillationSettings
-from xai_abn.training.settings_file import SETTINGS_FILE, read_settings
+from xai_abn.training.settings import SETTINGS_FILE, read_run_settings
 
 #: Format of the state. Version 1, in which the version is part of the name, hashed the classifier in another way.
 _STATE_FORMAT, _STATE_VERSION = "xai-abn-distillation", 2
@@ -57,8 +57,7 @@ class RunFolder:
             raise InvalidInputError("resume goes on with a run, overwrite replaces it: give one of them")
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"cannot write to output folder {self.path}: it is a file")
-        if resume and not self._files:
-            raise RunError(f"{self.path}: no run to resume from; distil without --resume")
+        before = read_run_settings(self.path) if resume else {}
         if not self._files or overwrite:
             return False
         if not resume:
@@ -66,9 +65,7 @@ class RunFolder:
                 f"{self.path} holds a run already ({self._files[0].name}); --resume goes on with it, "
                 "--overwrite replaces it"
             )
-        if not self.settings.exists():
-            raise RunError(f"{self.path} holds {self._files[0].name}, but no {SETTINGS_FILE} of a run to go on with")
-        old, new = DistillationSettings.from_dict(read_settings(self.settings)).to_dict(), settings.to_dict()
+        old, new = DistillationSettings(**before).to_dict(), settings.to_dict()
         other = [
             f"{name} {old[name]!r}, not {new[name]!r}" for name in old if name not in FREE and old[name] != new[name]
         ]
@@ -78,7 +75,7 @@ class RunFolder:
 
     def commands(self) -> list[str]:
         """Return how the run was called so far."""
-        return list(read_settings(self.settings).get("commands", []))
+        return list(read_run_settings(self.path).get("commands", []))
 
     def clear(self) -> None:
         """Make the folder, without files of an earlier run.

@@ -22,16 +22,16 @@ from xai_abn.errors import CheckpointError, ImageLoadError, NonFiniteError, Unsu
 from xai_abn.networks.abn import AttentionBranchNetwork
 from xai_abn.networks.multi_task import MultiTaskABN
 from xai_abn.networks.vit_abn import OnPatches
-from xai_abn.training.distillation.config import DistillationConfig
 from xai_abn.training.distillation.draws import batches, mosaic_generator
 from xai_abn.training.distillation.losses import losses
+from xai_abn.training.distillation.settings import DistillationSettings
 from xai_abn.training.state import optimiser_tensors, restore_optimiser
 
 
 def distill(
     network: AttentionBranchNetwork,
     photos: Dataset[Any],
-    config: DistillationConfig = DistillationConfig(),
+    config: DistillationSettings = DistillationSettings(),
     log: Callable[[dict[str, float]], None] | None = None,
     teacher: nn.Module | None = None,
 ) -> AttentionBranchNetwork:
@@ -46,7 +46,7 @@ def distill(
         network: fresh from :func:`xai_abn.abn_from`, or a distilled one with its ``teacher``.
         photos: gives (3, H, W) crops, or an ImageLoadError for a photo that cannot be read, such as
             :class:`xai_abn.datasets.batches.RandomCrops`.
-        config: see :class:`DistillationConfig`.
+        config: see :class:`DistillationSettings`.
         log: called after each step with the step, the losses, the mean of M and photos per second.
         teacher: features (N, C, h, w) to logits (N, K), the backbone's own part behind the split;
             default: the perception branch as it is now, which is right for a fresh network only.
@@ -76,7 +76,7 @@ class Distillation:
     def __init__(
         self,
         network: AttentionBranchNetwork,
-        config: DistillationConfig = DistillationConfig(),
+        config: DistillationSettings = DistillationSettings(),
         teacher: nn.Module | None = None,
     ) -> None:
         if isinstance(network, MultiTaskABN):
@@ -189,7 +189,9 @@ class Distillation:
             raise CheckpointError(f"the saved state does not fit this distillation ({error})") from error
 
 
-def _groups(network: AttentionBranchNetwork, config: DistillationConfig) -> list[tuple[Iterable[nn.Parameter], float]]:
+def _groups(
+    network: AttentionBranchNetwork, config: DistillationSettings
+) -> list[tuple[Iterable[nn.Parameter], float]]:
     """Return what is trained and how fast: the attention branch, the perception branch, the map head."""
     branch = network.attention_branch
     trunk = [branch.bn_att, branch.att_conv, branch.bn_att2, branch.att_conv2]
@@ -203,7 +205,7 @@ def _groups(network: AttentionBranchNetwork, config: DistillationConfig) -> list
     return [(parameters, lr) for parameters, lr in groups if parameters]
 
 
-def _rate(step: int, config: DistillationConfig) -> float:
+def _rate(step: int, config: DistillationSettings) -> float:
     """Return the share of the peak learning rate at a step counted from 0."""
     warm = max(1, round(config.warmup * config.steps))
     if step < warm:

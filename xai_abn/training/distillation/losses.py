@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xai_abn.networks.abn import AttentionBranchNetwork
-from xai_abn.training.distillation.config import DistillationConfig
+from xai_abn.training.distillation.settings import DistillationSettings
 
 
 def losses(
     network: AttentionBranchNetwork,
     teacher: nn.Module,
     images: Tensor,
-    config: DistillationConfig,
+    config: DistillationSettings,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Return the loss of a batch and its terms, each a scalar; see :func:`xai_abn.training.distill`.

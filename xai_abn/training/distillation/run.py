@@ -22,7 +22,7 @@ from xai_abn.training.distillation.loop import Distillation
 from xai_abn.training.distillation.map_check import check_map
 from xai_abn.training.distillation.settings import DistillationSettings
 from xai_abn.training.distillation.student import Student
-from xai_abn.training.settings_file import write_settings
+from xai_abn.training.settings import write_settings
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def run_distillation(
     if not going_on:
         folder.clear()
     notes = {"commands": [*commands, command], "xai_abn_version": __version__}
-    write_settings(folder.settings, settings.to_dict(), notes)
+    write_settings(folder.settings, settings, notes)
     if going_on:
         folder.restore(run.distillation, run.origin, run.classifier_v1)
     else:
