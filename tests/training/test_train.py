@@ -36,7 +36,7 @@ from xai_abn.training import journal, make_training_settings, train
 from xai_abn.training.folder import BEST, FINAL, RESULT, STATE
 from xai_abn.training.losses import classification_losses, measured_sums
 from xai_abn.training.networks import LeftOutWarning, build_network
-from xai_abn.training.ranks import synchronised
+from xai_abn.training.ranks import synchronize_batch_norms
 from xai_abn.training.settings import published_recipe
 from xai_abn.training.state import FORMAT, read_state, save_state
 from xai_abn.training.trainer import _rank
@@ -253,7 +253,7 @@ def test_a_batch_norm_that_cannot_be_joined_is_refused():
         pass
 
     with pytest.raises(UnsupportedModelError, match="1 is a Own, whose statistics cannot be joined"):
-        synchronised(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), Own(4)), torch.device("cpu"))
+        synchronize_batch_norms(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), Own(4)))
 
 
 def test_two_ranks_do_what_one_does(cifar, tmp_path):

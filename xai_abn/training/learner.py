@@ -13,7 +13,7 @@ from xai_abn.datasets.batches import Batch
 from xai_abn.errors import InvalidInputError
 from xai_abn.networks.abn import ABNOutput
 from xai_abn.training.losses import classification_losses, correct
-from xai_abn.training.ranks import share_of_batch, synchronised
+from xai_abn.training.ranks import share_of_batch, synchronize_batch_norms
 from xai_abn.training.settings import TrainingSettings
 from xai_abn.training.state import optimiser_tensors, restore_optimiser
 
@@ -39,7 +39,7 @@ class Learner:
         self.device: torch.device = accelerator.device
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
         if accelerator.num_processes > 1:
-            self.network = synchronised(self.network, self.device)
+            self.network = synchronize_batch_norms(self.network)
         trained = [p for p in self.network.parameters() if p.requires_grad]
         self.optimiser = torch.optim.SGD(
             trained, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov

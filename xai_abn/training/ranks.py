@@ -1,9 +1,9 @@
-"""Several processes that train one network together."""
+"""Batch normalization and means over several ranks, which are processes that train one network together."""
 
 from __future__ import annotations
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,13 +15,13 @@ _KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """A BatchNorm whose statistics in training are of all ranks' batches together, on any device.
+    """A BatchNorm that in training takes its statistics over the batches of all ranks, on any device.
 
-    :class:`torch.nn.SyncBatchNorm` needs a GPU. Ranks may hold different numbers of pictures, as where one is skipped.
+    :class:`torch.nn.SyncBatchNorm` needs a GPU. The ranks may hold different numbers of images, as some may be skipped.
 
     Args:
-        norm: the layer whose place it takes, of ``_KNOWN``; its parameters, its statistics and what timm does behind
-            it are the very same.
+        norm: the layer to replace, of a type in ``_KNOWN``; its parameters, its statistics and timm's dropout and
+            activation behind it are shared.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -33,31 +33,33 @@ class GlobalBatchNorm(_BatchNorm):
         self.train(norm.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, ...) as one rank would the batches of all ranks put together."""
-        result: Tensor = self.act(self.drop(self._over_all(input) if self.training else super().forward(input)))
+        """Normalize (N, C, ...) as one rank would normalize the concatenated batches of all ranks."""
+        result: Tensor = self.act(
+            self.drop(self._normalize_over_ranks(input) if self.training else super().forward(input))
+        )
         return result
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Take any number of dimensions."""
+        """Accept any number of dimensions."""
 
-    def _over_all(self, input: Tensor) -> Tensor:
-        each = [0, *range(2, input.dim())]
+    def _normalize_over_ranks(self, input: Tensor) -> Tensor:
+        dims = [0, *range(2, input.dim())]
         shape = (-1, *[1] * (input.dim() - 2))
-        wide = input.float()
-        own = wide.new_full((1,), wide.numel() / wide.shape[1])
-        sums = all_reduce(torch.cat([wide.sum(dim=each), own]))
+        values = input.float()
+        own = values.new_full((1,), values.numel() / values.shape[1])
+        sums = all_reduce(torch.cat([values.sum(dim=dims), own]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
-        centred = wide - mean.view(shape)
-        variance = all_reduce(centred.square().sum(dim=each)) / count
-        self._remember(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
-        out = centred * torch.rsqrt(variance + self.eps).view(shape)
+        centered = values - mean.view(shape)
+        variance = all_reduce(centered.square().sum(dim=dims)) / count
+        self._update_running(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
+        out = centered * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         result: Tensor = out.to(input.dtype)
         return result
 
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1
@@ -66,20 +68,17 @@ class GlobalBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance, momentum)
 
 
-def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return the network with BatchNorms over all ranks' batches; names and values of its weights stay.
+def synchronize_batch_norms(network: nn.Module) -> nn.Module:
+    """Replace the BatchNorms of a network, in place, by ones over all ranks; names and values of its weights stay.
 
     Raises:
-        UnsupportedModelError: it has a BatchNorm that does more than these.
+        UnsupportedModelError: it has a BatchNorm of an unknown type.
     """
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and type(module) not in _KNOWN:
             raise UnsupportedModelError(
-                f"{name} is a {type(module).__name__}, whose statistics cannot be joined over ranks; train on one"
+                f"{name} is a {type(module).__name__}, whose statistics cannot be joined over ranks; train on one rank"
             )
-    if device.type == "cuda":
-        result: nn.Module = convert_sync_batchnorm(network)
-        return result
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, _BatchNorm):
@@ -87,15 +86,15 @@ def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
     return network
 
 
-def share_of_batch(pictures: int, ranks: int, device: torch.device) -> Tensor:
-    """Return by how much a rank's mean counts, a scalar, such that the mean over ranks is that over all pictures.
+def share_of_batch(images: int, ranks: int, device: torch.device) -> Tensor:
+    """Return the weight of a rank's mean, a scalar, so that the mean over ranks is the mean over all images.
 
     Args:
-        pictures: those of this rank's batch that could be read.
-        ranks: how many there are; each must ask.
-        device: where they train.
+        images: number of readable images in this rank's batch.
+        ranks: number of ranks; each of them must call this.
+        device: device of the ranks.
     """
-    read = torch.tensor(float(pictures), device=device)
+    read = torch.tensor(float(images), device=device)
     if ranks > 1:
         torch.distributed.all_reduce(read)
-    return pictures * ranks / read
+    return images * ranks / read
