@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 
 from xai_abn.errors import InvalidInputError, RunError, UnknownNameError
 from xai_abn.files import replacing
-from xai_abn.networks.architectures import architectures, find_architecture
 from xai_abn.settings import Settings
 
 #: File of a run's settings, in its folder.
@@ -233,6 +232,8 @@ def published_recipe(arch: str, preset: str = "published") -> dict[str, Any]:
     """
     if preset != "published":
         raise UnknownNameError("preset", preset, ["published"])
+    from xai_abn.networks.architectures import architectures, find_architecture  # imports torch, which --help must not
+
     recipe = find_architecture(arch).recipe
     if not recipe:
         raise UnknownNameError("recipe for", arch, [name for name in architectures if architectures[name].recipe])
