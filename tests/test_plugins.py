@@ -55,9 +55,9 @@ def test_a_benchmark_of_plugins_alone(installed, tmp_path):
         pixels[:10] = 128
         Image.fromarray(pixels).save(tmp_path / "set" / name / "a.png")
     wanted = ["--data", "images:set", "--model", "two-colors", "--methods", "brightness", "--metrics", "mean-value"]
-    done = run(installed, "-m", "xai_abn.cli", "benchmark", *wanted, cwd=tmp_path)
+    done = run(installed, "-m", "xai_abn.cli", "benchmark", "run", *wanted, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 photos measured" in done.stdout
+    assert "2 images measured" in done.stdout
     with Store.read(tmp_path / "run.sqlite") as store:
         assert store.identity["model"]["name"] == "two-colors"
         rows = store.results("mean-value:example")
@@ -79,7 +79,7 @@ def test_a_reader_from_a_plugin_serves_training_and_benchmark(installed, tmp_pat
     assert done.returncode == 0, done.stderr
     assert '"test_accuracy"' in (tmp_path / "run" / "result.json").read_text()
     wanted = ["--data", "colors:set", "--model", "run/final.safetensors", "--methods", "cam", "--metrics", "deletion"]
-    done = run(installed, "-m", "xai_abn.cli", "benchmark", *wanted, cwd=tmp_path)
+    done = run(installed, "-m", "xai_abn.cli", "benchmark", "run", *wanted, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with Store.read(tmp_path / "run.sqlite") as store:
         assert len(store.results("deletion:xai-abn")) == 8  # the test split alone

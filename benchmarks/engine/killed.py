@@ -60,7 +60,7 @@ def command(data: str, output: Path, limit: int) -> list[str]:
         "--metrics",
         METRICS,
     ]
-    return [sys.executable, "-m", "xai_abn.cli", "benchmark", *options, "--output", str(output)]
+    return [sys.executable, "-m", "xai_abn.cli", "benchmark", "run", *options, "--output", str(output)]
 
 
 def measured(path: Path) -> int:

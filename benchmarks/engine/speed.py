@@ -31,7 +31,7 @@ from torchcam.metrics import DeletionInsertionMetric
 
 import xai_abn
 from benchmarks._harness import machine, make_parser, time_in_turns, write_json
-from xai_abn.benchmark import Settings, benchmark
+from xai_abn.benchmark import BenchmarkSettings, benchmark
 from xai_abn.datasets import read_dataset
 from xai_abn.heatmaps import upsample
 from xai_abn.images.loading import find_images, load_image
@@ -230,7 +230,7 @@ def growth(folder: Path, numbers: list[int]) -> dict[str, Any]:
     rows = {}
     with tempfile.TemporaryDirectory() as place:
         for number in numbers:
-            settings = Settings(bf16=True, limit=number)
+            settings = BenchmarkSettings(bf16=True, limit=number)
             summary = benchmark(model, data, ["cam"], ["deletion"], f"{place}/{number}.sqlite", settings)
             gc.collect()
             memory = psutil.Process().memory_info().rss / 2**20

@@ -76,14 +76,14 @@ def benchmark(model: Any, images: Path, output: Path) -> None:
     if is_layout_of_1390650():
         data = import_module("xai_abn.data").read_data(f"folder:{images}")
         runs = import_module("xai_abn.evaluation")
-        runs.benchmark(model, data, ["abn"], ["deletion"], f"{output}.sqlite", runs.Settings(limit=1))
+        runs.benchmark(model, data, ["abn"], ["deletion"], f"{output}.sqlite", runs.BenchmarkSettings(limit=1))
         return
-    from xai_abn.benchmark import Settings
+    from xai_abn.benchmark import BenchmarkSettings
     from xai_abn.benchmark import benchmark as run_benchmark
     from xai_abn.datasets import read_dataset
 
     data = read_dataset(f"images:{images}")
-    run_benchmark(model, data, ["abn"], ["deletion"], f"{output}.sqlite", Settings(limit=1))
+    run_benchmark(model, data, ["abn"], ["deletion"], f"{output}.sqlite", BenchmarkSettings(limit=1))
 
 
 def distill(images: Path, output: Path) -> None:

@@ -10,7 +10,6 @@ import shutil
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -346,11 +345,11 @@ def test_shards_that_contradict_each_other_are_refused(run, tmp_path):
 
 def test_the_command_prints_the_summary_and_the_paths(run):
     """Values, intervals and flagged maps stand in the terminal too."""
-    from xai_abn.cli import report
+    from xai_abn.cli.main import app
 
-    app = typer.Typer()
-    app.command()(report.command)
-    found = CliRunner().invoke(app, [str(run), "--output", str(run.parent / "out"), "--gallery", "1"])
+    found = CliRunner().invoke(
+        app, ["benchmark", "report", str(run), "--output", str(run.parent / "out"), "--gallery", "1"]
+    )
     assert found.exit_code == 0, found.output
     assert re.search(r"cam +0\.317 \[0\.3\d\d, 0\.3\d\d\]", found.output)
     assert "(1 flat)" in found.output

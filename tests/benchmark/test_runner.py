@@ -20,7 +20,7 @@ from support import make_photos
 
 import xai_abn
 from xai_abn import explainers, metrics
-from xai_abn.benchmark import Settings, Store, benchmark
+from xai_abn.benchmark import BenchmarkSettings, Store, benchmark
 from xai_abn.benchmark import store as store_module
 from xai_abn.benchmark.exchange import export_run, merge_runs
 from xai_abn.benchmark.scoring import Scorer
@@ -44,7 +44,7 @@ def photos(tmp_path):
 
 
 def run(model, folder, output, methods=METHODS, metrics=METRICS, **settings):
-    return benchmark(model, read_dataset(f"coco:{folder}"), methods, metrics, output, Settings(**settings))
+    return benchmark(model, read_dataset(f"coco:{folder}"), methods, metrics, output, BenchmarkSettings(**settings))
 
 
 def values(path):
@@ -259,13 +259,13 @@ sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
 from support import GapNet
 import xai_abn
 from xai_abn.datasets import read_dataset
-from xai_abn.benchmark import Settings, benchmark
+from xai_abn.benchmark import BenchmarkSettings, benchmark
 net = GapNet().eval(); net.load_state_dict(torch.load({str(tmp_path / "weights.pt")!r}))
 labels = ["cat", "dog", "bicycle", "sofa", "kite"]
 model = xai_abn.wrap(net, labels=labels, preprocess=xai_abn.Preprocess(size=32), name="gap-net")
 def progress(done, total):
     print(done, flush=True); time.sleep(0.15)
-data, settings = read_dataset("coco:{photos}"), Settings(batch_size=1)
+data, settings = read_dataset("coco:{photos}"), BenchmarkSettings(batch_size=1)
 benchmark(model, data, {METHODS!r}, {METRICS!r}, {str(path)!r}, settings, progress=progress)
 """
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -334,7 +334,7 @@ def test_bad_requests_are_refused_before_anything_is_written(gap_net, photos, tm
             run(gap_net, photos, path, methods, chosen)
     for shard in ((0, 2), (3, 2)):
         with pytest.raises(InvalidInputError, match="shard"):
-            Settings(shard=shard)
+            BenchmarkSettings(shard=shard)
     bare = read_dataset(f"images:{photos / 'images'}")
     with pytest.raises(DatasetError, match="need annotated objects"):
         benchmark(gap_net, bare, ["cam"], ["object-recall"], path)

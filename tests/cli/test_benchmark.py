@@ -22,7 +22,18 @@ def here(gap_net, monkeypatch, tmp_path):
     make_photos(tmp_path / "set")
 
 
-BASE = ("benchmark", "--data", "coco:set", "--model", "small", "--methods", "cam,center", "--metrics", "deletion,gini")
+BASE = (
+    "benchmark",
+    "run",
+    "--data",
+    "coco:set",
+    "--model",
+    "small",
+    "--methods",
+    "cam,center",
+    "--metrics",
+    "deletion,gini",
+)
 
 
 def test_a_benchmark_from_shards_to_report(tmp_path):
@@ -30,12 +41,12 @@ def test_a_benchmark_from_shards_to_report(tmp_path):
     for i in (1, 2):
         code, out, _ = call(*BASE, "--shard", f"{i}/2", "--output", "r.sqlite")
         assert code == 0
-        assert out.startswith(f"r.{i}-of-2.sqlite: 4 photos measured")
-    code, out, _ = call("merge", "r.sqlite", "r.1-of-2.sqlite", "r.2-of-2.sqlite")
-    assert (code, out) == (0, "r.sqlite: 8 photos, 32 values from 2 files\n")
-    assert call(*BASE, "--output", "r.sqlite")[1].startswith("r.sqlite: 0 photos measured")
-    assert call("export", "r.sqlite", "r.csv")[:2] == (0, "r.csv: 32 rows\n")
-    code, out, _ = call("report", "r.sqlite", "--output", "rep")
+        assert out.startswith(f"r.{i}-of-2.sqlite: 4 images measured")
+    code, out, _ = call("benchmark", "merge", "r.sqlite", "r.1-of-2.sqlite", "r.2-of-2.sqlite")
+    assert (code, out) == (0, "r.sqlite: 8 images, 32 values from 2 files\n")
+    assert call(*BASE, "--output", "r.sqlite")[1].startswith("r.sqlite: 0 images measured")
+    assert call("benchmark", "export", "r.sqlite", "r.csv")[:2] == (0, "r.csv: 32 rows\n")
+    code, out, _ = call("benchmark", "report", "r.sqlite", "--output", "rep")
     assert code == 0
     assert "deletion:xai-abn" in out
     assert json.loads((tmp_path / "rep" / "report.json").read_text())
@@ -45,16 +56,18 @@ def test_torchruns_environment_splits_the_work(monkeypatch):
     """Rank and world size choose the shard where none is named."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert call(*BASE, "--output", "r.sqlite")[1].startswith("r.2-of-2.sqlite: 4 photos")
+    assert call(*BASE, "--output", "r.sqlite")[1].startswith("r.2-of-2.sqlite: 4 images")
 
 
 def test_torchrun_itself_splits_the_work(tmp_path):
     """``torchrun --nproc-per-node 2`` gives two shards that merge into the whole run."""
-    module = ["-m", "xai_abn.cli", "benchmark", "--data", "coco:set", "--model", "abn-lite0", "--limit", "4"]
+    module = ["-m", "xai_abn.cli", "benchmark", "run", "--data", "coco:set", "--model", "abn-lite0", "--limit", "4"]
     rest = ["--methods", "abn,center", "--metrics", "gini,object-recall", "--output", "t.sqlite"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *module, *rest]
     subprocess.run(launch, check=True, cwd=tmp_path, capture_output=True, timeout=300)
-    assert call("merge", "t.sqlite", "t.1-of-2.sqlite", "t.2-of-2.sqlite")[1].startswith("t.sqlite: 4 photos")
+    assert call("benchmark", "merge", "t.sqlite", "t.1-of-2.sqlite", "t.2-of-2.sqlite")[1].startswith(
+        "t.sqlite: 4 images"
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +100,7 @@ def test_an_empty_or_damaged_set_is_refused(tmp_path):
     (tmp_path / "set" / "instances.json").write_text('{"images": [], "annotations": [], "categories": []}')
     assert call(*BASE)[0] == 1
     (tmp_path / "set" / "empty").mkdir()
-    assert "empty" in call(*BASE[:1], "--data", "images:set", *BASE[3:])[2]
+    assert "empty" in call(*BASE[:2], "--data", "images:set", *BASE[4:])[2]
 
 
 def test_a_photo_that_fails_is_counted_and_the_exit_code_says_so(tmp_path):
@@ -95,7 +108,7 @@ def test_a_photo_that_fails_is_counted_and_the_exit_code_says_so(tmp_path):
     (tmp_path / "set" / "images" / "4.png").unlink()
     code, out, error = call(*BASE, "--output", "r.sqlite")
     assert code == 1
-    assert "7 photos measured" in out
+    assert "7 images measured" in out
     assert "1 failed" in out
     assert "4.png" in error
 
@@ -106,7 +119,7 @@ def test_a_file_that_is_no_run_is_named(tmp_path):
     sqlite3.connect(tmp_path / "y.sqlite").execute("CREATE TABLE t (x)").connection.close()
     for name in ("x.sqlite", "y.sqlite", "absent.sqlite"):
         for command in (("report", name), ("merge", "m.sqlite", name), ("export", name, "t.csv")):
-            code, _, error = call(*command)
+            code, _, error = call("benchmark", *command)
             assert code == 1
             assert name in error
             assert len(error.strip().splitlines()) == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import make_photos
 
-from xai_abn.benchmark import Settings, Store, benchmark
+from xai_abn.benchmark import BenchmarkSettings, Store, benchmark
 from xai_abn.benchmark.exchange import export_run, merge_runs
 from xai_abn.benchmark.report.build import make_report
 from xai_abn.datasets import read_dataset
@@ -76,7 +76,7 @@ def test_a_run_is_continued(version, tmp_path):
     shutil.copy(HERE / f"run-v{version}.sqlite", path)
     model = load_checkpoint(HERE / "checkpoint-v1-abn.safetensors", name="abn")
     data = read_dataset(f"coco:{make_photos(tmp_path / 'set', 4)}")
-    summary = benchmark(model, data, METHODS, METRICS, path, Settings(evaluations=64))
+    summary = benchmark(model, data, METHODS, METRICS, path, BenchmarkSettings(evaluations=64))
     assert (summary.measured, summary.known, summary.failed) == (1, 3, [])
     check_values(path, [*FIRST, "3.png"])
     assert benchmark(model, data, METHODS, METRICS, path).measured == 0

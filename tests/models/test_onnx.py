@@ -110,7 +110,7 @@ def test_exporting_leaves_the_model_alone(gap_net, tmp_path):
 
 
 def test_the_command_writes_what_the_ending_says(gap_net, tmp_path, monkeypatch):
-    """``xai-abn export MODEL FILE.onnx`` tells outputs, sizes and difference; other endings are for runs."""
+    """``xai-abn export MODEL FILE.onnx`` prints outputs, sizes and difference; other endings are refused."""
     monkeypatch.setitem(zoo.models, "small", lambda: gap_net)
     monkeypatch.chdir(tmp_path)
     code, out, _ = call("export", "small", "small.onnx")
@@ -118,8 +118,5 @@ def test_the_command_writes_what_the_ending_says(gap_net, tmp_path, monkeypatch)
     assert out.startswith("small.onnx: logits; any batch, any size\nlargest difference from PyTorch: logits ")
     assert (tmp_path / "small.onnx").is_file()
     code, _, err = call("export", "small", "small.pt")
-    assert (code, err) == (
-        1,
-        "xai-abn: small.pt: the file must end in .csv or .parquet, or in .onnx to export a model\n",
-    )
-    assert call("export", "run.sqlite", "run.csv", "--weights", "random")[0] == 1
+    assert code == 1
+    assert err.startswith("xai-abn: small.pt: the file must end in .onnx")

@@ -87,7 +87,7 @@ def export_run(run: str | Path, output: str | Path) -> int:
     """
     output = Path(output)
     if output.suffix not in (".csv", ".parquet"):
-        raise InvalidInputError(f"{output}: the file must end in .csv or .parquet, or in .onnx to export a model")
+        raise InvalidInputError(f"{output}: the file must end in .csv or .parquet")
     with Store.read(run) as store:
         rows = list(_rows(store))
     with replacing(output) as draft:

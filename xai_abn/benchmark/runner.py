@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
+from pydantic import Field, model_validator
 
 from xai_abn.benchmark.scoring import Scorer
 from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store, key_of
@@ -25,40 +26,35 @@ from xai_abn.metrics.base import get as get_metric
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.predictor import FastPredictor
 from xai_abn.networks.checkpoint import fingerprint, fingerprint_v1
+from xai_abn.settings import Settings
 
 #: Side of the pictures kept for the report, in pixels.
 VIEW = 320
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a benchmark is run; none of it but ``bf16``, ``crop`` and ``grid`` changes a value by more than rounding.
+class BenchmarkSettings(Settings):
+    """How a benchmark is run. Only ``bf16`` and ``crop`` change values by more than rounding."""
 
-    Attributes:
-        batch_size: photos per forward pass, and per transaction: what a kill can lose.
-        evaluations: perturbed pictures per forward pass; memory is bounded by it.
-        bf16: predict perturbed pictures in bfloat16.
-        compile: predict them through ``torch.compile``.
-        crop: ``"squash"`` shows the network the whole photo, ``"center"`` its usual crop.
-        shard: (i, n): only every n-th photo, beginning with the i-th, from 1.
-        limit: only the first so many photos.
-    """
+    batch_size: int = Field(
+        8, ge=1, description="Images per forward pass. An interrupted run loses at most the images of one pass."
+    )
+    evaluations: int = Field(16, ge=1, description="Perturbed images per forward pass; limits memory.")
+    bf16: bool = Field(False, description="Predict perturbed images in bfloat16.")
+    compile: bool = Field(False, description="Predict perturbed images through torch.compile, which is slow to start.")
+    crop: Literal["squash", "center"] = Field(
+        "squash", description="'squash' shows the network the whole image, 'center' its usual crop."
+    )
+    shard: tuple[int, int] = Field(
+        (1, 1), description="I/N measures every N-th image, starting with the I-th; 'benchmark merge' joins the files."
+    )
+    limit: int | None = Field(None, ge=1, description="Measure only the first so many images.")
 
-    batch_size: int = 8
-    evaluations: int = 16
-    bf16: bool = False
-    compile: bool = False
-    crop: str = "squash"
-    shard: tuple[int, int] = (1, 1)
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
+    @model_validator(mode="after")
+    def _check_shard(self) -> BenchmarkSettings:
         index, number = self.shard
         if not 1 <= index <= number:
             raise InvalidInputError(f"a shard is I/N with 1 <= I <= N, got {index}/{number}")
-        if self.batch_size < 1 or self.evaluations < 1 or (self.limit is not None and self.limit < 1):
-            raise InvalidInputError("batch_size, evaluations and limit must be at least 1")
+        return self
 
 
 @dataclass
@@ -94,7 +90,7 @@ def benchmark(
     methods: Sequence[str | Explainer],
     metrics: Sequence[str],
     output: str | Path,
-    settings: Settings | None = None,
+    settings: BenchmarkSettings | None = None,
     *,
     command: str = "",
     progress: Progress | None = None,
@@ -126,7 +122,7 @@ def benchmark(
         >>> model, data = xai_abn.load_model(), read_dataset("images:images")
         >>> summary = benchmark(model, data, ["abn", "cam", "center"], ["deletion", "insertion"], "run.sqlite")
     """
-    started, settings = time.perf_counter(), settings or Settings()
+    started, settings = time.perf_counter(), settings or BenchmarkSettings()
     run = _Run(model, data, methods, metrics, settings)
     with Store.create(output, run.identity, run.fingerprint_v1) as store:
         store.describe(run.metric_records, run.method_records)
@@ -150,7 +146,7 @@ class _Run:
         data: Dataset,
         methods: Sequence[str | Explainer],
         metrics: Sequence[str],
-        settings: Settings,
+        settings: BenchmarkSettings,
     ) -> None:
         self.model, self.settings, self.data = model, settings, data
         self.preprocess = replace(model.preprocess, crop=settings.crop)

@@ -213,7 +213,7 @@ class Store:
     @classmethod
     def _opened(cls, path: Path, *, writable: bool) -> Store:
         if not path.is_file():
-            raise RunError(f"{path}: no such run; make one with xai-abn benchmark --output {path}")
+            raise RunError(f"{path}: no such run; make one with xai-abn benchmark run --output {path}")
         with _explained(path):
             mode = "rw" if writable else "ro"
             uri = f"{path.absolute().as_uri()}?mode={mode}"

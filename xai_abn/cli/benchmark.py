@@ -1,79 +1,149 @@
-"""``xai-abn benchmark``: photos, methods and metrics in, one file of values out."""
+"""``xai-abn benchmark``: score methods on annotated images, join runs, report and export them."""
 
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xai_abn.cli import options
-from xai_abn.cli.progress import progress_bar
+from xai_abn.cli._console import command_line, print_table, progress_bar
 from xai_abn.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from xai_abn.benchmark.runner import Summary
     from xai_abn.datasets import Dataset
 
+group = typer.Typer(help="Score methods on annotated images, join runs, report and export them.", no_args_is_help=True)
 
-def command(
+
+@group.command("run")
+def run(
     data: Annotated[
         str,
         typer.Option(
             "--data",
             "-d",
-            help="Images to measure, such as coco:DIR or images:DIR; see 'xai-abn list datasets'.",
+            help="Annotated images, such as coco:DIR or images:DIR. 'xai-abn list datasets' shows all kinds.",
             metavar="KIND:PLACE",
         ),
     ],
     methods: Annotated[
         str,
-        typer.Option("--methods", "-M", help="Comma-separated: cam,rise:masks=500; see 'xai-abn list methods'."),
+        typer.Option(
+            "--methods",
+            "-M",
+            help="Methods to score, separated by commas, with options if needed: cam,rise:masks=500. "
+            "'xai-abn list methods' shows all.",
+        ),
     ] = "abn,abn-class,grad-cam,center,random-14",
     metrics: Annotated[
         str,
-        typer.Option("--metrics", help="Comma-separated NAME or NAME:PROTOCOL; see 'xai-abn list metrics'."),
+        typer.Option(
+            help="Metrics to compute, separated by commas: NAME or NAME:PROTOCOL. 'xai-abn list metrics' shows all."
+        ),
     ] = "deletion,insertion",
     model: options.Model = "abn-lite0",
     weights: options.Weights = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The run's file; run the same command again to go on.", metavar="RUN")
+        Path,
+        typer.Option(
+            "--output", "-o", help="File of the run. The same command continues an interrupted run.", metavar="RUN"
+        ),
     ] = Path("run.sqlite"),
     grid: Annotated[
-        int | None, typer.Option(help="Set single-class photos into N x N grids first.", metavar="N", min=2)
+        int | None, typer.Option(help="Arrange images of one class each in N x N grids first.", metavar="N", min=2)
     ] = None,
     crop: Annotated[
-        str, typer.Option(help="squash: the network sees the whole photo; center: its usual crop.")
+        str, typer.Option(help="'squash' shows the network the whole image, 'center' its usual crop.")
     ] = "squash",
     shard: Annotated[
         str | None,
-        typer.Option(help="Only every N-th photo from the I-th; join the files with 'xai-abn merge'.", metavar="I/N"),
+        typer.Option(
+            help="Measure every N-th image, starting with the I-th. 'xai-abn benchmark merge' joins the files.",
+            metavar="I/N",
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first photos.", min=1)] = None,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Predict perturbed pictures in bfloat16: faster.")] = False,
-    compile_: Annotated[bool, typer.Option("--compile", help="And through torch.compile: slow start.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Photos per step; a kill loses at most one step.", min=1)] = 8,
+    limit: Annotated[int | None, typer.Option(help="Measure only the first so many images.", min=1)] = None,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Predict perturbed images in bfloat16, if the processor supports it.")
+    ] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Predict perturbed images through torch.compile, which starts slowly.")
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(help="Images per forward pass. An interrupted run loses at most one pass.", min=1)
+    ] = 8,
     device: options.Device = "cpu",
 ) -> None:
-    """Score methods on annotated photos; what is measured once is never measured again."""
-    from xai_abn.benchmark import Settings, benchmark
+    """Score methods on annotated images. Values that the run already holds are not computed again."""
+    from xai_abn.benchmark import BenchmarkSettings, benchmark
     from xai_abn.datasets import read_dataset
     from xai_abn.models.zoo import load_model
 
     part = _shard(shard)
-    settings = Settings(batch_size=batch_size, bf16=bf16, compile=compile_, crop=crop, shard=part, limit=limit)
-    photos = read_dataset(data)
+    settings = BenchmarkSettings(batch_size=batch_size, bf16=bf16, compile=compile_, crop=crop, shard=part, limit=limit)
+    dataset = read_dataset(data)
     adapter = load_model(model, weights=weights, device=device)
-    photos = _in_grids(photos, grid, adapter.preprocess.size)
-    run = shard_file(output, part)
+    dataset = _in_grids(dataset, grid, adapter.preprocess.size)
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    file = shard_file(output, part)
     with progress_bar("measuring") as progress:
         summary = benchmark(
-            adapter, photos, [methods], _listed(metrics), run, settings, command=_command(), progress=progress
+            adapter, dataset, [methods], names, file, settings, command=command_line(), progress=progress
         )
     _report(summary)
+
+
+@group.command("merge")
+def merge(
+    output: Annotated[Path, typer.Argument(help="File of the merged run; must not exist.", metavar="RUN")],
+    shards: Annotated[list[Path], typer.Argument(help="Files of the shards.", metavar="SHARD...")],
+) -> None:
+    """Join the shards of a run into one file."""
+    from xai_abn.benchmark.exchange import merge_runs
+
+    images, values = merge_runs(output, shards)
+    typer.echo(f"{output}: {images} images, {values} values from {len(shards)} files")
+
+
+@group.command("report")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Files of runs.", metavar="RUN...")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for report.html, report.json and report.md.")
+    ] = Path("report"),
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference", "-r", help="Method that the others are tested against. Default: abn, or the first."
+        ),
+    ] = None,
+    gallery: Annotated[int, typer.Option(min=0, help="Number of images to show.")] = 12,
+) -> None:
+    """Report runs on one page: means with intervals, paired tests, curves and images."""
+    from xai_abn.benchmark.report.build import make_report
+
+    made = make_report(runs, reference, gallery)
+    paths = made.save(output)
+    for section in made.sections:
+        _print_summary(section)
+    for path in paths:
+        typer.echo(str(path))
+
+
+@group.command("export")
+def export(
+    run: Annotated[Path, typer.Argument(help="File of a run.", metavar="RUN")],
+    output: Annotated[Path, typer.Argument(help="Table to write: a .csv or .parquet file.", metavar="FILE")],
+) -> None:
+    """Write every value of a run as a table."""
+    from xai_abn.benchmark.exchange import export_run
+
+    rows = export_run(run, output)
+    typer.echo(f"{output}: {rows} rows")
 
 
 def shard_file(output: Path, part: tuple[int, int]) -> Path:
@@ -92,30 +162,44 @@ def _shard(text: str | None) -> tuple[int, int]:
     return int(index), int(number)
 
 
-def _in_grids(photos: Dataset, grid: int | None, size: int) -> Dataset:
+def _in_grids(dataset: Dataset, grid: int | None, size: int) -> Dataset:
     if grid is None:
-        return photos
+        return dataset
     from xai_abn.datasets.grids import make_grids
 
-    return make_grids(photos, grid, size)
+    return make_grids(dataset, grid, size)
 
 
-def _listed(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _print_summary(section: dict[str, Any]) -> None:
+    from rich.markup import escape
 
+    from xai_abn.benchmark.report.text import DIRECTIONS, cell_text, overview, title
 
-def _command() -> str:
-    return shlex.join(["xai-abn", *sys.argv[1:]])
+    typer.echo(f"{title(section)}: {overview(section)[0]}")
+    arrows = [f"{m['full_name']} {DIRECTIONS[m['higher_is_better']][1]}".strip() for m in section["metrics"]]
+    cells = {(c["method"], c["metric"]): c for c in section["summary"]}
+    rows = [
+        (
+            escape(f"{method['name']} (baseline)" if method["baseline"] else method["name"]),
+            *(escape(cell_text(cells.get((method["name"], m["full_name"])))) for m in section["metrics"]),
+        )
+        for method in section["methods"]
+    ]
+    print_table(("method", *arrows), rows)
+    typer.echo()
 
 
 def _report(summary: Summary) -> None:
     """Say what was done and what failed; exit 1 if anything did."""
     typer.echo(
-        f"{summary.output}: {summary.measured} photos measured in {summary.seconds:.0f} s, "
+        f"{summary.output}: {summary.measured} images measured in {summary.seconds:.0f} s, "
         f"{summary.known} were known, {len(summary.failed)} failed"
     )
     if summary.superseded:
-        typer.echo(f"note: {summary.superseded} photos changed since; their old values no longer count", err=True)
+        typer.echo(
+            f"note: {summary.superseded} images changed since they were measured; their old values no longer count",
+            err=True,
+        )
     for source, reason in summary.failed:
         typer.echo(f"xai-abn: {reason if reason.startswith(source) else f'{source}: {reason}'}", err=True)
     if summary.failed:

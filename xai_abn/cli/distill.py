@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xai_abn.cli.progress import progress_bar
+from xai_abn.cli._console import progress_bar
 from xai_abn.cli.settings import recorded_command, with_settings
 from xai_abn.training.distillation.settings import DistillationSettings, gather_settings
 
@@ -46,7 +46,7 @@ def command(
 
 def _report(summary: DistillationSummary) -> None:
     """Print the result of each check, and warnings about the map or unreadable images."""
-    from xai_abn.cli.table import print_table
+    from xai_abn.cli._console import print_table
 
     columns = {
         "agreement": "top-1 as teacher",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xai_abn.cli import options
-from xai_abn.cli.progress import progress_bar
+from xai_abn.cli._console import progress_bar
 from xai_abn.errors import XaiAbnError
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _saved(folder: OutputFolder, source: str, result: ImageExplanations) -> list
 
 
 def _report(records: list[dict[str, Any]]) -> None:
-    from xai_abn.cli.table import print_table
+    from xai_abn.cli._console import print_table
 
     rows = [
         (

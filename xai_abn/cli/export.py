@@ -1,4 +1,4 @@
-"""``xai-abn export``: a benchmark run as a table, a model as ONNX."""
+"""``xai-abn export``: a model as ONNX, with its maps as outputs."""
 
 from __future__ import annotations
 
@@ -12,32 +12,24 @@ from xai_abn.errors import InvalidInputError
 
 
 def command(
-    source: Annotated[
-        str, typer.Argument(help="A benchmark run; for .onnx: abn-lite0, timm:NAME, a checkpoint.", metavar="RUN|MODEL")
+    model: Annotated[
+        str, typer.Argument(help="abn-lite0, lite0, timm:NAME, torchvision:NAME or a checkpoint.", metavar="MODEL")
     ],
-    output: Annotated[Path, typer.Argument(help="A table, .csv or .parquet, or a network, .onnx.", metavar="FILE")],
+    output: Annotated[Path, typer.Argument(help="File to write, with the ending .onnx.", metavar="FILE.onnx")],
     weights: options.Weights = None,
 ) -> None:
-    """Write every value of a benchmark run as a table, or a model as ONNX; the file's ending decides."""
-    if output.suffix == ".onnx":
-        _export_model(source, weights, output)
-    elif weights is not None:
-        raise InvalidInputError(f"--weights is for models, which are written as .onnx, not {output.name}")
-    else:
-        from xai_abn.benchmark.exchange import export_run
-
-        rows = export_run(source, output)
-        typer.echo(f"{output}: {rows} rows")
-
-
-def _export_model(spec: str, weights: str | None, output: Path) -> None:
+    """Write a model as ONNX. An Attention Branch Network also outputs its maps."""
+    if output.suffix != ".onnx":
+        raise InvalidInputError(
+            f"{output}: the file must end in .onnx; a benchmark run is exported by 'xai-abn benchmark export'"
+        )
     from xai_abn.models.onnx import export_onnx
     from xai_abn.models.zoo import load_model
 
-    model = load_model(spec, weights=weights)
-    made = export_onnx(model, output)
-    side = model.preprocess.size
-    shape = "any size" if made.any_size else f"{side}x{side} pixels alone"
+    adapter = load_model(model, weights=weights)
+    made = export_onnx(adapter, output)
+    side = adapter.preprocess.size
+    shape = "any size" if made.any_size else f"only {side}x{side} pixels"
     typer.echo(f"{output}: {', '.join(made.outputs)}; any batch, {shape}")
     typer.echo("largest difference from PyTorch: " + ", ".join(f"{k} {v:.1e}" for k, v in made.differences.items()))
     if made.fixed_because:

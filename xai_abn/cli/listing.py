@@ -32,7 +32,7 @@ def command(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="For methods: list the options of each.")] = False,
 ) -> None:
     """List the methods, metrics, models, kinds of data sets, networks to train, or the layers of a model."""
-    from xai_abn.cli.table import print_table
+    from xai_abn.cli._console import print_table
 
     if subject is Subject.METHODS and verbose:
         print_table(("method", "option", "default", "meaning"), _method_options(search))

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from xai_abn.cli import benchmark, convert, distill, explain, export, listing, report, runs, train
+from xai_abn.cli import benchmark, convert, distill, explain, export, listing, train
 from xai_abn.errors import XaiAbnError
 
 #: Exit code after Ctrl-C, as in a shell.
@@ -24,10 +24,8 @@ app = typer.Typer(
 )
 app.command("explain")(explain.command)
 app.command("list")(listing.command)
-app.command("benchmark")(benchmark.command)
+app.add_typer(benchmark.group, name="benchmark")
 app.command("distill")(distill.command)
-app.command("report")(report.command)
-app.command("merge")(runs.merge)
 app.command("export")(export.command)
 app.command("train")(train.command)
 app.command("convert")(convert.command)

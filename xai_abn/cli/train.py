@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xai_abn.cli.progress import progress_bar
+from xai_abn.cli._console import progress_bar
 from xai_abn.cli.settings import recorded_command, with_settings
 from xai_abn.errors import InvalidInputError
 from xai_abn.training.settings import TrainingSettings, make_training_settings, read_run_settings, read_settings

@@ -157,7 +157,7 @@ def read_sections(paths: Sequence[Path], reference: str | None = None) -> list[S
     for path in dict.fromkeys(Path(p) for p in paths):
         _read(path, runs)
     if not runs:
-        raise RunError("no run to report; name at least one file made by xai-abn benchmark")
+        raise RunError("no run to report; name at least one file made by 'xai-abn benchmark run'")
     groups: dict[str, list[Run]] = {}
     for run in runs.values():
         groups.setdefault(_comparable(run), []).append(run)
@@ -181,7 +181,7 @@ def _read(path: Path, runs: dict[str, Run]) -> None:
         if not results:
             failed = store.count("failures")
             why = f" ({failed} failures are recorded)" if failed else ""
-            raise RunError(f"{path}: has no results yet{why}; run xai-abn benchmark --output {path} first")
+            raise RunError(f"{path}: has no results yet{why}; run xai-abn benchmark run --output {path} first")
         key = _plain([store.identity, store.metrics()])
         run = runs.setdefault(key, Run([], store.identity, store.metrics(), {}))
         _check_methods(path, run, store.methods())

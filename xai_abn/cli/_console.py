@@ -1,0 +1,52 @@
+"""Console output of the commands: tables, a progress bar, and the command line for the record."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+#: Called with the number done, the total, and a few words if there is something to say.
+Update = Callable[..., None]
+
+
+@contextmanager
+def progress_bar(text: str, *, hidden: bool = False, unit: str = "images") -> Iterator[Update]:
+    """Show a bar with the rate and the time left on standard error while the block runs; yields the update call."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn("{task.fields[rate]}")
+    said = TextColumn("{task.fields[said]}")
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), said)
+    with Progress(*columns, console=Console(stderr=True), disable=hidden, transient=True) as progress:
+        task = progress.add_task("", total=None, rate="", said="")
+
+        def update(done: int, total: int, said: str = "") -> None:
+            speed = progress.tasks[0].speed
+            progress.update(task, completed=done, total=total, rate=f"{speed:.2f} {unit}/s" if speed else "", said=said)
+
+        yield update
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()) -> None:
+    """Print a table that keeps its rows on one line each; the columns named in ``right`` are right-aligned."""
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    unlimited = console.options.update(width=100_000)
+    console.width = max(console.width, Measurement.get(console, unlimited, table).maximum)
+    console.print(table)
+
+
+def command_line() -> str:
+    """Return the command as it was typed, for the record of a run."""
+    return shlex.join(["xai-abn", *sys.argv[1:]])
