@@ -23,6 +23,7 @@ from xai_abn import explainers, metrics
 from xai_abn.benchmark import BenchmarkSettings, Store, benchmark
 from xai_abn.benchmark import store as store_module
 from xai_abn.benchmark.exchange import export_run, merge_runs
+from xai_abn.benchmark.report.build import make_report
 from xai_abn.benchmark.scoring import Scorer
 from xai_abn.benchmark.store import Batch, FailureRow
 from xai_abn.datasets import Sample, read_dataset
@@ -30,6 +31,8 @@ from xai_abn.datasets.grids import make_grids
 from xai_abn.errors import DatasetError, InvalidInputError, OutputError, RunError, UnknownNameError
 from xai_abn.heatmaps import unit_range
 from xai_abn.metrics import average_drop, upsample
+from xai_abn.metrics.deletion_insertion import PROTOCOLS
+from xai_abn.metrics.perturbation import Curve, curve_metric
 from xai_abn.models.predictor import FastPredictor
 from xai_abn.networks.checkpoint import fingerprint
 
@@ -526,3 +529,36 @@ def test_an_annotated_image_knows_its_own_content(photos):
     assert image.digest() == Sample(str(photos / "images" / "0.png")).digest()
     assert image.digest() != Sample(str(photos / "images" / "1.png")).digest()
     assert image.digest() != Sample(image.source, label="cat").digest()
+
+
+@pytest.fixture
+def lerf():
+    """A perturbation curve of another package: the least relevant pixels are deleted first."""
+    curve = Curve("lerf", least_first=True, higher_is_better=True, axis_label="share of pixels deleted, least first")
+    metric = metrics.register(curve_metric(curve, PROTOCOLS["xai-abn"], "Least relevant first.", "Samek et al., 2017"))
+    yield metric
+    metrics.metrics.pop(metric.full_name)
+
+
+def test_a_new_curve_is_one_record(lerf, gap_net, photos, tmp_path):
+    """It is measured, stored and reported beside deletion; its values are those worked out by hand."""
+    path = tmp_path / "run.sqlite"
+    run(gap_net, photos, path, ["grad-cam", "center"], ["deletion", "lerf"], limit=2)
+    with Store.read(path) as store:
+        found = {r.image: r for r in store.results("lerf:xai-abn") if r.method == "grad-cam"}
+        maps = {m.image: torch.from_numpy(m.map.copy())[None] for m in store.maps() if m.method == "grad-cam"}
+        names = {i.image: i.source for i in store.images()}
+    (section,) = make_report([path]).sections
+    curves = next(c for c in section["curves"] if c["metric"] == "lerf:xai-abn")
+    assert {s["method"] for s in curves["series"]} == {"grad-cam", "center"}
+    protocol = PROTOCOLS["xai-abn"]
+    for key, row in found.items():
+        shown = xai_abn.Preprocess(size=32, crop="squash")
+        inputs = shown(xai_abn.images.load_image(photos / "images" / names[key])).tensor[None]
+        ranks = protocol.ranks(upsample(maps[key], (32, 32)))[0].view(32, 32)
+        blank = protocol.deletion.make(inputs, torch.zeros(3))
+        for point, count in enumerate(protocol.counts(32, 32)):
+            image = torch.where(ranks >= 32 * 32 - count, blank, inputs)
+            with torch.no_grad():
+                expected = gap_net.module(image).softmax(dim=1)[0, row.target].item()
+            assert row.curve[point] == pytest.approx(expected, abs=1e-5)
