@@ -59,10 +59,10 @@ def upgrade(connection: sqlite3.Connection, key_of: Callable[..., str]) -> None:
         for old, new in renamed.items():
             if old != new:
                 connection.execute(f"UPDATE {table} SET method = ? WHERE method = ?", (new, old))
-    rows = connection.execute("SELECT key, image, method, trial FROM maps").fetchall()
+    maps = connection.execute("SELECT key, image, method, trial FROM maps").fetchall()
     connection.executemany(
         "UPDATE maps SET key = ? WHERE key = ?",
-        [(key_of(image=image, method=method, trial=trial), key) for key, image, method, trial in rows],
+        [(key_of(image=image, method=method, trial=trial), key) for key, image, method, trial in maps],
     )
     changed = []
     for key, image, method, trial, metric in connection.execute(
@@ -88,7 +88,7 @@ def _records(connection: sqlite3.Connection, table: str, column: str) -> list[tu
 def _metric(record: dict[str, Any]) -> dict[str, Any]:
     """Return the record of a metric with its identity; prose that stood for a choice becomes a word."""
     for name in ("subject", "needs", "aggregated"):
-        record[name] = _VALUES.get(record.get(name), record.get(name))
+        record[name] = _VALUES.get(str(record.get(name)), record.get(name))
     if record.get("name") in _AXES:
         record |= {"axis_label": _AXES[record["name"]], "reads_probabilities": True}
     identity = {name: record.get(name) for name in ("name", "protocol")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -166,7 +167,7 @@ class _Batch:
             scorer.model,
             [p.prepared for p in photos],
             list(methods.values()),
-            [lambda found, row=row: targets_of(row, found) for row in range(len(photos))],
+            [partial(targets_of, row) for row in range(len(photos))],
         )
         self.errors = {row: result for row, result in enumerate(explained) if isinstance(result, XaiAbnError)}
         self.rows = [row for row in range(len(photos)) if row not in self.errors]
@@ -176,7 +177,7 @@ class _Batch:
         self.maps: dict[tuple[Subject, str], _Maps] = {}
         for subject, trials in self.trials.items():
             for name in methods:
-                records = [explained[t.row].get(name, t.target) for t in trials]  # type: ignore[union-attr]
+                records = [e for t in trials if (e := explained[t.row].get(name, t.target))]  # type: ignore[union-attr]
                 maps = [torch.from_numpy(np.array(e.map)) for e in records]
                 stacked = torch.stack(maps) if maps else torch.zeros(0, 1, 1)
                 self.maps[subject, name] = _Maps(stacked, flaws(stacked), [e.seconds for e in records])

@@ -479,13 +479,17 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+_BUSY = "another process is writing it; wait for it, or use --shard with one file each"
+_FULL = "the disk is full; free some space and run the same command again, nothing measured is lost"
+#: What to do, by SQLite's primary result code (https://sqlite.org/rescode.html).
 _ADVICE = {
-    sqlite3.SQLITE_BUSY: "another process is writing it; wait for it, or use --shard with one file each",
-    sqlite3.SQLITE_LOCKED: "another process is writing it; wait for it, or use --shard with one file each",
-    sqlite3.SQLITE_READONLY: "the file is read-only; make it writable or choose another --output",
-    sqlite3.SQLITE_FULL: "the disk is full; free some space and run the same command again, nothing measured is lost",
-    sqlite3.SQLITE_IOERR: "the disk is full; free some space and run the same command again, nothing measured is lost",
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened or created here; check its folder",
+    0: "check the file and its folder",  # Python 3.10 does not tell the code
+    5: _BUSY,  # SQLITE_BUSY
+    6: _BUSY,  # SQLITE_LOCKED
+    8: "the file is read-only; make it writable or choose another --output",  # SQLITE_READONLY
+    10: _FULL,  # SQLITE_IOERR
+    13: _FULL,  # SQLITE_FULL
+    14: "it cannot be opened or created here; check its folder",  # SQLITE_CANTOPEN
 }
 
 
