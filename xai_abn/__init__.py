@@ -57,7 +57,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load a public name or module on first use."""
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+        return globals()[name]
     if name in _MODULES:
         return importlib.import_module(f"xai_abn.{name}")
     raise AttributeError(f"module 'xai_abn' has no attribute {name!r}")

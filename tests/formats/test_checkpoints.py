@@ -55,7 +55,7 @@ def test_both_versions_hold_the_same_weights(kind):
 
 
 def test_loading_looks_for_nothing(monkeypatch):
-    """A checkpoint of version 2 is rebuilt without a forward pass and without looking for the cut."""
+    """A checkpoint of version 2 is rebuilt without running it, looking for the cut, or drawing weights."""
 
     def fail(*_, **__):
         raise AssertionError("loading ran the network or looked for its cut")
@@ -63,9 +63,11 @@ def test_loading_looks_for_nothing(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "__call__", fail)
     monkeypatch.setattr("xai_abn.networks.splitting.default_split_layer", fail)
     monkeypatch.setattr("xai_abn.networks.dilation.plan_windows", fail)
+    before = torch.get_rng_state()
     for kind in KINDS:
         xai_abn.load_model(HERE / f"checkpoint-v2-{kind}.safetensors")
     xai_abn.load_model("abn-lite0")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_checkpoint_opens_no_other_file():

@@ -43,7 +43,7 @@ CONFIG = CheckpointConfig(
         },
         mechanism="concatenation",
     ),
-    preprocess=Preprocess(size=64, crop="squash").to_dict(),
+    preprocess=Preprocess(size=64, crop="squash"),
     labels=["a", "b", "c", "d"],
     training={"seed": 7},
 )

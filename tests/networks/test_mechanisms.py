@@ -55,7 +55,7 @@ def test_a_mechanism_is_one_class(gate, spec, maps, tmp_path):
     assert (weight != 0.5).any()
 
     path = tmp_path / "gate.safetensors"
-    config = CheckpointConfig(spec, 3, network.description, xai_abn.Preprocess(size=size).to_dict())
+    config = CheckpointConfig(spec, 3, network.description, xai_abn.Preprocess(size=size))
     save_checkpoint(path, network, config)
     loaded = xai_abn.load_model(path).module
     with torch.no_grad():

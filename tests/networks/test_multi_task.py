@@ -288,9 +288,7 @@ def test_a_checkpoint_rebuilds_the_model_by_itself(backbone, kind, inputs, tmp_p
     arguments = {"maps": kind, "mechanism": "product", "smoothing": 1}
     torch.manual_seed(1)
     network = xai_abn.abn_from(timm.create_model("test_resnet", num_classes=5), input_size=64, **arguments)
-    config = CheckpointConfig(
-        "timm:test_resnet", 5, network.description, Preprocess(size=64).to_dict(), NAMES, multi_label=True
-    )
+    config = CheckpointConfig("timm:test_resnet", 5, network.description, Preprocess(size=64), NAMES, multi_label=True)
     save_checkpoint(tmp_path / "faces.safetensors", network, config)
     model = xai_abn.load_model(tmp_path / "faces.safetensors")
     assert model.multi_label
@@ -304,7 +302,7 @@ def test_a_checkpoint_without_the_flag_has_classes(tmp_path):
     """What was written before there were multi-label models loads as before."""
     path = tmp_path / "old.safetensors"
     module = timm.create_model("test_resnet", num_classes=2)
-    save_checkpoint(path, module, CheckpointConfig("timm:test_resnet", 2, None, Preprocess(size=64).to_dict()))
+    save_checkpoint(path, module, CheckpointConfig("timm:test_resnet", 2, None, Preprocess(size=64)))
     with safe_open(str(path), framework="pt") as file:
         header, state = file.metadata(), {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
     description = json.loads(header["config"])

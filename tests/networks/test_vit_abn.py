@@ -203,7 +203,7 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("vit") / "vit.safetensors"
     arguments = {"layer": "blocks.3", "mechanism": "concatenation"}
     network = xai_abn.abn_from(timm.create_model("test_vit", num_classes=3), **arguments)
-    look = Preprocess(size=64).to_dict()
+    look = Preprocess(size=64)
     save_checkpoint(path, network, CheckpointConfig("timm:test_vit", 3, network.description, look, ["a", "b", "c"]))
     return network, path
 

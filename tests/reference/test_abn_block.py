@@ -11,7 +11,8 @@ from torch import nn
 import xai_abn
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.networks.abn import AttentionBranch, mechanisms
-from xai_abn.networks.splitting import find_cut, split
+from xai_abn.networks.assembly import split
+from xai_abn.networks.splitting import find_cut
 
 
 def batch_norm(x, layer):

@@ -55,7 +55,7 @@ def classifier(tmp_path_factory):
     torch.manual_seed(0)
     network = create_model("timm:test_resnet", 10, mechanism=None).eval()
     path = tmp_path_factory.mktemp("classifier") / "tiny.safetensors"
-    look = Preprocess(size=SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3)).to_dict()
+    look = Preprocess(size=SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3))
     save_checkpoint(path, network, CheckpointConfig("timm:test_resnet", 10, None, look, [f"c{i}" for i in range(10)]))
     return path
 

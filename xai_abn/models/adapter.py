@@ -47,28 +47,18 @@ class ModelAdapter:
         multi_label: whether classes are attributes that can hold at once, each with a probability of its own (the
             sigmoid of its logit, not a share of a softmax); always so of a multi-task ABN.
         scores_only: whether the output is a user-defined score, so that class probabilities are undefined.
-
-    Raises:
-        UnsupportedModelError: ``module`` is not a module.
     """
 
     module: nn.Module
     _: KW_ONLY
     name: str
     preprocess: Preprocess
-    labels: Sequence[str] | None = None
+    labels: tuple[str, ...] | None = None
     layer: str | None = None
     weights: str = "as given"
     output: Output = None
     multi_label: bool = False
     scores_only: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the module; make the labels a tuple."""
-        if not isinstance(self.module, nn.Module):
-            raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(self.module).__name__}")
-        object.__setattr__(self, "labels", None if self.labels is None else tuple(self.labels))
-        object.__setattr__(self, "multi_label", self.multi_label or self.is_multi_task)
 
     def __repr__(self) -> str:
         """Return name and class."""
@@ -341,10 +331,10 @@ def wrap(
         module,
         name=name or type(module).__name__,
         preprocess=preprocess or Preprocess(),
-        labels=labels,
+        labels=None if labels is None else tuple(labels),
         layer=layer,
         output=output,
-        multi_label=multi_label,
+        multi_label=multi_label or isinstance(module, MultiTaskABN),
     )
     if layer is not None:
         adapter.check_layer(layer)
@@ -371,11 +361,13 @@ def plain_module(module: nn.Module) -> nn.Module:
             module = module._orig_mod  # type: ignore[assignment]
         else:
             break
+    if not isinstance(module, nn.Module):
+        raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(module).__name__}")
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedModelError(
             "a TorchScript module does not let its layers be seen or differentiated; give the network it was made of"
         )
-    if isinstance(module, nn.Module) and any(p.is_meta for p in module.parameters()):
+    if any(p.is_meta for p in module.parameters()):
         raise UnsupportedModelError(
             f"the weights of {type(module).__name__} are on the meta device, so there is nothing to compute with; load "
             "them first, as with module.to_empty(device=...) and load_state_dict"

@@ -21,8 +21,9 @@ from xai_abn.errors import (
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.networks.architectures import create_model, timm_names, torchvision_names
-from xai_abn.networks.build import assemble
-from xai_abn.networks.checkpoint import load_weights, read_checkpoint, read_weights
+from xai_abn.networks.assembly import assemble
+from xai_abn.networks.checkpoint import WithoutRandomWeights, load_weights, read_checkpoint, read_weights
+from xai_abn.networks.multi_task import MultiTaskABN
 from xai_abn.registry import Registry
 
 #: The model used where none is named.
@@ -66,17 +67,12 @@ def load_model(
     library, _, name = text.partition(":")
     if library in _LIBRARIES and name:
         adapter = _LIBRARIES[library](name, weights)
-    elif text in models:
-        if weights is not None:
-            raise InvalidInputError(f"{text} has its own weights; weights= is for timm: and torchvision: models")
-        adapter = _built(text)
-    elif Path(text).suffix == ".safetensors" or Path(text).is_file():
+    elif Path(text).suffix == ".safetensors" or (Path(text).is_file() and text not in models):
         if weights is not None:
             raise InvalidInputError(f"{text} holds its own weights; weights= is for timm: and torchvision: models")
         adapter = load_checkpoint(text)
     else:
-        hint = "Or give timm:NAME, torchvision:NAME or the path of a .safetensors checkpoint."
-        raise UnknownNameError("model", text, [*models.names(), *(f"{lib}:NAME" for lib in _LIBRARIES)], hint)
+        adapter = _built(text, weights)
     try:
         adapter.module.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
@@ -84,8 +80,15 @@ def load_model(
     return adapter
 
 
-def _built(name: str) -> ModelAdapter:
-    adapter = models[name]()
+def _built(name: str, weights: object) -> ModelAdapter:
+    try:
+        make = models[name]
+    except UnknownNameError:
+        hint = "Or give timm:NAME, torchvision:NAME or the path of a .safetensors checkpoint."
+        raise UnknownNameError("model", name, [*models, *(f"{lib}:NAME" for lib in _LIBRARIES)], hint) from None
+    if weights is not None:
+        raise InvalidInputError(f"{name} has its own weights; weights= is for timm: and torchvision: models")
+    adapter = make()
     if not isinstance(adapter, ModelAdapter):
         raise InvalidInputError(
             f"the plug-in's model {name} must be a ModelAdapter, as of xai_abn.wrap(...), got {type(adapter).__name__}"
@@ -130,9 +133,10 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> ModelAdapter:
     """
     config, state = read_checkpoint(path)
     try:
-        module = create_model(config.backbone, config.classes, mechanism=None)
-        if config.abn is not None:
-            module = assemble(module, config.abn, config.classes)
+        with WithoutRandomWeights():
+            module = create_model(config.backbone, config.classes, mechanism=None).eval()
+            if config.abn is not None:
+                module = assemble(module, config.abn, config.classes)
     except (UnknownNameError, UnsupportedModelError) as error:
         raise CheckpointError(
             f"{path}: {error.line} A newer version of xai-abn, timm or torchvision may have it."
@@ -142,10 +146,10 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> ModelAdapter:
     return ModelAdapter(
         module.eval().to(memory_format=torch.channels_last),
         name=name or Path(path).stem,
-        preprocess=Preprocess.from_dict(config.preprocess),
-        labels=labels,
+        preprocess=config.preprocess,
+        labels=None if labels is None else tuple(labels),
         weights=str(path) if name is None else f"shipped with xai-abn ({Path(path).name})",
-        multi_label=config.multi_label,
+        multi_label=config.multi_label or isinstance(module, MultiTaskABN),
     )
 
 

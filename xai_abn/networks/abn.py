@@ -45,11 +45,11 @@ class ABNDescription:
 
     Attributes:
         layer: name of the module behind which the classifier is cut.
-        stage: what ends the last stage, see :class:`xai_abn.networks.splitting.Cut`; empty for a Vision Transformer.
+        stage: what ends the last stage, see :class:`xai_abn.networks.assembly.Cut`; empty for a Vision Transformer.
         channels: channels of the features.
         stage_channels: channels of the last stage's output.
         windows: changes that remove the stride from the attention branch's stage, see
-            :func:`xai_abn.networks.dilation.plan_windows`.
+            :data:`xai_abn.networks.assembly.Windows`.
         mechanism: registered name of the attention mechanism.
         maps: ``"shared"``, ``"per-attribute"`` or ``"per-attribute-signed"``.
         smoothing: how many times the map is averaged over 3x3 neighbors.

@@ -9,16 +9,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
-from xai_abn.networks.abn import (
-    ABNDescription,
-    AttentionBranch,
-    AttentionBranchNetwork,
-    initialize,
-    mechanisms,
-)
-from xai_abn.networks.dilation import apply_windows, plan_windows
-from xai_abn.networks.multi_task import AttributeBranch, MultiTaskABN
-from xai_abn.networks.splitting import Cut, find_cut, split
+from xai_abn.networks.abn import ABNDescription, AttentionBranchNetwork, initialize, mechanisms
+from xai_abn.networks.assembly import join, split
+from xai_abn.networks.dilation import plan_windows
+from xai_abn.networks.splitting import find_cut
 from xai_abn.networks.tracing import evaluating, find_classifier
 from xai_abn.networks.vit_abn import assemble_vit, describe_vit, linear_head
 
@@ -96,12 +90,16 @@ def abn_from(
             raise UnsupportedModelError("the ABN of a Vision Transformer has one map: maps must be 'shared'")
         description = describe_vit(backbone, layer, mechanism, smoothing)
         classifier = linear_head(backbone)
+        network = assemble_vit(backbone, description)
     else:
         cut = find_cut(backbone, layer, stage, input_size)
         classifier = find_classifier(backbone)
-        windows = _windows(backbone, cut, sample, dilate)
+        copied = copy.deepcopy(backbone)
+        with evaluating(copied), torch.no_grad():
+            parts = split(copied, cut)
+            windows = plan_windows(parts.last_stage, parts.feature_extractor(sample), dilate)
         description = ABNDescription(**vars(cut), windows=windows, mechanism=mechanism, maps=maps, smoothing=smoothing)
-    network = assemble(copy.deepcopy(backbone), description, classifier.out_features)
+        network = join(parts, description, classifier.out_features)
     if start == "random":
         initialize(network.attention_branch)
     else:
@@ -112,59 +110,11 @@ def abn_from(
     return network
 
 
-def assemble(backbone: nn.Module, description: ABNDescription, classes: int) -> AttentionBranchNetwork:
-    """Build the network that a description describes; nothing is run, and nothing is looked for.
-
-    Args:
-        backbone: the classifier; its modules become the network's own.
-        description: from :attr:`AttentionBranchNetwork.description`.
-        classes: number of classes K.
-
-    Raises:
-        UnknownNameError: no such mechanism.
-        UnsupportedModelError: the backbone has no such layer or stage.
-    """
-    if isinstance(backbone, VisionTransformer):
-        network = assemble_vit(backbone, description)
-    else:
-        cut = Cut(description.layer, description.stage, description.channels, description.stage_channels)
-        parts = split(backbone, cut)
-        stage = copy.deepcopy(parts.last_stage)
-        apply_windows(stage, description.windows)
-        shared = set(parts.feature_extractor.modules()) & set(parts.perception.modules())
-        branch: AttentionBranch | AttributeBranch
-        if description.maps == "shared":
-            kind, branch = (
-                AttentionBranchNetwork,
-                AttentionBranch(stage, cut.stage_channels, classes, description.smoothing),
-            )
-        else:
-            signed = description.maps == "per-attribute-signed"
-            kind, branch = (
-                MultiTaskABN,
-                AttributeBranch(stage, cut.stage_channels, classes, signed=signed, smoothing=description.smoothing),
-            )
-        network = kind(
-            feature_extractor=parts.feature_extractor,
-            attention_branch=branch,  # type: ignore[arg-type]
-            perception_branch=copy.deepcopy(parts.perception) if shared else parts.perception,
-            mechanism=mechanisms[description.mechanism](cut.channels),
-        )
-    network.description = description
-    return network
-
-
-def _windows(backbone: nn.Module, cut: Cut, sample: Tensor, dilate: bool) -> dict[str, dict[str, object]]:
-    parts = split(backbone, cut)
-    with evaluating(backbone), torch.no_grad():
-        return plan_windows(parts.last_stage, parts.feature_extractor(sample), dilate)
-
-
 def _check_runs(network: AttentionBranchNetwork, sample: Tensor, layer: str) -> None:
     try:
         with torch.no_grad():
             network(sample)
-    except Exception as error:  # of whatever the network's modules assert
+    except Exception as error:  # the network's modules can raise anything
         raise UnsupportedModelError(
             f"the stage behind {layer!r} does not run without its stride ({error}); "
             "name another layer, or build AttentionBranchNetwork from parts of your own"

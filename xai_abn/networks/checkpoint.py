@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from xai_abn.errors import CheckpointError, OutputError, UnknownNameError
 from xai_abn.files import replacing
@@ -37,7 +38,7 @@ class CheckpointConfig:
         backbone: spec of the classifier the model was made from, such as ``"timm:resnet50"`` or ``"lite0"``.
         classes: number of classes K.
         abn: how the ABN was made of the classifier, or None for a plain classifier.
-        preprocess: fields of :class:`Preprocess`.
+        preprocess: how images become inputs.
         labels: K names, ``"imagenet"`` for the ImageNet-1k names, or None.
         training: how the weights were made: data, recipe, seed, command, measurements.
         multi_label: whether the classes are attributes that can hold at once.
@@ -46,7 +47,7 @@ class CheckpointConfig:
     backbone: str
     classes: int
     abn: ABNDescription | None
-    preprocess: Mapping[str, Any]
+    preprocess: Preprocess
     labels: list[str] | str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     multi_label: bool = False
@@ -111,9 +112,9 @@ def read_checkpoint(path: str | Path) -> tuple[CheckpointConfig, dict[str, Tenso
     refuse_newer(path, header, FORMAT_VERSION)
     try:
         values = json.loads(header["config"])
-        Preprocess.from_dict(values["preprocess"])
         values = upgrade(values) if header["format_version"] == "1" else values
-        config = CheckpointConfig(**{**values, "abn": values["abn"] and ABNDescription(**values["abn"])})
+        abn = values["abn"] and ABNDescription(**values["abn"])
+        config = CheckpointConfig(**{**values, "abn": abn, "preprocess": Preprocess.from_dict(values["preprocess"])})
     except UnknownNameError as error:
         raise CheckpointError(
             f"{path}: {error.line} A newer version of xai-abn, timm or torchvision may have it."
@@ -149,6 +150,24 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors checkpoint ({error})") from error
+
+
+class WithoutRandomWeights(TorchFunctionMode):
+    """A context in which networks are built without drawing weights, which are then loaded from a file.
+
+    Weights that would be drawn are not set, which saves a third of the time, and torch's random state does not change.
+    """
+
+    _DRAWS = frozenset(("uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_", "trunc_normal_"))
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Return the tensor as it is from a function that draws; call any other."""
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in self._DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

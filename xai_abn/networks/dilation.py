@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 from xai_abn.networks.tracing import evaluating
 
 _Window = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
-#: By module name, the attributes to set (stride, dilation, padding) and ``replicate``, the edges to replicate first.
-Windows = Mapping[str, Mapping[str, Any]]
 
 
 def plan_windows(stage: nn.Module, features: Tensor, dilate: bool) -> dict[str, dict[str, Any]]:
@@ -26,7 +23,7 @@ def plan_windows(stage: nn.Module, features: Tensor, dilate: bool) -> dict[str, 
             before it (Yu et al., 2017).
 
     Returns:
-        See ``Windows``; modules without a change are left out.
+        See :data:`xai_abn.networks.assembly.Windows`; modules without a change are left out.
     """
     growth = _input_growth(stage, features) if dilate else {}
     changes: dict[str, dict[str, Any]] = {}
@@ -50,19 +47,6 @@ def plan_windows(stage: nn.Module, features: Tensor, dilate: bool) -> dict[str, 
         if change:
             changes[name] = change
     return changes
-
-
-def apply_windows(stage: nn.Module, windows: Windows) -> None:
-    """Apply the changes of :func:`plan_windows` to a stage, in place."""
-    for name, change in windows.items():
-        module = stage.get_submodule(name)
-        for attribute, value in change.items():
-            if attribute != "replicate":
-                setattr(module, attribute, tuple(value))
-        if "replicate" in change:
-            parent, _, child = name.rpartition(".")
-            padded = nn.Sequential(nn.ReplicationPad2d(tuple(change["replicate"])), module)
-            setattr(stage.get_submodule(parent), child, padded)
 
 
 def _input_growth(stage: nn.Module, features: Tensor) -> dict[str, int]:

@@ -128,7 +128,7 @@ def convert_file(path: str | Path, output: str | Path, arch: str | None = None) 
         backbone=found.arch,
         classes=found.classes,
         abn=found.network.description,
-        preprocess=found.preprocess.to_dict(),
+        preprocess=found.preprocess,
         labels="imagenet" if found.classes == 1000 else None,
         training={"method": "converted from the released code's format", "file": Path(path).name},
     )

@@ -1,66 +1,13 @@
-"""A classifier cut into feature extractor, last stage and head.
-
-The cut is made on the graph of the model's own ``forward`` (torch.fx), so functional steps such as a ReLU or a flatten
-between modules stay where they are, and parameter names stay the same.
-"""
+"""Search for the place where a classifier is cut into feature extractor, last stage and head."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
 from xai_abn.errors import UnknownNameError, UnsupportedModelError
+from xai_abn.networks.assembly import Cut, find_node, trace
 from xai_abn.networks.tracing import evaluating, spatial_layers, trace_outputs
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Where a classifier is cut: enough to cut it again without running it.
-
-    Attributes:
-        layer: name of the module whose output becomes the features.
-        stage: what computes the last spatial activation: a module's name, or ``"node:NAME"`` for a functional step,
-            named as torch.fx names it.
-        channels: C of the features (N, C, h, w).
-        stage_channels: C' of the last spatial activation (N, C', h', w').
-    """
-
-    layer: str
-    stage: str
-    channels: int
-    stage_channels: int
-
-
-@dataclass(frozen=True)
-class BackboneSplit:
-    """A classifier in parts; ``perception(extractor(x))`` equals the classifier's own output.
-
-    Attributes:
-        feature_extractor: (N, 3, H, W) to features (N, C, h, w).
-        perception: features to logits (N, K).
-        last_stage: features to the last spatial activation (N, C', h', w'), before pooling.
-        cut: where the classifier was cut.
-
-    All parts share the classifier's modules.
-    """
-
-    feature_extractor: nn.Module
-    perception: nn.Module
-    last_stage: nn.Module
-    cut: Cut
-
-
-class _CoarseTracer(fx.Tracer):
-    """Keeps every module whole, except those that contain the cut."""
-
-    def __init__(self, opened: set[str]) -> None:
-        super().__init__()
-        self.opened = opened
-
-    def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
-        return qualified_name not in self.opened
 
 
 def find_cut(backbone: nn.Module, layer: str | None = None, stage: str | None = None, input_size: int = 224) -> Cut:
@@ -84,13 +31,14 @@ def find_cut(backbone: nn.Module, layer: str | None = None, stage: str | None = 
     for name in (layer, stage):
         if name is not None and name not in names:
             raise UnknownNameError("layer", name, [n for n in names if n])
-    graph = _trace(backbone, [layer] if stage is None else [layer, stage])
+    with evaluating(backbone):
+        graph = trace(backbone, [layer] if stage is None else [layer, stage])
     nodes = list(graph.nodes)
-    cut = _node_of(layer, nodes)
+    cut = find_node(layer, nodes)
     shapes = _node_shapes(backbone, graph, sample)
     behind = nodes[nodes.index(cut) + 1 :]
     if stage is not None:
-        last = _node_of(stage, behind)
+        last = find_node(stage, behind)
     else:
         spatial = [n for n in behind if len(shapes.get(n, ())) == 4 and shapes[n][2] * shapes[n][3] > 1]
         spatial = [n for n in spatial if not _is_pooling(backbone, n)]
@@ -99,25 +47,6 @@ def find_cut(backbone: nn.Module, layer: str | None = None, stage: str | None = 
         last = spatial[-1]
     end = str(last.target) if last.op == "call_module" else f"node:{last.name}"
     return Cut(layer, end, shapes[cut][1], shapes[last][1])
-
-
-def split(backbone: nn.Module, cut: Cut) -> BackboneSplit:
-    """Cut a classifier where :func:`find_cut` says; nothing is run.
-
-    Raises:
-        UnsupportedModelError: the model cannot be traced, or has no such point.
-    """
-    modules = [cut.layer] if cut.stage.startswith("node:") else [cut.layer, cut.stage]
-    graph = _trace(backbone, modules)
-    nodes = list(graph.nodes)
-    start, output = _node_of(cut.layer, nodes), nodes[-1].args[0]
-    assert isinstance(output, fx.Node)  # a classifier returns one tensor
-    return BackboneSplit(
-        feature_extractor=_subgraph(backbone, graph, None, start),
-        perception=_subgraph(backbone, graph, start, output),
-        last_stage=_subgraph(backbone, graph, start, _node_of(cut.stage, nodes[nodes.index(start) + 1 :])),
-        cut=cut,
-    )
 
 
 def default_split_layer(backbone: nn.Module, sample: Tensor) -> str:
@@ -156,27 +85,6 @@ def _shares_block(name: str, root: str, backbone: nn.Module) -> bool:
     return inside and not isinstance(backbone.get_submodule(root), nn.Sequential)
 
 
-def _trace(backbone: nn.Module, layers: list[str]) -> fx.Graph:
-    opened = {layer.rsplit(".", i)[0] for layer in layers for i in range(1, layer.count(".") + 1)}
-    with evaluating(backbone):
-        try:
-            return _CoarseTracer(opened).trace(backbone)
-        except Exception as error:  # of whatever the network's own forward does with a proxy
-            raise UnsupportedModelError(
-                f"torch.fx cannot trace {type(backbone).__name__} ({error}); "
-                "build AttentionBranchNetwork from parts of your own"
-            ) from error
-
-
-def _node_of(place: str, nodes: list[fx.Node]) -> fx.Node:
-    """Return the step that calls a module, or the functional step ``"node:NAME"``."""
-    for node in nodes:
-        called = node.op == "call_module" and node.target == place
-        if called or place == f"node:{node.name}":
-            return node
-    raise UnsupportedModelError(f"layer {place!r} is not called on the path from image (or split) to logits")
-
-
 def _node_shapes(backbone: nn.Module, graph: fx.Graph, sample: Tensor) -> dict[fx.Node, tuple[int, ...]]:
     class Recorder(fx.Interpreter):
         def run_node(self, n: fx.Node) -> object:
@@ -202,36 +110,3 @@ def _node_shapes(backbone: nn.Module, graph: fx.Graph, sample: Tensor) -> dict[f
 def _is_pooling(backbone: nn.Module, node: fx.Node) -> bool:
     name = type(backbone.get_submodule(str(node.target))).__name__ if node.op == "call_module" else str(node.target)
     return "pool" in name.lower() or "dropout" in name.lower()
-
-
-def _subgraph(backbone: nn.Module, graph: fx.Graph, start: fx.Node | None, end: fx.Node) -> fx.GraphModule:
-    """Return the part of the graph that computes ``end`` from ``start`` (or from the image)."""
-    part = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    if start is not None:
-        copied[start] = part.placeholder("features")
-    needed = _ancestors(end, start)
-    for node in graph.nodes:
-        if node in needed and node not in copied:
-            copied[node] = part.node_copy(node, lambda n: copied[n])
-    part.output(copied[end])
-    part.lint()
-    return fx.GraphModule(backbone, part)
-
-
-def _ancestors(end: fx.Node, start: fx.Node | None) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    pending = [end]
-    while pending:
-        node = pending.pop()
-        if node in found:
-            continue
-        found.add(node)
-        if node is start:
-            continue
-        if node.op == "placeholder" and start is not None:
-            raise UnsupportedModelError(
-                "the logits also depend on something before the split layer (a skip around it); name another layer"
-            )
-        pending.extend(node.all_input_nodes)
-    return found

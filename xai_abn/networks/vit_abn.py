@@ -132,12 +132,14 @@ def assemble_vit(vit: VisionTransformer, description: ABNDescription) -> Attenti
     """
     blocks = len(vit.blocks) - 1 - int(description.layer.removeprefix("blocks."))
     classes = linear_head(vit).out_features
-    return AttentionBranchNetwork(
+    network = AttentionBranchNetwork(
         feature_extractor=TokenExtractor(vit, blocks),
         attention_branch=AttentionBranch(TokenStage(vit, blocks), vit.embed_dim, classes, description.smoothing),
         perception_branch=TokenClassifier(vit, blocks),
         mechanism=OnPatches(mechanisms[description.mechanism](vit.embed_dim)),
     )
+    network.description = description
+    return network
 
 
 def linear_head(vit: VisionTransformer) -> nn.Linear:

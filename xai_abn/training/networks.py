@@ -104,7 +104,7 @@ def describe(
         backbone=config.arch,
         classes=len(data.labels),
         abn=network.description if isinstance(network, AttentionBranchNetwork) else None,
-        preprocess=data.preprocess.to_dict(),
+        preprocess=data.preprocess,
         labels=list(data.labels),
         training={"data": data.name, "settings": settings, "command": command, "reached": reached},
         multi_label=data.multi_label,

@@ -64,7 +64,7 @@ class Student:
             "backbone": backbone,
             "classes": classifier.number_of_classes,
             "abn": network.description,
-            "preprocess": look.to_dict(),
+            "preprocess": look,
             "labels": "imagenet" if labels == imagenet_labels() else labels and list(labels),
         }
         return cls(network, teacher, description, earlier)
