@@ -197,7 +197,7 @@ def test_a_released_file_becomes_a_checkpoint(tmp_path):
         torch.testing.assert_close(model.module(images).logits, network(images).logits)
     assert model.preprocess.size == 32
     convert_file(tmp_path / "m.pth.tar", tmp_path / "m.safetensors")
-    with pytest.raises(OutputError, match="no checkpoint of xai-abn"):
+    with pytest.raises(OutputError, match="is not a checkpoint of xai-abn"):
         convert_file(tmp_path / "m.pth.tar", tmp_path / "m.pth.tar")
 
 

@@ -12,6 +12,7 @@ import xai_abn
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.networks.abn import AttentionBranch, mechanisms
 from xai_abn.networks.assembly import split
+from xai_abn.networks.dilation import plan_windows
 from xai_abn.networks.splitting import find_cut
 
 
@@ -256,7 +257,7 @@ def test_what_cannot_be_split_is_refused(backbone):
     """Unknown layers, layers without anything spatial behind them, transformers: each with a reason."""
     with pytest.raises(UnknownNameError, match="layer3"):
         xai_abn.abn_from(backbone, layer="layer33")
-    with pytest.raises(UnsupportedModelError, match="nothing spatial"):
+    with pytest.raises(UnsupportedModelError, match="no spatial output"):
         xai_abn.abn_from(backbone, layer="layer4")
     with pytest.raises(UnknownNameError, match="residual"):
         xai_abn.abn_from(backbone, mechanism="residuel")
@@ -278,3 +279,28 @@ def test_as_classifier_gives_the_perception_logits(abn_resnet18, inputs):
     network = abn_resnet18.module
     with torch.no_grad():
         assert torch.equal(network.as_classifier()(inputs), network(inputs).logits)
+
+
+class FixedSize(nn.Module):
+    """Accepts features of one size only."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.side = side
+
+    def forward(self, features):
+        assert features.shape[2] == self.side, "one size only"
+        return features
+
+
+@pytest.mark.parametrize(("side", "exact"), [(8, True), (7, False)])
+def test_a_stage_of_one_size_is_measured_there_or_refused(side, exact):
+    """7 rows become 4: the factor is not known, and is not guessed."""
+    stage = nn.Sequential(FixedSize(side), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1))
+    features = torch.zeros(1, 4, side, side)
+    if exact:
+        assert plan_windows(stage, features, dilate=True)["2"]["dilation"] == [2, 2]
+    else:
+        with pytest.raises(UnsupportedModelError, match=r"input of .*one size only.*dilate=False"):
+            plan_windows(stage, features, dilate=True)
+        assert plan_windows(stage, features, dilate=False) == {"1": {"stride": [1, 1]}}

@@ -3,7 +3,7 @@
 Source: H. Fukui, T. Hirakawa, T. Yamashita, H. Fujiyoshi, "Attention Branch Network: Learning of
 Attention Mechanism for Visual Explanation", CVPR 2019, and the authors' released code, which
 differs from the paper's Figure 2: the map comes from a 3x3 (not 1x1) convolution, and there is a
-BatchNorm before the ReLU over the class maps. Here, as the published numbers, after the code.
+BatchNorm before the ReLU over the class maps. The published numbers come from the code, so this module follows it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from xai_abn.registry import Registry
 
 
 class ABNOutput(NamedTuple):
-    """What an Attention Branch Network answers.
+    """Outputs of an Attention Branch Network.
 
     Attributes:
         logits: (N, K) class scores of the perception branch: the network's prediction.
         attention_logits: (N, K) class scores of the attention branch.
-        attention_map: (N, 1, h, w) the map M that weighted the features, class-agnostic, in [0, 1]. Of a
-            :class:`xai_abn.networks.multi_task.MultiTaskABN` (N, K, h, w), one an attribute, unbounded where signed.
+        attention_map: (N, 1, h, w) the map M that weighted the features, class-agnostic, in [0, 1]. For a
+            :class:`xai_abn.networks.multi_task.MultiTaskABN` (N, K, h, w), one per attribute, unbounded if signed.
         class_maps: (N, K, h, w) per-class maps of the attention branch, signed; their spatial
-            mean is exactly ``attention_logits``, so each is a CAM of that branch. (Where attention maps are signed,
+            mean is exactly ``attention_logits``, so each is a CAM of that branch. (With signed attention maps,
             their maximum is.)
     """
 
@@ -70,15 +70,15 @@ class AttentionBranch(nn.Module):
 
     ``A = BN(stage(F)); A = ReLU(BN(conv1x1(A)))``; class maps ``S = conv1x1(A)``, scores
     ``GAP(S)``, attention map ``M = sigmoid(BN(conv3x3(A)))``. Pooling is global, so any input
-    size works (the released code fixes 224). The attributes keep the released code's names.
+    size works (the released code requires 224). Attributes have the released code's names.
 
     Args:
         stage: maps features (N, C, h, w) to (N, channels, h, w) without striding.
         channels: number of channels the stage gives.
         num_classes: K.
-        smoothing: how many times to average the map over 3x3 neighbours; 0 as published. A sigmoid
-            map saturates into plateaus whose largest value is an accident; averaging puts the peak
-            into their middle.
+        smoothing: how many times to average the map over 3x3 neighbors; 0 as published. A sigmoid
+            map saturates into plateaus with an arbitrary maximum; averaging moves the peak to the
+            middle of a plateau.
     """
 
     def __init__(self, stage: nn.Module, channels: int, num_classes: int, smoothing: int = 0) -> None:
@@ -128,7 +128,7 @@ class AttentionBranch(nn.Module):
 
 
 def smoothed(maps: Tensor, times: int) -> Tensor:
-    """Return maps (N, M, h, w) averaged over 3x3 neighbours, at the edge over those there are, so many times."""
+    """Return maps (N, M, h, w) averaged ``times`` times over 3x3 neighbors, at the edges over those that exist."""
     for _ in range(times):
         maps = F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
     return maps
@@ -170,12 +170,12 @@ mechanisms: Registry[type[Mechanism]] = Registry("mechanism")
 
 @mechanisms.register("residual")
 class Residual(Mechanism):
-    """``g * (1 + M)``, the published mechanism (eq. 3). With M = 0 it leaves the features alone.
+    """``g * (1 + M)``, the published mechanism (eq. 3). With M = 0 the features do not change.
 
     Attributes:
         scale: the weighted features are divided by this buffer: 1, as published, unless
-            :meth:`match_scale` was called, so that a pretrained perception branch meets features of
-            the size it knows.
+            :meth:`match_scale` was called, so that a pretrained perception branch gets features of
+            the magnitude it was trained on.
     """
 
     scale: Tensor
@@ -185,7 +185,7 @@ class Residual(Mechanism):
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, features: Tensor, attention: Tensor) -> Tensor:
-        """Weigh features (N, C, h, w) by attention (N, 1, h, w); same shape as the features."""
+        """Weight features (N, C, h, w) by attention (N, 1, h, w); same shape as the features."""
         return (features * attention + features) / self.scale
 
     @torch.no_grad()
@@ -212,7 +212,7 @@ class Product(Mechanism):
     initial_map_bias = 1.0
 
     def forward(self, features: Tensor, attention: Tensor) -> Tensor:
-        """Weigh features (N, C, h, w) by attention (N, 1, h, w); same shape as the features."""
+        """Weight features (N, C, h, w) by attention (N, 1, h, w); same shape as the features."""
         return features * attention
 
 
@@ -245,7 +245,7 @@ class Concatenation(Mechanism):
             self.mix.weight.copy_(torch.eye(channels).repeat(1, 2)[:, :, None, None])
 
     def forward(self, features: Tensor, attention: Tensor) -> Tensor:
-        """Weigh features (N, C, h, w) by attention (N, 1, h, w); same shape as the features."""
+        """Weight features (N, C, h, w) by attention (N, 1, h, w); same shape as the features."""
         result: Tensor = self.mix(torch.cat([features * attention, features], dim=1))
         return result
 
@@ -262,7 +262,7 @@ def initialize(module: nn.Module) -> None:
 
 
 class AttentionBranchNetwork(nn.Module):
-    """A classifier that learns where to look, and looks there.
+    """A classifier that weights its features with an attention map that it learns.
 
     Args:
         feature_extractor: image batch (N, 3, H, W) to features (N, C, h, w).
@@ -296,12 +296,12 @@ class AttentionBranchNetwork(nn.Module):
         self.mechanism = mechanism
 
     def forward(self, images: Tensor, attention: Tensor | None = None) -> ABNOutput:
-        """Predict, explain, and optionally look where told.
+        """Return the prediction and the maps, optionally with another attention map.
 
         Args:
-            images: (N, 3, H, W), normalised as the backbone expects.
+            images: (N, 3, H, W), normalized as the backbone expects.
             attention: replaces the network's own map: (N, 1, h, w) or (1, 1, h, w), values in
-                [0, 1]. ``attention_map`` in the answer is then this map.
+                [0, 1]. ``attention_map`` in the output is then this map.
 
         Raises:
             InvalidInputError: ``attention`` does not fit the features.
@@ -323,12 +323,12 @@ class AttentionBranchNetwork(nn.Module):
         return self.mechanism.uses_map
 
     def perceive(self, features: Tensor, attention_map: Tensor) -> Tensor:
-        """Return logits (N, K) of features (N, C, h, w) looked at through a map (N, 1, h, w)."""
+        """Return logits (N, K) for features (N, C, h, w) weighted by a map (N, 1, h, w)."""
         logits: Tensor = self.perception_branch(self.mechanism(features, attention_map))
         return logits
 
     def as_classifier(self) -> nn.Module:
-        """Return a plain module that gives the perception logits (N, K) alone; weights are shared."""
+        """Return a module that outputs only the perception logits (N, K); it shares the weights."""
         return _PerceptionLogits(self)
 
 

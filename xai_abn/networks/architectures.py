@@ -1,6 +1,6 @@
-"""Networks by name, untrained, each as the plain classifier and as what :func:`abn_from` needs to make its ABN.
+"""Untrained networks by name, each with the arguments of :func:`abn_from` that make its ABN.
 
-The split points are those of the released code (Fukui et al., CVPR 2019); where it has none, they are found.
+Split points are those of the released code (Fukui et al., CVPR 2019); for other networks they are found.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def find_architecture(spec: str) -> Architecture:
         spec: one of ``architectures.names()``, ``"lite0"``, ``"timm:NAME"`` or ``"torchvision:NAME"``.
 
     Raises:
-        UnknownNameError: there is no such network; the message gives the nearest.
+        UnknownNameError: no such network; the message suggests the nearest names.
     """
     library, _, name = spec.partition(":")
     if library in _KNOWN and name:

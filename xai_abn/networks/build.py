@@ -48,7 +48,7 @@ def abn_from(
         layer: where to split. Default: the last module before the final downsampling, or the block before the last two
             of a Vision Transformer, such as ``"blocks.9"``.
         input_size: height and width of the blank image used to find shapes; a Vision Transformer needs none.
-        dilate: multiply the dilation of the convolutions behind a removed stride, so that they see at every position
+        dilate: multiply the dilation of the convolutions after a removed stride, so that they see at every position
             what they were trained to see (Yu et al., 2017). The released code, which trains from scratch, does not;
             pass False for its exact branch.
         smoothing: how many times to average the map over 3x3 neighbors; 0 as published.
@@ -116,6 +116,6 @@ def _check_runs(network: AttentionBranchNetwork, sample: Tensor, layer: str) -> 
             network(sample)
     except Exception as error:  # the network's modules can raise anything
         raise UnsupportedModelError(
-            f"the stage behind {layer!r} does not run without its stride ({error}); "
+            f"the stage after {layer!r} does not run without its stride ({error}); "
             "name another layer, or build AttentionBranchNetwork from parts of your own"
         ) from error

@@ -84,7 +84,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
     with replacing(path, "checkpoint ") as draft:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.touch()
-        rights = draft.stat().st_mode  # safetensors >= 0.8 leaves the file to its owner alone
+        rights = draft.stat().st_mode  # safetensors >= 0.8 makes the file readable only by its owner
         try:
             save_file(dict(tensors), draft, metadata=dict(header))
             draft.chmod(rights)

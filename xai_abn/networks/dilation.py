@@ -8,6 +8,7 @@ import torch
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
+from xai_abn.errors import UnsupportedModelError
 from xai_abn.networks.tracing import evaluating
 
 _Window = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
@@ -53,13 +54,24 @@ def _input_growth(stage: nn.Module, features: Tensor) -> dict[str, int]:
     """Return by what factor the input of each convolution and pooling is smaller than the features.
 
     Measured on features four times as large, because convolutions without padding shrink small ones further. A stage
-    that takes inputs of one size only, such as one with attention over fixed positions, is measured at that size.
+    that takes inputs of one size only, such as one with attention over fixed positions, is measured at that size if
+    that gives whole factors.
+
+    Raises:
+        UnsupportedModelError: it does not.
     """
     large = features.new_zeros(1, features.shape[1], 4 * features.shape[2], 4 * features.shape[3])
     try:
         heights, height = _input_heights(stage, large), large.shape[2]
-    except (AssertionError, RuntimeError, ValueError):
+    except (AssertionError, RuntimeError, ValueError) as error:
         heights, height = _input_heights(stage, features), features.shape[2]
+        inexact = [name for name, found in heights.items() if height % found]
+        if inexact:
+            raise UnsupportedModelError(
+                f"cannot measure how much smaller the input of {inexact[0]!r} is than the features: {height} rows "
+                f"become {heights[inexact[0]]}, and larger features are refused ({str(error).partition(chr(10))[0]}); "
+                "give dilate=False"
+            ) from error
     return {name: round(height / found) for name, found in heights.items()}
 
 

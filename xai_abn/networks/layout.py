@@ -18,7 +18,7 @@ class Layout:
     Attributes:
         kind: ``"channels-first"`` (N, C, h, w), ``"channels-last"`` (N, h, w, C) or ``"tokens"`` (N, prefix + h w, C).
         grid: (h, w).
-        prefix: number of tokens in front that are no patches.
+        prefix: number of tokens before the patches, such as a class token.
     """
 
     kind: str
@@ -48,12 +48,12 @@ def layout_of(shape: tuple[int, ...], size: tuple[int, int], prefix: int | None 
     """Return the layout of a layer's output, or None if it has no positions of an image of ``size``.
 
     A grid has positions in the proportions of the image. (N, a, b, c) is read as channels last only where (a, b) has
-    them and (b, c) has not. Tokens are patches in such a grid behind ``prefix`` others, or behind as few as fit.
+    them and (b, c) has not. Tokens are patches of such a grid after ``prefix`` other tokens, or after as few as fit.
 
     Args:
         shape: of the output, with the batch first.
         size: (H, W) of the network's input.
-        prefix: number of tokens that are no patches, if known.
+        prefix: number of tokens that are not patches, if known.
     """
     if len(shape) == 4:
         last = _in_proportion(shape[1], shape[2], size) and not _in_proportion(shape[2], shape[3], size)

@@ -1,7 +1,7 @@
 """Read networks saved by the released ABN code (Fukui et al., CVPR 2019) into ours.
 
 The released networks keep three parts in one module; here each part is a module of its own whose weights keep their
-names. A file says nothing about its architecture: it is told by the names and shapes of its tensors.
+names. A file does not say which architecture it holds; the names and shapes of its tensors do.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _RENAMED_IN_BLOCK = (
 )
 _HEAD = re.compile(r"(bn_att\d?|att_conv\d?)\.")
 #: Mean and standard deviation of the released code, by image size.
-_LOOKS = {
+_PREPROCESS = {
     32: Preprocess(32, 1.0, "bilinear", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     224: Preprocess(224, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
@@ -72,14 +72,14 @@ def convert(state: Mapping[str, Tensor], arch: str | None = None, source: str = 
 
     Args:
         state: names, with or without ``module.``, and tensors.
-        arch: one of ``architectures.names()``; default: told by names and shapes.
+        arch: one of ``architectures.names()``; default: found by names and shapes.
         source: for messages.
 
     Returns:
         A network whose logits, attention logits and map equal those of the released network.
 
     Raises:
-        CheckpointError: it is none of the released networks, or not the one named.
+        CheckpointError: it is not a released network, or not the one named.
         UnsupportedModelError: a released SE-ResNet, whose map is not a sigmoid.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
@@ -87,8 +87,8 @@ def convert(state: Mapping[str, Tensor], arch: str | None = None, source: str = 
         raise CheckpointError(f"{source}: no attention branch of the released code in it (no att_conv.weight)")
     if "att_conv3.weight" not in state:
         raise UnsupportedModelError(
-            f"{source}: a released SE-ResNet, whose map is a sum of log(1 + A) without bound; xai-abn has the paper's "
-            "sigmoid map alone"
+            f"{source}: a released SE-ResNet, whose map is a sum of log(1 + A) without bound; xai-abn has only the "
+            "paper's sigmoid map"
         )
     classes = state["att_conv.weight"].shape[0]
     ours = rename(state)
@@ -102,7 +102,7 @@ def convert(state: Mapping[str, Tensor], arch: str | None = None, source: str = 
     load_weights(network, _complete(ours, network), source)
     if any(name.startswith("stage_att.") for name in state):
         _make_identity(network.attention_branch.bn_att)
-    return Converted(network.eval(), fitting[0], classes, _LOOKS[find_architecture(fitting[0]).size])
+    return Converted(network.eval(), fitting[0], classes, _PREPROCESS[find_architecture(fitting[0]).size])
 
 
 def convert_file(path: str | Path, output: str | Path, arch: str | None = None) -> Converted:
@@ -115,14 +115,14 @@ def convert_file(path: str | Path, output: str | Path, arch: str | None = None) 
 
     Raises:
         CheckpointError: the file is missing, damaged, holds more than tensors, or no released network.
-        OutputError: the checkpoint cannot be written, or would replace a file that is none of ours.
+        OutputError: the checkpoint cannot be written, or would replace a file that is not a checkpoint.
     """
     output = Path(output)
     if output.exists():
         try:
             read_checkpoint(output)
         except CheckpointError as error:
-            raise OutputError(f"{output} is there and no checkpoint of xai-abn; give another name") from error
+            raise OutputError(f"{output} exists and is not a checkpoint of xai-abn; give another name") from error
     found = convert(read_weights(path), arch, str(path))
     description = CheckpointConfig(
         backbone=found.arch,

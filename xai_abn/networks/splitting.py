@@ -43,7 +43,7 @@ def find_cut(backbone: nn.Module, layer: str | None = None, stage: str | None = 
         spatial = [n for n in behind if len(shapes.get(n, ())) == 4 and shapes[n][2] * shapes[n][3] > 1]
         spatial = [n for n in spatial if not _is_pooling(backbone, n)]
         if not spatial:
-            raise UnsupportedModelError(f"nothing spatial is computed behind {layer!r}; name an earlier layer")
+            raise UnsupportedModelError(f"no spatial output is computed after {layer!r}; name an earlier layer")
         last = spatial[-1]
     end = str(last.target) if last.op == "call_module" else f"node:{last.name}"
     return Cut(layer, end, shapes[cut][1], shapes[last][1])
@@ -63,19 +63,19 @@ def default_split_layer(backbone: nn.Module, sample: Tensor) -> str:
             f"({str(error).partition(chr(10))[0]}); give another input_size"
         ) from error
     if not outputs:
-        raise UnsupportedModelError("the model has no spatial feature maps to split behind")
+        raise UnsupportedModelError("the model has no spatial feature maps to split after")
     final = min(o.shape[2] * o.shape[3] for o in outputs)
     larger = [o for o in outputs if o.shape[2] * o.shape[3] > final]
     last_size = min((o.shape[2] * o.shape[3] for o in larger), default=0)
     if not last_size:
-        raise UnsupportedModelError("the model never downsamples; name the layer to split behind")
+        raise UnsupportedModelError("the model never downsamples; name the layer to split after")
     stage = [o for o in larger if o.shape[2] * o.shape[3] == last_size]
     first_final = next(o.name for o in outputs if o.shape[2] * o.shape[3] == final)
     # modules inside the next stage (its first, still unstrided convolution) come after the cut
     roots = {first_final.rsplit(".", i)[0] for i in range(first_final.count(".") + 1)}
     candidates = [o for o in stage if not any(_shares_block(o.name, r, backbone) for r in roots)]
     if not candidates:
-        raise UnsupportedModelError("no module ends before the final downsampling; name the layer to split behind")
+        raise UnsupportedModelError("no module ends before the final downsampling; name the layer to split after")
     return max(candidates, key=lambda o: (o.order, -o.name.count("."))).name
 
 
@@ -98,7 +98,7 @@ def _node_shapes(backbone: nn.Module, graph: fx.Graph, sample: Tensor) -> dict[f
     try:
         with evaluating(backbone), torch.no_grad():
             Recorder(fx.GraphModule(backbone, graph)).run(sample.to(parameter))
-    except Exception as error:  # of whatever the network computes
+    except Exception as error:  # the network can raise anything
         reason = str(error).partition("\n")[0]
         raise UnsupportedModelError(
             f"the torch.fx trace of {type(backbone).__name__} does not run ({reason}); build AttentionBranchNetwork "

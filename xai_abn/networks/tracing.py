@@ -141,9 +141,9 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
 
 
 def prefix_tokens(module: nn.Module) -> int | None:
-    """Return how many tokens in front are no patches, where a transformer says so, else None.
+    """Return how many tokens come before the patches, or None if the network does not say.
 
-    timm's do; networks that tell their registers (DINOv2's do) have a class token, too.
+    timm's transformers say so. Networks that say how many registers they have, such as DINOv2, also have a class token.
     """
     number = getattr(module, "num_prefix_tokens", None)
     if isinstance(number, int):

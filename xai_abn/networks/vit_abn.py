@@ -1,8 +1,8 @@
 """Attention Branch Networks of Vision Transformers: an experiment.
 
 The published block needs positions, and a Vision Transformer has them: its patch tokens. The parts are those of
-:mod:`xai_abn.networks.abn`; what passes between them are tokens that know their grid. Tokens that are no patches
-(class, registers) go through both branches, have no place in a map, and are not weighted by it.
+:mod:`xai_abn.networks.abn`; tokens with their grid pass between them. Tokens that are not patches
+(class, registers) go through both branches. They have no position in a map and are not weighted by it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from xai_abn.errors import UnknownNameError, UnsupportedModelError
 from xai_abn.networks.abn import ABNDescription, AttentionBranch, AttentionBranchNetwork, Mechanism, mechanisms
 from xai_abn.networks.layout import Layout
 
-#: How many of a transformer's blocks go behind the split where nothing else is said.
+#: Default number of a transformer's blocks after the split.
 LAST_BLOCKS = 2
 
 
@@ -27,7 +27,7 @@ class Tokens(NamedTuple):
 
     Attributes:
         values: (N, prefix + h w, D).
-        layout: where the patches are among them.
+        layout: positions of the patches among them.
     """
 
     values: Tensor
@@ -53,7 +53,7 @@ class TokenExtractor(nn.Module):
         self.vit.prune_intermediate_layers([len(vit.blocks) - blocks - 1], prune_norm=True, prune_head=True)
 
     def forward(self, images: Tensor) -> Tokens:
-        """Return the tokens behind the split, with the grid that the patch embedding makes of this image size."""
+        """Return the tokens after the split, with the patch embedding's grid for this image size."""
         grid = self.vit.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
         return Tokens(self.vit.forward_features(images), Layout("tokens", grid, self.vit.num_prefix_tokens))
 
@@ -67,7 +67,7 @@ class TokenStage(nn.Module):
         self.norm = copy.deepcopy(nn.Sequential(vit.norm, vit.fc_norm))  # one of them: before or after pooling
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Return what the last blocks make of the patches, (N, D, h, w)."""
+        """Return the last blocks' output for the patches, (N, D, h, w)."""
         return tokens._replace(values=self.norm(self.blocks(tokens.values))).maps
 
 
@@ -87,7 +87,7 @@ class TokenClassifier(nn.Module):
 
 
 class OnPatches(Mechanism):
-    """A mechanism for tokens: applies one for maps to the patches, and leaves the other tokens alone.
+    """A mechanism for tokens: applies one for maps to the patches; other tokens do not change.
 
     Args:
         mechanism: from features (N, D, h, w) and a map (N, 1, h, w) to features; see ``mechanisms``.
@@ -99,16 +99,16 @@ class OnPatches(Mechanism):
         self.uses_map = mechanism.uses_map
 
     def forward(self, tokens: Tokens, attention: Tensor) -> Tokens:  # type: ignore[override]
-        """Weigh the patches by attention (N, 1, h, w); as many tokens as before."""
+        """Weight the patches by attention (N, 1, h, w); as many tokens as before."""
         return tokens.with_maps(self.mechanism(tokens.maps, attention))
 
 
 def describe_vit(vit: VisionTransformer, layer: str | None, mechanism: str, smoothing: int) -> ABNDescription:
-    """Describe the ABN of a timm Vision Transformer cut behind a block; see :func:`xai_abn.abn_from`.
+    """Describe the ABN of a timm Vision Transformer cut after a block; see :func:`xai_abn.abn_from`.
 
     Raises:
         UnsupportedModelError: another kind of transformer, or one without a grid of patches, pooling or linear head.
-        UnknownNameError: ``layer`` is not a block with others behind it.
+        UnknownNameError: ``layer`` is not a block that other blocks follow.
     """
     linear_head(vit)
     names = [f"blocks.{i}" for i in range(len(vit.blocks) - 1)]
@@ -116,7 +116,7 @@ def describe_vit(vit: VisionTransformer, layer: str | None, mechanism: str, smoo
         raise UnsupportedModelError("an ABN on patches needs at least two blocks, got one")
     layer = layer if layer is not None else names[-min(LAST_BLOCKS, len(names))]
     if layer not in names:
-        raise UnknownNameError("layer to split behind", layer, names)
+        raise UnknownNameError("layer to split after", layer, names)
     return ABNDescription(layer, "", vit.embed_dim, vit.embed_dim, mechanism=mechanism, smoothing=smoothing)
 
 
@@ -127,7 +127,7 @@ def assemble_vit(vit: VisionTransformer, description: ABNDescription) -> Attenti
     size of the patch grid, also for image sizes other than the model's own where it takes them
     (``dynamic_img_size``).
 
-    Deviation from the published ABN: the map weights patch tokens alone. What a class or register token has gathered
+    Deviation from the published ABN: the map weights only patch tokens. What a class or register token has gathered
     before the split reaches the prediction regardless of the map.
     """
     blocks = len(vit.blocks) - 1 - int(description.layer.removeprefix("blocks."))
@@ -149,13 +149,13 @@ def linear_head(vit: VisionTransformer) -> nn.Linear:
         UnsupportedModelError: it cannot be; the message says why.
     """
     if type(vit) is not VisionTransformer:
-        reason = f"not {type(vit).__name__}, which computes in a way of its own"
+        reason = f"not {type(vit).__name__}, which has its own forward pass"
     elif not vit.global_pool or not isinstance(vit.head, nn.Linear):
-        reason = "with pooling and one linear head, which this one has not"
+        reason = "with pooling and one linear head, and this one lacks them"
     elif not isinstance(vit.patch_drop, nn.Identity):
         reason = "that keeps all patches; this one drops some while training (patch_drop_rate), so there is no grid"
     elif not hasattr(vit.patch_embed, "dynamic_feat_size"):
-        reason = f"that tells its grid of patches, which {type(vit.patch_embed).__name__} does not"
+        reason = f"that gives its grid of patches, which {type(vit.patch_embed).__name__} does not"
     else:
         return vit.head
     raise UnsupportedModelError(f"an ABN on patches is made from timm's VisionTransformer {reason}")
