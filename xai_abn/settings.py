@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, XaiAbnError
 
 S = TypeVar("S", bound="Settings")
+
+#: What was expected, by pydantic's type of error.
+_EXPECTED = {
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "string_type": "a text",
+    "tuple_type": "a list",
+}
 
 
 class Settings(BaseModel):
@@ -38,6 +56,18 @@ class Settings(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise _as_own_error(type(self), error) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_mixed_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse True for a number and 1 for a truth value, which pydantic would convert."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        kinds = {kind, *get_args(kind)}
+        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+            raise ValueError("a whole number" if int in kinds else "a number")
+        if isinstance(value, int | float) and not isinstance(value, bool) and kind is bool:
+            raise ValueError("true or false")
+        return value
 
     def replace(self: S, **changes: Any) -> S:
         """Return a validated copy with some settings changed."""
@@ -89,6 +119,11 @@ def _as_own_error(kind: type[Settings], error: ValidationError) -> XaiAbnError:
     if problem["type"] == "extra_forbidden":
         return UnknownNameError("setting", name, kind.model_fields)
     if problem["type"] == "missing":
-        return InvalidInputError(f"{name} is required")
-    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        return InvalidInputError(f"{name} is required: {kind.model_fields[name].description}")
+    if problem["type"] == "literal_error":
+        kinds = (kind.model_fields[name].annotation, *get_args(kind.model_fields[name].annotation))
+        choices = [choice for literal in kinds if get_origin(literal) is Literal for choice in get_args(literal)]
+        return UnknownNameError(name, str(problem["input"]), map(str, choices))
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    expected = _EXPECTED.get(problem["type"], message).format(**problem.get("ctx", {}))
     return InvalidInputError(f"{name} must be {expected}, got {problem['input']!r}")

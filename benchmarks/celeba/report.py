@@ -32,7 +32,7 @@ from xai_abn.metrics.objects import Objects
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.predictor import FastPredictor
 from xai_abn.training import TrainingSettings
-from xai_abn.training.networks import read_pictures
+from xai_abn.training.supervised import read_data
 
 matplotlib.use("Agg")
 MAPS = {"plain": (GradCAM(),), "shared": (ABN(), ABNClass()), "per-attribute": (ABN(), ABNClass()), "signed": (ABN(),)}
@@ -50,7 +50,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     machine()
     table = arguments.data / "faces.csv"
-    data = read_pictures(TrainingSettings(data=f"attributes:{table}", **RECIPE))
+    data = read_data(TrainingSettings(data=f"attributes:{table}", **RECIPE))
     assert data.test is not None
     ((images, has, _),) = data.test.load([torch.arange(len(data.test))], torch.device("cpu"), None)
     with table.open(newline="") as file:

@@ -17,7 +17,7 @@ import torch
 from benchmarks._harness import machine, make_parser
 from xai_abn.errors import NonFiniteError
 from xai_abn.training import TrainingSettings, train
-from xai_abn.training.networks import read_pictures
+from xai_abn.training.supervised import read_data
 
 #: What is compared: settings of :class:`TrainingSettings` by name.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -54,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     machine()
     source = f"attributes:{arguments.data / 'faces.csv'}"
-    data = read_pictures(TrainingSettings(data=source, **RECIPE))
+    data = read_data(TrainingSettings(data=source, **RECIPE))
     assert data.validation is not None
     assert data.test is not None
     print(f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images", flush=True)
@@ -63,9 +63,8 @@ def main() -> None:
             folder = arguments.runs / f"{name}-{seed}"
             if (folder / "result.json").exists():
                 continue
-            config = TrainingSettings(
-                data=source, **{**RECIPE, "epochs": arguments.epochs, **NETWORKS[name]}, seed=seed
-            )
+            settings = {**RECIPE, "epochs": arguments.epochs, **NETWORKS[name], "seed": seed}
+            config = TrainingSettings(data=source, **settings)
             started = (folder / "state.safetensors").exists()
             try:
                 result = train(config, folder, resume=started, overwrite=not started, data=data, progress=show_progress)

@@ -31,8 +31,8 @@ from xai_abn.metrics.agreement import map_agreement
 from xai_abn.metrics.polarity import polarity
 from xai_abn.networks.checkpoint import read_checkpoint, save_checkpoint
 from xai_abn.training import make_training_settings, train
-from xai_abn.training.learner import Learner
-from xai_abn.training.networks import build_network
+from xai_abn.training.loop import TrainingLoop
+from xai_abn.training.supervised import SupervisedObjective, build_network
 
 #: What is compared: settings of ``xai-abn train`` beside those all share; "wide" has an architecture of its own, too.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -78,14 +78,12 @@ def train_one(arguments: argparse.Namespace, name: str, seed: int) -> None:
         print(f"{folder}: finished before")
         return
     config = make_training_settings({"data": f"cifar100:{arguments.data}"}, settings)
-    flags = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in settings.items() if k not in ("bf16", "workers"))
-    command = f"xai-abn train --data cifar100:DIR {flags} --bf16 --output RUN"
 
     def report_progress(done: int, total: int, text: str) -> None:
         print(f"\r{folder.name}: step {done} of {total}, {text}   ", end="", flush=True)
 
     resume = (folder / "state.safetensors").exists()
-    result = train(config, folder, resume=resume, overwrite=not resume, progress=report_progress, command=command)
+    result = train(config, folder, resume=resume, overwrite=not resume, progress=report_progress)
     print(f"\n{folder.name}: {result['final']['test_accuracy']:.4f} in {result['training_seconds'] / 60:.0f} min")
 
 
@@ -182,12 +180,15 @@ def difference(right: dict[int, torch.Tensor], baseline: dict[int, torch.Tensor]
 
 def speeds(networks: dict[str, dict[str, Any]], data: TrainingData, rounds: int = 7) -> dict[str, float]:
     """Return images per second of training steps on the CPU, medians over rounds."""
-    learners = {}
-    for name, settings in networks.items():
-        config = make_training_settings({"data": "cifar100:"}, settings)
-        learners[name] = Learner(build_network(config, data), config, Accelerator(cpu=True))
+    accelerator = Accelerator(cpu=True)
+    loops = {}
+    for name, values in networks.items():
+        settings = make_training_settings({"data": "cifar100:"}, values, {"lr": 0.01})
+        network = build_network(settings, data).train()
+        objective = SupervisedObjective(settings, data, network, accelerator, Path())
+        loops[name] = TrainingLoop(objective, accelerator)
     batch = next(iter(data.train.load([torch.arange(128)], torch.device("cpu"), 0)))
-    times = time_in_turns({name: partial(learner.step, batch, 0.01) for name, learner in learners.items()}, rounds)
+    times = time_in_turns({name: partial(loop.train_step, batch) for name, loop in loops.items()}, rounds)
     return {name: len(batch.images) / statistics.median(values) for name, values in times.items()}
 
 

@@ -92,10 +92,9 @@ def distill(images: Path, output: Path) -> None:
         settings = make_settings(photos=(str(images),), steps=1, batch_size=2, workers=0)
         import_module("xai_abn.training.distillation.run").run_distillation(output, settings)
         return
-    from xai_abn.training.distillation.run import run_distillation
-    from xai_abn.training.distillation.settings import DistillationSettings
+    from xai_abn.training import DistillationSettings, run_distillation
 
-    run_distillation(output, DistillationSettings(photos=(str(images),), steps=1, batch_size=2, workers=0))
+    run_distillation(output, DistillationSettings(images=(str(images),), steps=1, batch_size=2, workers=0))
 
 
 def is_layout_of_1390650() -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +21,15 @@ from accelerate import Accelerator
 from torchvision import transforms
 
 from benchmarks._harness import machine, make_parser, time_in_turns, write_json
-from xai_abn.datasets import read_training_data
+from xai_abn.datasets import TrainingData, read_training_data
 from xai_abn.datasets.batches import Batch, InMemorySplit
 from xai_abn.datasets.readers.cifar import MEAN, STD
+from xai_abn.images.preprocess import Preprocess
 from xai_abn.networks.architectures import create_model
 from xai_abn.training import TrainingSettings
-from xai_abn.training.learner import Learner
+from xai_abn.training.loop import TrainingLoop
 from xai_abn.training.losses import classification_losses
+from xai_abn.training.supervised import SupervisedObjective
 
 BATCH = 128
 
@@ -64,9 +67,12 @@ def stepper(
     torch.manual_seed(0)
     network = create_model(arch, 100).train()
     if ours:
-        config = TrainingSettings(data="cifar100:", arch=arch, bf16=bf16)
-        learner = Learner(network, config, Accelerator(cpu=device.type == "cpu"))
-        return lambda images, targets: float(learner.step(Batch(images, targets), config.lr)["loss"].detach())
+        split = InMemorySplit(torch.zeros(BATCH, 3, 32, 32, dtype=torch.uint8), torch.zeros(BATCH).long(), MEAN, STD)
+        data = TrainingData("noise", tuple(map(str, range(100))), Preprocess(32), split)
+        settings = TrainingSettings(data="cifar100:", arch=arch, bf16=bf16, batch_size=BATCH)
+        accelerator = Accelerator(cpu=device.type == "cpu")
+        loop = TrainingLoop(SupervisedObjective(settings, data, network, accelerator, Path()), accelerator)
+        return lambda images, targets: float(loop.train_step(Batch(images, targets))["loss"].detach())
     network = network.to(device)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4)
 

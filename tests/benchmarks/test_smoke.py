@@ -105,7 +105,7 @@ def test_a_script_on_annotated_images_runs(script, monkeypatch, data):
     run(monkeypatch, script, *arguments, "--output", data / "results.json")
 
 
-@pytest.mark.filterwarnings("ignore::xai_abn.training.networks.LeftOutWarning")
+@pytest.mark.filterwarnings("ignore::xai_abn.training.supervised.LeftOutWarning")
 def test_the_cifar_scripts_run(monkeypatch, tmp_path):
     """Train two variants for an epoch, make the table and the shipped file."""
     for label in range(100):

@@ -24,7 +24,7 @@ from xai_abn.errors import (
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.networks.abn import ABNDescription
 from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
-from xai_abn.training.state import save_state
+from xai_abn.training.state import Position, State, save_state
 
 CONFIG = CheckpointConfig(
     backbone="torchvision:resnet18",
@@ -197,7 +197,7 @@ def test_models_with_weights_of_their_own_take_none(tmp_path):
 
 def test_the_state_of_a_run_is_no_model(tmp_path):
     """It says what it is."""
-    save_state(tmp_path / "state.safetensors", {"network": {"a": torch.zeros(1)}}, {})
+    save_state(tmp_path / "state.safetensors", State("train", {"network": {"a": torch.zeros(1)}}, Position(), {}, {}))
     with pytest.raises(CheckpointError, match="is a training state, not a model"):
         xai_abn.load_model(tmp_path / "state.safetensors")
 

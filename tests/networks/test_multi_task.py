@@ -26,11 +26,10 @@ from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.networks.architectures import Architecture, architectures
 from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
 from xai_abn.networks.multi_task import AttributeBranch, MultiTaskABN
+from xai_abn.training import TrainingSettings, train
 from xai_abn.training.losses import classification_losses
-from xai_abn.training.networks import build_network
-from xai_abn.training.settings import TrainingSettings
 from xai_abn.training.state import read_state, save_state
-from xai_abn.training.trainer import train
+from xai_abn.training.supervised import build_network
 
 NAMES = ["Smiling", "Eyeglasses", "Young", "Wearing_Hat", "Bald"]
 
@@ -485,14 +484,14 @@ def test_a_run_goes_on_where_it_was(tiny, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(config(epochs=2, maps_every=0), folder, data=colours(96), progress=cut)
-    groups, record = read_state(folder / "state.safetensors")
-    assert record["position"]["epoch"] == 1
-    del record["config"]["maps"]  # as written before the setting was there; "shared" is what it means
-    save_state(folder / "state.safetensors", groups, record)
+    state = read_state(folder / "state.safetensors")
+    assert state.position.epoch == 1
+    del state.settings["maps"]  # as written before the setting existed: its default, "shared"
+    save_state(folder / "state.safetensors", state)
     with pytest.raises(RunError, match="maps was 'shared' and is 'per-attribute'"):
         train(config(epochs=2, maps_every=0), folder, resume=True, data=colours(96))
-    record["config"]["maps"] = "per-attribute"
-    save_state(folder / "state.safetensors", groups, record)
+    state.settings["maps"] = "per-attribute"
+    save_state(folder / "state.safetensors", state)
     again = train(config(epochs=2, maps_every=0), folder, resume=True, data=colours(96))
     assert again["attributes"] == whole["attributes"]
     assert again["final"] == whole["final"]
@@ -508,11 +507,10 @@ def test_what_makes_no_sense_is_refused_before_training(tiny):
 
 def test_distillation_is_for_classes_and_one_map(network, model):
     """Distilling a network with several maps, or a multi-label classifier, is refused."""
-    from xai_abn.training import distill
-    from xai_abn.training.distillation.settings import DistillationSettings
-    from xai_abn.training.distillation.student import Student
+    from xai_abn.training import DistillationSettings, distill
+    from xai_abn.training.distillation import make_student
 
     with pytest.raises(UnsupportedModelError, match="with labels"):
         distill(network, None)
     with pytest.raises(UnsupportedModelError, match="with labels"):
-        Student.of(model, DistillationSettings(model="faces", photos=("photos",)))
+        make_student(model, DistillationSettings(model="faces", images=("images",)))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,14 +36,12 @@ from xai_abn.models import zoo
 from xai_abn.networks.abn import AttentionBranchNetwork, Residual
 from xai_abn.networks.architectures import create_model
 from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
-from xai_abn.training import DistillationSettings, run_distillation
-from xai_abn.training.distillation import loop as distillation
-from xai_abn.training.distillation import run as distillation_run
-from xai_abn.training.distillation.draws import Draws, batches
-from xai_abn.training.distillation.folder import RunFolder
-from xai_abn.training.distillation.loop import Distillation
-from xai_abn.training.distillation.map_check import check_map
-from xai_abn.training.distillation.settings import gather_settings
+from xai_abn.training import DistillationSettings, TrainingSettings, distillation, run_distillation
+from xai_abn.training.distillation import DistillationObjective, InfiniteCrops
+from xai_abn.training.map_check import check_map
+from xai_abn.training.run_folder import RunFolder
+from xai_abn.training.settings import read_settings
+from xai_abn.training.state import read_state, save_state
 
 SIZE = 32
 
@@ -75,7 +72,7 @@ def settings(classifier, photos):
     """Six small steps, checked every two."""
     return DistillationSettings(
         model=str(classifier),
-        photos=(str(photos),),
+        images=(str(photos),),
         steps=6,
         batch_size=4,
         mosaics=1,
@@ -89,6 +86,25 @@ def changed(settings, **values):
     return settings.replace(**values)
 
 
+class Interrupted(BaseException):
+    """Stands for a kill."""
+
+
+def interrupted_run(folder, settings, step):
+    """Start a run that ends when a step is logged, before it is checked or saved."""
+
+    def progress(done, total, text):
+        if done == step:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_distillation(folder, settings, progress=progress)
+
+
+def saved_settings(folder):
+    return DistillationSettings(**RunFolder(folder).read_settings()[0])
+
+
 def weights(folder):
     return load_file(folder / "model.safetensors")
 
@@ -100,10 +116,9 @@ def same(a, b):
 def test_a_run_leaves_a_model_a_log_and_its_settings(settings, photos, tmp_path):
     """The model loads with the teacher's preprocessing and labels; every step and check is logged."""
     done = []
-    summary = run_distillation(
-        tmp_path / "run", settings, command="xai-abn distill ...", progress=lambda *n: done.append(n)
-    )
-    assert {f.name for f in (tmp_path / "run").iterdir()} == {"model.safetensors", "log.jsonl", "config.yaml"}
+    summary = run_distillation(tmp_path / "run", settings, progress=lambda *n: done.append(n[:2]))
+    made = {"model.safetensors", "log.jsonl", "config.yaml", "state.safetensors"}
+    assert {f.name for f in (tmp_path / "run").iterdir()} == made
     model = xai_abn.load_model(tmp_path / "run/model.safetensors")
     assert model.is_abn
     assert model.preprocess.to_dict() == xai_abn.load_model(settings.model).preprocess.to_dict()
@@ -111,13 +126,14 @@ def test_a_run_leaves_a_model_a_log_and_its_settings(settings, photos, tmp_path)
     assert xai_abn.explain(model, str(photos / "00.png"), ["abn"])["abn"].map.shape == (4, 4)
     records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
-    assert [r["step"] for r in records if "check" in r] == [0, 2, 4, 6] == [c["step"] for c in summary.checks]
-    assert done == [(4 * i, 24) for i in range(1, 7)]
+    checks = [r["step"] for r in records if r["kind"] == "check"]
+    assert checks == [0, 2, 4, 6] == [c["step"] for c in summary.checks]
+    assert done == [(i, 6) for i in range(1, 7)]
     training = read_checkpoint(summary.checkpoint)[0].training
     assert training["steps_done"] == 6
-    assert training["photos"] + training["held_out"] == 20
+    assert training["images"] + training["held_out"] == 20
     assert training["map_check"]["verdict"] in ("upright", "inverted", "undecided", "flat")
-    assert gather_settings({}, tmp_path / "run/config.yaml") == settings
+    assert saved_settings(tmp_path / "run") == settings
 
 
 def test_the_checkpoint_names_no_folder_of_this_machine(settings, tmp_path, photos, classifier):
@@ -137,14 +153,14 @@ def test_the_checkpoint_names_no_folder_of_this_machine(settings, tmp_path, phot
 def test_a_killed_run_goes_on_to_the_same_weights(settings, tmp_path, monkeypatch):
     """Killed between two checks and resumed, a run makes bit by bit the weights of one that was not, and its log."""
     run_distillation(tmp_path / "whole", settings)
-    step = Distillation._step
+    losses = DistillationObjective.losses
 
-    def fatal(self, number, images):
-        if number == 4:
+    def fatal(self, batch, step):
+        if step == 4:
             raise KeyboardInterrupt
-        return step(self, number, images)
+        return losses(self, batch, step)
 
-    monkeypatch.setattr(Distillation, "_step", fatal)
+    monkeypatch.setattr(DistillationObjective, "losses", fatal)
     with pytest.raises(KeyboardInterrupt):
         run_distillation(tmp_path / "killed", changed(settings, check_every=3))
     monkeypatch.undo()
@@ -160,20 +176,21 @@ def test_a_killed_run_goes_on_to_the_same_weights(settings, tmp_path, monkeypatc
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_run_may_be_ended_early_and_gone_on_with(settings, tmp_path):
-    """stop_after ends it; resumed from its own config.yaml it makes the same weights; a finished one is left alone."""
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_run_resumes_with_its_own_settings(settings, tmp_path, step):
+    """Resumed from its own config.yaml it makes the same weights; a finished one is left alone."""
     run_distillation(tmp_path / "whole", settings)
-    summary = run_distillation(tmp_path / "run", changed(settings, stop_after=3))
-    assert summary.done == 3
-    assert (tmp_path / "run/state.safetensors").exists()
-    settings = gather_settings({}, run=tmp_path / "run")
-    assert settings.stop_after is None
-    assert run_distillation(tmp_path / "run", settings, resume=True, command="again").done == 6
-    assert RunFolder(tmp_path / "run").commands() == ["", "again"]
+    interrupted_run(tmp_path / "run", settings, step)
+    settings = saved_settings(tmp_path / "run")
+    assert run_distillation(tmp_path / "run", settings, resume=True).done == 6
+    first, second = RunFolder(tmp_path / "run").read_settings()[1]["commands"]
+    assert first.startswith("xai-abn distill --images DIR... --")
+    assert "--model tiny.safetensors --steps 6" in first
+    assert second == "xai-abn distill --resume --output RUN"
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
     before = (tmp_path / "run/model.safetensors").stat().st_mtime_ns
     again = run_distillation(tmp_path / "run", settings, resume=True)
-    assert [c["step"] for c in again.checks] == [0, 2, 3, 4, 6]
+    assert [c["step"] for c in again.checks] == [0, 2, 4, 6]
     assert (tmp_path / "run/model.safetensors").stat().st_mtime_ns == before
 
 
@@ -182,19 +199,19 @@ def test_a_run_is_not_touched_unasked(settings, tmp_path, photos, monkeypatch):
     run = tmp_path / "run"
     with pytest.raises(RunError, match="no run to resume"):
         run_distillation(run, settings, resume=True)
-    run_distillation(run, changed(settings, stop_after=2))
+    interrupted_run(run, settings, 3)
     before = {f.name: f.read_bytes() for f in run.iterdir()}
-    with pytest.raises(RunError, match=r"holds a run already.*--resume.*--overwrite"):
+    with pytest.raises(RunError, match=r"already holds a run.*--resume.*--overwrite"):
         run_distillation(run, settings)
-    with pytest.raises(RunError, match=r"made with lr 0\.0001, not 0\.01"):
+    with pytest.raises(RunError, match=r"lr was 0\.0001 and is 0\.01"):
         run_distillation(run, changed(settings, lr=0.01), resume=True)
     with pytest.raises(ImageLoadError, match="no such file or folder"):
-        run_distillation(run, changed(settings, photos=("gone",)), overwrite=True)
+        run_distillation(run, changed(settings, images=("gone",)), overwrite=True)
     assert {f.name: f.read_bytes() for f in run.iterdir()} == before
     shutil.copytree(photos, tmp_path / "fewer", ignore=shutil.ignore_patterns("03.png", "04.png"))
-    with pytest.raises(RunError, match="made with other photos"):
-        run_distillation(run, changed(settings, photos=(str(tmp_path / "fewer"),)), resume=True)
-    build = distillation_run.load_model
+    with pytest.raises(RunError, match="made with other images"):
+        run_distillation(run, changed(settings, images=(str(tmp_path / "fewer"),)), resume=True)
+    build = distillation.load_model
 
     def other(*arguments, **more):
         adapter = build(*arguments, **more)
@@ -202,12 +219,12 @@ def test_a_run_is_not_touched_unasked(settings, tmp_path, photos, monkeypatch):
             next(adapter.module.parameters()).add_(1)
         return adapter
 
-    monkeypatch.setattr(distillation_run, "load_model", other)
+    monkeypatch.setattr(distillation, "load_model", other)
     with pytest.raises(RunError, match="another classifier"):
         run_distillation(run, settings, resume=True)
     monkeypatch.undo()
     (run / "state.safetensors").unlink()
-    with pytest.raises(RunError, match=r"state.safetensors is gone.*step 2.*continue_from"):
+    with pytest.raises(RunError, match=r"state.safetensors is missing.*model.safetensors, are unchanged"):
         run_distillation(run, settings, resume=True)
     assert run_distillation(run, changed(settings, steps=1), overwrite=True).done == 1
     with pytest.raises(InvalidInputError, match="give one of them"):
@@ -220,19 +237,22 @@ def test_a_run_is_not_touched_unasked(settings, tmp_path, photos, monkeypatch):
 def test_a_damaged_state_is_refused(settings, tmp_path):
     """A state cut short, or of another network, is an error of its own."""
     run = tmp_path / "run"
-    run_distillation(run, changed(settings, stop_after=2))
+    interrupted_run(run, settings, 3)
     whole = (run / "state.safetensors").read_bytes()
     (run / "state.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="not a readable"):
         run_distillation(run, settings, resume=True)
-    network = xai_abn.abn_from(GapNet(), layer="features.1", input_size=SIZE)
+    (run / "state.safetensors").write_bytes(whole)
+    state = read_state(run / "state.safetensors")
+    state.tensors["network"]["attention_branch.att_conv3.weight"] = torch.zeros(2)
+    save_state(run / "state.safetensors", state)
     with pytest.raises(CheckpointError, match="does not fit"):
-        Distillation(network).restore({"network.attention_branch.att_conv3.weight": torch.zeros(2)})
+        run_distillation(run, settings, resume=True)
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_model(settings, tmp_path, monkeypatch):
     """The error names the step, the learning rate and the step that is kept; the model there is finite."""
-    losses = distillation.losses
+    losses = distillation.distillation_losses
     calls = []
 
     def poisoned(*arguments):
@@ -240,15 +260,17 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_model(settings, tmp_path,
         terms = losses(*arguments)
         return {**terms, "loss": terms["loss"] * (float("nan") if len(calls) == 4 else 1)}
 
-    monkeypatch.setattr(distillation, "losses", poisoned)
-    with pytest.raises(NonFiniteError, match=r"nan at step 4 with a learning rate of .*model.safetensors holds step 2"):
+    monkeypatch.setattr(distillation, "distillation_losses", poisoned)
+    with pytest.raises(
+        NonFiniteError, match=r"nan at step 4 .*with learning rate .*last good state is .*state.safetensors"
+    ):
         run_distillation(tmp_path / "run", settings)
     assert all(torch.isfinite(t).all() for t in weights(tmp_path / "run").values() if t.is_floating_point())
 
 
 def test_a_full_disk_keeps_what_was_saved(settings, tmp_path, monkeypatch):
     """When the third save fails, the run stops with one error and the second checkpoint is whole."""
-    save = distillation_run.save_checkpoint
+    save = distillation.save_checkpoint
     calls = []
 
     def full(path, *rest, **more):
@@ -258,7 +280,7 @@ def test_a_full_disk_keeps_what_was_saved(settings, tmp_path, monkeypatch):
             raise OutputError(f"cannot write checkpoint {path}: No space left on device")
         save(path, *rest, **more)
 
-    monkeypatch.setattr(distillation_run, "save_checkpoint", full)
+    monkeypatch.setattr(distillation, "save_checkpoint", full)
     with pytest.raises(OutputError, match="No space left"):
         run_distillation(tmp_path / "run", settings)
     assert read_checkpoint(tmp_path / "run/model.safetensors")[0].training["steps_done"] == 2
@@ -284,10 +306,10 @@ def test_going_on_with_another_classifiers_network_is_refused(settings, classifi
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"photos": ()}, ImageLoadError, "no images to train on"),
-        ({"photos": ("nothing/",)}, ImageLoadError, "nothing/: no such file or folder"),
+        ({"images": ()}, ImageLoadError, "no images to train on"),
+        ({"images": ("nothing/",)}, ImageLoadError, "nothing/: no such file or folder"),
         ({"exclude": (".png",)}, ImageLoadError, "no images found"),
-        ({"batch_size": 17}, InvalidInputError, "a batch of 17 needs at least as many training images, got 16"),
+        ({"batch_size": 17}, InvalidInputError, "a batch of 17 needs as many images to train on, got 16"),
         ({"model": "lite1"}, UnknownNameError, "did you mean 'lite0'"),
         ({"model": "abn-lite0"}, UnsupportedModelError, "Attention Branch Network already"),
         ({"model": "small"}, UnsupportedModelError, "plug-in"),
@@ -311,40 +333,42 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 0}, "steps must be greater than or equal to 1"),
+        ({"steps": 0}, "steps must be at least 1"),
         ({"lr": float("nan")}, "lr must be a finite number"),
-        ({"seed": -1}, "seed must be greater than or equal to 0"),
+        ({"seed": -1}, "seed must be at least 0"),
         ({"lr": 0.0, "perception_lr": 0.0, "map_lr": 0.0}, "nothing would be trained"),
         ({"warmup": 1.5}, "warmup"),
-        ({"on_unreadable": "weep"}, "'skip' or 'stop'"),
+        ({"on_unreadable": "weep"}, "known: skip, stop"),
         ({"least_area": 0.0}, "least_area"),
-        ({"held_out": 0}, "held_out must be greater than or equal to 1"),
+        ({"held_out": 0}, "held_out must be at least 1"),
         ({"check_every": 0}, "check_every"),
     ],
 )
 def test_settings_out_of_range_are_refused(values, message):
     """The message names the setting and what it may be."""
-    with pytest.raises(InvalidInputError, match=message):
+    with pytest.raises((InvalidInputError, UnknownNameError), match=message):
         DistillationSettings(**values)
 
 
 def test_settings_from_yaml_are_checked(tmp_path):
     """Numbers such as 1e-4, which YAML reads as text, are understood; unknown names and kinds are refused."""
     file = tmp_path / "c.yaml"
-    file.write_text("lr: 1e-3\nphotos: one\nsteps: 7\nbf16: false\nstop_after: null\n")
-    assert gather_settings({"steps": 8}, file) == DistillationSettings(lr=1e-3, photos=("one",), steps=8, bf16=False)
+    file.write_text("lr: 1e-3\nimages: one\nsteps: 7\nbf16: false\nstop_after: null\n")
+    assert DistillationSettings(**{**read_settings(file)[0], "steps": 8}) == DistillationSettings(
+        lr=1e-3, images=("one",), steps=8, bf16=False
+    )
     for text, error, message in [
         ("stepps: 3", UnknownNameError, "did you mean 'steps'"),
-        ("steps: many", InvalidInputError, "steps must be a valid integer.*got 'many'"),
-        ("steps: true", InvalidInputError, "steps must not be true or false"),
-        ("lr: [1]", InvalidInputError, "lr must be a valid number"),
+        ("steps: many", InvalidInputError, "whole number, got 'many'"),
+        ("steps: true", InvalidInputError, "whole number"),
+        ("lr: [1]", InvalidInputError, "a number"),
         ("bf16: 1", InvalidInputError, "true or false"),
         ("- 1", InvalidInputError, "expected lines such as"),
         ("a: [", InvalidInputError, "not a readable YAML"),
     ]:
         file.write_text(text)
         with pytest.raises(error, match=message):
-            gather_settings({}, file)
+            DistillationSettings(**read_settings(file)[0])
 
 
 def test_unreadable_photos_are_skipped_or_stop_the_run(settings, photos, tmp_path):
@@ -352,7 +376,7 @@ def test_unreadable_photos_are_skipped_or_stop_the_run(settings, photos, tmp_pat
     shutil.copytree(photos, tmp_path / "photos")
     for name in ("bad-1.png", "bad-2.png"):
         (tmp_path / "photos" / name).write_bytes(b"no picture")
-    some = changed(settings, photos=(str(tmp_path / "photos"),))
+    some = changed(settings, images=(str(tmp_path / "photos"),))
     summary = run_distillation(tmp_path / "skip", some)
     assert sorted(re.findall(r"bad-\d", " ".join(summary.unreadable))) == ["bad-1", "bad-2"]
     for workers in (0, 1):
@@ -386,7 +410,7 @@ def test_held_out_photos_are_not_trained_on(photos, tmp_path):
 def test_draws_depend_on_seed_and_number_alone():
     """Each epoch shows every photo once, in an order of its own; starting later or with workers changes nothing."""
     photos = [torch.tensor([float(i)]) for i in range(5)]
-    draws = Draws(photos, seed=3)
+    draws = InfiniteCrops(photos, seed=3)
     epochs = [[int(draws[n]) for n in range(start, start + 5)] for start in (0, 5)]
     assert [sorted(e) for e in epochs] == [[0, 1, 2, 3, 4]] * 2
     assert epochs[0] != epochs[1]
@@ -396,10 +420,14 @@ def test_draws_depend_on_seed_and_number_alone():
             return 5
 
         def __getitem__(self, index):
-            return index + torch.rand(1)
+            return index + torch.rand(1, 1, 1)
+
+    network = xai_abn.abn_from(GapNet(), layer="features.1", input_size=SIZE)
 
     def drawn(steps, workers):
-        crops = [c for c, _ in batches(Random(), steps, batch_size=3, seed=1, workers=workers)]
+        settings = DistillationSettings(batch_size=3, seed=1, workers=workers)
+        objective = DistillationObjective(network, Random(), settings)
+        crops = [batch.images for batch in objective.batches(0, steps.start, steps.stop)]
         return torch.cat(crops).flatten().tolist()
 
     state = torch.get_rng_state()
@@ -436,7 +464,7 @@ def test_a_map_is_said_to_be_upright_inverted_or_flat(sign, verdict):
     check = check_map(network, head, inputs, batch_size=5)
     assert [m.training for m in network.modules()] == modes
     assert check.verdict == verdict
-    assert check.photos == 12
+    assert check.images == 12
     assert check.agreement == 1
     assert (check.warning is None) == (verdict == "upright")
     if verdict != "upright":
@@ -466,30 +494,37 @@ def call(*arguments):
 
 def test_the_command_distils_warns_and_goes_on(classifier, photos, tmp_path, monkeypatch):
     """It prints each check; a map that is wrong is a warning on stderr; --resume needs nothing else but the folder."""
-    check = distillation_run.check_map
+    check = distillation.check_map
 
     def inverted(*arguments):
         found = check(*arguments)
-        return dataclasses.replace(found, verdict="inverted", polarity=-0.2, upright=0.1)
+        return replace(found, verdict="inverted", polarity=-0.2, upright=0.1)
 
-    monkeypatch.setattr(distillation_run, "check_map", inverted)
+    monkeypatch.setattr(distillation, "check_map", inverted)
     small = ["--steps", 3, "--batch-size", 4, "--mosaics", 0, "--workers", 0, "--no-bf16", "--check-every", 2]
-    asked = ["--model", classifier, "--photos", photos, *small, "--stop-after", 2]
-    code, out, err = call(*asked, "-o", tmp_path / "run")
-    assert code == 0
-    assert "2 of 3 steps" in out
-    assert "warning: the map is inverted" in err
-    assert "above 0 on 10%" in err
-    code, out, _ = call("--resume", "-o", tmp_path / "run")
+    asked = ["--model", classifier, "--images", photos, *small]
+    step = DistillationObjective.losses
+
+    def fatal(self, batch, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return step(self, batch, number)
+
+    monkeypatch.setattr(DistillationObjective, "losses", fatal)
+    assert call(*asked, "-o", tmp_path / "run")[0] == 130
+    monkeypatch.setattr(DistillationObjective, "losses", step)
+    code, out, err = call("--resume", "-o", tmp_path / "run")
     assert code == 0
     assert "3 of 3 steps" in out
+    assert "warning: the map is inverted" in err
+    assert "above 0 on 10%" in err
     assert [line.split()[0] for line in out.splitlines()[1:5]] == ["0", "2", "3", f"{tmp_path}/run/model.safetensors:"]
     training = read_checkpoint(tmp_path / "run/model.safetensors")[0].training
     assert "the map is inverted" in training["map_check"]["warning"]
     code, out, err = call(*asked, "-o", tmp_path / "run")
     assert (code, out) == (1, "")
     assert len(err.strip().splitlines()) == 1
-    assert "--resume goes on with it" in err
+    assert "resume it (--resume)" in err
     code, _, err = call("--config", tmp_path / "run/config.yaml", "-o", tmp_path / "other", "--steps", 1, "--lr", 0.01)
     assert code == 0, err
     assert read_checkpoint(tmp_path / "other/model.safetensors")[0].training["settings"]["lr"] == 0.01
@@ -500,24 +535,14 @@ def test_every_setting_is_an_option_with_its_own_words():
     from typing import get_args
 
     from xai_abn.cli import distill, train
-    from xai_abn.training import TrainingSettings
 
-    for module, config in ((distill, DistillationSettings), (train, TrainingSettings)):
+    for module, kind in ((distill, DistillationSettings), (train, TrainingSettings)):
         annotations = module.command.__annotations__
-        for name, field in config.model_fields.items():
+        for name, default, description in kind.describe():
             help_text = get_args(annotations[name])[1].help
-            assert help_text.startswith(field.description.replace("[", "\\["))
-            assert field.description.endswith(".")
-            if isinstance(field.default, int | float):
-                assert help_text.endswith(f"[{field.default}]")
-
-
-def test_the_recipe_in_the_model_card_has_real_options():
-    """Every option of the shipped model's commands is one of the command's."""
-    from xai_abn.cli import distill as module
-
-    card = (Path(xai_abn.__file__).parent / "weights/abn_lite0.md").read_text()
-    recipe = re.search(r"```bash\n(.*?)```", card, re.DOTALL)[1]
-    options = set(re.findall(r"--([a-z-]+)", recipe))
-    assert {"continue-from", "restore-head", "least-area", "stop-after", "half", "no-match-scale"} <= options
-    assert {o.removeprefix("no-").replace("-", "_") for o in options} <= set(module.command.__annotations__)
+            assert re.match(r"[A-Z'].{15,}[.]", description)
+            assert help_text.startswith(description)
+            if default:
+                assert help_text.endswith(f"[default: {default}]")
+    required = [get_args(m.command.__annotations__[n])[1].help for m, n in ((train, "data"), (distill, "images"))]
+    assert all(text.endswith("[required, unless --config or --resume gives it]") for text in required)

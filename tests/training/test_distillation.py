@@ -15,7 +15,7 @@ from xai_abn.datasets.splits import find_samples
 from xai_abn.errors import ImageLoadError, NonFiniteError
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.training import DistillationSettings, distill
-from xai_abn.training.distillation.losses import make_mosaics
+from xai_abn.training.losses import make_mosaics
 
 SMALL = DistillationSettings(steps=12, batch_size=8, mosaics=2, lr=1e-3, workers=0, bf16=False)
 
@@ -38,7 +38,7 @@ def test_the_student_comes_closer_to_its_teacher(network, crops):
     log = []
     with torch.no_grad():  # spoil the copied classifier, so that there is something to learn
         network.attention_branch.att_conv2.weight.copy_(-network.attention_branch.att_conv2.weight * 5)
-    config = DistillationSettings(**{**vars(SMALL), "steps": 80, "lr": 1e-2})
+    config = SMALL.replace(steps=80, lr=1e-2)
     distill(network, crops, config, log.append)
     assert [int(entry["step"]) for entry in log] == list(range(1, 81))
     assert {"loss", "attention", "perception", "area", "sufficiency", "necessity"} <= set(log[0])
@@ -54,7 +54,7 @@ def test_the_area_penalty_shrinks_the_map(network, crops):
         distill(
             copy.deepcopy(network),
             crops,
-            DistillationSettings(**{**vars(SMALL), "steps": 40, "map_lr": 0.05, "area_weight": weight}),
+            SMALL.replace(steps=40, map_lr=0.05, area_weight=weight),
             log.append,
         )
         areas.append(log[-1]["area"])
@@ -66,7 +66,7 @@ def test_distillation_is_repeatable(network, crops):
     runs = [distill(copy.deepcopy(network), crops, SMALL) for _ in range(2)]
     states = [list(r.state_dict().values()) for r in runs]
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
-    other = distill(copy.deepcopy(network), crops, DistillationSettings(**{**vars(SMALL), "seed": 1}))
+    other = distill(copy.deepcopy(network), crops, SMALL.replace(seed=1))
     assert not all(torch.equal(a, b) for a, b in zip(states[0], other.state_dict().values(), strict=True))
 
 
@@ -101,7 +101,7 @@ def test_a_loss_that_is_not_finite_stops(network, crops):
 def test_the_features_keep_their_size(network, crops):
     """The residual's divisor becomes the least-squares factor between g(1 + M) and g; the caller's dice stay."""
     state = torch.get_rng_state()
-    distill(network, crops, DistillationSettings(**{**vars(SMALL), "steps": 60, "lr": 0.0, "map_lr": 0.0}))
+    distill(network, crops, SMALL.replace(steps=60, lr=0.0, map_lr=0.0))
     assert torch.equal(torch.get_rng_state(), state)
     with torch.no_grad():
         features = network.feature_extractor(torch.stack(crops))

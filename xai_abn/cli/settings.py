@@ -1,77 +1,107 @@
-"""Command-line options made from the fields of a settings class."""
+"""Command-line options made from a settings class."""
 
 from __future__ import annotations
 
 import inspect
-import shlex
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
-from xai_abn.settings import Settings
+from xai_abn.errors import InvalidInputError
+from xai_abn.training.run_folder import RunFolder
+from xai_abn.training.settings import RunSettings, read_settings
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.", metavar="RUN")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML file with settings, such as the config.yaml of another run. Options on the command line win.",
+        metavar="FILE",
+    ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the run in --output, with its settings, where it was saved last.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.")]
 
 
 def with_settings(
-    kind: type[Settings], short: Mapping[str, str] | None = None
+    settings: type[RunSettings], required: str, short: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that gives a command an option for each field of a settings class.
+    """Return a decorator that adds an option for each setting to a command.
 
-    The command receives the options as keyword arguments; options that are not given on the command line are left
-    out, so that a file of settings can fill them. The help of an option is the description of its field.
+    The command receives the settings that were given as keywords.
 
     Args:
-        kind: fields of numbers, texts, truth values, tuples of texts (the option is given once for each text) and
-            tuples of numbers (given as ``1,2``).
-        short: short names of some options, such as ``{"model": "-m"}``.
+        settings: its fields give type, default and help of the options; those of the class itself come first.
+        required: the setting that a run needs, from the command line or a file.
+        short: short names of options, such as ``{"model": "-m"}``.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        parameters = inspect.signature(command, eval_str=True).parameters.values()
-        own = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters if p.kind is not p.VAR_KEYWORD]
-        required = [name for name, field in kind.model_fields.items() if field.is_required()]
-        names = [*required, *(name for name in kind.model_fields if name not in required)]
-        options = [_option(name, kind, (short or {}).get(name)) for name in names]
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        fields = settings.model_fields
+        names = dict.fromkeys([required, *(n for n in inspect.get_annotations(settings) if n in fields), *fields])
+        options = [_option(name, fields[name], name == required, (short or {}).get(name)) for name in names]
 
         def call(**values: Any) -> None:
-            given = {p.name: values.pop(p.name) for p in own}
-            command(**given, **{name: value for name, value in values.items() if value not in (None, [])})
+            command(**{name: value for name, value in values.items() if name not in fields or value not in (None, [])})
 
-        call.__signature__ = inspect.Signature([*options, *own])  # type: ignore[attr-defined]
-        call.__annotations__ = {p.name: p.annotation for p in (*options, *own)}
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own] + options
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in parameters}
         call.__doc__ = command.__doc__
         return call
 
     return decorate
 
 
-def _option(name: str, kind: type[Settings], short: str | None) -> inspect.Parameter:
-    """Return the option of a field, whose default of None means that it was not given."""
-    field = kind.model_fields[name]
-    plain = [t for t in (field.annotation, *get_args(field.annotation)) if t in (bool, int, float)]
-    typed = list[str] if field.annotation == tuple[str, ...] else plain[0] if plain else str
+def _option(name: str, field: FieldInfo, required: bool, short: str | None) -> inspect.Parameter:
+    kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if kind is not type(None)]
+    kind = next((kind for kind in kinds if kind in (bool, int, float)), str)
+    metavar = {bool: None, int: "INTEGER", float: "NUMBER", str: "TEXT"}[kind]
+    many = next((get_args(part)[0] for part in kinds if get_origin(part) is tuple), None)
+    if many is float:
+        kind, metavar = str, "NUMBERS"
+    literal = next((part for part in kinds if get_origin(part) is Literal), None)
+    if literal is not None:
+        metavar = "|".join(get_args(literal))
     flag = name.replace("_", "-")
-    flags = [f"--{flag}/--no-{flag}" if typed is bool else f"--{flag}", *([short] if short else [])]
-    default = "required" if field.is_required() else "" if field.default in (None, ()) else str(field.default)
-    text = (field.description or "").replace("[", "\\[") + (f" \\[{default}]" if default else "")
-    metavar = None if typed is bool else {int: "N", float: "X"}.get(typed, "TEXT")
-    option = typer.Option(*flags, help=text, metavar=metavar, show_default=False)
+    flags = [f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}", *([short] if short else [])]
+    default = "" if field.is_required() or field.default in (None, ()) else str(field.default)
+    note = (
+        " \\[required, unless --config or --resume gives it]"
+        if required
+        else f" \\[default: {default}]"
+        if default
+        else ""
+    )
+    option = typer.Option(*flags, help=f"{field.description}{note}", metavar=metavar, show_default=False)
+    annotation = list[str] if many is str else kind
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[typed | None, option]
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, option]
     )
 
 
-def recorded_command(name: str) -> str:
-    """Return the command line for the record of a run, with file names instead of paths.
+def settings_file(output: Path, config: Path | None, resume: bool, *others: Any) -> dict[str, Any]:
+    """Return the settings that a command starts from: those of the run to resume, or of a file.
 
     Args:
-        name: of the command, for a process that was not started as ``xai-abn``.
+        output: folder of the run.
+        config: the file, or None.
+        resume: whether the run is resumed.
+        others: other sources of settings, which a resumed run does not take.
+
+    Raises:
+        RunError: there is no run to resume.
+        InvalidInputError: a file cannot be read, or a run is resumed with another source of settings.
     """
-    words = sys.argv[1:] if Path(sys.argv[0]).name in ("xai-abn", "__main__.py") else [name]
-    recorded = []
-    for word in words:
-        option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
-        recorded.append(option + equals + (value if ":" in value else Path(value).name))
-    return shlex.join(["xai-abn", *recorded])
+    if resume and any(source is not None for source in (config, *others)):
+        raise InvalidInputError("a resumed run keeps its settings; leave out --config and --preset")
+    if resume:
+        return RunFolder(output).read_settings()[0]
+    return read_settings(config)[0] if config is not None else {}

@@ -1,4 +1,4 @@
-"""Training Attention Branch Networks. Names are loaded when first used."""
+"""Training and distillation of Attention Branch Networks. Names are loaded when first used."""
 
 from __future__ import annotations
 
@@ -6,29 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xai_abn.training.distillation.loop import distill
-    from xai_abn.training.distillation.run import run_distillation
-    from xai_abn.training.distillation.settings import DistillationSettings
-    from xai_abn.training.settings import TrainingSettings, make_training_settings
-    from xai_abn.training.trainer import train
+    from xai_abn.training.distillation import distill, run_distillation
+    from xai_abn.training.settings import DistillationSettings, TrainingSettings, make_training_settings
+    from xai_abn.training.supervised import train
 
 _HOMES = {
-    "DistillationSettings": "distillation.settings",
+    "DistillationSettings": "settings",
     "TrainingSettings": "settings",
-    "distill": "distillation.loop",
+    "distill": "distillation",
     "make_training_settings": "settings",
-    "run_distillation": "distillation.run",
-    "train": "trainer",
+    "run_distillation": "distillation",
+    "train": "supervised",
 }
 
-__all__ = [
-    "DistillationSettings",
-    "TrainingSettings",
-    "distill",
-    "make_training_settings",
-    "run_distillation",
-    "train",
-]
+__all__ = ["DistillationSettings", "TrainingSettings", "distill", "make_training_settings", "run_distillation", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a classifier and an Attention Branch Network are trained to lower, and what is counted of them."""
+"""Losses of training and of distillation."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xai_abn.datasets.batches import DataSplit
 from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
+from xai_abn.training.settings import DistillationSettings
 
 
 def classification_losses(
-    answer: Tensor | ABNOutput,
+    output: Tensor | ABNOutput,
     targets: Tensor,
     *,
     attention_weight: float = 1.0,
@@ -20,28 +20,28 @@ def classification_losses(
 ) -> dict[str, Tensor]:
     """Return the training loss and its terms.
 
-    ``loss = CE(perception) + attention_weight * CE(attention branch) + area_weight * mean(M)``; of a plain classifier
-    the first term alone.
+    ``loss = CE(perception) + attention_weight * CE(attention branch) + area_weight * mean(M)``; for a plain classifier
+    only the first term.
 
     Args:
-        answer: logits (N, K), or what an ABN answers.
+        output: logits (N, K), or the output of an ABN.
         targets: (N,) class indices; or (N, K) of 0 and 1, whose cross-entropy is binary, the mean over attributes.
         attention_weight: 1 as published.
         area_weight: 0 as published.
-        label_smoothing: in [0, 1); 0 as published; for class indices alone.
+        label_smoothing: in [0, 1); 0 as published; for class indices only.
 
     Returns:
-        Scalars in nats: ``loss``, ``perception``, and of an ABN ``attention`` and ``area`` (the mean of M).
+        Scalars in nats: ``loss``, ``perception``, and for an ABN ``attention`` and ``area`` (the mean of M).
 
     Source: Fukui et al., CVPR 2019, section 3.4; the area penalty is this project's.
     """
-    if not isinstance(answer, ABNOutput):
-        perception = cross_entropy(answer, targets, label_smoothing)
+    if not isinstance(output, ABNOutput):
+        perception = cross_entropy(output, targets, label_smoothing)
         return {"loss": perception, "perception": perception}
     terms = {
-        "perception": cross_entropy(answer.logits, targets, label_smoothing),
-        "attention": cross_entropy(answer.attention_logits, targets, label_smoothing),
-        "area": answer.attention_map.float().mean(),
+        "perception": cross_entropy(output.logits, targets, label_smoothing),
+        "attention": cross_entropy(output.attention_logits, targets, label_smoothing),
+        "area": output.attention_map.float().mean(),
     }
     loss = terms["perception"] + attention_weight * terms["attention"]
     if area_weight:
@@ -57,49 +57,76 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
 
 
 def correct(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return what is answered rightly, as numbers in [0, 1], (N,): the top class, or the share of attributes."""
+    """Return (N,) numbers in [0, 1]: 1 where the top class is right; or the share of attributes that are right."""
     if targets.dim() == 2:
         return ((logits > 0) == (targets > 0.5)).float().mean(dim=1)
     return (logits.argmax(dim=1) == targets).float()
 
 
-@torch.no_grad()
-def measured_sums(
-    network: nn.Module, split: DataSplit, indices: Tensor, device: torch.device, at_once: int = 500
-) -> dict[str, float]:
-    """Return sums over pictures of what is right and of the cross-entropy, for the two branches of an ABN, in float32.
+def distillation_losses(
+    network: AttentionBranchNetwork,
+    teacher: nn.Module,
+    images: Tensor,
+    settings: DistillationSettings,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Return the distillation loss of a batch and its terms, each a scalar; see :func:`xai_abn.training.distill`.
 
     Args:
-        network: a classifier or an ABN; it is put into evaluation mode.
-        split: the pictures.
-        indices: (N,) of those to measure.
-        device: where the network is.
-        at_once: pictures a batch.
+        network: the student; the mechanism follows the scale of its features.
+        teacher: features (N, C, h, w) to logits (N, K).
+        images: (N, 3, H, W), normalized.
+        settings: weights of the terms and number of mosaics.
+        generator: random numbers of the mosaics.
+    """
+    with torch.no_grad():
+        features = network.feature_extractor(images)
+        target = teacher(features).float().softmax(dim=1)
+        if settings.mosaics:
+            mosaics, members = make_mosaics(images, settings.mosaics, generator)
+            features = torch.cat([features, network.feature_extractor(mosaics)])
+            target = torch.cat([target, target[members].mean(dim=1)])
+    attention_logits, attention_map, _ = network.attention_branch(features)
+    network.mechanism.match_scale(features, attention_map, momentum=0.1)
+    logits = network.perception_branch(network.mechanism(features, attention_map))
+    terms = {
+        "attention": _divergence(target, attention_logits),
+        "perception": _divergence(target, logits),
+        "area": attention_map.float().mean(),
+    }
+    loss = terms["attention"] + terms["perception"] + settings.area_weight * terms["area"]
+    if settings.sufficiency_weight:
+        terms["sufficiency"] = _divergence(target, teacher(features * attention_map))
+        loss = loss + settings.sufficiency_weight * terms["sufficiency"]
+    if settings.necessity_weight:
+        hidden = teacher(features * (1 - attention_map)).float().softmax(dim=1)
+        terms["necessity"] = torch.minimum(target, hidden).sum(dim=1).mean()
+        loss = loss + settings.necessity_weight * terms["necessity"]
+    return {"loss": loss, **terms}
+
+
+def _divergence(target: Tensor, logits: Tensor) -> Tensor:
+    return F.kl_div(logits.float().log_softmax(dim=1), target, reduction="batchmean")
+
+
+def make_mosaics(images: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Put images together four at a time, each at half its size.
+
+    Args:
+        images: (N, C, H, W); if H or W is odd, the last row or column is repeated.
+        count: number of mosaics.
+        generator: random numbers that choose the images, without repeating one within a mosaic if N >= 4.
 
     Returns:
-        Sums called ``accuracy``, ``loss``, ``count``, ``skipped`` (pictures that could not be read); of an ABN
-        ``attention_accuracy`` and ``area`` (mean of M), too. The same names in the same order whatever can be read.
+        Mosaics (count, C, H, W) and the positions (count, 4) of their images: top left, top right, bottom left, bottom
+        right.
     """
-    network.eval()
-    names = ["count", "skipped", "accuracy", "loss"]
-    if isinstance(network, AttentionBranchNetwork):
-        names += ["attention_accuracy", "area"]
-    sums = dict.fromkeys(names, 0.0)
-    for batch in split.load(indices.split(at_once), device, None):
-        sums["skipped"] += batch.skipped
-        number = len(batch.images)
-        if not number:
-            continue
-        answer = network(batch.images)
-        logits = answer.logits if isinstance(answer, ABNOutput) else answer
-        found = {
-            "count": number,
-            "accuracy": float(correct(logits, batch.targets).sum()),
-            "loss": float(cross_entropy(logits, batch.targets)) * number,
-        }
-        if isinstance(answer, ABNOutput):
-            found["attention_accuracy"] = float(correct(answer.attention_logits, batch.targets).sum())
-            found["area"] = float(answer.attention_map.float().mean()) * number
-        for name, value in found.items():
-            sums[name] += value
-    return sums
+    number, height, width = len(images), images.shape[2], images.shape[3]
+    draws = [torch.randperm(number, generator=generator) for _ in range(count)]
+    members = torch.stack([draw.repeat(4)[:4] for draw in draws]).to(images.device)
+    tiles = F.avg_pool2d(images, 2)[members]
+    rows = [torch.cat([tiles[:, i], tiles[:, i + 1]], dim=3) for i in (0, 2)]
+    mosaics = torch.cat(rows, dim=2)
+    if height % 2 or width % 2:
+        mosaics = F.pad(mosaics, (0, width % 2, 0, height % 2), mode="replicate")
+    return mosaics, members

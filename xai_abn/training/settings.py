@@ -1,160 +1,195 @@
-"""Settings of a training run: defaults, a published recipe, a file and the command line."""
+"""Settings of training and distillation, from Python, YAML files and the command line."""
 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from xai_abn.errors import InvalidInputError, RunError, UnknownNameError
-from xai_abn.files import replacing
+from xai_abn.errors import InvalidInputError, UnknownNameError
 from xai_abn.settings import Settings
 
-#: File of a run's settings, in its folder.
-SETTINGS_FILE = "config.yaml"
-#: What a run notes in that file beside its settings.
-_NOTES = frozenset(("commands", "xai_abn_version"))
-#: ``mechanism`` of a network without an attention branch.
-BASELINE = "none"
+#: ``mechanism`` of a classifier without an attention branch.
+PLAIN = "none"
+#: What a run's ``config.yaml`` holds beside the settings.
+NOTES = ("commands", "xai_abn_version")
+#: Names in files of version 1.
+_RENAMED = {"photos": "images"}
+#: Settings of version 1 that no longer exist, and their values that a run can be resumed with.
+_REMOVED: dict[str, Any] = {"stop_after": None, "restore_head": False, "match_scale": True}
+
+S = TypeVar("S", bound="RunSettings")
 
 
 class RunSettings(Settings):
-    """Settings that training and distillation share.
+    """Settings that training and distillation share."""
 
-    A list may be given as one text, ``"3,4.5"`` for numbers. The notes in a run's settings file are ignored.
-    """
+    #: Name of the command.
+    verb: ClassVar[str]
+    #: Settings that may change when a run is resumed: they do not change the weights.
+    free: ClassVar[frozenset[str]]
+    #: Settings that say where things are on one machine, and those that may name a file.
+    local: ClassVar[frozenset[str]]
+    files: ClassVar[frozenset[str]]
 
-    mechanism: str = Field(
-        "residual",
-        description="Way in which the map weights the features: 'residual', 'product', 'concatenation' or 'auxiliary' "
-        "(the map is not used).",
+    batch_size: int = Field(128, ge=1, description="Images in a training step.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of the weights that are drawn, the order of the images, crops and flips."
     )
-    smoothing: int = Field(
-        0, ge=0, description="Number of times to average the map over 3x3 neighbors; 0 as in the paper."
+    workers: int = Field(
+        2, ge=0, description="Processes that read images. With 0 the training process reads them itself."
     )
-    weights: str | None = Field(None, description="Weights of a timm: or torchvision: classifier: a file, or 'random'.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of all random numbers of the run.")
-    bf16: bool = Field(False, description="Run the network under bfloat16 autocast.")
-    workers: int = Field(2, ge=0, description="Number of processes that read images; it does not change the result.")
+    bf16: bool = Field(
+        False, description="Compute in bfloat16 where that is safe: faster on most GPUs and on recent CPUs."
+    )
     on_unreadable: Literal["skip", "stop"] = Field(
-        "skip", description="'skip' leaves unreadable images out and counts them; 'stop' stops at the first."
+        "skip", description="'skip' leaves unreadable images out and counts them. 'stop' ends the run at the first."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
-        prepared = {name: value for name, value in values.items() if name not in _NOTES}
-        for name, value in prepared.items():
-            kind = str(cls.model_fields[name].annotation) if name in cls.model_fields else ""
-            if "tuple[str" in kind and isinstance(value, str):
-                prepared[name] = (value,)
-            elif "tuple[float" in kind and isinstance(value, str):
-                prepared[name] = tuple(value.split(","))
-            elif "bool" in kind and not isinstance(value, bool | str):
-                raise InvalidInputError(f"{name} must be true or false, got {value!r}")
-            elif isinstance(value, bool) and kind and "bool" not in kind:
-                raise InvalidInputError(f"{name} must not be true or false, got {value!r}")
-        return prepared
+    def portable(self) -> dict[str, Any]:
+        """Return the settings as plain values without folders of this machine: files by name, no places of images."""
+
+        def is_file(name: str, value: Any) -> bool:
+            return name in self.files and bool(value) and (Path(value).is_absolute() or Path(value).exists())
+
+        values = {name: value for name, value in self.to_dict().items() if name not in self.local}
+        return {name: Path(value).name if is_file(name, value) else value for name, value in values.items()}
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """The option that names the images, with a placeholder for their place."""
+        raise NotImplementedError
+
+    def command(self) -> str:
+        """Return the command that makes this run, with placeholders for folders."""
+        portable = self.portable()
+        words = ["xai-abn", self.verb, *self.source]
+        for name in self.changed():
+            option, value = name.replace("_", "-"), portable.get(name)
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            elif isinstance(value, list) and value and isinstance(value[0], float):
+                words += [f"--{option}", ",".join(map(str, value))]
+            elif value is not None:
+                words += [
+                    word
+                    for item in (value if isinstance(value, list) else [value])
+                    for word in (f"--{option}", str(item))
+                ]
+        return shlex.join([*words, "--output", "RUN"])
 
 
 class TrainingSettings(RunSettings):
-    """Settings of a training run with labels."""
+    """Settings of :func:`xai_abn.training.train`."""
 
-    data: str = Field(description="Data to train on as KIND:PLACE, such as cifar100:DIR or images:DIR.")
+    verb = "train"
+    free = frozenset(("data", "log_every", "maps_every", "save_minutes", "tensorboard", "workers"))
+    local = frozenset(("data",))
+    files = frozenset(("weights",))
+
+    data: str = Field(description="Data set to train on, as KIND:PLACE, such as cifar100:DIR or images:DIR.")
     arch: str = Field(
-        "resnet20",
-        description="Name of the network: one of 'xai-abn list architectures', timm:NAME or torchvision:NAME.",
+        "resnet20", description="Network: a name of 'xai-abn list architectures', timm:NAME or torchvision:NAME."
     )
     mechanism: str = Field(
         "residual",
-        description="Way in which the map weights the features: 'residual', 'product', 'concatenation', 'auxiliary' "
-        "(the map is not used), or 'none' for the plain classifier.",
+        description="How the attention map weighs the features: 'residual' (as published), 'product', 'concatenation', "
+        "'auxiliary' (the map is not used), or 'none' for a classifier without an attention branch.",
     )
     maps: str = Field(
         "shared",
-        description="'shared' learns one map for all classes, as in the paper. For data with several labels per "
-        "image, 'per-attribute' learns one map per label, and 'per-attribute-signed' with the mechanism 'product' is "
-        "the published multi-task network.",
+        description="'shared' gives one map for all classes, as published. Data with several labels for each image can "
+        "have 'per-attribute' maps; 'per-attribute-signed' with the mechanism 'product' is the published multi-task "
+        "network.",
+    )
+    smoothing: int = Field(
+        0, ge=0, description="Number of times to average the map over 3x3 neighbors. The published network has 0."
     )
     size: int | None = Field(
         None,
         ge=1,
-        description="Height and width of the images; by default the size of the data, if it has one, or the size for "
-        "which the network was designed.",
+        description="Height and width of the images in pixels. Without it the data or the architecture decides.",
     )
     weights: str | None = Field(
-        None, description="File with weights of the backbone to start from; by default it starts from random weights."
+        None, description="File with weights to start the backbone from. Without it the weights are drawn at random."
     )
     epochs: int = Field(300, ge=1, description="Number of epochs. The last incomplete batch of each epoch is dropped.")
-    batch_size: int = Field(128, ge=1, description="Number of images per step, over all ranks together.")
-    lr: float = Field(0.1, ge=0, allow_inf_nan=False, description="Peak learning rate of SGD.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
-    nesterov: bool = Field(False, description="Use Nesterov momentum; the published recipes do not.")
+    batch_size: int = Field(128, ge=1, description="Images in a training step, over all GPUs or processes together.")
+    lr: float = Field(0.1, ge=0, allow_inf_nan=False, description="Highest learning rate of SGD.")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="Momentum of SGD: how much of the last update each update keeps."
+    )
+    nesterov: bool = Field(False, description="Use Nesterov momentum. The published recipes do not.")
     weight_decay: float = Field(
-        1e-4, ge=0, allow_inf_nan=False, description="Weight decay, applied to all parameters as in the paper."
+        1e-4, ge=0, allow_inf_nan=False, description="Weight decay of all parameters, as published."
     )
     schedule: Literal["step", "cosine"] = Field(
         "step",
-        description="'step' multiplies the learning rate by gamma after each of the milestones; 'cosine' lowers it to "
-        "0.",
+        description="'step' multiplies the learning rate by --gamma at each milestone. 'cosine' lowers it to 0.",
     )
     milestones: tuple[float, ...] | None = Field(
         None,
-        description="Epochs of the 'step' schedule, such as 150,225; by default one half and three quarters of the "
-        "epochs.",
+        description="Epochs after which the 'step' schedule lowers the learning rate, such as 150,225. Without it: "
+        "after half and three quarters of the epochs.",
     )
-    gamma: float = Field(
-        0.1, gt=0, le=1, description="Factor by which the 'step' schedule multiplies the learning rate."
-    )
+    gamma: float = Field(0.1, gt=0, le=1, description="Factor of the learning rate at each milestone.")
     warmup: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="Number of epochs over which the learning rate rises from 0."
+        0.0, ge=0, allow_inf_nan=False, description="Epochs during which the learning rate rises from 0."
     )
     attention_weight: float = Field(
         1.0,
         ge=0,
         allow_inf_nan=False,
-        description="Weight of the attention branch's cross-entropy; 1 as in the paper.",
+        description="Weight of the attention branch's cross-entropy in the loss. Published: 1.",
     )
     area_weight: float = Field(
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="Weight of the area penalty, which is the mean of the map; 0 as in the paper.",
+        description="Weight of a penalty on the mean of the attention map. Published: none.",
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing; 0 as in the paper.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy. Published: none."
+    )
     ema: float | None = Field(
         None,
         ge=0,
         lt=1,
-        description="Decay of an exponential moving average of the weights, which is then evaluated and saved; by "
-        "default there is none.",
-    )
-    seed: int = Field(
-        0, ge=0, lt=2**63, description="Seed of the initial weights, the order of the images, the crops and the flips."
+        description="Decay of a moving average of the weights, which is then evaluated and saved in their place, such "
+        "as 0.999. Without it there is no average.",
     )
     validation: float = Field(
-        0.1, ge=0, lt=1, description="Share of the training images held out to choose the best epoch."
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of the training images to hold out as validation split, which chooses the best epoch.",
     )
-    workers: int = Field(2, ge=0, description="Number of processes that read images if these do not fit into memory.")
-    log_every: int = Field(50, ge=1, description="Number of steps between two lines of the log.")
-    maps_every: int = Field(
-        10, ge=0, description="Number of epochs between two figures of the attention maps; 0 draws none."
-    )
+    log_every: int = Field(50, ge=1, description="Steps between two lines in the log.")
+    maps_every: int = Field(10, ge=0, description="Epochs between two figures of attention maps. 0 draws none.")
     save_minutes: float = Field(
         5.0,
         ge=0,
         allow_inf_nan=False,
-        description="Minutes between two saved states within an epoch; the state is also saved after each epoch.",
+        description="Minutes between two saves of the state within an epoch. The end of each epoch is saved anyway.",
     )
-    tensorboard: bool = Field(False, description="Also write TensorBoard files.")
+    tensorboard: bool = Field(False, description="Also write the log as TensorBoard files.")
+
+    @field_validator("milestones", mode="before")
+    @classmethod
+    def _split_numbers(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(value.split(","))
+        if value is None or isinstance(value, list | tuple):
+            return value
+        raise InvalidInputError(f"milestones must be a list of numbers, got {value!r}")
 
     @model_validator(mode="after")
-    def _check(self) -> TrainingSettings:
-        """Refuse settings that contradict each other."""
+    def _check_combinations(self) -> TrainingSettings:
         if self.warmup > self.epochs or not all(0 <= drop < self.epochs for drop in self.drops):
             raise InvalidInputError(
                 f"warmup and milestones must lie within the {self.epochs} epochs, got {self.warmup} and {self.drops}"
@@ -162,11 +197,17 @@ class TrainingSettings(RunSettings):
         if self.nesterov and not self.momentum:
             raise InvalidInputError("nesterov needs momentum above 0")
         if self.area_weight and self.maps == "per-attribute-signed":
-            raise InvalidInputError("area_weight is for maps in [0, 1]; per-attribute-signed maps have no area")
-        for name in ("maps", "smoothing", "area_weight", "attention_weight"):
-            if self.mechanism == BASELINE and getattr(self, name) != type(self).model_fields[name].default:
-                raise InvalidInputError(f"{name} is for an attention branch; mechanism={BASELINE} trains without one")
+            raise InvalidInputError("area_weight needs maps in [0, 1], and maps=per-attribute-signed are unbounded")
+        branch = ("maps", "smoothing", "area_weight", "attention_weight")
+        unused = [name for name in branch if self.mechanism == PLAIN and name in self.changed()]
+        if unused:
+            raise InvalidInputError(f"{unused[0]} is for an attention branch; mechanism={PLAIN} has none")
         return self
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """The data set without its place."""
+        return "--data", f"{self.data.partition(':')[0]}:DIR"
 
     @property
     def drops(self) -> tuple[float, ...]:
@@ -174,105 +215,213 @@ class TrainingSettings(RunSettings):
         return self.milestones if self.milestones is not None else (self.epochs / 2, self.epochs * 3 / 4)
 
     def rate(self, epoch: float) -> float:
-        """Return the learning rate at a time, in epochs since the start."""
-        if epoch < self.warmup:
-            return self.lr * epoch / self.warmup
-        if self.schedule == "cosine":
-            done = (epoch - self.warmup) / max(self.epochs - self.warmup, 1e-9)
-            return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        """Return the learning rate at a time in epochs since the start."""
+        if self.schedule == "cosine" or epoch < self.warmup:
+            return self.lr * warm_up_and_cosine(epoch, self.epochs, self.warmup)
         return self.lr * self.gamma ** sum(epoch >= drop for drop in self.drops)
 
 
+class DistillationSettings(RunSettings):
+    """Settings of :func:`xai_abn.training.run_distillation`; :func:`xai_abn.training.distill` uses some of them."""
+
+    verb = "distill"
+    free = frozenset(("images", "device", "workers", "check_every"))
+    local = frozenset(("images", "device", "workers"))
+    files = frozenset(("model", "weights", "continue_from"))
+
+    model: str = Field(
+        "lite0", description="Classifier to distill: lite0, timm:NAME, torchvision:NAME or the path of a checkpoint."
+    )
+    weights: str | None = Field(
+        None,
+        description="File with weights of a timm or torchvision model, or 'random' for an untrained one. Without it "
+        "the library downloads its pretrained weights.",
+    )
+    device: str = Field("cpu", description="Device to train on, such as cpu or cuda.")
+    images: tuple[str, ...] = Field(
+        (),
+        description="Folder (searched recursively), file, glob or KIND:PLACE with images to train on; give the option "
+        "once for each. Labels are not used.",
+    )
+    exclude: tuple[str, ...] = Field(
+        (),
+        description="Skip images whose file name contains this text, such as _val_; give the option once for each.",
+    )
+    least_area: float = Field(
+        0.25, gt=0, le=1, description="Smallest share of an image's area that a random crop covers."
+    )
+    held_out: int = Field(
+        64, ge=1, description="Images to hold out for checking the map. At most a fifth of all images is taken."
+    )
+    mechanism: str = Field(
+        "residual",
+        description="How the attention map weighs the features: 'residual' (as published), 'product' or "
+        "'concatenation'.",
+    )
+    smoothing: int = Field(
+        0, ge=0, description="Number of times to average the map over 3x3 neighbors. The published network has 0."
+    )
+    layer: str | None = Field(
+        None, description="Layer behind which the classifier is split. Without it a suitable layer is found."
+    )
+    continue_from: str | None = Field(
+        None, description="Checkpoint of an ABN of the same classifier to start from, instead of a fresh one."
+    )
+    steps: int = Field(1000, ge=1, description="Number of training steps, each on one batch of images.")
+    batch_size: int = Field(32, ge=1, description="Images in a training step.")
+    mosaics: int = Field(
+        8,
+        ge=0,
+        description="Extra inputs in each step, each a 2x2 mosaic of four of its images. Their target is the mean of "
+        "the teacher's four predictions, so the map must find all four.",
+    )
+    lr: float = Field(
+        1e-4,
+        ge=0,
+        allow_inf_nan=False,
+        description="Highest learning rate of the attention branch. All learning rates fall to 0 along a cosine.",
+    )
+    perception_lr: float = Field(
+        2e-5,
+        ge=0,
+        allow_inf_nan=False,
+        description="Highest learning rate of the perception branch. A high one makes it forget classes that the "
+        "images do not show.",
+    )
+    map_lr: float = Field(
+        5e-3,
+        ge=0,
+        allow_inf_nan=False,
+        description="Highest learning rate of the layers that make the map (att_conv3 and bn_att3).",
+    )
+    area_weight: float = Field(
+        4.0, ge=0, allow_inf_nan=False, description="Weight of a penalty on the mean of the attention map."
+    )
+    sufficiency_weight: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of the sufficiency term: the teacher must predict the same from what the map keeps.",
+    )
+    necessity_weight: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of the necessity term: the teacher must not predict the same from what the map hides.",
+    )
+    train_stage: bool = Field(
+        False, description="Also train the attention branch's copy of the classifier's last stage."
+    )
+    warmup: float = Field(0.05, ge=0, le=1, description="Share of the steps during which learning rates rise from 0.")
+    max_grad_norm: float = Field(
+        5.0, gt=0, allow_inf_nan=False, description="Largest norm of the gradient; a longer one is shortened to it."
+    )
+    workers: int = Field(
+        1, ge=0, description="Processes that read images. With 0 the training process reads them itself."
+    )
+    bf16: bool = Field(
+        True, description="Compute in bfloat16 where that is safe: faster on most GPUs, slower on older CPUs."
+    )
+    check_every: int = Field(
+        100, ge=1, description="Steps between two checks of the map. At each the model and the state are saved."
+    )
+    half: bool = Field(False, description="Store the weights of the model file as 16-bit floating-point numbers.")
+
+    @field_validator("images", "exclude", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_rates(self) -> DistillationSettings:
+        if not (self.lr or self.perception_lr or self.map_lr):
+            raise InvalidInputError("lr, perception_lr and map_lr are all 0, so nothing would be trained")
+        return self
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """One option stands for all folders."""
+        return "--images", "DIR..."
+
+    def rate(self, step: int) -> float:
+        """Return the share of the highest learning rates at a step counted from 0."""
+        warmup = max(1, round(self.warmup * self.steps))
+        return warm_up_and_cosine(step + 1 if step < warmup else step, self.steps, warmup)
+
+
+def warm_up_and_cosine(time: float, total: float, warmup: float) -> float:
+    """Return the share of the highest rate, which rises linearly until ``warmup`` and falls to 0 at ``total``."""
+    if time < warmup:
+        return time / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (time - warmup) / max(total - warmup, 1e-9))))
+
+
 def make_training_settings(*sources: Mapping[str, Any], preset: str | None = None) -> TrainingSettings:
-    """Combine a recipe and other sources of settings; later sources override earlier ones.
+    """Return training settings from several sources; a later one wins.
+
+    If a source changes the epochs of an earlier one and not the milestones, these move to the same share of the epochs.
 
     Args:
         sources: settings, such as those of a file and those of the command line.
-        preset: ``"published"`` for the recipe published for the architecture, or None. If a source changes the epochs
-            of an earlier source or of the recipe but not the milestones, the milestones move to the same share of the
-            epochs.
+        preset: ``"published"`` to start from the recipe published for the architecture.
 
     Raises:
-        InvalidInputError: a setting has the wrong type or is out of range, or ``data`` is missing.
-        UnknownNameError: unknown setting, unknown preset, or no recipe for this architecture.
+        InvalidInputError: a setting is missing, of a wrong type or out of range.
+        UnknownNameError: unknown setting or preset, or no recipe is published for the architecture.
     """
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for source in sources:
-        given = _override(given, source)
-    if "data" not in given:
-        raise InvalidInputError("data is required; give KIND:PLACE, such as cifar100:DIR or images:DIR")
+        values = _merge(values, source)
     if preset is not None:
-        arch = given.get("arch", TrainingSettings.model_fields["arch"].default)
-        given = _override(published_recipe(arch, preset), given)
-    return TrainingSettings(**given)
+        values = _merge(published_recipe(str(values.get("arch", "resnet20")), preset), values)
+    return TrainingSettings(**values)
 
 
-def _override(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of both, where later ones win; earlier milestones move along with changed epochs."""
-    drops, epochs = earlier.get("milestones"), earlier.get("epochs")
+def _merge(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    drops, epochs, changed = earlier.get("milestones"), earlier.get("epochs"), later.get("epochs")
     if drops and later.get("milestones") is None:
-        try:
-            share = int(later.get("epochs", epochs)) / int(epochs) if epochs else 1
-            numbers = drops.split(",") if isinstance(drops, str) else drops
-            later = {**later, "milestones": tuple(float(drop) * share for drop in numbers)}
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(
-                f"epochs must be a whole number and milestones a list of numbers, got {epochs!r} and {drops!r}"
-            ) from error
+        if isinstance(epochs, int) and isinstance(changed, int) and isinstance(drops, list | tuple):
+            drops = tuple(float(drop) * changed / epochs for drop in drops)
+        later = {**later, "milestones": drops}
     return {**earlier, **later}
 
 
 def published_recipe(arch: str, preset: str = "published") -> dict[str, Any]:
     """Return the settings published for an architecture.
 
-    Source: Fukui et al., CVPR 2019, the released code's commands and training logs (SGD, no Nesterov, no warm-up).
+    Source: Fukui et al., CVPR 2019: commands and training logs of the released code (SGD, no Nesterov, no warm-up).
 
     Raises:
-        UnknownNameError: unknown preset or architecture, or no recipe is published for the architecture.
+        UnknownNameError: unknown preset or architecture, or no recipe is published for it.
     """
+    from xai_abn.networks.architectures import architectures, find_architecture
+
     if preset != "published":
         raise UnknownNameError("preset", preset, ["published"])
-    from xai_abn.networks.architectures import architectures, find_architecture  # imports torch, which --help must not
-
     recipe = find_architecture(arch).recipe
     if not recipe:
         raise UnknownNameError("recipe for", arch, [name for name in architectures if architectures[name].recipe])
     return dict(recipe)
 
 
-def read_run_settings(folder: str | Path) -> dict[str, Any]:
-    """Read the settings and notes of the run in a folder.
+def read_settings(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a YAML or JSON file of settings, such as a run's ``config.yaml``; return settings and notes.
 
     Raises:
-        RunError: there is no run.
-        InvalidInputError: the settings are unreadable.
-    """
-    path = Path(folder) / SETTINGS_FILE
-    if not path.is_file():
-        raise RunError(f"{folder}: no run to resume, as {SETTINGS_FILE} is missing; start one without resume")
-    return read_settings(path)
-
-
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """Read a YAML or JSON file of settings, such as a run's ``config.yaml``, including the notes of the run.
-
-    Raises:
-        InvalidInputError: the file is missing, is not YAML, or is not a table of settings.
+        InvalidInputError: the file is missing, is not YAML, or holds no table of settings.
     """
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInputError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict):
-        raise InvalidInputError(f"{path}: expected lines such as 'steps: 1000', got {type(found).__name__}")
-    return found
-
-
-def write_settings(path: Path, settings: Settings, notes: Mapping[str, Any]) -> None:
-    """Write settings and notes (the commands, the version) as YAML.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    with replacing(path, "settings ") as draft:
-        draft.write_text(yaml.safe_dump({**notes, **settings.to_dict()}, sort_keys=False), encoding="utf-8")
+        raise InvalidInputError(f"{path} is not a readable YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise InvalidInputError(f"{path}: expected lines such as 'seed: 1', got {type(values).__name__}")
+    settings, notes = {}, {}
+    for name, value in values.items():
+        if name in NOTES:
+            notes[name] = value
+        elif name not in _REMOVED:
+            settings[_RENAMED.get(name, str(name))] = value
+        elif value != _REMOVED[name] and name != "stop_after":
+            raise InvalidInputError(f"{path}: this version has no setting {name} and cannot continue with {value!r}")
+    return settings, notes

@@ -11,8 +11,7 @@ from xai_abn.datasets import ReadOptions, read_training_data, training_data
 from xai_abn.datasets.batches import InMemorySplit, LazySplit, UnreadableWarning
 from xai_abn.errors import DatasetError
 from xai_abn.images.loading import load_image
-from xai_abn.training.settings import TrainingSettings
-from xai_abn.training.trainer import train
+from xai_abn.training import TrainingSettings, train
 
 CPU = torch.device("cpu")
 

@@ -17,9 +17,8 @@ from xai_abn.datasets.batches import random_crop_box
 from xai_abn.datasets.splits import UnusedSplitWarning
 from xai_abn.errors import DatasetError, InvalidInputError
 from xai_abn.images.loading import load_image
-from xai_abn.training.networks import read_pictures
-from xai_abn.training.settings import TrainingSettings
-from xai_abn.training.trainer import train
+from xai_abn.training import TrainingSettings, train
+from xai_abn.training.supervised import read_data
 
 CPU = torch.device("cpu")
 MODES = {"a.png": "RGB", "b.jpg": "L", "c.png": "RGBA", "d.jpg": "CMYK", "e.jpg": "RGB"}
@@ -199,14 +198,14 @@ def test_folders_that_contradict_themselves_are_refused(folder, tmp_path):
 def test_the_size_is_the_architectures_unless_given(folder, tmp_path):
     """224 for ResNet-18; CIFAR images cannot have another."""
     config = TrainingSettings(data=f"images:{folder}", arch="resnet18")
-    assert read_pictures(config).preprocess.size == 224
-    assert read_pictures(TrainingSettings(data=f"images:{folder}", arch="resnet18", size=48)).preprocess.size == 48
+    assert read_data(config).preprocess.size == 224
+    assert read_data(TrainingSettings(data=f"images:{folder}", arch="resnet18", size=48)).preprocess.size == 48
     for i in range(10):
         for part in ("train", "test"):
             save(tmp_path / "cifar" / part / f"c{i}" / "a.png", (32, 32))
-    assert read_pictures(TrainingSettings(data=f"cifar10:{tmp_path / 'cifar'}", arch="resnet18")).preprocess.size == 32
+    assert read_data(TrainingSettings(data=f"cifar10:{tmp_path / 'cifar'}", arch="resnet18")).preprocess.size == 32
     with pytest.raises(InvalidInputError, match="size must be 32"):
-        read_pictures(TrainingSettings(data=f"cifar10:{tmp_path / 'cifar'}", size=48))
+        read_data(TrainingSettings(data=f"cifar10:{tmp_path / 'cifar'}", size=48))
 
 
 def test_bad_data_leaves_an_earlier_run_as_it_was(folder, tmp_path):
