@@ -80,7 +80,7 @@ def test_torchrun_itself_splits_the_work(tmp_path):
         (("--metrics", "deletoin"), "did you mean 'deletion'"),
         (("--shard", "3"), "--shard takes I/N"),
         (("--shard", "3/2"), "1 <= I <= N"),
-        (("--crop", "round"), "crop must be 'squash' or 'center'"),
+        (("--crop", "round"), "unknown crop 'round'; known: squash, center"),
         (("--grid", "2"), "grids need images with one class each"),
         (("--output", "no/where.sqlite"), "check its folder"),
     ],
