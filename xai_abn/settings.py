@@ -125,5 +125,6 @@ def _as_own_error(kind: type[Settings], error: ValidationError) -> XaiAbnError:
         choices = [choice for literal in kinds if get_origin(literal) is Literal for choice in get_args(literal)]
         return UnknownNameError(name, str(problem["input"]), map(str, choices))
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    expected = _EXPECTED.get(problem["type"], message).format(**problem.get("ctx", {}))
+    bounds = {n: int(b) if isinstance(b, float) and b.is_integer() else b for n, b in problem.get("ctx", {}).items()}
+    expected = _EXPECTED[problem["type"]].format(**bounds) if problem["type"] in _EXPECTED else message
     return InvalidInputError(f"{name} must be {expected}, got {problem['input']!r}")

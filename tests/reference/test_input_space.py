@@ -378,7 +378,7 @@ def test_rise_masks_are_shared_seeded_and_kept_at_the_given_share(images):
     [
         ({"masks": 0}, "masks must be at least 1, got 0"),
         ({"side": 0}, "side must be at least 1, got 0"),
-        ({"keep": 0.0}, r"keep must be greater than 0, got 0\.0"),
+        ({"keep": 0.0}, r"keep must be above 0, got 0\.0"),
         ({"keep": 1.5}, r"keep must be at most 1, got 1\.5"),
     ],
 )
