@@ -163,7 +163,7 @@ def test_maps_from_a_folder(gap_net, maps, tmp_path):
     assert benchmark(gap_net, data, [MapFolder(maps)], ["gini", "deletion"], run).measured == 2
     assert benchmark(gap_net, data, [MapFolder(maps)], ["gini"], run).known == 2
     np.save(maps / "a.npy", np.eye(5))
-    with pytest.raises(RunError, match="'elsewhere' was .* values are never mixed"):
+    with pytest.raises(RunError, match=r"'elsewhere' was .* values are never mixed"):
         benchmark(gap_net, data, [MapFolder(maps)], ["gini"], run)
 
 

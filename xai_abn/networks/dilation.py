@@ -63,6 +63,8 @@ def _input_growth(stage: nn.Module, features: Tensor) -> dict[str, int]:
     large = features.new_zeros(1, features.shape[1], 4 * features.shape[2], 4 * features.shape[3])
     try:
         heights, height = _input_heights(stage, large), large.shape[2]
+    except torch.OutOfMemoryError:
+        raise
     except (AssertionError, RuntimeError, ValueError) as error:
         heights, height = _input_heights(stage, features), features.shape[2]
         inexact = [name for name, found in heights.items() if height % found]
