@@ -388,10 +388,6 @@ class DistillationObjective(Objective):
         generator = torch.Generator().manual_seed(mixed_seed(self.settings.seed, "mosaics", step))
         return distillation_losses(self.network, self.teacher, batch.images, self.settings, generator)
 
-    def check_due(self, step: int) -> bool:
-        """Return False: nothing is saved."""
-        return False
-
     def check(self, position: Position, means: Mapping[str, float]) -> dict[str, Any]:
         """Return nothing to log."""
         return {}
@@ -424,6 +420,7 @@ class CheckedDistillation(DistillationObjective):
     ) -> None:
         super().__init__(student.network, images, settings, student.teacher)
         self.student, self.held_out, self.path = student, held_out, folder / MODEL
+        self.check_start, self.check_every = True, settings.check_every
         names = "\n".join(Path(sample.source).name for sample in images.samples)
         self.origin = {
             "images": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:32],
@@ -434,10 +431,6 @@ class CheckedDistillation(DistillationObjective):
         """Return the origin with the classifier's fingerprint of version 1."""
         parts = nn.ModuleList([self.network.feature_extractor, self.teacher])
         return {**self.origin, "classifier": fingerprint_v1(parts)}
-
-    def check_due(self, step: int) -> bool:
-        """Return whether the map is checked after so many steps."""
-        return step % self.settings.check_every == 0 or step == self.settings.steps
 
     def check(self, position: Position, means: Mapping[str, float]) -> dict[str, Any]:
         """Check the map, and save the model."""

@@ -22,6 +22,9 @@ class RunLog:
         writes: whether this process writes.
         tensorboard: also write TensorBoard files.
 
+    Attributes:
+        length: bytes in the log.
+
     Raises:
         InvalidInputError: TensorBoard is not installed.
         OutputError: the log cannot be written.
@@ -30,7 +33,7 @@ class RunLog:
     def __init__(
         self, path: Path, length: int | None = 0, step: int = 0, *, writes: bool = True, tensorboard: bool = False
     ) -> None:
-        self.path, self.writes = path, writes
+        self.path, self.writes, self.length = path, writes, 0
         self._board: Any = None
         if not writes:
             return
@@ -38,16 +41,11 @@ class RunLog:
             length = _length_until(path, step)
         try:
             with self.path.open("ab") as file:
-                file.truncate(min(length, self.path.stat().st_size))
+                self.length = file.truncate(min(length, file.tell()))
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
         if tensorboard:
             self._board = summary_writer()(str(path.parent / "tensorboard"), purge_step=step + 1)
-
-    @property
-    def length(self) -> int:
-        """Bytes in the log."""
-        return self.path.stat().st_size if self.writes else 0
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Write a line with its kind (``"step"``, ``"epoch"`` or ``"check"``), the step and the values.
@@ -63,6 +61,7 @@ class RunLog:
                 file.write(json.dumps({"kind": kind, "step": step, **rounded}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+                self.length = file.tell()
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
         if self._board is not None:

@@ -44,6 +44,8 @@ class Objective(ABC):
         optimizer: optimizer of the trained parameters.
         epochs: number of epochs.
         steps_per_epoch: steps in each.
+        check_every: steps of an epoch between two checks; 0 for none. The end of an epoch is checked, too.
+        check_start: whether the untrained network is checked.
         log_every: steps between two lines in the log.
         save_minutes: minutes between two saves of the state besides those at checks.
         max_grad_norm: gradients are clipped to this norm.
@@ -60,6 +62,8 @@ class Objective(ABC):
     optimizer: torch.optim.Optimizer
     epochs: int
     steps_per_epoch: int
+    check_every: int = 0
+    check_start: bool = False
     log_every: int = 1
     save_minutes: float = math.inf
     max_grad_norm: float = math.inf
@@ -80,10 +84,6 @@ class Objective(ABC):
     @abstractmethod
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return scalars to log; ``"loss"`` is minimized. Means over the ranks are means over all images."""
-
-    @abstractmethod
-    def check_due(self, step: int) -> bool:
-        """Return whether a check is due after so many steps of an epoch."""
 
     @abstractmethod
     def check(self, position: Position, means: Mapping[str, float]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class TrainingLoop:
         with torch.random.fork_rng(devices=gpus), objective.training():
             self._clock = self._logged = time.monotonic()
             self._save()
-            if self.step == 0 and objective.check_due(0):
+            if self.step == 0 and objective.check_start:
                 self._check()
             while at.epoch < objective.epochs:
                 self._train_epoch()
@@ -200,15 +200,16 @@ class TrainingLoop:
             skipped = torch.tensor(float(batch.skipped), device=objective.device)
             pending.append({**{name: value.detach().float() for name, value in values.items()}, "skipped": skipped})
             at.step += 1
-            due = objective.check_due(at.step)
-            if due or at.step % objective.log_every == 0 or at.step == objective.steps_per_epoch:
+            ends = at.step == objective.steps_per_epoch
+            check = objective.check_every > 0 and (ends or at.step % objective.check_every == 0)
+            if check or ends or at.step % objective.log_every == 0:
                 self._log_steps(pending)
                 pending.clear()
-                if due:
+                if check:
                     self._check()
-                    if at.step < objective.steps_per_epoch:
-                        self._save()
-                elif time.monotonic() - self._saved >= 60 * objective.save_minutes:
+                if ends:
+                    break
+                if check or time.monotonic() - self._saved >= 60 * objective.save_minutes:
                     self._save()
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -216,7 +217,8 @@ class TrainingLoop:
         objective, at = self.objective, self.position
         settings, optimizer = objective.settings, objective.optimizer
         torch.manual_seed(mixed_seed(settings.seed, at.epoch, at.step, self.accelerator.process_index))
-        for group, rate in zip(optimizer.param_groups, objective.rates(at.epoch, at.step), strict=True):
+        rates = objective.rates(at.epoch, at.step)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         with torch.autocast(objective.device.type, torch.bfloat16, enabled=settings.bf16):
             values = objective.losses(batch, at.step)
@@ -252,7 +254,7 @@ class TrainingLoop:
         now = time.monotonic()
         speed = len(stacked) * objective.settings.batch_size / max(now - self._logged, 1e-9)
         self._logged = now
-        line = {"lr": max(objective.rates(at.epoch, at.step - 1)), **means, "images_per_second": speed}
+        line = {"lr": max(group["lr"] for group in objective.optimizer.param_groups), **means, "images_per_second": speed}
         if self.log is not None:
             self.log.write("step", self.step, line)
         if self.on_step is not None:

@@ -197,6 +197,7 @@ class SupervisedObjective(Objective):
         self.ranks: int = accelerator.num_processes
         self.device: torch.device = accelerator.device
         self.epochs, self.steps_per_epoch = settings.epochs, len(data.train) // settings.batch_size
+        self.check_every = self.steps_per_epoch
         self.log_every, self.save_minutes = settings.log_every, settings.save_minutes
         self._check_batches()
         if settings.tensorboard:
@@ -325,10 +326,6 @@ class SupervisedObjective(Objective):
         self.network.load_state_dict(dict(tensors["network"]))
         if self.average is not None:
             self.average.load_state_dict(dict(tensors["average"]))
-
-    def check_due(self, step: int) -> bool:
-        """Return whether the epoch ends here."""
-        return step == self.steps_per_epoch
 
     def check(self, position: Position, means: Mapping[str, float]) -> dict[str, Any]:
         """Evaluate on the validation split, save the network if it is the best so far, and draw maps."""
