@@ -76,7 +76,7 @@ def benchmark(model: Any, images: Path, output: Path) -> None:
     if is_layout_of_1390650():
         data = import_module("xai_abn.data").read_data(f"folder:{images}")
         runs = import_module("xai_abn.evaluation")
-        runs.benchmark(model, data, ["abn"], ["deletion"], f"{output}.sqlite", runs.BenchmarkSettings(limit=1))
+        runs.benchmark(model, data, ["abn"], ["deletion"], f"{output}.sqlite", runs.Settings(limit=1))
         return
     from xai_abn.benchmark import BenchmarkSettings
     from xai_abn.benchmark import benchmark as run_benchmark
