@@ -254,7 +254,8 @@ class TrainingLoop:
         now = time.monotonic()
         speed = len(stacked) * objective.settings.batch_size / max(now - self._logged, 1e-9)
         self._logged = now
-        line = {"lr": max(group["lr"] for group in objective.optimizer.param_groups), **means, "images_per_second": speed}
+        rate = max(group["lr"] for group in objective.optimizer.param_groups)
+        line = {"lr": rate, **means, "images_per_second": speed}
         if self.log is not None:
             self.log.write("step", self.step, line)
         if self.on_step is not None:
