@@ -58,9 +58,9 @@ def classifier(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """A folder of twenty generated photos."""
-    folder = tmp_path_factory.mktemp("photos")
+def images(tmp_path_factory):
+    """A folder of twenty generated images."""
+    folder = tmp_path_factory.mktemp("images")
     for i in range(20):
         pixels = np.random.default_rng(i).integers(0, 255, (40, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:02d}.png")
@@ -68,11 +68,11 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture
-def settings(classifier, photos):
+def settings(classifier, images):
     """Six small steps, checked every two."""
     return DistillationSettings(
         model=str(classifier),
-        images=(str(photos),),
+        images=(str(images),),
         steps=6,
         batch_size=4,
         mosaics=1,
@@ -113,7 +113,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
-def test_a_run_leaves_a_model_a_log_and_its_settings(settings, photos, tmp_path):
+def test_a_run_leaves_a_model_a_log_and_its_settings(settings, images, tmp_path):
     """The model loads with the teacher's preprocessing and labels; every step and check is logged."""
     done = []
     summary = run_distillation(tmp_path / "run", settings, progress=lambda *n: done.append(n[:2]))
@@ -123,7 +123,7 @@ def test_a_run_leaves_a_model_a_log_and_its_settings(settings, photos, tmp_path)
     assert model.is_abn
     assert model.preprocess.to_dict() == xai_abn.load_model(settings.model).preprocess.to_dict()
     assert model.labels == tuple(f"c{i}" for i in range(10))
-    assert xai_abn.explain(model, str(photos / "00.png"), ["abn"])["abn"].map.shape == (4, 4)
+    assert xai_abn.explain(model, str(images / "00.png"), ["abn"])["abn"].map.shape == (4, 4)
     records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
     checks = [r["step"] for r in records if r["kind"] == "check"]
@@ -136,21 +136,21 @@ def test_a_run_leaves_a_model_a_log_and_its_settings(settings, photos, tmp_path)
     assert saved_settings(tmp_path / "run") == settings
 
 
-def test_the_checkpoint_names_no_folder_of_this_machine(settings, tmp_path, photos, classifier):
+def test_the_checkpoint_names_no_folder_of_this_machine(settings, tmp_path, images, classifier):
     """Folders and paths are left out of its header; the command in it shows what was not the default."""
     run_distillation(tmp_path / "first", changed(settings, steps=1))
     again = changed(settings, steps=1, continue_from=str(tmp_path / "first/model.safetensors"), exclude=("19",))
     run_distillation(tmp_path / "second", again)
     training = read_checkpoint(tmp_path / "second/model.safetensors")[0].training
     text = json.dumps(training)
-    assert not any(str(folder) in text for folder in (tmp_path, photos, classifier.parent))
+    assert not any(str(folder) in text for folder in (tmp_path, images, classifier.parent))
     assert "--model tiny.safetensors" in training["command"]
     assert "--exclude 19" in training["command"]
     assert "--continue-from model.safetensors" in training["command"]
     assert [record["settings"]["steps"] for record in training["earlier"]] == [1]
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(settings, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_weights(settings, tmp_path, monkeypatch):
     """Killed between two checks and resumed, a run makes bit by bit the weights of one that was not, and its log."""
     run_distillation(tmp_path / "whole", settings)
     losses = DistillationObjective.losses
@@ -194,8 +194,8 @@ def test_a_run_resumes_with_its_own_settings(settings, tmp_path, step):
     assert (tmp_path / "run/model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_run_is_not_touched_unasked(settings, tmp_path, photos, monkeypatch):
-    """Another run's folder, other settings, photos and weights, and a lost state are refused, and nothing changes."""
+def test_a_run_is_only_changed_on_request(settings, tmp_path, images, monkeypatch):
+    """Another run's folder, other settings, images and weights, and a lost state are refused, and nothing changes."""
     run = tmp_path / "run"
     with pytest.raises(RunError, match="no run to resume"):
         run_distillation(run, settings, resume=True)
@@ -208,7 +208,7 @@ def test_a_run_is_not_touched_unasked(settings, tmp_path, photos, monkeypatch):
     with pytest.raises(ImageLoadError, match="no such file or folder"):
         run_distillation(run, changed(settings, images=("gone",)), overwrite=True)
     assert {f.name: f.read_bytes() for f in run.iterdir()} == before
-    shutil.copytree(photos, tmp_path / "fewer", ignore=shutil.ignore_patterns("03.png", "04.png"))
+    shutil.copytree(images, tmp_path / "fewer", ignore=shutil.ignore_patterns("03.png", "04.png"))
     with pytest.raises(RunError, match="made with other images"):
         run_distillation(run, changed(settings, images=(str(tmp_path / "fewer"),)), resume=True)
     build = distillation.load_model
@@ -288,7 +288,7 @@ def test_a_full_disk_keeps_what_was_saved(settings, tmp_path, monkeypatch):
     assert run_distillation(tmp_path / "run", settings, resume=True).done == 6
 
 
-def test_going_on_with_another_classifiers_network_is_refused(settings, classifier, tmp_path):
+def test_continuing_from_another_classifiers_network_is_refused(settings, classifier, tmp_path):
     """A network made of another classifier does not get this one's head as a teacher."""
     run_distillation(tmp_path / "first", changed(settings, steps=1, half=True))
     made = str(tmp_path / "first/model.safetensors")
@@ -371,27 +371,27 @@ def test_settings_from_yaml_are_checked(tmp_path):
             DistillationSettings(**read_settings(file)[0])
 
 
-def test_unreadable_photos_are_skipped_or_stop_the_run(settings, photos, tmp_path):
-    """Skipped photos are named once each; with stop the first ends the run; a folder of them never starts."""
-    shutil.copytree(photos, tmp_path / "photos")
+def test_unreadable_images_are_skipped_or_stop_the_run(settings, images, tmp_path):
+    """Skipped images are named once each; with stop the first ends the run; a folder of them never starts."""
+    shutil.copytree(images, tmp_path / "images")
     for name in ("bad-1.png", "bad-2.png"):
-        (tmp_path / "photos" / name).write_bytes(b"no picture")
-    some = changed(settings, images=(str(tmp_path / "photos"),))
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    some = changed(settings, images=(str(tmp_path / "images"),))
     summary = run_distillation(tmp_path / "skip", some)
     assert sorted(re.findall(r"bad-\d", " ".join(summary.unreadable))) == ["bad-1", "bad-2"]
     for workers in (0, 1):
         with pytest.raises(ImageLoadError, match=r"bad-\d.png: not an image"):
             run_distillation(tmp_path / f"stop-{workers}", changed(some, on_unreadable="stop", workers=workers))
-    for file in (tmp_path / "photos").glob("[0-9]*.png"):
-        file.write_bytes(b"no picture")
+    for file in (tmp_path / "images").glob("[0-9]*.png"):
+        file.write_bytes(b"no image")
     with pytest.raises(ImageLoadError, match="none of the 22 images can be read"):
         run_distillation(tmp_path / "none", some)
 
 
-def test_held_out_photos_are_not_trained_on(photos, tmp_path):
+def test_held_out_images_are_not_trained_on(images, tmp_path):
     """They and their copies under other names are not among the rest; they stay the same when the folder moves."""
-    shutil.copytree(photos, tmp_path / "a" / photos.name)
-    samples = find_samples([tmp_path / "a" / photos.name])
+    shutil.copytree(images, tmp_path / "a" / images.name)
+    samples = find_samples([tmp_path / "a" / images.name])
     held = hold_out(samples, Preprocess(size=SIZE), 3)
     out = {s.source for s in samples} - {s.source for s in held.rest}
     assert held.inputs.shape == (3, 3, SIZE, SIZE)
@@ -399,7 +399,7 @@ def test_held_out_photos_are_not_trained_on(photos, tmp_path):
     copy = str(tmp_path / "copy.png")
     shutil.copy(min(out), copy)
     assert Sample(copy) not in hold_out([*samples, *samples, Sample(copy)], Preprocess(size=SIZE), 3).rest
-    elsewhere = find_samples([photos])
+    elsewhere = find_samples([images])
     moved = set(elsewhere) - set(hold_out(elsewhere, Preprocess(size=SIZE), 3).rest)
     assert {s.source.rsplit("/")[-1] for s in moved} == {p.rsplit("/")[-1] for p in out}
     assert len(hold_out(samples, Preprocess(size=SIZE), 64).inputs) == 4
@@ -409,8 +409,8 @@ def test_held_out_photos_are_not_trained_on(photos, tmp_path):
 
 def test_draws_depend_on_seed_and_number_alone():
     """Each epoch shows every photo once, in an order of its own; starting later or with workers changes nothing."""
-    photos = [torch.tensor([float(i)]) for i in range(5)]
-    draws = InfiniteCrops(photos, seed=3)
+    images = [torch.tensor([float(i)]) for i in range(5)]
+    draws = InfiniteCrops(images, seed=3)
     epochs = [[int(draws[n]) for n in range(start, start + 5)] for start in (0, 5)]
     assert [sorted(e) for e in epochs] == [[0, 1, 2, 3, 4]] * 2
     assert epochs[0] != epochs[1]
@@ -492,7 +492,7 @@ def call(*arguments):
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_the_command_distils_warns_and_goes_on(classifier, photos, tmp_path, monkeypatch):
+def test_the_command_distills_warns_and_resumes(classifier, images, tmp_path, monkeypatch):
     """It prints each check; a map that is wrong is a warning on stderr; --resume needs nothing else but the folder."""
     check = distillation.check_map
 
@@ -502,7 +502,7 @@ def test_the_command_distils_warns_and_goes_on(classifier, photos, tmp_path, mon
 
     monkeypatch.setattr(distillation, "check_map", inverted)
     small = ["--steps", 3, "--batch-size", 4, "--mosaics", 0, "--workers", 0, "--no-bf16", "--check-every", 2]
-    asked = ["--model", classifier, "--images", photos, *small]
+    asked = ["--model", classifier, "--images", images, *small]
     step = DistillationObjective.losses
 
     def fatal(self, batch, number):

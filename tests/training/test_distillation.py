@@ -111,7 +111,7 @@ def test_the_features_keep_their_size(network, crops):
     assert factor == pytest.approx(1.0, abs=0.02)
 
 
-def test_mosaics_hold_the_photos_they_name():
+def test_mosaics_hold_the_images_they_name():
     """Each quarter of a mosaic is the named photo at half its size."""
     images = torch.arange(5.0)[:, None, None, None].expand(5, 3, 8, 8).contiguous()
     mosaics, members = make_mosaics(images, 6, torch.Generator().manual_seed(0))
@@ -122,18 +122,18 @@ def test_mosaics_hold_the_photos_they_name():
         assert len({a, b, c, d}) == 4
 
 
-def test_photo_folders_crop_and_count_what_is_broken(tmp_path, photo):
+def test_random_crops_leave_out_and_count_what_is_broken(tmp_path, photo):
     """Photos become normalised crops; unreadable ones are left out of the batch and counted."""
     Image.fromarray(photo).save(tmp_path / "good.png")
     (tmp_path / "broken.png").write_bytes(b"no")
     Image.fromarray(photo).save(tmp_path / "x_val_1.png")
-    photos = RandomCrops(find_samples([tmp_path], exclude=["_val_"]), Preprocess(32, mean=(0.5,) * 3, std=(0.5,) * 3))
-    assert len(photos) == 2
-    crops, unreadable = stack_readable([photos[0], photos[1]])
+    images = RandomCrops(find_samples([tmp_path], exclude=["_val_"]), Preprocess(32, mean=(0.5,) * 3, std=(0.5,) * 3))
+    assert len(images) == 2
+    crops, unreadable = stack_readable([images[0], images[1]])
     assert crops.shape == (1, 3, 32, 32)
     assert crops.min() >= -1
     assert len(unreadable) == 1
     assert "broken.png" in unreadable[0]
-    assert len(stack_readable([photos[0]])[0]) == 0
+    assert len(stack_readable([images[0]])[0]) == 0
     with pytest.raises(ImageLoadError, match="no images"):
         find_samples([tmp_path / "good.png"], exclude=["good"])

@@ -47,16 +47,16 @@ CLASSES = tuple("abcdefghij")
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
-    """Return a folder of CIFAR-10's form: 200 + 50 noisy pictures whose class is the brightness of one corner."""
+    """Return a folder of CIFAR-10's form: 200 + 50 noisy images whose class is the brightness of one corner."""
     folder = tmp_path_factory.mktemp("cifar")
     rng = np.random.default_rng(0)
     for part, count in (("train", 20), ("test", 5)):
         for number, label in enumerate(CLASSES):
-            pictures = rng.integers(0, 60, (count, 3, 32, 32), dtype=np.uint8)
-            pictures[:, number % 3, :16, (number // 3) * 8 : (number // 3) * 8 + 8] = 250
+            images = rng.integers(0, 60, (count, 3, 32, 32), dtype=np.uint8)
+            images[:, number % 3, :16, (number // 3) * 8 : (number // 3) * 8 + 8] = 250
             (folder / part / label).mkdir(parents=True)
-            for i, picture in enumerate(pictures):
-                Image.fromarray(picture.transpose(1, 2, 0)).save(folder / part / label / f"{i:02}.png")
+            for i, image in enumerate(images):
+                Image.fromarray(image.transpose(1, 2, 0)).save(folder / part / label / f"{i:02}.png")
     return folder
 
 
@@ -117,7 +117,7 @@ def test_a_run_leaves_everything_it_promises(run):
 
 
 def test_the_test_accuracy_is_the_saved_models(run, cifar):
-    """Loaded again, the last epoch's network gets as much right on the test pictures as the result says."""
+    """Loaded again, the last epoch's network gets as much right on the test images as the result says."""
     folder, result = run
     test = read_training_data(f"cifar10:{cifar}").test
     model = load_model(folder / FINAL)
@@ -176,28 +176,28 @@ def cut_at(step):
 
 
 @pytest.fixture
-def photos(tmp_path):
-    """Return a folder of 3 x 12 noisy pictures of different sizes; the class is a colour."""
+def images(tmp_path):
+    """Return a folder of 3 x 12 noisy images of different sizes; the class is a color."""
     rng = np.random.default_rng(1)
     for channel, label in enumerate(("red", "green", "blue")):
-        (tmp_path / "photos" / label).mkdir(parents=True)
+        (tmp_path / "images" / label).mkdir(parents=True)
         for i in range(12):
-            picture = rng.integers(0, 120, (40 + i, 64, 3), dtype=np.uint8)
-            picture[:, :, channel] += 120
-            Image.fromarray(picture).save(tmp_path / "photos" / label / f"{i}.png")
-    return tmp_path / "photos"
+            image = rng.integers(0, 120, (40 + i, 64, 3), dtype=np.uint8)
+            image[:, :, channel] += 120
+            Image.fromarray(image).save(tmp_path / "images" / label / f"{i}.png")
+    return tmp_path / "images"
 
 
-def test_a_run_cut_within_an_epoch_goes_on_to_the_same_bits(photos, tmp_path):
-    """With dropout, a moving average, and pictures that a worker reads; where the data has moved meanwhile, too."""
+def test_a_run_cut_within_an_epoch_resumes_to_the_same_bits(images, tmp_path):
+    """With dropout, a moving average, and images that a worker reads; where the data has moved meanwhile, too."""
     given = {"arch": "torchvision:squeezenet1_1", "mechanism": "none", "size": 64, "ema": 0.8, "epochs": 2, "lr": 0.01}
     given |= {"batch_size": 8, "workers": 1, "log_every": 1, "save_minutes": 0.0}
-    config = make_training_settings(given, {"data": f"images:{photos}"})
+    config = make_training_settings(given, {"data": f"images:{images}"})
     train(config, tmp_path / "whole")
     with pytest.raises(Cut):
         train(config, tmp_path / "cut", progress=cut_at(3))
     assert read_state(tmp_path / "cut" / STATE).position.step == 2
-    photos.rename(tmp_path / "elsewhere")
+    images.rename(tmp_path / "elsewhere")
     moved = config.replace(data=f"images:{tmp_path / 'elsewhere'}")
     train(moved, tmp_path / "cut", resume=True)
     assert same(tmp_path / "whole" / FINAL, tmp_path / "cut" / FINAL)
@@ -206,7 +206,7 @@ def test_a_run_cut_within_an_epoch_goes_on_to_the_same_bits(photos, tmp_path):
     assert ends[0].keys() == {"network", "optimizer", "average"}
 
 
-def test_a_run_goes_on_without_the_file_of_weights_it_began_with(cifar, tmp_path):
+def test_a_run_resumes_without_the_weights_file_it_started_from(cifar, tmp_path):
     """The state holds what became of them."""
     torch.save(create_model("resnet20", 10, mechanism=None).state_dict(), tmp_path / "w.pth")
     config = settings(cifar, weights=str(tmp_path / "w.pth"), mechanism="none", maps_every=0)
@@ -221,11 +221,11 @@ def test_a_run_goes_on_without_the_file_of_weights_it_began_with(cifar, tmp_path
 LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def test_two_ranks_do_what_one_does_where_pictures_are_missing(photos, tmp_path):
-    """Unreadable pictures weigh nothing, however they fall on the ranks; activations in timm's BatchNorms stay."""
+def test_two_ranks_do_what_one_does_where_images_are_missing(images, tmp_path):
+    """Unreadable images weigh nothing, however they fall on the ranks; activations in timm's BatchNorms stay."""
     for label, number in (("red", 3), ("red", 7), ("green", 1), ("blue", 0), ("blue", 5)):
-        (photos / label / f"{number}.png").write_bytes(b"broken")
-    given = {"data": f"images:{photos}", "arch": "timm:mobilenetv3_small_050", "mechanism": "none", "size": 64}
+        (images / label / f"{number}.png").write_bytes(b"broken")
+    given = {"data": f"images:{images}", "arch": "timm:mobilenetv3_small_050", "mechanism": "none", "size": 64}
     given |= {"batch_size": 8, "workers": 0, "log_every": 1, "epochs": 1, "lr": 1e-4}
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     call([*LAUNCHER, "-m", "xai_abn.cli", "train", "--output", str(tmp_path / "two"), "--quiet", *words])
@@ -237,7 +237,7 @@ def test_two_ranks_do_what_one_does_where_pictures_are_missing(photos, tmp_path)
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         assert b["accuracy"] == pytest.approx(a["accuracy"], abs=1e-6)
     ends = [load_file(tmp_path / n / FINAL) for n in ("one", "two")]
-    auxiliary = ["--data", f"images:{photos}", "--arch", "resnet20", "--mechanism", "auxiliary", "--size", "32"]
+    auxiliary = ["--data", f"images:{images}", "--arch", "resnet20", "--mechanism", "auxiliary", "--size", "32"]
     auxiliary += ["--batch-size", "8", "--workers", "0", "--epochs", "1", "--quiet", "--output", str(tmp_path / "aux")]
     call([*LAUNCHER, "-m", "xai_abn.cli", "train", *auxiliary])  # what is frozen stays so
     statistics = [name for name in ends[0] if name.endswith(("running_mean", "running_var"))]
@@ -279,7 +279,7 @@ def test_two_ranks_do_what_one_does(cifar, tmp_path):
     assert results[1]["final"]["validation_loss"] == pytest.approx(results[0]["final"]["validation_loss"], rel=1e-3)
 
 
-def test_a_run_is_not_replaced_unasked(run, cifar, tmp_path):
+def test_a_run_is_only_replaced_on_request(run, cifar, tmp_path):
     """A folder with a run is refused without overwrite; nothing to resume and other settings are refused, too."""
     folder, _ = run
     before = (folder / FINAL).read_bytes()
@@ -318,26 +318,26 @@ def test_a_mistake_costs_no_earlier_run(cifar, tmp_path, wrong, error):
     assert not (tmp_path / "new").exists()
 
 
-def test_what_training_made_stays_where_the_test_cannot_be_read(photos, tmp_path):
-    """The last epoch's network and the curves are there; with the pictures mended, resume finishes the run."""
-    (photos / "train").mkdir()
+def test_what_training_made_stays_where_the_test_cannot_be_read(images, tmp_path):
+    """The last epoch's network and the curves are there; once the images are repaired, resume finishes the run."""
+    (images / "train").mkdir()
     for label in ("red", "green", "blue"):
-        (photos / label).rename(photos / "train" / label)
-        (photos / "test" / label).mkdir(parents=True)
-        (photos / "test" / label / "t.png").write_bytes(b"broken")
+        (images / label).rename(images / "train" / label)
+        (images / "test" / label).mkdir(parents=True)
+        (images / "test" / label / "t.png").write_bytes(b"broken")
     given = {"arch": "resnet20", "mechanism": "none", "size": 32, "epochs": 1, "batch_size": 8, "workers": 0}
-    config = make_training_settings(given, {"data": f"images:{photos}"})
+    config = make_training_settings(given, {"data": f"images:{images}"})
     with pytest.raises(DatasetError, match="none of the 3 images to evaluate on can be read"):
         train(config, tmp_path / "run")
     assert load_model(tmp_path / "run" / FINAL).labels == ("blue", "green", "red")
     assert (tmp_path / "run" / "curves.png").exists()
     for label in ("red", "green", "blue"):
-        shutil.copy(photos / "train" / label / "0.png", photos / "test" / label / "t.png")
+        shutil.copy(images / "train" / label / "0.png", images / "test" / label / "t.png")
     assert "test_accuracy" in train(config, tmp_path / "run", resume=True)["final"]
 
 
-def test_pictures_that_fill_no_batch_are_told(cifar, tmp_path):
-    """Many of them give a warning."""
+def test_images_that_fill_no_batch_give_a_warning(cifar, tmp_path):
+    """If they are more than a tenth of the images."""
     config = settings(cifar, epochs=1, mechanism="none", milestones=None, batch_size=100)
     with pytest.warns(
         LeftOutWarning, match="80 of 180 training images do not fill a batch of 100 and are skipped in each epoch"
@@ -370,8 +370,8 @@ def test_overwriting_leaves_nothing_of_the_old_run(cifar, tmp_path):
         train(settings(cifar), tmp_path, resume=True, overwrite=True)
 
 
-def test_a_run_whose_state_was_taken_away_is_not_begun_anew(run, cifar, tmp_path):
-    """Without its state a run cannot go on, and what it made stays."""
+def test_a_run_without_its_state_is_not_started_again(run, cifar, tmp_path):
+    """It is refused, and its results stay."""
     for name in ("config.yaml", "log.jsonl", BEST, FINAL):
         (tmp_path / name).write_bytes((run[0] / name).read_bytes())
     with pytest.raises(RunError, match=r"state\.safetensors is missing"):
@@ -384,8 +384,8 @@ def test_a_run_whose_state_was_taken_away_is_not_begun_anew(run, cifar, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore::xai_abn.training.supervised.LeftOutWarning")
-def test_a_run_does_not_go_on_with_other_data(cifar, tmp_path):
-    """A class renamed or a picture less between kill and resume is refused; a lost log is not."""
+def test_a_run_does_not_resume_with_other_data(cifar, tmp_path):
+    """A class renamed or an image missing between kill and resume is refused; a lost log is not."""
     data = tmp_path / "data"
     shutil.copytree(cifar, data)
     config = settings(data, epochs=1, mechanism="none", milestones=None)
@@ -409,7 +409,7 @@ def test_a_run_does_not_go_on_with_other_data(cifar, tmp_path):
     assert second == "xai-abn train --resume --output RUN"
 
 
-def test_a_run_that_saved_nothing_yet_begins_anew(run, cifar, tmp_path):
+def test_a_run_that_saved_nothing_starts_again(run, cifar, tmp_path):
     """Killed before its first checkpoint, a run is resumed from its start and becomes what it would have become."""
     (tmp_path / "config.yaml").write_bytes((run[0] / "config.yaml").read_bytes())
     (tmp_path / "log.jsonl").write_text("half a li")
@@ -615,7 +615,7 @@ def test_a_backbone_starts_from_given_weights(cifar, tmp_path):
 
 
 def test_measured_sums_have_the_same_names_whatever_can_be_read(cifar):
-    """Ranks add their sums up by position, so one without pictures gives as many."""
+    """Ranks add their sums up by position, so one without images gives as many."""
     data = read_training_data(f"cifar10:{cifar}")
     cpu = torch.device("cpu")
     for mechanism in (None, "residual"):
