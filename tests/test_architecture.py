@@ -120,18 +120,18 @@ def test_the_docs_python_runs(name, index, tmp_path, monkeypatch):
     from PIL import Image
 
     from xai_abn.explainers.base import EXPLAINERS
-    from xai_abn.metrics.base import metrics
+    from xai_abn.metrics.base import METRICS
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "photos" / "a.png")
     code = blocks(name, "python")[index].replace("steps=1000", "steps=2, batch_size=1, mosaics=0, workers=0")
-    known = {*EXPLAINERS.names(), *metrics.names()}
+    known = {*EXPLAINERS.names(), *METRICS.names()}
     try:
         exec(compile(code, f"{name}, block {index}", "exec"), {"__name__": "docs"})
     finally:
-        for registry in (EXPLAINERS, metrics):
+        for registry in (EXPLAINERS, METRICS):
             for extra in set(registry.names()) - known:
                 registry.pop(extra)
 

@@ -27,7 +27,7 @@ from benchmarks.celeba.regions import REGIONS
 from benchmarks.celeba.run import NETWORKS, RECIPE, SIZE
 from xai_abn.explainers import ABN, ABNClass, GradCAM
 from xai_abn.explainers.baselines import Center
-from xai_abn.metrics import energy_inside, polarity, relevance_rank_accuracy, upsample
+from xai_abn.metrics import energy_pointing_game, polarity, relevance_rank_accuracy, upsample
 from xai_abn.metrics.objects import Objects
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.predictor import FastPredictor
@@ -110,7 +110,7 @@ def measure_network(
             if label not in REGIONS:
                 continue
             objects = [Objects.from_boxes(torch.tensor(region[0]) * SIZE, (SIZE, SIZE))] * len(there)
-            values["energy"][there, t] = energy_inside(large[t], objects)
+            values["energy"][there, t] = energy_pointing_game(large[t], objects)
             values["rank"][there, t] = relevance_rank_accuracy(large[t], objects)
             elsewhere = [u for u, other in enumerate(labels) if REGIONS.get(other, region[0]) != region[0]]
             others = torch.stack([relevance_rank_accuracy(large[u], objects) for u in elsewhere])

@@ -27,8 +27,8 @@ import xai_abn
 from benchmarks._harness import machine, make_parser, time_in_turns, write_json
 from xai_abn.datasets import TrainingData, read_training_data
 from xai_abn.datasets.batches import Batch, DataSplit
-from xai_abn.metrics.agreement import map_agreement
-from xai_abn.metrics.polarity import polarity
+from xai_abn.metrics.faithfulness import polarity
+from xai_abn.metrics.similarity import map_agreement
 from xai_abn.networks.checkpoint import read_checkpoint, save_checkpoint
 from xai_abn.training import make_training_settings, train
 from xai_abn.training.loop import TrainingLoop

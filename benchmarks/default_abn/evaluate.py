@@ -24,7 +24,7 @@ from xai_abn import ModelAdapter, load_model
 from xai_abn.explainers import ABN, CAM, ABNClass, GradCAM, Random7, Random14, Uniform
 from xai_abn.explainers.baselines import Center
 from xai_abn.images.loading import load_image
-from xai_abn.metrics import Objects, energy_inside, object_recall, peak_inside, polarity
+from xai_abn.metrics import Objects, energy_pointing_game, object_recall, peak_inside, polarity
 from xai_abn.models.forward_pass import ForwardPass
 
 SIZE = 224
@@ -125,7 +125,8 @@ def localization(abn: ModelAdapter, plain: ModelAdapter, samples: list[dict[str,
         }
         boxes = [scaled_boxes(sample) for sample in chunk]
         for name, batch in maps.items():
-            found = [metric(batch.detach(), boxes).tolist() for metric in (energy_inside, peak_inside, object_recall)]
+            metrics = (energy_pointing_game, peak_inside, object_recall)
+            found = [metric(batch.detach(), boxes).tolist() for metric in metrics]
             for energy, peak, recall, around in zip(*found, boxes, strict=True):
                 number = len(around.boxes)
                 values.setdefault(name, []).append([energy, peak, recall, recall * number, number])

@@ -36,10 +36,8 @@ from xai_abn.datasets import read_dataset
 from xai_abn.heatmaps import upsample
 from xai_abn.images.loading import find_images, load_image
 from xai_abn.metrics import PerturbationProtocol
-from xai_abn.metrics.blanks import rise_kernel
+from xai_abn.metrics.curves import area, at_most, every, perturbation_curves, rise_kernel
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
-from xai_abn.metrics.perturbation import area, perturbation_curves
-from xai_abn.metrics.ranks import at_most, every
 from xai_abn.models.predictor import FastPredictor
 
 warnings.filterwarnings("ignore")

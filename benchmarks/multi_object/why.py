@@ -18,8 +18,8 @@ from benchmarks._harness import machine, make_parser, write_json
 from xai_abn.datasets import read_dataset
 from xai_abn.explainers import ABNClass, GradCAM
 from xai_abn.metrics import perturbation_curves, upsample
+from xai_abn.metrics.curves import area
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
-from xai_abn.metrics.perturbation import area
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.predictor import FastPredictor
 

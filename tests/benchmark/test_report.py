@@ -192,7 +192,7 @@ def test_a_value_of_the_whole_data_set_comes_from_the_metric_itself(tmp_path):
     try:
         report = make_report([path])
     finally:
-        base.metrics.pop("largest:test")
+        base.METRICS.pop("largest:test")
     assert cell(report, "largest:test", "cam")["value"] == pytest.approx(1.5)
     assert not [c for c in report.sections[0]["summary"] if c["metric"] == "lost:test"]
     (row,) = [c for c in report.sections[0]["comparisons"] if c["metric"] == "largest:test"]

@@ -31,13 +31,14 @@ from xai_abn.datasets.grids import make_grids
 from xai_abn.errors import DatasetError, InvalidInputError, OutputError, RunError, UnknownNameError
 from xai_abn.heatmaps import unit_range
 from xai_abn.metrics import average_drop, upsample
+from xai_abn.metrics.base import METRICS as REGISTERED
+from xai_abn.metrics.curves import Curve, curve_metric
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
-from xai_abn.metrics.perturbation import Curve, curve_metric
 from xai_abn.models.predictor import FastPredictor
 from xai_abn.networks.checkpoint import fingerprint
 
 METHODS = ["cam", "grad-cam", "center", "uniform"]
-METRICS = ["deletion", "insertion", "pointing-game", "energy-confusion", "object-recall", "max-box-acc", "gini"]
+METRICS = ["deletion", "insertion", "pointing-game", "energy-confusion", "object-recall", "max-box-accuracy", "gini"]
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_words_do_not_change_what_a_run_holds(gap_net, photos, tmp_path, monkeyp
     monkeypatch.setattr(kind, "__doc__", "Other words.")
     monkeypatch.setattr(kind, "source", "another page")
     other = dataclasses.replace(metric, definition="Other words.", source="another page", units="something")
-    monkeypatch.setitem(metrics.metrics, metric.full_name, other)
+    monkeypatch.setitem(REGISTERED, metric.full_name, other)
     summary = run(gap_net, photos, path)
     assert (summary.measured, summary.known) == (0, 8)
     assert values(path) == before
@@ -226,7 +227,7 @@ def test_another_version_or_option_is_refused(gap_net, photos, tmp_path, monkeyp
     run(gap_net, photos, path, limit=2)
     if changed == "metric":
         other = dataclasses.replace(metrics.get("deletion"), version=2)
-        monkeypatch.setitem(metrics.metrics, "deletion:xai-abn", other)
+        monkeypatch.setitem(REGISTERED, "deletion:xai-abn", other)
     elif changed == "method":
         monkeypatch.setattr(explainers.get("cam"), "version", 2)
     else:
@@ -537,7 +538,7 @@ def lerf():
     curve = Curve("lerf", least_first=True, higher_is_better=True, axis_label="share of pixels deleted, least first")
     metric = metrics.register(curve_metric(curve, PROTOCOLS["xai-abn"], "Least relevant first.", "Samek et al., 2017"))
     yield metric
-    metrics.metrics.pop(metric.full_name)
+    REGISTERED.pop(metric.full_name)
 
 
 def test_a_new_curve_is_one_record(lerf, gap_net, photos, tmp_path):

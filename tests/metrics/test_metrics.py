@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xai_abn.metrics import Objects, all_objects_found, energy_inside, object_recall, polarity, upsample
+from xai_abn.metrics import Objects, all_objects_found, energy_pointing_game, object_recall, polarity, upsample
 from xai_abn.models.forward_pass import ForwardPass
 
 
@@ -13,7 +13,7 @@ def test_energy_counts_positive_values_only():
     """A map of 3 inside, 1 outside and negative values elsewhere has 3 of 4 inside."""
     map_ = -torch.ones(1, 8, 10)
     map_[0, 1, 2], map_[0, 7, 9] = 3, 1
-    assert energy_inside(map_, [Objects.from_boxes([[2, 1, 6, 3]], (8, 10))]).item() == pytest.approx(0.75)
+    assert energy_pointing_game(map_, [Objects.from_boxes([[2, 1, 6, 3]], (8, 10))]).item() == pytest.approx(0.75)
 
 
 def test_recall_counts_objects_that_hold_a_top_pixel():

@@ -14,10 +14,22 @@ from torch import nn
 
 from xai_abn.errors import InvalidInputError, UnknownNameError
 from xai_abn.metrics import PerturbationProtocol, deletion, insertion, perturbation_curves
-from xai_abn.metrics.blanks import BLACK, RISE_BLUR, WIDE_BLUR, ZERO, rise_kernel
+from xai_abn.metrics.curves import (
+    BLACK,
+    DELETION,
+    RISE_BLUR,
+    WIDE_BLUR,
+    ZERO,
+    area,
+    at_most,
+    equal,
+    every,
+    reversed_ranks,
+    rise_kernel,
+    scattered_ranks,
+    stable_ranks,
+)
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
-from xai_abn.metrics.perturbation import DELETION, area
-from xai_abn.metrics.ranks import at_most, equal, every, reversed_ranks, scattered_ranks, stable_ranks
 
 BLACK_VALUE = torch.tensor([-2.1, -2.0, -1.8])
 

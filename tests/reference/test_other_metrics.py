@@ -17,13 +17,13 @@ from xai_abn.errors import InvalidInputError
 from xai_abn.metrics import (
     Needs,
     average_drop,
-    cascading_randomisation,
     entropy,
     flaws,
     gini,
     increase_in_confidence,
     infidelity,
     map_agreement,
+    model_parameter_randomization,
     polarity,
     random_logit,
     rank_correlation,
@@ -398,7 +398,7 @@ def test_randomisation_of_a_map_that_ignores_the_network_is_one():
     """It correlates wholly at every stage; the network, its mode and the random state stay as they were."""
     net, inputs, targets = small_net(), torch.randn(3, 3, 16, 16), torch.tensor([0, 1, 2])
     before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
-    found = cascading_randomisation(lambda i, t, module=None: i.mean(dim=1), net, inputs, targets)
+    found = model_parameter_randomization(lambda i, t, module=None: i.mean(dim=1), net, inputs, targets)
     assert found.shape == (3, 5)
     torch.testing.assert_close(found, torch.ones(3, 5))
     assert torch.get_rng_state().equal(state)
@@ -421,11 +421,11 @@ def test_randomisation_goes_backwards_from_the_output():
 
     with torch.no_grad():
         net[3].weight.mul_(1.5)  # else a BatchNorm that is initialised anew is as before
-    found = cascading_randomisation(explain, net, inputs, targets, stages=4, seed=1)
+    found = model_parameter_randomization(explain, net, inputs, targets, stages=4, seed=1)
     assert changed == [[7], [3, 7], [2, 3, 7], [0, 2, 3, 7]]
-    torch.testing.assert_close(cascading_randomisation(explain, net, inputs, targets, stages=4, seed=1), found)
+    torch.testing.assert_close(model_parameter_randomization(explain, net, inputs, targets, stages=4, seed=1), found)
     changed.clear()
-    cascading_randomisation(explain, net, inputs, targets, stages=1)
+    model_parameter_randomization(explain, net, inputs, targets, stages=1)
     assert changed == [[0, 2, 3, 7]]
 
 
@@ -437,9 +437,9 @@ def test_randomisation_refuses_what_it_cannot_do():
         return inputs.mean(dim=1)
 
     with pytest.raises(InvalidInputError, match="stages"):
-        cascading_randomisation(explain, small_net(), inputs, targets, stages=0)
+        model_parameter_randomization(explain, small_net(), inputs, targets, stages=0)
     with pytest.raises(InvalidInputError, match="reset_parameters"):
-        cascading_randomisation(explain, nn.ReLU(), inputs, targets)
+        model_parameter_randomization(explain, nn.ReLU(), inputs, targets)
 
 
 def test_randomisation_reaches_every_parameter():
@@ -460,7 +460,7 @@ def test_randomisation_reaches_every_parameter():
             left[:] = [n for n, p in module.named_parameters() if p.equal(old[n]) and p.unique().numel() > 1]
         return inputs.mean(dim=1)
 
-    cascading_randomisation(explain, net, torch.randn(1, 3, 8, 8), torch.tensor([0]))
+    model_parameter_randomization(explain, net, torch.randn(1, 3, 8, 8), torch.tensor([0]))
     assert left == []
 
 

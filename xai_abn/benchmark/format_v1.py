@@ -10,8 +10,9 @@ from typing import Any
 from xai_abn.errors import XaiAbnError
 from xai_abn.explainers import get
 
-#: Methods and kinds of data sets that were renamed, and values of records that were prose.
+#: Methods, metrics and kinds of data sets that were renamed, and values of records that were prose.
 _METHODS = {"centre": "center"}
+_METRICS = {"max-box-acc": "max-box-accuracy", "randomisation": "model-parameter-randomization"}
 _KINDS = {"folder": "images"}
 _VALUES = {
     "top-1": "prediction",
@@ -19,7 +20,7 @@ _VALUES = {
     "objects of the class and of others": "class-objects",
     "over the data set": "data-set",
 }
-#: Labels of the axes of curves, which format 1 told from the metric's name.
+#: Labels of the axes of curves, which format 1 derived from the name of the metric.
 _AXES = {"deletion": "share of pixels deleted", "insertion": "share of pixels inserted"}
 
 
@@ -48,17 +49,21 @@ def upgrade(connection: sqlite3.Connection, key_of: Callable[..., str]) -> None:
     kind, *rest = str(data.get("kind", "")).split(" ", 1)
     data["kind"] = " ".join([_KINDS.get(kind, kind), *rest])
     connection.execute("UPDATE run SET value = ? WHERE name = 'identity'", (json.dumps(identity),))
-    metrics = {name: _metric(record) for name, record in _records(connection, "metrics", "metric")}
+    metrics = dict(_metric(name, record) for name, record in _records(connection, "metrics", "metric"))
     methods = dict(_method(name, record) for name, record in _records(connection, "methods", "method"))
-    renamed = dict(zip((n for n, _ in _records(connection, "methods", "method")), methods, strict=True))
+    new_methods = dict(zip((n for n, _ in _records(connection, "methods", "method")), methods, strict=True))
+    new_metrics = dict(zip((n for n, _ in _records(connection, "metrics", "metric")), metrics, strict=True))
     for table, column, records in (("metrics", "metric", metrics), ("methods", "method", methods)):
         connection.execute(f"DELETE FROM {table}")
         rows = [(name, json.dumps(record, sort_keys=True)) for name, record in records.items()]
         connection.executemany(f"INSERT INTO {table} ({column}, record) VALUES (?, ?)", rows)
-    for table in ("maps", "results"):
-        for old, new in renamed.items():
-            if old != new:
-                connection.execute(f"UPDATE {table} SET method = ? WHERE method = ?", (new, old))
+    for table, column, renamed in (
+        ("maps", "method", new_methods),
+        ("results", "method", new_methods),
+        ("results", "metric", new_metrics),
+    ):
+        changes = [(new, old) for old, new in renamed.items() if new != old]
+        connection.executemany(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", changes)
     maps = connection.execute("SELECT key, image, method, trial FROM maps").fetchall()
     connection.executemany(
         "UPDATE maps SET key = ? WHERE key = ?",
@@ -85,14 +90,17 @@ def _records(connection: sqlite3.Connection, table: str, column: str) -> list[tu
     return [(name, json.loads(record)) for name, record in rows]
 
 
-def _metric(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record of a metric with its identity; prose that stood for a choice becomes a word."""
-    for name in ("subject", "needs", "aggregated"):
-        record[name] = _VALUES.get(str(record.get(name)), record.get(name))
-    if record.get("name") in _AXES:
-        record |= {"axis_label": _AXES[record["name"]], "reads_probabilities": True}
-    identity = {name: record.get(name) for name in ("name", "protocol")}
-    return {**record, "identity": {**identity, "version": 1, "parameters": record.get("parameters") or {}}}
+def _metric(name: str, record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the record of a metric with its identity; prose that named a choice becomes an identifier."""
+    name, _, protocol = name.partition(":")
+    name = record["name"] = _METRICS.get(name, name)
+    record["at_image_size"] = record.pop("at_photo_size", False)
+    for choice in ("subject", "needs", "aggregated"):
+        record[choice] = _VALUES.get(str(record.get(choice)), record.get(choice))
+    if name in _AXES:
+        record |= {"axis_label": _AXES[name], "reads_probabilities": True}
+    identity = {"name": name, "protocol": protocol, "version": 1, "parameters": record.get("parameters") or {}}
+    return f"{name}:{protocol}", {**record, "identity": identity}
 
 
 def _method(name: str, record: dict[str, Any]) -> tuple[str, dict[str, Any]]:

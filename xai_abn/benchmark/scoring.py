@@ -124,7 +124,7 @@ class Scorer:
         for metric, names in wanted:
             if metric.family is None:
                 for name in names:
-                    scores.values += batch.values(metric, name, batch.scores(metric, name), batch.askable(metric, name))
+                    scores.values += batch.values(metric, name, batch.scores(metric, name))
         families: dict[tuple[Hashable, tuple[str, ...], Subject], list[Metric]] = {}
         for metric, names in wanted:
             if metric.family is not None:
@@ -200,21 +200,30 @@ class _Batch:
             found = self._with_objects(metric, maps, trials)
         return found if isinstance(found, Scores) else Scores(found.cpu())
 
+    def _objects(self, metric: Metric, trial: Trial) -> tuple[Objects | None, Objects | None]:
+        """Return the objects in view of a trial's class, of any class for the prediction, and of the other classes."""
+        image, classes = self.photos[trial.row], None if trial.name == TOP else [trial.name]
+        own = image.objects(classes, at_image_size=metric.at_image_size)
+        if metric.needs is not Needs.CLASS_OBJECTS:
+            return own, None
+        return own, image.others(trial.name, at_image_size=metric.at_image_size)
+
+    def _can_be_scored(self, metric: Metric, trial: Trial) -> bool:
+        """Whether the objects of a trial allow a value. If not, a flawed map is no miss."""
+        if metric.needs not in (Needs.OBJECTS, Needs.CLASS_OBJECTS):
+            return True
+        own, others = self._objects(metric, trial)
+        return own is not None and (metric.applies is None or metric.applies(own, others))
+
     def _with_objects(self, metric: Metric, maps: Tensor, trials: Sequence[Trial]) -> Scores:
         """Score the trials whose objects are in view; the others have no value."""
-        own: list[Objects | None] = []
-        for t in trials:
-            classes = None if t.name == TOP else [t.name]
-            own.append(self.photos[t.row].objects(classes, at_photo_size=metric.at_photo_size))
-        seen = [i for i, o in enumerate(own) if o is not None]
+        pairs = [self._objects(metric, trial) for trial in trials]
+        seen = [i for i, (own, _) in enumerate(pairs) if own is not None]
         if not seen:
             return Scores(torch.full((len(trials),), math.nan))
-        arguments = [[o for o in own if o is not None]]
+        arguments = [[pairs[i][0] for i in seen]]
         if metric.needs is Needs.CLASS_OBJECTS:
-            others = [
-                self.photos[trials[i].row].others(trials[i].name, at_photo_size=metric.at_photo_size) for i in seen
-            ]
-            arguments.append(others)  # type: ignore[arg-type]
+            arguments.append([pairs[i][1] for i in seen])
         found = metric.function(maps[seen], *arguments)
         found = found if isinstance(found, Scores) else Scores(found)
         values = torch.full((len(trials),), math.nan)
@@ -255,24 +264,7 @@ class _Batch:
             return self.inputs
         return self.inputs[rows].contiguous(memory_format=torch.channels_last)
 
-    def askable(self, metric: Metric, name: str) -> list[bool]:
-        """Say of each trial whether any map could be scored; a flawed map counts as a miss only there.
-
-        Found out by scoring a sound map, a ramp, in place of each flawed one.
-        """
-        found, trials = self.maps[metric.subject, name], self.trials[metric.subject]
-        flawed = [i for i, flaw in enumerate(found.flaws) if flaw]
-        answers = [True] * len(trials)
-        if flawed and metric.needs in (Needs.OBJECTS, Needs.CLASS_OBJECTS):
-            ramps = torch.linspace(0, 1, 49).view(1, 7, 7).expand(len(flawed), -1, -1)
-            values = self._with_objects(metric, ramps, [trials[i] for i in flawed]).values
-            for i, value in zip(flawed, values.tolist(), strict=True):
-                answers[i] = math.isfinite(value)
-        return answers
-
-    def values(
-        self, metric: Metric, name: str, scores: Scores, askable: Sequence[bool] | None = None
-    ) -> list[ScoredValue]:
+    def values(self, metric: Metric, name: str, scores: Scores) -> list[ScoredValue]:
         """Return one value per trial; an image without a trial gets one that says so, so that it counts as done."""
         found, trials = self.maps[metric.subject, name], self.trials[metric.subject]
         values = scores.values.double().tolist()
@@ -281,7 +273,7 @@ class _Batch:
         for i, trial in enumerate(trials):
             value = values[i] if math.isfinite(values[i]) else None
             curve = curves[i] if curves is not None and np.isfinite(curves[i]).all() else None
-            flaw = found.flaws[i] if value is None and (askable is None or askable[i]) else None
+            flaw = found.flaws[i] if value is None and self._can_be_scored(metric, trial) else None
             results.append(ScoredValue(trial, name, metric.full_name, value, flaw, curve))
         without = sorted(set(self.rows) - {t.row for t in trials})
         return results + [ScoredValue(Trial(row, "", -1), name, metric.full_name) for row in without]

@@ -42,25 +42,25 @@ class Photo:
     region: tuple[float, float, float, float]
     _drawn: dict[tuple[str, bool], Objects | None] = field(default_factory=dict, repr=False)
 
-    def objects(self, classes: Sequence[str] | None = None, *, at_photo_size: bool = False) -> Objects | None:
+    def objects(self, classes: Sequence[str] | None = None, *, at_image_size: bool = False) -> Objects | None:
         """Return the objects seen, of some classes or all, on the network's grid or the photo's own."""
         wanted = self.annotated.classes if classes is None else classes
-        found = [o for o in (self._of_class(name, at_photo_size) for name in wanted) if o is not None]
+        found = [o for o in (self._of_class(name, at_image_size) for name in wanted) if o is not None]
         return Objects.joined(found) if found else None
 
-    def others(self, name: str, *, at_photo_size: bool = False) -> Objects | None:
+    def others(self, name: str, *, at_image_size: bool = False) -> Objects | None:
         """Return the objects of every class but one."""
-        return self.objects([c for c in self.annotated.classes if c != name], at_photo_size=at_photo_size)
+        return self.objects([c for c in self.annotated.classes if c != name], at_image_size=at_image_size)
 
-    def _of_class(self, name: str, at_photo_size: bool) -> Objects | None:
+    def _of_class(self, name: str, at_image_size: bool) -> Objects | None:
         """Draw the objects of one class, once."""
-        if (name, at_photo_size) not in self._drawn:
+        if (name, at_image_size) not in self._drawn:
             left, top, right, bottom = self.region
             own = (max(1, round(bottom - top)), max(1, round(right - left)))
-            grid = own if at_photo_size else (self.prepared.tensor.shape[1], self.prepared.tensor.shape[2])
+            grid = own if at_image_size else (self.prepared.tensor.shape[1], self.prepared.tensor.shape[2])
             drawn = self.annotated.on_grid(self.size, self.region, grid, [name])
-            self._drawn[name, at_photo_size] = drawn
-        return self._drawn[name, at_photo_size]
+            self._drawn[name, at_image_size] = drawn
+        return self._drawn[name, at_image_size]
 
 
 @dataclass(frozen=True)

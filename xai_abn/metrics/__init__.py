@@ -1,43 +1,42 @@
-"""Metrics of explanations: functions of maps, one value a photo, each under a named protocol."""
+"""Metrics of explanations: functions that give one value per image, each under a named protocol."""
 
 from xai_abn.heatmaps import flaws, upsample
-from xai_abn.metrics.agreement import map_agreement, rank_correlation
-from xai_abn.metrics.base import Metric, Needs, Scores, Subject, get, metrics, names, register
+from xai_abn.metrics.base import Metric, Needs, Scores, Subject, get, names, register
 from xai_abn.metrics.complexity import entropy, gini
-from xai_abn.metrics.confidence import average_drop, increase_in_confidence
+from xai_abn.metrics.curves import Curve, PerturbationProtocol, curve_metric, perturbation_curves
 from xai_abn.metrics.deletion_insertion import deletion, insertion
-from xai_abn.metrics.localisation import (
+from xai_abn.metrics.faithfulness import average_drop, increase_in_confidence, polarity
+from xai_abn.metrics.localization import (
     best_iou,
-    difficult_pointing_game,
-    energy_inside,
+    energy_pointing_game,
     peak_inside,
     pointing_game,
+    pointing_game_difficult,
     relevance_rank_accuracy,
 )
 from xai_abn.metrics.multi_object import all_objects_found, energy_confusion, grid_pointing, object_recall
 from xai_abn.metrics.objects import Objects
-from xai_abn.metrics.perturbation import PerturbationProtocol, perturbation_curves
-from xai_abn.metrics.polarity import polarity
 from xai_abn.metrics.road import road
-from xai_abn.metrics.sanity import cascading_randomisation, infidelity, random_logit, sensitivity_max
-from xai_abn.metrics.wsol import box_overlaps, max_box_accuracy, pixel_average_precision, pixel_histograms
+from xai_abn.metrics.sanity import infidelity, model_parameter_randomization, random_logit, sensitivity_max
+from xai_abn.metrics.similarity import map_agreement, rank_correlation
+from xai_abn.metrics.wsol import accuracy_at_best_threshold, max_box_accuracy, pixel_average_precision, pxap
 
 __all__ = [
+    "Curve",
     "Metric",
     "Needs",
     "Objects",
     "PerturbationProtocol",
     "Scores",
     "Subject",
+    "accuracy_at_best_threshold",
     "all_objects_found",
     "average_drop",
     "best_iou",
-    "box_overlaps",
-    "cascading_randomisation",
+    "curve_metric",
     "deletion",
-    "difficult_pointing_game",
     "energy_confusion",
-    "energy_inside",
+    "energy_pointing_game",
     "entropy",
     "flaws",
     "get",
@@ -48,15 +47,16 @@ __all__ = [
     "insertion",
     "map_agreement",
     "max_box_accuracy",
-    "metrics",
+    "model_parameter_randomization",
     "names",
     "object_recall",
     "peak_inside",
     "perturbation_curves",
     "pixel_average_precision",
-    "pixel_histograms",
     "pointing_game",
+    "pointing_game_difficult",
     "polarity",
+    "pxap",
     "random_logit",
     "rank_correlation",
     "register",

@@ -1,4 +1,4 @@
-"""What a metric is, and the table of their names."""
+"""Record of a metric, and the registry of metrics."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, UnknownNameError
+from xai_abn.metrics.objects import Objects
 from xai_abn.registry import Registry
 
 
@@ -44,11 +45,11 @@ Aggregate = Callable[[np.ndarray, np.ndarray], float]
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a metric found.
+    """The values of a metric.
 
     Attributes:
-        values: (N,), or (N, M) for M maps a picture; NaN where a map could not be scored.
-        curves: (N, T) or (N, M, T) behind the values, or None.
+        values: (N,), or (N, M) for M maps per image; NaN where a map could not be scored.
+        curves: (N, T) or (N, M, T) that the values were computed from, or None.
     """
 
     values: Tensor
@@ -56,7 +57,7 @@ class Scores:
 
 
 class Family(ABC):
-    """What several metrics have in common that are computed together, as deletion and insertion are.
+    """Metrics that are computed together, such as deletion and insertion.
 
     A member is an immutable record; members of one ``group`` are computed by one call of :meth:`compute`.
     """
@@ -101,8 +102,8 @@ class Metric:
 
     Attributes:
         name: such as ``"deletion"``.
-        protocol: such as ``"rise-2018"``: fixes every choice, so that equal names mean equal numbers.
-        function: computes one value an image. By ``needs``:
+        protocol: such as ``"rise-2018"``. It fixes every choice, so that equal names mean equal values.
+        function: computes one value per image. Its arguments, by ``needs``:
             ``MAPS``: ``f(maps)``;
             ``MODEL``: ``f(predict, inputs, maps, targets)``;
             ``OBJECTS``: ``f(maps, objects)``;
@@ -116,11 +117,13 @@ class Metric:
         units: of the value.
         source: the paper or program that defines the protocol.
         definition: one or two sentences.
-        flat_counts_as: what a flat or non-finite map counts as in means: 0 for hits, which it never
-            is; None where it is left out. It is flagged and counted either way.
-        at_photo_size: maps are compared at the photo's own size, not the network's.
-        aggregate: for values that only a whole data set has, made from the curves; None for the mean.
-        family: for metrics that a benchmark computes together, of all methods in common batches.
+        flat_counts_as: value of a flat or non-finite map in means, such as 0 for a metric of hits; None leaves it out.
+            It is flagged either way.
+        at_image_size: maps are scored at the image's own size instead of the network's input size.
+        applies: whether a trial can be scored, from the objects of the class and of the other classes; None for always.
+            Where it cannot, a flat map is no miss.
+        aggregate: computes the value of a whole data set from the curves; None for the mean over images.
+        family: computes several metrics together, for all methods in common batches.
         parameters: further settings; part of the identity of a value.
         version: raised when the computation changes, so that a benchmark does not mix old and new values.
         reads_probabilities: whether values depend on the model's probabilities, which are sigmoids for a multi-label
@@ -139,7 +142,8 @@ class Metric:
     definition: str
     subject: Subject = Subject.PREDICTION
     flat_counts_as: float | None = None
-    at_photo_size: bool = False
+    at_image_size: bool = False
+    applies: Callable[[Objects, Objects | None], bool] | None = None
     aggregate: Aggregate | None = None
     family: Family | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -163,7 +167,7 @@ class Metric:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain JSON values, for the report."""
-        left_out = ("function", "aggregate", "family")
+        left_out = ("function", "applies", "aggregate", "family")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         values.update(
             needs=self.needs.value, subject=self.subject.value, range=[v if isfinite(v) else None for v in self.range]
@@ -174,47 +178,47 @@ class Metric:
 
 
 def probabilities_of(predict: Predict, logits: Tensor) -> Tensor:
-    """Return logits (B, K) as probabilities: by ``predict.probabilities`` if it has one, else by softmax.
+    """Return the probabilities of logits (B, K), by ``predict.probabilities`` if there is one, else by softmax.
 
-    :class:`~xai_abn.models.predictor.FastPredictor` has one: each attribute of a multi-label model is a sigmoid.
+    :class:`~xai_abn.models.predictor.FastPredictor` has one; for a multi-label model it is the sigmoid.
     """
     own = getattr(predict, "probabilities", None)
     return logits.softmax(dim=1) if own is None else own(logits)
 
 
 def _full_name(name: str, item: object) -> str:
-    """Return the name of a plug-in's metric, which its record holds."""
+    """Return the full name of a plug-in's metric."""
     if not isinstance(item, Metric):
         raise InvalidInputError(f"{name!r} must be a xai_abn.metrics.Metric, not {type(item).__name__}")
     return item.full_name
 
 
-metrics: Registry[Metric] = Registry("metric", "xai_abn.metrics", _full_name)
+METRICS: Registry[Metric] = Registry("metric", "xai_abn.metrics", _full_name)
 
 
 def register(metric: Metric) -> Metric:
-    """Make a metric known under ``name:protocol``, to the CLI, the benchmark and the tests too.
+    """Register a metric under ``name:protocol``, for the command line, benchmarks and tests.
 
     Raises:
         InvalidInputError: the name is taken.
     """
-    return metrics.register(metric.full_name)(metric)
+    return METRICS.register(metric.full_name)(metric)
 
 
 def names() -> list[str]:
-    """Return ``name:protocol`` of all metrics, installed plug-ins included."""
-    return metrics.names()
+    """Return the ``name:protocol`` of all metrics, including those of installed plug-ins."""
+    return METRICS.names()
 
 
 def get(name: str) -> Metric:
-    """Return a metric by ``name:protocol``, or by name alone: then under its first, the default protocol.
+    """Return a metric by ``name:protocol``, or by name alone for its default protocol, the first one registered.
 
     Raises:
-        UnknownNameError: there is none; the message gives the nearest.
+        UnknownNameError: there is no such metric; the message suggests the nearest names.
     """
     if ":" in name:
-        return metrics[name]
-    for full in metrics:
+        return METRICS[name]
+    for full in METRICS:
         if full.split(":")[0] == name:
-            return metrics[full]
-    raise UnknownNameError("metric", name, [*dict.fromkeys(n.split(":")[0] for n in metrics), *metrics])
+            return METRICS[full]
+    raise UnknownNameError("metric", name, [*dict.fromkeys(n.split(":")[0] for n in METRICS), *METRICS])

@@ -1,4 +1,7 @@
-"""How concentrated a map is. Neither end is better in itself: a dot is concentrated and may be wrong."""
+"""Concentration of maps: Gini index and entropy.
+
+Neither end is better in itself: a map of a single dot is concentrated and can be wrong.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from xai_abn.metrics.base import Metric, Needs, register
 
 
 def gini(maps: Tensor) -> Tensor:
-    """Gini index of the magnitudes: 0 if all are equal, near 1 if one pixel has everything.
+    """Return the Gini index of the magnitudes: 0 if all are equal, near 1 if one pixel has everything.
 
     Args:
         maps: (N, h, w).
@@ -31,13 +34,13 @@ def gini(maps: Tensor) -> Tensor:
 
 
 def entropy(maps: Tensor) -> Tensor:
-    """Entropy of the positive values taken as shares, divided by its largest value: 1 for an even map.
+    """Return the entropy of the positive values, divided by that of an even map.
 
     Args:
         maps: (N, h, w).
 
     Returns:
-        (N,) in [0, 1]; NaN for a non-finite map and one without positive values.
+        (N,) in [0, 1], 1 for an even map; NaN for a non-finite map and one without positive values.
 
     Source: Shannon; "complexity" of Bhatt et al., 2020, on the positive part and divided by log(h w).
     """
@@ -49,7 +52,7 @@ def entropy(maps: Tensor) -> Tensor:
 
 
 def _finite(maps: Tensor) -> Tensor:
-    """Return maps as (N, P) doubles, those with an infinite value as NaN throughout."""
+    """Return maps as (N, P) doubles; a map with a non-finite value becomes NaN throughout."""
     if maps.dim() != 3:
         raise InvalidInputError(f"expected maps (N, h, w), got shape {tuple(maps.shape)}")
     flat = maps.detach().double().flatten(1)
@@ -57,7 +60,7 @@ def _finite(maps: Tensor) -> Tensor:
 
 
 def _of_usable(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Leave out flat maps in a benchmark, where they are flagged."""
+    """Return the function with NaN for flat maps, which a benchmark flags."""
     return lambda maps: function(maps).masked_fill(~usable(maps), float("nan"))
 
 
@@ -79,7 +82,7 @@ for _name, _function, _definition, _source in (
             higher_is_better=None,
             range=(0, 1),
             units="1",
-            definition=f"{_definition} Of the map at its own resolution.",
+            definition=f"{_definition} Computed at the map's own resolution.",
             source=_source,
         )
     )

@@ -1,10 +1,9 @@
 """Deletion and insertion under four named protocols.
 
-``xai-abn``, the project's own and the default, differs from RISE's where that one lets chance or artefacts in:
-the same wide, mirrored blur stands for missing pixels in both curves (grey patches have sharp edges that are
-objects themselves, a zero-padded blur darkens the border); twenty steps are equal to within a pixel and
-weighed by their true width; equal values, as in the zeros of Grad-CAM, go in one fixed random order instead of
-from the upper left corner.
+``xai-abn``, the project's own and the default, avoids chance and artifacts of RISE's protocol. One wide, mirrored blur
+replaces missing pixels in both curves: gray patches have sharp edges that look like objects, and a zero-padded blur
+darkens the border. Twenty steps are equal to within a pixel and weighted by their true width. Equal values, such as the
+zeros of Grad-CAM, change in a fixed random order instead of from the upper left corner.
 """
 
 from __future__ import annotations
@@ -16,16 +15,24 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, UnknownNameError
 from xai_abn.metrics.base import Predict, register
-from xai_abn.metrics.blanks import BLACK, RISE_BLUR, WIDE_BLUR, ZERO
-from xai_abn.metrics.perturbation import (
+from xai_abn.metrics.curves import (
+    BLACK,
     DELETION,
     INSERTION,
+    RISE_BLUR,
+    WIDE_BLUR,
+    ZERO,
     Curve,
     CurveOf,
     PerturbationProtocol,
+    at_most,
     curve_metric,
+    equal,
+    patch_ranks,
+    reversed_ranks,
+    scattered_ranks,
+    stable_ranks,
 )
-from xai_abn.metrics.ranks import at_most, equal, patch_ranks, reversed_ranks, scattered_ranks, stable_ranks
 
 
 def _rise_counts(height: int, width: int) -> list[int]:
@@ -34,7 +41,7 @@ def _rise_counts(height: int, width: int) -> list[int]:
 
 
 def _pid_counts(height: int, width: int) -> list[int]:
-    """Patches changed at each point of LABN's code: ten more each time, plus one; never none."""
+    """Return the number of patches changed at each point, as in LABN's code: ten more each time, plus one."""
     patches = height * width // PID_PATCH**2
     if patches <= 10:
         raise InvalidInputError(
@@ -56,24 +63,24 @@ PROTOCOLS = {
 
 _DEFINITIONS = {
     "xai-abn": (
-        "20 equal steps; missing pixels are a Gaussian blur (sigma 1/12 of the shorter side, mirrored edges) in both "
-        "curves; ties in a fixed random order; softmax probability, trapezoid area.",
+        "20 equal steps; missing pixels become a Gaussian blur (sigma 1/12 of the shorter side, mirrored edges) in "
+        "both curves; ties in a fixed random order; softmax probability, trapezoid area.",
         "this project",
     ),
     "rise-2018": (
-        "Steps of 8 rows' pixels (28 at 224); deleted pixels are normalised zero, insertion starts from RISE's own "
+        "Steps of 8 rows' pixels (28 at 224); deleted pixels become normalized zero, insertion starts from RISE's "
         "11x11 blur with zero padding; ties in reversed reading order; softmax probability, equal-width trapezoid.",
         "Petsiuk et al., RISE, BMVC 2018, and its released evaluation code",
     ),
     "torchcam-20": (
-        "At most 20 steps of equal size, the last one shorter; missing pixels are normalised zero in both curves; ties "
-        "in reading order; softmax probability, trapezoid area over true shares.",
+        "At most 20 steps of equal size, the last one shorter; missing pixels become normalized zero in both curves; "
+        "ties in reading order; softmax probability, trapezoid area over true shares.",
         "torchcam 0.5.0, DeletionInsertionMetric with softmax",
     ),
     "pid-2022": (
         f"Patches of {PID_PATCH} pixels ranked by their largest value, ten more at each point after the first eleven, "
-        "onto black, ties together; the unchanged picture is no point of the curve; softmax probability, equal-width "
-        "trapezoid.",
+        "replaced by black, ties together; the unchanged image is not a point of the curve; softmax probability, "
+        "equal-width trapezoid.",
         "Iida et al., Lambda ABN, ACCV 2022, released code with step 10",
     ),
 }
@@ -89,25 +96,25 @@ def deletion(
     batch_size: int = 16,
     black: Tensor | None = None,
 ) -> Tensor:
-    """Area under the target's probability while the map's top pixels are deleted first. Lower is better.
+    """Return the area under the target's probability as pixels are deleted, top pixels first. Lower is better.
 
     Args:
         predict: inputs (B, 3, H, W) to logits (B, K).
-        inputs: (N, 3, H, W), normalised.
-        maps: (N, h, w), or (N, M, h, w) for M maps a picture.
+        inputs: (N, 3, H, W), normalized.
+        maps: (N, h, w), or (N, M, h, w) for M maps per image.
         targets: (N,) or (N, M) class indices.
         protocol: one of ``PROTOCOLS``, or your own.
-        batch_size: pictures per call of ``predict``.
-        black: (3,) the normalised value of black, which ``pid-2022`` needs.
+        batch_size: images per call of ``predict``.
+        black: (3,) the normalized value of black, which ``pid-2022`` needs.
 
     Returns:
         (N,) or (N, M) in [0, 1]; NaN for a flat or non-finite map.
 
     Raises:
-        InvalidInputError: shapes that do not fit.
-        UnknownNameError: no such protocol.
+        InvalidInputError: the shapes do not fit.
+        UnknownNameError: there is no such protocol.
 
-    Source: see the protocol's definition in ``xai-abn list metrics``.
+    Source: given with each protocol in ``xai-abn list metrics``.
     """  # fmt: skip
     return _area(DELETION, predict, inputs, maps, targets, protocol, batch_size, black)
 
@@ -122,7 +129,7 @@ def insertion(
     batch_size: int = 16,
     black: Tensor | None = None,
 ) -> Tensor:
-    """Area under the target's probability while the map's top pixels come first. Higher is better.
+    """Return the area under the target's probability as pixels are inserted, top pixels first. Higher is better.
 
     Arguments, result, errors and source as for :func:`deletion`.
     """  # fmt: skip
@@ -133,7 +140,7 @@ def get_protocol(protocol: str | PerturbationProtocol) -> PerturbationProtocol:
     """Return a protocol by name.
 
     Raises:
-        UnknownNameError: no such protocol; the message gives the nearest.
+        UnknownNameError: there is no such protocol; the message suggests the nearest names.
     """
     if isinstance(protocol, PerturbationProtocol):
         return protocol

@@ -13,16 +13,16 @@ from xai_abn.errors import InvalidInputError
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """The objects of one photo, as regions of one pixel grid.
+    """The objects of one image, as regions of one pixel grid.
 
     Attributes:
-        masks: (B, H, W) bool, one an object, none empty.
+        masks: (B, H, W) bool, one per object, none empty.
         boxes: (B, 4) float, left, top, right, bottom in pixels of the grid, right and bottom exclusive.
-        difficult: (B,) bool: objects a protocol may leave out (VOC's flag).
-        single: (B,) bool: False for an annotation that covers a crowd and is no single object.
+        difficult: (B,) bool: objects that a protocol may leave out (VOC's flag).
+        single: (B,) bool: False for an annotation that covers a crowd instead of a single object.
 
     Raises:
-        InvalidInputError: shapes that do not fit, no object, or an empty mask.
+        InvalidInputError: the shapes do not fit, there is no object, or a mask is empty.
     """
 
     masks: Tensor
@@ -31,7 +31,7 @@ class Objects:
     single: Tensor
 
     def __post_init__(self) -> None:
-        """Check the shapes: an empty region would make every metric of it meaningless."""
+        """Check the shapes; with an empty mask every metric would be meaningless."""
         number = len(self.boxes)
         if self.boxes.dim() != 2 or self.boxes.shape[1] != 4 or number == 0:
             raise InvalidInputError(f"boxes must have shape (B, 4) with B >= 1, got {tuple(self.boxes.shape)}")
@@ -42,18 +42,18 @@ class Objects:
         if self.difficult.shape != (number,) or self.single.shape != (number,):
             raise InvalidInputError(f"difficult and single must have shape ({number},)")
         if not bool(self.masks.flatten(1).any(dim=1).all()):
-            raise InvalidInputError("an object has an empty mask; leave it out or mend its annotation")
+            raise InvalidInputError("an object has an empty mask; leave it out or correct its annotation")
 
     @classmethod
     def from_boxes(cls, boxes: Tensor | Sequence[Sequence[float]], size: tuple[int, int]) -> Objects:
-        """Fill boxes, rounded to the nearest pixel, clipped to the grid, at least one pixel each.
+        """Return filled boxes, rounded to the nearest pixel, clipped to the grid, at least one pixel each.
 
         Args:
             boxes: (B, 4) left, top, right, bottom in pixels of the grid; right and bottom exclusive.
             size: (H, W) of the grid.
 
         Raises:
-            InvalidInputError: no boxes, not four finite numbers a box, or edges in the wrong order.
+            InvalidInputError: there are no boxes, or a box is not four finite numbers in order.
         """
         boxes = torch.as_tensor(boxes, dtype=torch.float32)
         if boxes.dim() != 2 or boxes.shape[1] != 4 or len(boxes) == 0:
@@ -66,7 +66,7 @@ class Objects:
 
     @classmethod
     def joined(cls, parts: Sequence[Objects]) -> Objects:
-        """Return the objects of several records on one grid as one record."""
+        """Combine objects on one grid."""
         names = ("masks", "boxes", "difficult", "single")
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
@@ -82,7 +82,7 @@ class Objects:
 
 
 def box_mask(box: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return one box (4,) as a bool mask (H, W): nearest pixels, clipped, at least one pixel."""
+    """Return one box (4,) as a bool mask (H, W): rounded to pixels, clipped, at least one pixel."""
     height, width = size
     mask = torch.zeros(height, width, dtype=torch.bool)
     left, top, right, bottom = box.round().long().tolist()

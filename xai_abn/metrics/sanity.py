@@ -1,7 +1,7 @@
-"""Sanity and stability: a map must change when the network or the question does, and not with chance.
+"""Sanity and stability: a map should change with the network and the target, and not with noise.
 
-These take an ``explain`` callable, ``explain(inputs, targets, module=None)`` to maps (N, h, w); ``module``
-replaces the network.
+These metrics take a callable ``explain(inputs, targets, module=None)`` that returns maps (N, h, w); ``module`` replaces
+the network.
 """
 
 from __future__ import annotations
@@ -15,46 +15,48 @@ from torch import Tensor, nn
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import upsample, usable
-from xai_abn.metrics.agreement import rank_correlation
 from xai_abn.metrics.base import Metric, Needs, Predict, register
-from xai_abn.metrics.confidence import check_numbers, check_targets
+from xai_abn.metrics.faithfulness import check_numbers, check_targets
+from xai_abn.metrics.similarity import rank_correlation
 from xai_abn.seeding import content_generator, seeded
 
 
 class Explain(Protocol):
-    """Inputs (N, 3, H, W) and targets (N,) to maps (N, h, w), of the model or of ``module`` in its place."""
+    """Computes maps (N, h, w) of inputs (N, 3, H, W) and targets (N,), of ``module`` instead of the model if given."""
 
     def __call__(self, inputs: Tensor, targets: Tensor, module: nn.Module | None = None) -> Tensor:
         """Return the maps."""
 
 
-def cascading_randomisation(
+def model_parameter_randomization(
     explain: Explain, module: nn.Module, inputs: Tensor, targets: Tensor, *, stages: int = 5, seed: int = 0
 ) -> Tensor:
-    """Rank correlation of the maps with those of the network, its layers randomised from the output backwards.
+    """Return the rank correlation of the maps with those after randomizing layers from the output backwards.
 
-    A map that stays the same when the weights are lost does not explain them: near 0 is good.
+    A map that stays the same without the learned weights does not explain them: near 0 is good.
 
     Args:
         explain: see the module.
         module: the network; it is copied, not changed.
-        inputs: (N, 3, H, W), normalised.
+        inputs: (N, 3, H, W), normalized.
         targets: (N,) class indices.
-        stages: points at which maps are compared; the layers with parameters are split evenly among them.
+        stages: how often maps are compared; the layers with parameters are split evenly among the stages.
         seed: of the new weights.
 
     Returns:
         (N, stages) Spearman correlations in [-1, 1], after 1/stages ... all of the layers; NaN where a map is flat.
 
     Raises:
-        InvalidInputError: fewer than one stage, or no layer that can be randomised.
+        InvalidInputError: there is no stage, or no layer that can be randomized.
 
-    Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 3. Layers get their own
-    initialisation; parameters that belong to none (tokens, positions, projections) normal noise of 0.02, last.
+    Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 3. Layers use their own
+    initialization; parameters outside such layers (tokens, positions, projections) become normal noise of 0.02, last.
     """
     layers = [name for name, m in module.named_modules() if callable(getattr(m, "reset_parameters", None))]
     if stages < 1 or not layers:
-        raise InvalidInputError(f"need stages >= 1 and layers with reset_parameters, got {stages} and {len(layers)}")
+        raise InvalidInputError(
+            f"expected stages >= 1 and layers with reset_parameters, got {stages} stages and {len(layers)} layers"
+        )
     original = explain(inputs, targets)
     broken = copy.deepcopy(module)
     own = {id(p) for name in layers for p in broken.get_submodule(name).parameters(recurse=False)}
@@ -68,23 +70,23 @@ def cascading_randomisation(
                 broken.get_submodule(name).reset_parameters()  # type: ignore[operator]
             done = until
             if stage == stages:
-                for parameter in bare:  # tokens, positions and such, which no layer initialises
+                for parameter in bare:  # such as tokens and positions, which no layer initializes
                     torch.nn.init.normal_(parameter.data, std=0.02)
             values.append(rank_correlation(original, explain(inputs, targets, module=broken)))
     return torch.stack(values, dim=1)
 
 
 def random_logit(explain: Explain, inputs: Tensor, targets: Tensor, classes: int, *, seed: int = 0) -> Tensor:
-    """Rank correlation of the target's map with that of another class drawn at random.
+    """Return the rank correlation of the target's map with that of another, random class.
 
-    Near 1 means that the map does not depend on the class asked for. Class-agnostic maps give 1 by their nature.
+    Near 1 means that the map does not depend on the class. Maps of methods without class always give 1.
 
     Args:
         explain: see the module.
-        inputs: (N, 3, H, W), normalised.
+        inputs: (N, 3, H, W), normalized.
         targets: (N,) class indices.
         classes: number K of classes, at least 2.
-        seed: of the draw, together with the picture's content: the same in any batch.
+        seed: of the random class, together with the image's content, so that it is the same in any batch.
 
     Returns:
         (N,) in [-1, 1]; NaN where a map is flat.
@@ -92,9 +94,9 @@ def random_logit(explain: Explain, inputs: Tensor, targets: Tensor, classes: int
     Source: Sixt et al., "When Explanations Lie", ICML 2020, section 4 (random logit), with Spearman's correlation.
     """
     if classes < 2:
-        raise InvalidInputError(f"another class needs at least 2, got {classes}")
+        raise InvalidInputError(f"expected at least 2 classes, got {classes}")
     check_targets(inputs, targets, classes)
-    steps = [torch.randint(1, classes, (), generator=content_generator(picture, seed)) for picture in inputs]
+    steps = [torch.randint(1, classes, (), generator=content_generator(image, seed)) for image in inputs]
     others = (targets.cpu() + torch.stack(steps)) % classes
     return rank_correlation(explain(inputs, targets), explain(inputs, others))
 
@@ -102,14 +104,14 @@ def random_logit(explain: Explain, inputs: Tensor, targets: Tensor, classes: int
 def sensitivity_max(
     explain: Explain, inputs: Tensor, targets: Tensor, *, radius: float = 0.02, samples: int = 10, seed: int = 0
 ) -> Tensor:
-    """Largest relative change of the map under small uniform noise, by captum. Lower is steadier.
+    """Return the largest relative change of the map under small uniform noise, by captum. Lower is more stable.
 
     Args:
         explain: see the module.
-        inputs: (N, 3, H, W), normalised.
+        inputs: (N, 3, H, W), normalized.
         targets: (N,) class indices.
-        radius: largest noise on any value, in normalised units.
-        samples: of the noise.
+        radius: of the noise, in normalized units.
+        samples: number of noise samples.
         seed: of the noise.
 
     Returns:
@@ -121,17 +123,17 @@ def sensitivity_max(
 
     check_targets(inputs, targets)
 
-    def one(picture: Tensor, target: Tensor) -> Tensor:
-        def attribute(moved: tuple[Tensor, ...]) -> tuple[Tensor]:
-            return (explain(moved[0], target.expand(len(moved[0]))).detach(),)
+    def of_image(image: Tensor, target: Tensor) -> Tensor:
+        def attribute(noisy: tuple[Tensor, ...]) -> tuple[Tensor]:
+            return (explain(noisy[0], target.expand(len(noisy[0]))).detach(),)
 
         with seeded(seed):
             result: Tensor = captum.metrics.sensitivity_max(
-                attribute, picture, perturb_radius=radius, n_perturb_samples=samples
+                attribute, image, perturb_radius=radius, n_perturb_samples=samples
             ).cpu()
             return result
 
-    values = torch.cat([one(inputs[n : n + 1], targets[n]) for n in range(len(inputs))])
+    values = torch.cat([of_image(inputs[n : n + 1], targets[n]) for n in range(len(inputs))])
     return values.masked_fill(~usable(explain(inputs, targets)).cpu(), float("nan"))
 
 
@@ -145,18 +147,18 @@ def infidelity(
     noise: float = 0.2,
     seed: int = 0,
 ) -> Tensor:
-    """Squared error of the enlarged map as a linear model of the logit under Gaussian noise, by captum.
+    """Return the squared error of the enlarged map as a linear model of the logit under Gaussian noise, by captum.
 
-    The map is scaled by the factor that fits best (captum's ``normalize=True``), since CAM maps have no scale of
-    their own. Lower is better.
+    The map is scaled by the factor that fits best (captum's ``normalize=True``), because CAM maps have no scale. Lower
+    is better.
 
     Args:
         predict: inputs (B, 3, H, W) to logits (B, K).
-        inputs: (N, 3, H, W), normalised.
-        maps: (N, h, w), the same for all channels.
+        inputs: (N, 3, H, W), normalized.
+        maps: (N, h, w), used for all channels.
         targets: (N,) class indices.
-        samples: of the noise.
-        noise: its standard deviation, in normalised units.
+        samples: number of noise samples.
+        noise: standard deviation, in normalized units.
         seed: of the noise.
 
     Returns:
@@ -174,7 +176,7 @@ def infidelity(
         step = torch.randn_like(values) * noise
         return step, values - step
 
-    def one(n: int) -> Tensor:
+    def of_image(n: int) -> Tensor:
         with seeded(seed), torch.no_grad():
             result: Tensor = captum.metrics.infidelity(
                 lambda x: _logits(predict, x, targets[n : n + 1]),
@@ -187,8 +189,8 @@ def infidelity(
             ).cpu()
             return result
 
-    found = torch.cat([one(n) for n in range(len(inputs))])
-    return found.masked_fill(~good, float("nan"))
+    values = torch.cat([of_image(n) for n in range(len(inputs))])
+    return values.masked_fill(~good, float("nan"))
 
 
 def _logits(predict: Predict, inputs: Tensor, target: Tensor) -> Tensor:
@@ -197,8 +199,8 @@ def _logits(predict: Predict, inputs: Tensor, target: Tensor) -> Tensor:
     return logits
 
 
-def _mean_randomisation(explain: Explain, module: nn.Module, inputs: Tensor, targets: Tensor, classes: int) -> Tensor:
-    return cascading_randomisation(explain, module, inputs, targets).nanmean(dim=1)
+def _mean_over_stages(explain: Explain, module: nn.Module, inputs: Tensor, targets: Tensor, classes: int) -> Tensor:
+    return model_parameter_randomization(explain, module, inputs, targets).nanmean(dim=1)
 
 
 def _random_logit(explain: Explain, module: nn.Module, inputs: Tensor, targets: Tensor, classes: int) -> Tensor:
@@ -212,13 +214,13 @@ def _sensitivity(explain: Explain, module: nn.Module, inputs: Tensor, targets: T
 _Benchmarked = Callable[[Explain, nn.Module, Tensor, Tensor, int], Tensor]
 _TABLE: tuple[tuple[str, str, _Benchmarked, bool | None, tuple[float, float], str, str], ...] = (
     (
-        "randomisation",
+        "model-parameter-randomization",
         "cascading-5",
-        _mean_randomisation,
+        _mean_over_stages,
         None,
         (-1, 1),
-        "Spearman correlation with the map of the network randomised from the output backwards, mean of five stages "
-        "(a flat map at a stage is left out). Near 0 is sane; near 1 means the map ignores the weights.",
+        "Spearman correlation with the map after randomizing the network from the output backwards, mean of five "
+        "stages (flat maps are left out). Near 0 is sane; near 1 means that the map ignores the weights.",
         "Adebayo et al., NeurIPS 2018",
     ),
     (
@@ -227,8 +229,8 @@ _TABLE: tuple[tuple[str, str, _Benchmarked, bool | None, tuple[float, float], st
         _random_logit,
         None,
         (-1, 1),
-        "Spearman correlation with the map of a class drawn at random. Near 1 means the map ignores the class asked "
-        "for; class-agnostic maps do by their nature.",
+        "Spearman correlation with the map of a random class. Near 1 means that the map ignores the class, as maps of "
+        "methods without class always do.",
         "Sixt et al., ICML 2020",
     ),
     (
@@ -265,7 +267,7 @@ register(
         range=(0, float("inf")),
         units="logit squared",
         definition="Squared error of the map, scaled to fit, as a linear model of the logit under ten samples of "
-        "Gaussian noise 0.2.",
+        "Gaussian noise with standard deviation 0.2.",
         source="Yeh et al., NeurIPS 2019; captum",
     )
 )

@@ -1,7 +1,7 @@
-"""Weakly supervised object localisation: MaxBoxAcc, its second version, and PxAP.
+"""Weakly supervised object localization: MaxBoxAcc, MaxBoxAccV2 and PxAP.
 
-These belong to a whole data set: the threshold is chosen once for all photos, on the photos themselves. Per photo
-there is a curve over thresholds; :func:`max_box_accuracy` and :func:`pixel_average_precision` combine the curves.
+These are values of a whole data set: one threshold is chosen for all images, on the images themselves. Each image has a
+curve over thresholds; :func:`accuracy_at_best_threshold` and :func:`pixel_average_precision` combine the curves.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import flaws
 from xai_abn.metrics.base import Scores
-from xai_abn.metrics.localisation import add_share
+from xai_abn.metrics.localization import register_localization
 from xai_abn.metrics.objects import Objects
 
 #: Distance of the thresholds in the released evaluation script.
@@ -26,58 +26,60 @@ INTERVAL = 0.01
 OVERLAPS = (0.3, 0.5, 0.7)
 
 
-def box_overlaps(maps: Tensor, objects: Sequence[Objects], *, largest_only: bool, interval: float = INTERVAL) -> Scores:
-    """Return each photo's best box overlap (IoU) at every threshold, and the best of all as its value.
+def max_box_accuracy(
+    maps: Tensor, objects: Sequence[Objects], *, largest_only: bool, interval: float = INTERVAL
+) -> Scores:
+    """Return each image's best box overlap (IoU) at every threshold; its value is the largest.
 
-    As released: the map is enlarged bicubically, scaled to [0, 1], turned to 8 bits, cut at
-    ``> int(t * max)``, and boxes are drawn round its contours; overlaps count boxes with both edges included.
+    As in the released code, the map is enlarged bicubically, scaled to [0, 1], converted to 8 bits and cut at
+    ``> int(t * max)``; boxes are drawn around its contours, and overlaps count both edges of a box.
 
     Args:
         maps: (N, h, w).
-        objects: N; their boxes, cut to whole numbers, are the truth.
-        largest_only: only the contour of the largest area (MaxBoxAcc), else all contours (MaxBoxAccV2).
+        objects: N; the truth is their boxes, truncated to whole numbers.
+        largest_only: use only the contour with the largest area (MaxBoxAcc), not all contours (MaxBoxAccV2).
         interval: distance of the thresholds.
 
     Returns:
-        values (N,) and curves (N, T) in [0, 1]; a flat or non-finite map overlaps nothing: NaN value, curve of 0.
+        values (N,) and curves (N, T) in [0, 1]. A flat or non-finite map has a NaN value and a curve of zeros.
 
     Source: Choe et al., "Evaluating WSOL Methods Right", CVPR 2020, and its released code.
     """
     thresholds = np.arange(0, 1, interval)
     curves = []
-    for map_, present, flaw in _rows(maps, objects):
+    for map_, present, flaw in _with_flaws(maps, objects):
         curves.append(np.zeros(len(thresholds)) if flaw else _overlap_curve(map_, present, thresholds, largest_only))
     stacked = torch.from_numpy(np.stack(curves)).float()
     flawed = torch.tensor([f is not None for f in flaws(maps)])
     return Scores(stacked.amax(dim=1).masked_fill(flawed, float("nan")), stacked)
 
 
-def max_box_accuracy(curves: np.ndarray, weights: np.ndarray, overlaps: Sequence[float]) -> float:
-    """Return the share of photos whose overlap reaches d at the best common threshold, averaged over ``overlaps``.
+def accuracy_at_best_threshold(curves: np.ndarray, weights: np.ndarray, overlaps: Sequence[float]) -> float:
+    """Return the share of images whose overlap reaches d at the best common threshold, averaged over ``overlaps``.
 
     Args:
-        curves: (N, T) of :func:`box_overlaps`.
+        curves: (N, T) of :func:`max_box_accuracy`.
         weights: (N,) that sum to 1.
-        overlaps: the d's; each has its own best threshold.
+        overlaps: the values of d; each has its own best threshold.
     """
     return float(np.mean([(weights @ (curves >= d)).max() for d in overlaps]))
 
 
-def pixel_histograms(maps: Tensor, objects: Sequence[Objects], interval: float = INTERVAL) -> Scores:
+def pxap(maps: Tensor, objects: Sequence[Objects], interval: float = INTERVAL) -> Scores:
     """Return how many pixels inside and outside the objects reach each threshold.
 
-    The value is the photo's own average precision; the published PxAP pools all photos first.
+    The value of an image is its own average precision; the published PxAP pools all images first.
 
     Returns:
-        values (N,) in [0, 1], NaN for a flat or non-finite map; curves (N, 2 (T + 2)): pixels inside at or above
-        each threshold, then outside, ascending thresholds. A flat or non-finite map counts as 0 everywhere, as
-        published.
+        values (N,) in [0, 1], NaN for a flat or non-finite map; curves (N, 2 (T + 2)): the numbers of pixels inside
+        at or above each threshold, then those outside, by ascending threshold. A flat or non-finite map counts as 0
+        everywhere, as published.
 
     Source: Choe et al., 2020, section 4.2 and released code (masks without ignored regions).
     """
     thresholds = np.arange(0, 1, interval)
     curves = []
-    for map_, present, flaw in _rows(maps, objects):
+    for map_, present, flaw in _with_flaws(maps, objects):
         large = np.zeros(present.size, np.float32) if flaw else _unit_map(map_, present.size)
         edges = np.concatenate([thresholds, [1.0, 2.0, 3.0]])
         inside = np.histogram(large[present.mask.numpy()], edges)[0][::-1].cumsum()[::-1]
@@ -93,8 +95,8 @@ def pixel_average_precision(curves: np.ndarray, weights: np.ndarray) -> float:
     """Return PxAP in [0, 1] of pooled pixels.
 
     Args:
-        curves: (N, 2 (T + 2)) of :func:`pixel_histograms`.
-        weights: (N,); photos count by weight, all alike for the published value.
+        curves: (N, 2 (T + 2)) of :func:`pxap`.
+        weights: (N,) of the images; equal for the published value.
     """
     inside, outside = np.split((weights @ curves.astype(np.float64))[::-1].copy(), 2)[::-1]
     recall = inside / max(inside[-1], 1e-12)
@@ -102,7 +104,7 @@ def pixel_average_precision(curves: np.ndarray, weights: np.ndarray) -> float:
     return float((precision[1:] * np.diff(recall)).sum())
 
 
-def _rows(maps: Tensor, objects: Sequence[Objects]) -> list[tuple[np.ndarray, Objects, str | None]]:
+def _with_flaws(maps: Tensor, objects: Sequence[Objects]) -> list[tuple[np.ndarray, Objects, str | None]]:
     if maps.dim() != 3 or len(maps) != len(objects) or not len(maps):
         raise InvalidInputError(f"expected N maps (N, h, w) and N Objects, got {tuple(maps.shape)} and {len(objects)}")
     return list(zip(maps.detach().float().cpu().numpy(), objects, flaws(maps), strict=True))
@@ -144,21 +146,22 @@ def _overlaps(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 for _protocol, _overlaps_at, _largest in (("wsol-v1", (0.5,), True), ("wsol-v2", OVERLAPS, False)):
-    add_share(
-        "max-box-acc",
+    register_localization(
+        "max-box-accuracy",
         _protocol,
-        partial(box_overlaps, largest_only=_largest),
-        f"Box round the {'largest' if _largest else 'best'} contour of the thresholded map overlaps a true box by at "
-        f"least {', '.join(map(str, _overlaps_at))}, at the best common threshold, chosen on these very photos.",
+        partial(max_box_accuracy, largest_only=_largest),
+        f"Share of images where the box around the {'largest' if _largest else 'best'} contour of the thresholded map "
+        f"overlaps a true box by at least {', '.join(map(str, _overlaps_at))}, at the best common threshold, chosen on "
+        "the same images.",
         "Choe et al., CVPR 2020, released code",
         units="share of trials",
-        aggregate=partial(max_box_accuracy, overlaps=_overlaps_at),
+        aggregate=partial(accuracy_at_best_threshold, overlaps=_overlaps_at),
     )
-add_share(
+register_localization(
     "pxap",
     "wsol-2020",
-    pixel_histograms,
-    "Average precision of the pooled pixels of all photos against the objects' pixels.",
+    pxap,
+    "Average precision of the pooled pixels of all images against the objects' pixels.",
     "Choe et al., CVPR 2020, released code",
     aggregate=pixel_average_precision,
 )

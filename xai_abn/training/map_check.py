@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xai_abn.metrics.polarity import polarity
+from xai_abn.metrics.faithfulness import polarity
 from xai_abn.networks.abn import AttentionBranchNetwork
 from xai_abn.networks.tracing import evaluating
 

@@ -14,19 +14,19 @@ from xai_abn.errors import InvalidInputError
 from xai_abn.metrics import (
     Needs,
     Objects,
+    accuracy_at_best_threshold,
     all_objects_found,
     best_iou,
-    box_overlaps,
-    difficult_pointing_game,
     energy_confusion,
-    energy_inside,
+    energy_pointing_game,
     grid_pointing,
     max_box_accuracy,
     object_recall,
     peak_inside,
     pixel_average_precision,
-    pixel_histograms,
     pointing_game,
+    pointing_game_difficult,
+    pxap,
     relevance_rank_accuracy,
 )
 from xai_abn.metrics.objects import box_mask
@@ -71,7 +71,7 @@ def test_golden_best_box_overlap():
     """The best overlap is .840278 at threshold .299; at .2 it is .617347 of the largest contour, .790123 of all."""
     thresholds = np.arange(0, 1, 0.001)
     for largest, at_fifth in ((True, 0.617347), (False, 0.790123)):
-        found = box_overlaps(GOLDEN_MAP, [GOLDEN], largest_only=largest, interval=0.001)
+        found = max_box_accuracy(GOLDEN_MAP, [GOLDEN], largest_only=largest, interval=0.001)
         assert found.values.item() == pytest.approx(0.840278, abs=1e-6)
         assert thresholds[int(found.curves[0].argmax())] == pytest.approx(0.299)
         assert found.curves[0, 200].item() == pytest.approx(at_fifth, abs=1e-6)
@@ -79,9 +79,9 @@ def test_golden_best_box_overlap():
 
 def test_golden_pixels():
     """PxAP is 92.211918 % at interval .001, the energy inside .748991, the rank accuracy .816832."""
-    found = pixel_histograms(GOLDEN_MAP, [GOLDEN], interval=0.001)
+    found = pxap(GOLDEN_MAP, [GOLDEN], interval=0.001)
     assert 100 * found.values.item() == pytest.approx(92.211918, abs=1e-5)
-    assert energy_inside(GOLDEN_MAP, [GOLDEN]).item() == pytest.approx(0.748991, abs=1e-6)
+    assert energy_pointing_game(GOLDEN_MAP, [GOLDEN]).item() == pytest.approx(0.748991, abs=1e-6)
     assert relevance_rank_accuracy(GOLDEN_MAP, [GOLDEN]).item() == pytest.approx(0.816832, abs=1e-6)
 
 
@@ -134,7 +134,7 @@ WSOL_OBJECTS = [
 def test_box_overlaps_equal_connected_regions(largest):
     """Round regions without holes: contours and labelled regions give the same boxes at every threshold."""
     thresholds = np.arange(0, 1, 0.01)
-    found = box_overlaps(WSOL_MAPS, WSOL_OBJECTS, largest_only=largest)
+    found = max_box_accuracy(WSOL_MAPS, WSOL_OBJECTS, largest_only=largest)
     assert found.curves.shape == (3, 100)
     for n in range(3):
         truths = WSOL_OBJECTS[n].boxes.int().tolist()
@@ -145,21 +145,21 @@ def test_box_overlaps_equal_connected_regions(largest):
 
 def test_max_box_accuracy_has_one_threshold_for_all_photos():
     """Each overlap d has its own best threshold, the same for all photos: a loop over d, threshold and photo."""
-    curves = box_overlaps(WSOL_MAPS, WSOL_OBJECTS, largest_only=False).curves.numpy()
+    curves = max_box_accuracy(WSOL_MAPS, WSOL_OBJECTS, largest_only=False).curves.numpy()
     for overlaps in ((0.5,), (0.3, 0.5, 0.7)):
         best = []
         for d in overlaps:
             best.append(max(sum(curves[n, t] >= d for n in range(3)) / 3 for t in range(100)))
-        found = max_box_accuracy(curves, np.full(3, 1 / 3), overlaps)
+        found = accuracy_at_best_threshold(curves, np.full(3, 1 / 3), overlaps)
         assert found == pytest.approx(sum(best) / len(best))
-    assert max_box_accuracy(np.array([[0.6, 0.2], [0.1, 0.9]]), np.array([0.5, 0.5]), (0.5,)) == 0.5
-    assert max_box_accuracy(np.array([[0.6, 0.2], [0.1, 0.9]]), np.array([0.25, 0.75]), (0.5,)) == 0.75
+    assert accuracy_at_best_threshold(np.array([[0.6, 0.2], [0.1, 0.9]]), np.array([0.5, 0.5]), (0.5,)) == 0.5
+    assert accuracy_at_best_threshold(np.array([[0.6, 0.2], [0.1, 0.9]]), np.array([0.25, 0.75]), (0.5,)) == 0.75
 
 
 def test_a_region_that_fills_its_box_overlaps_it_wholly():
     """Right and bottom edges, exclusive in Objects, are those that the released code draws: a perfect map has 1."""
     objects = filled((30, 30), (5, 7, 14, 20))
-    assert box_overlaps(objects.mask[None].float(), [objects], largest_only=True).values.item() == 1
+    assert max_box_accuracy(objects.mask[None].float(), [objects], largest_only=True).values.item() == 1
 
 
 def test_maps_are_enlarged_bicubically_for_boxes():
@@ -169,8 +169,8 @@ def test_maps_are_enlarged_bicubically_for_boxes():
     small = torch.rand(1, 5, 6)
     large = cv2.resize(small[0].numpy(), (48, 40), interpolation=cv2.INTER_CUBIC)
     assert large.shape == (40, 48)
-    for function in (lambda m: box_overlaps(m, WSOL_OBJECTS[:1], largest_only=False),
-                     lambda m: pixel_histograms(m, WSOL_OBJECTS[:1])):  # fmt: skip
+    for function in (lambda m: max_box_accuracy(m, WSOL_OBJECTS[:1], largest_only=False),
+                     lambda m: pxap(m, WSOL_OBJECTS[:1])):  # fmt: skip
         torch.testing.assert_close(function(small).curves, function(torch.from_numpy(large)[None]).curves)
 
 
@@ -195,7 +195,7 @@ def slow_pxap(maps, objects, interval):
 def test_pxap_pools_all_photos(interval):
     """The pooled value equals a plain loop over thresholds on all pixels at once, and is not the photos' mean."""
     noisy = WSOL_MAPS + 0.2 * torch.rand(WSOL_MAPS.shape)
-    found = pixel_histograms(noisy, WSOL_OBJECTS, interval)
+    found = pxap(noisy, WSOL_OBJECTS, interval)
     pooled = pixel_average_precision(found.curves.numpy(), np.full(3, 1 / 3))
     assert pooled == pytest.approx(slow_pxap(noisy, WSOL_OBJECTS, interval), abs=1e-9)
     for n in range(3):
@@ -207,10 +207,10 @@ def test_pxap_pools_all_photos(interval):
 def test_flat_maps_count_as_zero_everywhere_in_pooled_metrics():
     """A flat or NaN map has no value of its own; its curves are a miss at every threshold, and pixels at 0."""
     bad = torch.stack([torch.full((40, 48), 0.7), torch.full((40, 48), float("nan"))])
-    boxes = box_overlaps(bad, WSOL_OBJECTS[:2], largest_only=True)
+    boxes = max_box_accuracy(bad, WSOL_OBJECTS[:2], largest_only=True)
     assert boxes.values.isnan().all()
     assert not boxes.curves.any()
-    pixels = pixel_histograms(bad, WSOL_OBJECTS[:2])
+    pixels = pxap(bad, WSOL_OBJECTS[:2])
     assert pixels.values.isnan().all()
     inside, outside = pixels.curves[0].chunk(2)
     assert inside[0] == WSOL_OBJECTS[0].mask.sum()
@@ -317,7 +317,7 @@ def test_the_difficult_set_needs_a_small_object_and_another_class():
     quarter, less = filled(size, (0, 0, 9, 9)), filled(size, (0, 0, 9, 8))
     maps = dot(size, 3, 3).repeat(4, 1, 1)
     maps[3] = dot(size, 19, 19)
-    found = difficult_pointing_game(maps, [quarter, less, less, less], [other, None, other, other], tolerance=2)
+    found = pointing_game_difficult(maps, [quarter, less, less, less], [other, None, other, other], tolerance=2)
     assert found.isnan().tolist() == [True, True, False, False]
     assert found[2:].tolist() == [1, 0]
 
@@ -336,7 +336,7 @@ def test_energy_and_rank_accuracy_equal_slow_ones():
                 value = max(0.0, float(map_[0, row, column]))
                 positive += value
                 inside += value * bool(objects.mask[row, column])
-        assert energy_inside(map_, [objects]).item() == pytest.approx(inside / positive, abs=1e-6)
+        assert energy_pointing_game(map_, [objects]).item() == pytest.approx(inside / positive, abs=1e-6)
         flat, mask = map_.flatten().tolist(), objects.mask.flatten().tolist()
         order = sorted(range(99), key=lambda i: (-flat[i], i))[: sum(mask)]
         expected = sum(mask[i] for i in order) / sum(mask)
@@ -346,8 +346,8 @@ def test_energy_and_rank_accuracy_equal_slow_ones():
 def test_a_uniform_map_has_the_area_share_as_energy():
     """Spread evenly, the energy inside is the objects' share of the area; without positive values there is none."""
     objects = filled((8, 10), (1, 2, 2, 5))
-    assert energy_inside(torch.ones(1, 8, 10), [objects]).item() == pytest.approx(0.1)
-    assert energy_inside(-torch.ones(1, 8, 10), [objects]).isnan().all()
+    assert energy_pointing_game(torch.ones(1, 8, 10), [objects]).item() == pytest.approx(0.1)
+    assert energy_pointing_game(-torch.ones(1, 8, 10), [objects]).isnan().all()
 
 
 def test_best_iou_equals_brute_force_over_all_thresholds():
@@ -540,7 +540,7 @@ def test_impossible_shares_are_refused():
                 function(torch.rand(1, 8, 8), [filled((8, 8), (0, 0, 1, 1))], share)
 
 
-@pytest.mark.parametrize("function", [difficult_pointing_game, energy_confusion])
+@pytest.mark.parametrize("function", [pointing_game_difficult, energy_confusion])
 def test_missing_others_are_refused(function):
     """One entry of ``others`` a map, or a typed error."""
     own = filled((8, 8), (0, 0, 1, 1))

@@ -7,18 +7,19 @@ batches; the whole and the blank image are predicted once for all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import upsample, usable
 from xai_abn.metrics.base import Family, Metric, Needs, Predict, Scores, probabilities_of
-from xai_abn.metrics.blanks import BLACK, Blank
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,12 @@ class PerturbationProtocol:
 
     Attributes:
         name: for the record.
-        ranks: ``f(maps (M, H, W))`` to integer ranks (M, H * W), 0 for the pixel that goes or comes first.
-        counts: ``f(H, W)`` to ascending thresholds: at each point, pixels of a lower rank are changed.
+        ranks: ``f(maps (M, H, W))`` to integer ranks (M, H * W); 0 is the pixel that changes first.
+        counts: ``f(H, W)`` to ascending counts: at each point, the pixels of lower ranks are changed.
         deletion: what deleted pixels become.
         insertion: what pixels are before they are inserted.
-        even: points of the curve are equally spaced in the area, also where they are not equally spaced in pixels.
-        patch: side of the square that goes or comes as one; counts and ranks are of such squares.
+        even: the area counts the points of the curve as equally spaced, even if their numbers of pixels are not.
+        patch: side of the squares of pixels that change together; counts and ranks are of such squares.
     """
 
     name: str
@@ -187,10 +188,10 @@ def perturbation_curves(
         protocol: every choice but which pixels change.
         curves: which pixels change.
         batch_size: images per call of ``predict``; limits memory.
-        black: (3,) the normalized value of black, for protocols that paint black.
+        black: (3,) the normalized value of black, for protocols that use black.
 
     Raises:
-        InvalidInputError: shapes that do not fit, no curve, or a protocol that paints black without ``black``.
+        InvalidInputError: shapes that do not fit, no curve, or a protocol that needs ``black``.
 
     Source: Petsiuk et al., "RISE", 2018, section 4.2; the protocols name their own.
     """
@@ -255,12 +256,12 @@ class _Steps:
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
             with torch.no_grad():
-                answers = probabilities_of(predict, predict(self._drawn(chunk)).float()).cpu().numpy()
-            if wanted.size and wanted.max() >= answers.shape[1]:
-                raise InvalidInputError(f"target {wanted.max()} is out of range for {answers.shape[1]} classes")
-            for answer, image in zip(answers, chunk, strict=True):
+                probabilities = probabilities_of(predict, predict(self._drawn(chunk)).float()).cpu().numpy()
+            if wanted.size and wanted.max() >= probabilities.shape[1]:
+                raise InvalidInputError(f"target {wanted.max()} is out of range for {probabilities.shape[1]} classes")
+            for row, image in zip(probabilities, chunk, strict=True):
                 for name, n, m, point in self.places[image]:
-                    found[name][n, m, point] = answer[wanted[n, m]]
+                    found[name][n, m, point] = row[wanted[n, m]]
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def _places(self) -> dict[_Image, list[tuple[str, int, int, int]]]:
@@ -304,7 +305,7 @@ def _make_blanks(
     if black is None:
         if BLACK in blanks:
             raise InvalidInputError(
-                f"protocol {protocol.name} paints black; pass black=, the normalized value of black"
+                f"protocol {protocol.name} replaces pixels by black; pass black=, its normalized value"
             )
         black = inputs.new_zeros(inputs.shape[1])
     if black.shape != (inputs.shape[1],):
@@ -326,3 +327,114 @@ def _checked(inputs: Tensor, maps: Tensor, targets: Tensor, several: bool) -> tu
     if targets.numel() and int(targets.min()) < 0:
         raise InvalidInputError(f"targets are class indices from 0, got {int(targets.min())}")
     return maps, targets.cpu()
+
+
+@dataclass(frozen=True)
+class Blank:
+    """The replacement of missing pixels.
+
+    Attributes:
+        name: of the replacement.
+        make: ``f(inputs (N, 3, H, W), black (3,))`` to (N, 3, H, W), or (1, 3, H, W) if it is the same for all.
+    """
+
+    name: str
+    make: Callable[[Tensor, Tensor], Tensor]
+
+
+def rise_kernel() -> Tensor:
+    """Return RISE's 11x11 blur kernel: a unit impulse smoothed by SciPy with sigma 5 within those 11 pixels.
+
+    Reflection at the edges makes it nearly flat (center 0.00883, corner 0.00774); it is not a truncated Gaussian of
+    sigma 5.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    impulse = np.zeros((11, 11))
+    impulse[5, 5] = 1
+    return torch.from_numpy(gaussian_filter(impulse, 5)).float()
+
+
+def _rise_blur(inputs: Tensor, black: Tensor) -> Tensor:
+    channels = inputs.shape[1]
+    kernel = rise_kernel().to(inputs).expand(channels, 1, 11, 11)
+    return F.conv2d(inputs.contiguous(), kernel, padding=5, groups=channels)
+
+
+def _wide_blur(inputs: Tensor, black: Tensor) -> Tensor:
+    """Blur by a Gaussian with sigma 1/12 of the shorter side, truncated at two sigma, with mirrored edges."""
+    sigma = min(inputs.shape[2:]) / 12
+    radius = min(round(2 * sigma), min(inputs.shape[2:]) - 1)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=inputs.device)
+    line = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    line = (line / line.sum()).to(inputs.dtype)
+    channels = inputs.shape[1]
+    padded = F.pad(inputs.contiguous(), (radius,) * 4, mode="reflect")
+    rows = F.conv2d(padded, line.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+    return F.conv2d(rows, line.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+
+
+def _black(inputs: Tensor, black: Tensor) -> Tensor:
+    return black.view(1, -1, 1, 1).expand(1, -1, *inputs.shape[2:])
+
+
+#: Normalized 0, the mean color.
+ZERO = Blank("normalized zero", lambda inputs, black: torch.zeros_like(inputs[:1]))
+#: Black, before normalizing.
+BLACK = Blank("black", _black)
+#: RISE's blur, with zero padding.
+RISE_BLUR = Blank("RISE's 11x11 blur, zero padded", _rise_blur)
+#: A blur that is wide enough to hide objects and has no dark borders.
+WIDE_BLUR = Blank("Gaussian blur, sigma 1/12 of the shorter side, mirrored edges", _wide_blur)
+
+
+def stable_ranks(maps: Tensor) -> Tensor:
+    """Rank pixels, largest first, equal values in reading order: (M, H, W) to (M, H * W)."""
+    return _positions(maps.flatten(1).argsort(dim=1, descending=True, stable=True))
+
+
+def reversed_ranks(maps: Tensor) -> Tensor:
+    """Rank pixels, largest first, equal values in reverse reading order, as a flipped ascending argsort does."""
+    return _positions(maps.flatten(1).argsort(dim=1, stable=True).flip(1))
+
+
+def scattered_ranks(maps: Tensor, seed: int = 0) -> Tensor:
+    """Rank pixels, largest first, equal values in a fixed random order, so that no corner of a plateau comes first."""
+    flat = maps.flatten(1)
+    generator = torch.Generator().manual_seed(seed)
+    shuffle = torch.randperm(flat.shape[1], generator=generator).to(flat.device)
+    return _positions(shuffle[flat[:, shuffle].argsort(dim=1, descending=True, stable=True)])
+
+
+def patch_ranks(maps: Tensor, patch: int) -> Tensor:
+    """Rank patches by their largest value; the rank of a pixel is the number of patches with a larger value."""
+    height, width = maps.shape[1:]
+    if height % patch or width % patch:
+        raise InvalidInputError(
+            f"the sides of an input must be multiples of the patch of {patch} pixels, got {height}x{width}"
+        )
+    largest = F.max_pool2d(maps[:, None], patch)[:, 0]
+    ordered = (-largest).flatten(1).contiguous().sort(dim=1).values
+    above = torch.searchsorted(ordered, (-largest).flatten(1).contiguous())
+    grid = above.view(largest.shape)
+    return grid.repeat_interleave(patch, 1).repeat_interleave(patch, 2).flatten(1)
+
+
+def _positions(order: Tensor) -> Tensor:
+    places = torch.arange(order.shape[1], device=order.device, dtype=torch.int32).expand_as(order)
+    return torch.empty_like(places, memory_format=torch.contiguous_format).scatter_(1, order, places)
+
+
+def every(step: int) -> Callable[[int, int], list[int]]:
+    """Return a function for the counts 0, step, 2 step, ... and all pixels."""
+    return lambda height, width: [*range(0, height * width, step), height * width]
+
+
+def at_most(steps: int) -> Callable[[int, int], list[int]]:
+    """Return a function for the counts of at most ``steps`` equal steps, the last one shorter, as in torchcam."""
+    return lambda height, width: every(math.ceil(height * width / steps))(height, width)
+
+
+def equal(steps: int) -> Callable[[int, int], list[int]]:
+    """Return a function for the counts of exactly ``steps`` steps, equal to within a pixel."""
+    return lambda height, width: [round(i * height * width / steps) for i in range(steps + 1)]

@@ -1,7 +1,7 @@
-"""Does a map point at the annotated objects?
+"""Localization: whether a map points at the annotated objects.
 
-Maps (N, h, w) are enlarged bilinearly to the grid of their :class:`Objects`. A flat or non-finite map has no
-value (NaN): it never counts as a hit.
+Maps (N, h, w) are enlarged bilinearly to the grid of their :class:`Objects`. A flat or non-finite map has no value
+(NaN): it never counts as a hit.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ TOLERANCE = 15.0
 
 
 def pointing_game(maps: Tensor, objects: Sequence[Objects], tolerance: float = TOLERANCE) -> Tensor:
-    """1 where the map's largest value lies nearer than ``tolerance`` pixels to the objects, else 0.
+    """Return 1 where the map's largest value is closer than ``tolerance`` pixels to the objects, else 0.
 
-    Of equal largest values the first in reading order counts. The distance is strictly smaller, as in
+    Of several largest values the first in reading order counts. The distance must be strictly smaller, as in
     TorchRay's code (its documentation says "at most").
 
     Args:
         maps: (N, h, w).
-        objects: N, on grids of the photos' own sizes if 15 pixels are to mean what they do in TorchRay.
-        tolerance: in pixels of that grid; 0 asks for a pixel of the object itself.
+        objects: N; for the 15 pixels of TorchRay, on grids of the images' own sizes.
+        tolerance: in pixels of that grid; with 0 the largest value must be on an object.
 
     Returns:
         (N,) of 0 and 1; NaN for a flat or non-finite map, and where all objects are ``difficult``.
 
     Raises:
-        InvalidInputError: not one :class:`Objects` a map.
+        InvalidInputError: the numbers of maps and objects differ.
 
     Source: Zhang et al., "Top-down Neural Attention by Excitation Backprop", 2016, section 4.1; TorchRay.
     """
 
     def hit(map_: Tensor, present: Objects) -> float:
-        if bool(present.difficult.all()):
+        if not _has_easy_object(present):
             return math.nan
         row, column = divmod(int(map_.argmax()), map_.shape[1])
         rows, columns = present.mask.nonzero(as_tuple=True)
@@ -54,30 +54,29 @@ def pointing_game(maps: Tensor, objects: Sequence[Objects], tolerance: float = T
 
 
 def peak_inside(maps: Tensor, objects: Sequence[Objects]) -> Tensor:
-    """The pointing game without tolerance: 1 where the map's largest value lies inside an object."""
+    """Return the pointing game without tolerance: 1 where the map's largest value is on an object, else 0."""
     return pointing_game(maps, objects, tolerance=0)
 
 
-def difficult_pointing_game(
+def pointing_game_difficult(
     maps: Tensor, objects: Sequence[Objects], others: Sequence[Objects | None], tolerance: float = TOLERANCE
 ) -> Tensor:
-    """The pointing game where it is hard: small objects of the class, and others to mistake them for.
+    """Return the pointing game on difficult images: small objects, with objects of other classes beside them.
 
-    A trial counts if the class's objects cover less than a quarter of the photo and another class is
-    present; the rest is NaN.
+    A trial counts if the objects of the class cover less than a quarter of the image and another class is present;
+    otherwise it is NaN.
 
     Source: Zhang et al., 2016, section 4.1 (the "difficult" set); TorchRay ships that set as lists.
     """
-    values = pointing_game(maps, objects, tolerance)
-    partners = paired(objects, others)
-    hard = [o.mask.float().mean() < 0.25 and other is not None for o, other in zip(objects, partners, strict=True)]
-    return values.masked_fill(~torch.tensor(hard, dtype=torch.bool), math.nan)
+    check_same_number(objects, others)
+    difficult = [_is_difficult(own, other) for own, other in zip(objects, others, strict=True)]
+    return pointing_game(maps, objects, tolerance).masked_fill(~torch.tensor(difficult, dtype=torch.bool), math.nan)
 
 
-def energy_inside(maps: Tensor, objects: Sequence[Objects]) -> Tensor:
-    """Share of the map's positive values that lies inside the objects.
+def energy_pointing_game(maps: Tensor, objects: Sequence[Objects]) -> Tensor:
+    """Return the share of the map's positive values that lies inside the objects.
 
-    Compare it with the objects' share of the area, which is what a uniform map reaches.
+    A uniform map reaches the objects' share of the area.
 
     Returns:
         (N,) in [0, 1]; NaN for a non-finite map and one without positive values.
@@ -90,11 +89,11 @@ def energy_inside(maps: Tensor, objects: Sequence[Objects]) -> Tensor:
         total = float(positive.sum())
         return float((positive * present.mask).sum()) / total if total > 0 else math.nan
 
-    return each_map(maps, objects, share, flat_is_fine=True)
+    return each_map(maps, objects, share, score_flat=True)
 
 
 def relevance_rank_accuracy(maps: Tensor, objects: Sequence[Objects]) -> Tensor:
-    """Share of the K largest values that lies inside the objects, K being the objects' number of pixels.
+    """Return the share of the K largest values that lies inside the objects, K being the objects' number of pixels.
 
     Equal values count in reading order. Returns (N,) in [0, 1]; NaN for a flat or non-finite map.
 
@@ -111,9 +110,10 @@ def relevance_rank_accuracy(maps: Tensor, objects: Sequence[Objects]) -> Tensor:
 
 
 def best_iou(maps: Tensor, objects: Sequence[Objects]) -> Tensor:
-    """Largest intersection over union of the objects' pixels with {map >= t}, over every threshold t.
+    """Return the largest intersection over union of the objects' pixels with {map >= t}, over every threshold t.
 
-    Returns (N,) in [0, 1]; NaN for a flat or non-finite map. The threshold is chosen by the answer: an upper bound.
+    The threshold is chosen with the objects known, so this is an upper bound. Returns (N,) in [0, 1]; NaN for a flat
+    or non-finite map.
     """
 
     def best(map_: Tensor, present: Objects) -> float:
@@ -128,40 +128,56 @@ def best_iou(maps: Tensor, objects: Sequence[Objects]) -> Tensor:
 
 
 def each_map(
-    maps: Tensor,
-    objects: Sequence[Objects],
-    score: Callable[[Tensor, Objects], float],
-    *,
-    flat_is_fine: bool = False,
+    maps: Tensor, objects: Sequence[Objects], score: Callable[[Tensor, Objects], float], *, score_flat: bool = False
 ) -> Tensor:
-    """Score each map on its objects' grid, in order; NaN for non-finite ones and, unless they are fine, flat ones."""
+    """Score each map on the grid of its objects, (N,).
+
+    Args:
+        maps: (N, h, w).
+        objects: N.
+        score: computes the value of a map (H, W) and its objects.
+        score_flat: score flat maps too; otherwise they are NaN, as non-finite maps are.
+
+    Raises:
+        InvalidInputError: the numbers of maps and objects differ.
+    """
     if maps.dim() != 3 or len(maps) != len(objects):
         raise InvalidInputError(f"expected N maps (N, h, w) and N Objects, got {tuple(maps.shape)} and {len(objects)}")
     values = []
     for map_, present, flaw in zip(maps.detach().cpu(), objects, flaws(maps), strict=True):
-        if flaw == "not finite" or (flaw and not flat_is_fine):
+        if flaw == "not finite" or (flaw and not score_flat):
             values.append(math.nan)
         else:
             values.append(score(upsample(map_[None], present.size)[0], present))
     return torch.tensor(values)
 
 
-def paired(objects: Sequence[Objects], others: Sequence[Objects | None]) -> Sequence[Objects | None]:
-    """Return ``others`` if there is one for each of ``objects``.
+def check_same_number(objects: Sequence[Objects], others: Sequence[Objects | None]) -> None:
+    """Check that ``others`` has one entry for each of ``objects``.
 
     Raises:
         InvalidInputError: their numbers differ.
     """
     if len(objects) != len(others):
-        raise InvalidInputError(f"got {len(objects)} Objects but {len(others)} of other classes; use None for none")
-    return others
+        raise InvalidInputError(
+            f"expected one entry of other classes per Objects, None where there is none; got {len(others)} for "
+            f"{len(objects)}"
+        )
 
 
-def add_share(
-    name: str, protocol: str, function: Callable[..., Tensor | Scores], definition: str, source: str, **rest: Any
+def _has_easy_object(own: Objects, others: Objects | None = None) -> bool:
+    return not bool(own.difficult.all())
+
+
+def _is_difficult(own: Objects, others: Objects | None) -> bool:
+    return others is not None and bool(own.mask.float().mean() < 0.25)
+
+
+def register_localization(
+    name: str, protocol: str, function: Callable[..., Tensor | Scores], definition: str, source: str, **fields: Any
 ) -> None:
-    """Register a metric of maps and annotated objects with values in [0, 1], by class and higher better unless told."""
-    facts: dict[str, Any] = {
+    """Register a metric of maps and objects with values in [0, 1]; by default of each class, higher is better."""
+    defaults: dict[str, Any] = {
         "needs": Needs.OBJECTS,
         "subject": Subject.CLASSES,
         "higher_is_better": True,
@@ -169,55 +185,58 @@ def add_share(
         "units": "share",
         "flat_counts_as": 0.0,
     }
-    register(Metric(name, protocol, function, definition=definition, source=source, **(facts | rest)))
+    register(Metric(name, protocol, function, definition=definition, source=source, **(defaults | fields)))
 
 
-add_share(
+register_localization(
     "pointing-game",
     "torchray-15px",
     pointing_game,
-    "The map's largest value, at the photo's own size, lies less than 15 pixels from an object of the class (outlines "
-    "where annotated, else boxes). A class whose objects are all difficult is left out. Mean over photos; TorchRay's "
-    "accuracy is the mean over classes, which stands in the per-class table.",
+    "The map's largest value, at the image's own size, is less than 15 pixels from an object of the class (outlines "
+    "where annotated, else boxes). A class whose objects are all difficult is left out. Mean over images; TorchRay's "
+    "accuracy is the mean over classes, shown in the table of classes.",
     "Zhang et al., 2016; TorchRay 2019",
-    at_photo_size=True,
+    applies=_has_easy_object,
+    at_image_size=True,
     units="share of trials",
 )
-add_share(
+register_localization(
     "pointing-game-difficult",
     "torchray-15px",
-    difficult_pointing_game,
-    "As pointing-game, only where the class covers less than a quarter of the photo and another class is present.",
+    pointing_game_difficult,
+    "As pointing-game, only where the class covers less than a quarter of the image and another class is present.",
     "Zhang et al., 2016, by its rule; TorchRay ships lists",
     needs=Needs.CLASS_OBJECTS,
-    at_photo_size=True,
+    applies=lambda own, others: _has_easy_object(own) and _is_difficult(own, others),
+    at_image_size=True,
     units="share of trials",
 )
-add_share(
+register_localization(
     "peak-inside",
     "xai-abn",
     peak_inside,
-    "The largest value of the top-1 class's map, at the network's input size, lies inside any annotated object.",
+    "The largest value of the top-1 class's map, at the network's input size, is on an annotated object of any class.",
     "this project",
     subject=Subject.PREDICTION,
-    units="share of photos",
+    applies=_has_easy_object,
+    units="share of images",
 )
-add_share(
+register_localization(
     "energy-pointing-game",
     "score-cam-2020",
-    energy_inside,
+    energy_pointing_game,
     "Share of the map's positive values inside the objects of the class, at the network's input size.",
     "Wang et al., Score-CAM, 2020",
     flat_counts_as=None,
 )
-add_share(
+register_localization(
     "relevance-rank-accuracy",
     "clevr-xai",
     relevance_rank_accuracy,
     "Share of the K top pixels inside the objects of the class, K being their number of pixels.",
     "Arras et al., CLEVR-XAI, 2022",
 )
-add_share(
+register_localization(
     "best-iou",
     "xai-abn",
     best_iou,
