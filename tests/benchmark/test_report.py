@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -11,11 +12,16 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from support import make_photos
 from typer.testing import CliRunner
 
+from xai_abn import explainers, metrics
+from xai_abn.benchmark import BenchmarkSettings, benchmark
 from xai_abn.benchmark.report.build import make_report
 from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store
+from xai_abn.datasets import read_dataset
 from xai_abn.errors import OutputError, RunError, UnknownNameError
+from xai_abn.metrics import base
 
 LABEL = "<b>&cat"
 PHOTOS = 12
@@ -341,6 +347,20 @@ def test_shards_that_contradict_each_other_are_refused(run, tmp_path):
     other = write_run(tmp_path / "other.sqlite", methods={**METHODS, "cam": {"layer": "features.1"}})
     with pytest.raises(RunError, match="method 'cam' means something else"):
         make_report([run, other])
+
+
+def test_words_do_not_keep_runs_apart(gap_net, tmp_path, monkeypatch):
+    """Two shards made by versions with other docstrings and definitions are one run."""
+    data = read_dataset(f"coco:{make_photos(tmp_path / 'set', 4)}")
+    for index in (1, 2):
+        settings = BenchmarkSettings(shard=(index, 2))
+        benchmark(gap_net, data, ["cam", "center"], ["gini"], tmp_path / f"{index}.sqlite", settings)
+        monkeypatch.setattr(explainers.get("cam"), "__doc__", "Other words.")
+        other = dataclasses.replace(metrics.get("gini"), definition="Other words.", source="another page")
+        monkeypatch.setitem(base.METRICS, other.full_name, other)
+    (section,) = make_report([tmp_path / "1.sqlite", tmp_path / "2.sqlite"]).sections
+    assert {m["method"] for m in section["methods"]} == {"cam", "center"}
+    assert all(c["photos"] == 4 for c in section["summary"])
 
 
 def test_the_command_prints_the_summary_and_the_paths(run):

@@ -169,9 +169,17 @@ def read_sections(paths: Sequence[Path], reference: str | None = None) -> list[S
 
 
 def _comparable(run: Run) -> str:
-    """Return what runs must share to be compared: data and metrics; the curves' axis varies with the input size."""
-    metrics = {name: {k: v for k, v in record.items() if k != "axis"} for name, record in run.metrics.items()}
-    return _plain([run.identity.get("data"), metrics])
+    """Return what runs must share to be compared: data and metrics."""
+    return _plain([run.identity.get("data"), _identities(run.metrics)])
+
+
+def _identities(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the identity of each metric or method; definitions and sources may differ between versions.
+
+    A record without an identity is compared whole, except for the axis of its curves, which varies with the input size.
+    """
+    bare = {name: {k: v for k, v in record.items() if k != "axis"} for name, record in records.items()}
+    return {name: record.get("identity", record) for name, record in bare.items()}
 
 
 def _read(path: Path, runs: dict[str, Run]) -> None:
@@ -182,7 +190,8 @@ def _read(path: Path, runs: dict[str, Run]) -> None:
             failed = store.count("failures")
             why = f" ({failed} failures are recorded)" if failed else ""
             raise RunError(f"{path}: has no results yet{why}; run xai-abn benchmark run --output {path} first")
-        key = _plain([store.identity, store.metrics()])
+        model = {k: v for k, v in store.identity.get("model", {}).items() if k.startswith("fingerprint")}
+        key = _plain([{**store.identity, "model": model or store.identity.get("model")}, _identities(store.metrics())])
         run = runs.setdefault(key, Run([], store.identity, store.metrics(), {}))
         _check_methods(path, run, store.methods())
         run.paths.append(path)
@@ -202,8 +211,9 @@ def _read(path: Path, runs: dict[str, Run]) -> None:
 
 
 def _check_methods(path: Path, run: Run, methods: dict[str, dict[str, Any]]) -> None:
-    for name, record in methods.items():
-        if run.methods.get(name, record) != record:
+    known = _identities(run.methods)
+    for name, identity in _identities(methods).items():
+        if known.get(name, identity) != identity:
             raise RunError(
                 f"{path}: method {name!r} means something else than in {run.files[0]}; make two reports, one each"
             )
