@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1]
 NOT_IN_NAMES = re.compile(
     r"picture|photo|centre|colour|grey|(normal|optim|initial|local|random|visual|general)is(e|ed|er|ation|ing)\b|distil\b"
 )
-#: In docstrings, comments, messages and pages.
-NOT_IN_TEXT = re.compile(r"\b(pictures?|photos?|shall|anew|whilst|hitherto|thereof|whereof)\b", re.IGNORECASE)
+#: In docstrings, comments and messages. A word alone in quotes is a key of an earlier format and is not counted.
+NOT_IN_TEXT = re.compile(r"(?<![\"\w])(pictures?|photos?|shall|anew|whilst|hitherto|thereof|whereof)(?![\"\w])", re.I)
 
 #: How many there are today, by kind; the figures may only fall.
-LEFT = {"names": 51, "text": 515}
+LEFT = {"names": 30, "text": 281}
 
 
 def names(tree: ast.AST) -> Iterator[str]:
