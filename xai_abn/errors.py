@@ -60,15 +60,7 @@ class CheckpointError(XaiAbnError, ValueError):
 
 
 class NonFiniteError(XaiAbnError, ArithmeticError):
-    """Raised when a model's scores hold NaN or infinity.
-
-    Attributes:
-        rows: positions in the batch whose scores are not finite.
-    """
-
-    def __init__(self, message: str, rows: Iterable[int] = ()) -> None:
-        super().__init__(message)
-        self.rows = tuple(rows)
+    """Raised when a model's scores hold NaN or infinity."""
 
 
 class UnusableMapError(XaiAbnError, ValueError):

@@ -20,7 +20,9 @@ def progress_bar(text: str, *, hidden: bool = False, unit: str = "images") -> It
     rate = TextColumn("{task.fields[rate]}")
     said = TextColumn("{task.fields[said]}")
     columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), said)
-    with Progress(*columns, console=Console(stderr=True), disable=hidden, transient=True) as progress:
+    console = Console(stderr=True)
+    off = hidden or not console.is_terminal  # in a file the bar would be an empty line before the messages
+    with Progress(*columns, console=console, disable=off, transient=True) as progress:
         task = progress.add_task("", total=None, rate="", said="")
 
         def update(done: int, total: int, said: str = "") -> None:

@@ -77,7 +77,7 @@ def _folded(plain: nn.Module, example: Tensor, model: ModelAdapter) -> tuple[nn.
     with torch.no_grad():
         expected = model.logits_of(plain(example))
         if not bool(torch.isfinite(expected).all()):
-            raise NonFiniteError(f"{model.name} answers with NaN or infinite scores; check its weights", [0])
+            raise NonFiniteError(f"{model.name} answers with NaN or infinite scores; check its weights")
         pairs = _pairs(plain, example)
         folded = copy.deepcopy(plain)
         for convolution, norm in pairs:
