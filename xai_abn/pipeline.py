@@ -120,7 +120,7 @@ def explain_images(
     for number, (image, wanted) in enumerate(
         zip(images, repeat((None,)) if targets is None else targets, strict=False)
     ):
-        prepared = _read(image, model.preprocess, f"{kind} {number}")
+        prepared = _read(image, model, f"{kind} {number}")
         size = tuple(prepared.tensor.shape) if isinstance(prepared, PreparedImage) else shape
         if len(waiting) == batch_size or (shape is not None and size != shape):
             yield from _explain_waiting(model, waiting, explainers)
@@ -249,8 +249,18 @@ def _explain_waiting(
         yield image if isinstance(image, XaiAbnError) else next(explained)
 
 
-def _read(image: Any, preprocess: Preprocess, name: str) -> PreparedImage | XaiAbnError:
+def _read(image: Any, model: ModelAdapter, name: str) -> PreparedImage | XaiAbnError:
     """Return an image of any accepted kind as a network's input, or what is wrong with it."""
+    prepared = _prepared(image, model.preprocess, name)
+    if isinstance(prepared, PreparedImage) and len(prepared.tensor) != model.channels:
+        return InvalidInputError(
+            f"{name}: expected a normalized float tensor ({model.channels}, H, W) for {model.name}, got "
+            f"{len(prepared.tensor)} channels; a network of other inputs needs wrap(..., example_input=...)"
+        )
+    return prepared
+
+
+def _prepared(image: Any, preprocess: Preprocess, name: str) -> PreparedImage | XaiAbnError:
     try:
         if isinstance(image, Mapping):
             name = image.get("path") or name

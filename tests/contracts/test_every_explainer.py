@@ -170,7 +170,7 @@ def test_model_and_inputs_are_left_as_they_were_after_an_error(case, inputs):
 
         before = snapshot(model, inputs)
         last.forward = fail
-        with pytest.raises(RuntimeError, match="boom"):
+        with pytest.raises(UnsupportedModelError, match="boom"):
             run(model, name, inputs, TARGETS)
         last.forward = original
         assert_same(before, snapshot(model, inputs))

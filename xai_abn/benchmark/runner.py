@@ -176,7 +176,7 @@ class _Run:
             "data": {"kind": data.kind},
         }
         self.fingerprint_v1 = fingerprint_v1(model.module)
-        size = self.preprocess.size
+        size = self.preprocess.side
         self.metric_records = {n: _metric_record(model, m, size) for n, m in self.metrics.items()}
         self.method_records = {name: _method_record(model, e) for name, e in self.methods.items()}
 

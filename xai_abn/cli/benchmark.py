@@ -87,7 +87,7 @@ def run(
     settings = BenchmarkSettings(batch_size=batch_size, bf16=bf16, compile=compile_, crop=crop, shard=part, limit=limit)
     dataset = read_dataset(data)
     adapter = load_model(model, weights=weights, device=device)
-    dataset = _in_grids(dataset, grid, adapter.preprocess.size)
+    dataset = _in_grids(dataset, grid, adapter.preprocess.side)
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     file = shard_file(output, part)
     with progress_bar("measuring") as progress:

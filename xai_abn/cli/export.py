@@ -28,8 +28,8 @@ def command(
 
     adapter = load_model(model, weights=weights)
     made = export_onnx(adapter, output)
-    side = adapter.preprocess.size
-    shape = "any size" if made.any_size else f"only {side}x{side} pixels"
+    height, width = adapter.preprocess.height_and_width
+    shape = "any size" if made.any_size else f"only {width}x{height} pixels"
     typer.echo(f"{output}: {', '.join(made.outputs)}; any batch, {shape}")
     typer.echo("largest difference from PyTorch: " + ", ".join(f"{k} {v:.1e}" for k, v in made.differences.items()))
     if made.fixed_because:

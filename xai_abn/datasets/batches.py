@@ -229,7 +229,7 @@ class LazySplit:
     def _stack(self, read: list[tuple[int, np.ndarray | str]]) -> tuple[Tensor, Tensor, list[str]]:
         readable = [(index, pixels) for index, pixels in read if not isinstance(pixels, str)]
         kept = torch.tensor([index for index, _ in readable], dtype=torch.long)
-        empty = np.zeros((0, self.preprocess.size, self.preprocess.size, 3), np.uint8)
+        empty = np.zeros((0, self.preprocess.side, self.preprocess.side, 3), np.uint8)
         pixels = np.stack([pixels for _, pixels in readable]) if readable else empty
         return torch.from_numpy(pixels), kept, [problem for _, problem in read if isinstance(problem, str)]
 
@@ -293,7 +293,7 @@ def random_crop(
 ) -> np.ndarray:
     """Return a random crop of an image, resized and in half of the cases flipped: (size, size, 3) uint8."""
     box, flipped = random_crop_box(image.size, random, area)
-    pixels = np.asarray(image.crop(box).resize((preprocess.size, preprocess.size), preprocess.resampling))
+    pixels = np.asarray(image.crop(box).resize((preprocess.side, preprocess.side), preprocess.resampling))
     return pixels[:, ::-1] if flipped else pixels
 
 

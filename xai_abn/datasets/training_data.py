@@ -126,8 +126,8 @@ def training_data(data: Dataset, options: ReadOptions = ReadOptions(), name: str
         _check_classes(targets, data.class_names, name)
     crop_pct, area = (0.875, (0.08, 1.0)) if data.max_shift is None else (1.0, (0.7, 1.0))
     preprocess = data.preprocess or Preprocess(options.size, crop_pct, INTERPOLATION, MEAN, STD)
-    fits = 3 * preprocess.size**2 * sum(map(len, splits.values())) <= MEMORY
-    padding = max(1, int((data.max_shift or 0) * preprocess.size))
+    fits = 3 * preprocess.side**2 * sum(map(len, splits.values())) <= MEMORY
+    padding = max(1, int((data.max_shift or 0) * preprocess.side))
     parts: dict[str, DataSplit] = {}
     for part, samples in splits.items():
         if isinstance(samples, ArraySamples):

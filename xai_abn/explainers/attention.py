@@ -10,7 +10,7 @@ from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.targets import target_scores
-from xai_abn.networks.layout import Layout, layout_of
+from xai_abn.networks.layout import Layout
 
 
 class _AttentionExplainer(Explainer):
@@ -23,8 +23,9 @@ class _AttentionExplainer(Explainer):
         """Refuse a layer, networks without self-attention, and Attention Branch Networks."""
         super().check(model)
         if not model.attention_blocks:
+            reason = "attends in another way than once in each block" if model.attends else "has no self-attention"
             raise UnsupportedModelError(
-                f"{self.name} needs a Vision Transformer, and {model.name} has no self-attention; use grad-cam"
+                f"{self.name} needs a Vision Transformer, and {model.name} {reason}; use grad-cam"
             )
         if model.is_abn:
             raise UnsupportedModelError(
@@ -42,14 +43,14 @@ class _AttentionExplainer(Explainer):
         Raises:
             UnsupportedModelError: attention does not cover all tokens of an image, for example with windows.
         """
-        size = (forward_pass.inputs.shape[2], forward_pass.inputs.shape[3])
-        tokens = forward_pass.attentions[0].shape[-1]
-        layout = layout_of((1, tokens, 1), size, forward_pass.model.prefix_tokens)
-        over_all = all(a.shape[0] == len(forward_pass) and a.shape[-1] == tokens for a in forward_pass.attentions)
-        if layout is None or not over_all:
+        model, attentions = forward_pass.model, forward_pass.attentions
+        tokens = attentions[0].shape[-1]
+        layout = model.layout_of_tokens(tokens, (forward_pass.inputs.shape[2], forward_pass.inputs.shape[3]))
+        over_all = all(a.shape[0] == len(forward_pass) and a.shape[-1] == tokens for a in attentions)
+        if layout is None or not over_all or forward_pass.other_attention:
             raise UnsupportedModelError(
-                f"{self.name} needs attention over all patches in every block; {forward_pass.model.name} has "
-                "attention within windows, in stages or without patches. Use grad-cam"
+                f"{self.name} needs attention over all patches in every block; {model.name} has attention within "
+                "windows, in stages, over other tokens or without patches. Use grad-cam"
             )
         return layout
 

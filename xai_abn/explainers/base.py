@@ -12,6 +12,7 @@ from torch import Tensor
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.networks.tracing import as_unsupported
 from xai_abn.registry import Registry
 from xai_abn.settings import Settings, parse_options
 
@@ -67,7 +68,8 @@ class Explainer(Settings, ABC):
             UnsupportedModelError: the method does not apply to this model; the message says why.
         """
         self.check(forward_pass.model)
-        return self.compute(forward_pass, targets)
+        with as_unsupported(f"{self.name} fails on {forward_pass.model.name}"):
+            return self.compute(forward_pass, targets)
 
     @abstractmethod
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:

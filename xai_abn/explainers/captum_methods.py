@@ -18,7 +18,7 @@ from xai_abn.models.captum_copy import Turns, separate_windows, unshared
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.nonlinear import nonlinear_steps
 from xai_abn.models.targets import target_scores
-from xai_abn.networks.tracing import evaluating, on_device
+from xai_abn.networks.tracing import NEED_GRADIENTS, evaluating, on_device
 from xai_abn.seeding import seeded
 
 
@@ -39,9 +39,12 @@ class TargetScore(nn.Module):
 
     def forward(self, versions: Tensor) -> Tensor:
         """Return the logit, or the weighted sum of logits, (B,) of versions (B, 3, H, W)."""
-        output = self.network(on_device(versions, self.network))
-        logits = self.forward_pass.model.logits_of(output).to(versions.dtype)
-        return target_scores(logits, self._target.expand(len(versions), *self._target.shape[1:]))
+        gradients = torch.is_grad_enabled()
+        with torch.set_grad_enabled(gradients or self.network in NEED_GRADIENTS):
+            output = self.network(on_device(versions, self.network))
+            logits = self.forward_pass.model.logits_of(output).to(versions.dtype)
+            scores = target_scores(logits, self._target.expand(len(versions), *self._target.shape[1:]))
+        return scores if gradients else scores.detach()
 
 
 class CaptumMethod(Explainer):
@@ -283,8 +286,8 @@ class _ModifiedGradient(CaptumMethod):
             UnsupportedModelError: the rule does not apply to the network; the message says why and what to use.
         """
         super().check(model)
-        copy = unshared(model.module, model.blank_input, self.kinds)
-        self.refuse(model, copy, nonlinear_steps(copy, model.blank_input, self.kinds, model.logits_of))
+        copy = unshared(model.module, model.example, self.kinds)
+        self.refuse(model, copy, nonlinear_steps(copy, model.example, self.kinds, model.logits_of))
         return copy
 
     @abstractmethod

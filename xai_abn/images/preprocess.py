@@ -31,7 +31,7 @@ class PreparedImage:
     """One image as the network and as a person sees it.
 
     Attributes:
-        tensor: (3, H, W) float32, normalized: the network's input.
+        tensor: (C, H, W) float32, normalized: the network's input.
         view: (h, w, 3) uint8 RGB: exactly the part of the image that the network saw, with its original colors, at
             ``VIEW_SCALE`` times the input's size. Made from the image, not from ``tensor``.
         source: where the image came from.
@@ -49,13 +49,14 @@ class Preprocess:
     """Preprocessing that a network expects.
 
     Attributes:
-        size: height and width of the input.
-        crop_pct: with ``crop="center"``, the shorter side is first resized to ``size / crop_pct``.
+        size: height of the input, and its width unless ``width`` is given.
+        crop_pct: with ``crop="center"``, the image is first resized to just cover ``1 / crop_pct`` times the input.
         interpolation: ``"bilinear"``, ``"bicubic"``, ``"lanczos"`` or ``"nearest"``, antialiased.
-        mean: per channel, in [0, 1].
+        mean: per channel, in [0, 1]: three values for RGB, one for a network that takes gray images.
         std: per channel, in [0, 1].
-        crop: ``"center"`` crops the middle square, as is usual; ``"squash"`` resizes the whole
-            image to a square, ignoring its aspect ratio, so that nothing is cut off.
+        crop: ``"center"`` crops the middle, as is usual; ``"squash"`` resizes the whole
+            image to the input, ignoring its aspect ratio, so that nothing is cut off.
+        width: width of the input, if it is not a square.
 
     Raises:
         InvalidInputError: a value is out of range or unknown.
@@ -67,6 +68,7 @@ class Preprocess:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     crop: str = "center"
+    width: int | None = None
 
     def __post_init__(self) -> None:
         """Check the values, so that a mistake is found here and not in a wrong map."""
@@ -76,10 +78,14 @@ class Preprocess:
             )
         if self.crop not in _CROPS:
             raise InvalidInputError(f"crop must be one of {', '.join(_CROPS)}, got {self.crop!r}")
-        if self.size < 1 or not 0 < self.crop_pct <= 1:
+        if not isinstance(self.size, int):
+            raise InvalidInputError(f"size must be a number; for a rectangle give size and width, got {self.size!r}")
+        if min(self.height_and_width) < 1 or not 0 < self.crop_pct <= 1:
             raise InvalidInputError(f"need size >= 1 and 0 < crop_pct <= 1, got {self.size} and {self.crop_pct}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise InvalidInputError(f"mean and std need three values, std above 0; got {self.mean} and {self.std}")
+        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean) or min(self.std) <= 0:
+            raise InvalidInputError(
+                f"mean and std need three values, or one for gray images, std above 0; got {self.mean} and {self.std}"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
@@ -95,31 +101,64 @@ class Preprocess:
         return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Return the settings as plain JSON values; a width only if there is one."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: v for k, v in values.items() if k != "width" or v is not None}
+
+    @property
+    def height_and_width(self) -> tuple[int, int]:
+        """Size of the input, (H, W)."""
+        return self.size, self.width or self.size
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the input, (C, H, W)."""
+        return (len(self.mean), *self.height_and_width)
+
+    @property
+    def side(self) -> int:
+        """Side of the input of a network that takes square RGB images.
+
+        Raises:
+            InvalidInputError: it takes gray images or rectangles, which training and the benchmark cannot handle.
+        """
+        channels, height, width = self.shape
+        if channels != 3 or height != width:
+            raise InvalidInputError(
+                f"only square RGB inputs can be trained on and measured, got (C, H, W) = {self.shape}; explain works"
+            )
+        return self.size
 
     def __call__(self, loaded: LoadedImage) -> PreparedImage:
         """Prepare one image (RGB, any size)."""
         image = loaded.image
-        shown = (self.size * VIEW_SCALE, self.size * VIEW_SCALE)
+        height, width = self.height_and_width
+        shown = (width * VIEW_SCALE, height * VIEW_SCALE)
         view = image.resize(shown, Image.Resampling.LANCZOS, box=self.region(*image.size))
         return PreparedImage(self.normalize(self.pixels(image)), np.asarray(view), loaded.source, loaded.notes)
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """Return what the network sees of an image (RGB, any size) before normalizing: (H, W, 3) uint8."""
+        """Return what the network sees of an image (RGB, any size) before normalizing: (H, W, C) uint8."""
+        height, width = self.height_and_width
+        if len(self.mean) == 1:
+            image = image.convert("L")
         if self.crop == "squash":
-            return np.asarray(image.resize((self.size, self.size), self.resampling))
-        resized = image.resize(_scaled(*image.size, self._resized_side), self.resampling)
-        left, top = (round((side - self.size) / 2) for side in resized.size)
-        return np.asarray(resized.crop((left, top, left + self.size, top + self.size)))
+            seen = image.resize((width, height), self.resampling)
+        else:
+            resized = image.resize(self._resized(*image.size), self.resampling)
+            left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
+            seen = resized.crop((left, top, left + width, top + height))
+        return np.asarray(seen).reshape(height, width, len(self.mean))
 
     def region(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return the part of an image of that size that the network sees: left, top, right, bottom in its pixels."""
         if self.crop == "squash":
             return 0.0, 0.0, float(width), float(height)
-        scale = self._resized_side / min(width, height)
-        left, top = (round((side - self.size) / 2) for side in _scaled(width, height, self._resized_side))
-        region = (left / scale, top / scale, (left + self.size) / scale, (top + self.size) / scale)
+        own_height, own_width = self.height_and_width
+        scale = self._scale(width, height)
+        resized = self._resized(width, height)
+        left, top = round((resized[0] - own_width) / 2), round((resized[1] - own_height) / 2)
+        region = (left / scale, top / scale, (left + own_width) / scale, (top + own_height) / scale)
         return _inside(region, width, height)
 
     @property
@@ -127,31 +166,46 @@ class Preprocess:
         """Pillow's name of the interpolation."""
         return _INTERPOLATION[self.interpolation]
 
-    @property
-    def _resized_side(self) -> int:
-        return math.floor(self.size / self.crop_pct)
+    def _scale(self, width: int, height: int) -> float:
+        """Return by what factor an image of that size is enlarged before it is cropped."""
+        own_height, own_width = (math.floor(side / self.crop_pct) for side in self.height_and_width)
+        return max(own_width / width, own_height / height)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Return (width, height) of an image before it is cropped; one is rounded down, as torchvision does."""
+        own_height, own_width = (math.floor(side / self.crop_pct) for side in self.height_and_width)
+        if own_width * height >= own_height * width:
+            return own_width, int(own_width * height / width)
+        return int(own_height * width / height), own_height
 
     def normalize(self, pixels: np.ndarray) -> Tensor:
-        """Return a normalized (3, H, W) float32 tensor for (H, W, 3) uint8 pixels."""
+        """Return a normalized (C, H, W) float32 tensor for (H, W, C) uint8 pixels."""
         scaled = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
         return (scaled - _channels(self.mean)) / _channels(self.std)
 
     def prepared_tensor(self, tensor: Tensor, source: str) -> PreparedImage:
-        """Wrap a normalized float tensor (3, H, W); its view is the denormalized tensor.
+        """Wrap a normalized float tensor (C, H, W); its view is the denormalized tensor.
+
+        The view of a tensor with another number of channels than the preprocessing is the mean of its channels, in
+        gray, from its smallest to its largest value.
 
         Raises:
             InvalidInputError: another shape or dtype, or values that are not finite.
         """
-        if tensor.dim() != 3 or tensor.shape[0] != 3 or not tensor.is_floating_point():
+        if tensor.dim() != 3 or not tensor.is_floating_point() or not tensor.numel():
             raise InvalidInputError(
-                f"{source}: expected a normalized float tensor (3, H, W) or (N, 3, H, W), "
+                f"{source}: expected a normalized float tensor (C, H, W) or (N, C, H, W), "
                 f"got {tensor.dtype} {tuple(tensor.shape)}"
             )
         tensor = tensor.detach().float().cpu()
         if not bool(torch.isfinite(tensor).all()):
             raise InvalidInputError(f"{source}: the tensor holds NaN or infinity")
-        pixels = (tensor * _channels(self.std) + _channels(self.mean)).clamp(0, 1) * 255
-        view = pixels.round().byte().permute(1, 2, 0).numpy()
+        if len(tensor) == len(self.mean):
+            pixels = (tensor * _channels(self.std) + _channels(self.mean)).clamp(0, 1)
+        else:
+            gray = tensor.mean(dim=0, keepdim=True)
+            pixels = (gray - gray.min()) / (gray.max() - gray.min()).clamp_min(1e-12)
+        view = (pixels * 255).round().byte().permute(1, 2, 0).expand(-1, -1, 3).numpy()
         return PreparedImage(tensor, np.ascontiguousarray(view), source)
 
 
@@ -168,14 +222,7 @@ def normalizer(
 
 
 def _channels(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values).view(3, 1, 1)
-
-
-def _scaled(width: int, height: int, shorter: int) -> tuple[int, int]:
-    """Return the size whose shorter side is ``shorter``, the longer one rounded down, as torchvision does."""
-    if width <= height:
-        return shorter, int(shorter * height / width)
-    return int(shorter * width / height), shorter
+    return torch.tensor(values).view(-1, 1, 1)
 
 
 def _inside(box: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float]:

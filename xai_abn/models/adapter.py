@@ -12,17 +12,28 @@ from torch import Tensor, nn
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.images.preprocess import Preprocess
-from xai_abn.models.layers import attention_blocks, find_target_layer
+from xai_abn.models.layers import (
+    AttentionPlace,
+    attention_blocks,
+    attention_places,
+    find_target_layer,
+    runs_in_series,
+)
 from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
+from xai_abn.networks.layout import Layout
 from xai_abn.networks.multi_task import MultiTaskABN
 from xai_abn.networks.tracing import (
+    NEED_GRADIENTS,
     LayerOutput,
+    as_unsupported,
     evaluating,
     find_classifier,
+    of_the_image,
     on_device,
     prefix_tokens,
     spatial_layers,
     trace_outputs,
+    without_gradients,
 )
 
 #: Where the logits are in what a network answers: None if they are the answer, a key or attribute, a position, or a
@@ -47,6 +58,8 @@ class ModelAdapter:
         multi_label: whether classes are attributes that can hold at once, each with a probability of its own (the
             sigmoid of its logit, not a share of a softmax); always so of a multi-task ABN.
         scores_only: whether the output is a user-defined score, so that class probabilities are undefined.
+        example_input: (1, C, H, W) input that the network takes, with which its layers are looked for; default: zeros
+            of the size of the preprocessing.
     """
 
     module: nn.Module
@@ -59,6 +72,7 @@ class ModelAdapter:
     output: Output = None
     multi_label: bool = False
     scores_only: bool = False
+    example_input: Tensor | None = None
 
     def __repr__(self) -> str:
         """Return name and class."""
@@ -79,26 +93,55 @@ class ModelAdapter:
         """Whether the network has an attention map for each attribute."""
         return isinstance(self.module, MultiTaskABN)
 
+    @cached_property
+    def example(self) -> Tensor:
+        """An input (1, C, H, W) that the network takes: the given example, or zeros at the size of the preprocessing.
+
+        Raises:
+            UnsupportedModelError: the network does not take it; the message says what it raised, and what to do.
+        """
+        given = self.example_input
+        example = torch.zeros(1, *self.preprocess.shape) if given is None else given[:1].detach().float().cpu()
+        shape, inputs = "x".join(map(str, example.shape)), on_device(example, self.module)
+        with (
+            as_unsupported(
+                f"{self.name} does not take an input of {shape}; give one that it takes, as "
+                "xai_abn.wrap(..., example_input=tensor of (1, C, H, W)) or preprocess=Preprocess(size=...)"
+            ),
+            evaluating(self.module),
+        ):
+            try:
+                with torch.no_grad():
+                    self.module(inputs)
+            except Exception:  # a network that uses gradients in its forward pass can raise anything
+                with torch.enable_grad():
+                    self.module(inputs)
+                NEED_GRADIENTS.add(self.module)
+        return example
+
     @property
-    def blank_input(self) -> Tensor:
-        """A (1, 3, H, W) input of zeros at the size the network expects."""
-        return torch.zeros(1, 3, self.preprocess.size, self.preprocess.size)
+    def channels(self) -> int:
+        """Number of channels of the network's input."""
+        return self.preprocess.shape[0] if self.example_input is None else self.example_input.shape[1]
 
     @cached_property
     def memory_format(self) -> torch.memory_format:
         """Memory format for batches: channels-last, which is faster, unless the network needs contiguous feature maps.
 
-        It follows the weights if they are channels-last. Otherwise a blank input tells, once per model, whether the
+        It follows the weights if they are channels-last. Otherwise an example tells, once per model, whether the
         network accepts it: one that calls ``view`` on feature maps does not.
         """
         weights = [m.weight for m in self.module.modules() if isinstance(m, nn.Conv2d)]
         if any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights):
             return torch.channels_last
         try:
-            with evaluating(self.module), torch.no_grad():
-                blank = on_device(self.blank_input, self.module)
-                self.module(blank.contiguous(memory_format=torch.channels_last))
-        except (AssertionError, RuntimeError, ValueError):
+            example = self.example
+            with evaluating(self.module), without_gradients(self.module):
+                example = on_device(example, self.module)
+                self.module(example.contiguous(memory_format=torch.channels_last))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # a network can raise anything
             return torch.contiguous_format
         return torch.channels_last
 
@@ -115,23 +158,24 @@ class ModelAdapter:
 
     @cached_property
     def _found_layer(self) -> str:
-        try:
-            if isinstance(self.module, MultiTaskABN):
-                extractor = self.module.feature_extractor
-                return f"feature_extractor.{find_target_layer(extractor, self.blank_input, self.logits_of)}"
-            return find_target_layer(self.module, self.blank_input, self.logits_of)
-        except (AssertionError, RuntimeError) as error:
-            size = self.preprocess.size
-            raise UnsupportedModelError(
-                f"{self.name} does not take a blank input of {size}x{size}, with which its target layer is looked for "
-                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); give "
-                "wrap(..., preprocess=Preprocess(size=...)), or name the layer"
-            ) from error
+        outputs = self._outputs
+        if self.is_multi_task:
+            outputs = [o for o in outputs if o.name.startswith("feature_extractor.")]
+        return find_target_layer(self.module, self.example, outputs, self._attention_places, self.logits_of)
 
     @cached_property
     def attention_blocks(self) -> tuple[str, ...]:
         """Names of a transformer's blocks, one for each self-attention; empty for other networks."""
-        return tuple(attention_blocks(self.module, self.blank_input))
+        return tuple(attention_blocks(self._attention_places))
+
+    @property
+    def attends(self) -> bool:
+        """Whether tokens attend to tokens anywhere in the network."""
+        return bool(self._attention_places)
+
+    @cached_property
+    def _attention_places(self) -> list[AttentionPlace]:
+        return attention_places(self.module, self.example)
 
     @cached_property
     def prefix_tokens(self) -> int | None:
@@ -166,8 +210,8 @@ class ModelAdapter:
     @cached_property
     def number_of_classes(self) -> int:
         """K: how many classes the network scores."""
-        with evaluating(self.module), torch.no_grad():
-            return self.logits_of(self.module(on_device(self.blank_input, self.module))).shape[1]
+        with evaluating(self.module), without_gradients(self.module):
+            return self.logits_of(self.module(on_device(self.example, self.module))).shape[1]
 
     def with_module(self, module: nn.Module) -> ModelAdapter:
         """Return an adapter of another network of the same architecture, such as one with other weights."""
@@ -208,9 +252,46 @@ class ModelAdapter:
         named = {o.order for o in tokens if o.name and not o.transparent}
         return [o for o in self._outputs if o.order in spatial | named]
 
-    @cached_property
+    @property
     def _outputs(self) -> list[LayerOutput]:
-        return trace_outputs(self.module, self.blank_input)
+        return self.outputs((self.example.shape[2], self.example.shape[3]))
+
+    def outputs(self, size: tuple[int, int]) -> list[LayerOutput]:
+        """Return what every module gives for an input of that size (H, W), from one trace for each size."""
+        if size not in self._traces:
+            self._traces[size] = trace_outputs(self.module, self._sample(size))
+        return self._traces[size]
+
+    def _sample(self, size: tuple[int, int]) -> Tensor:
+        example = self.example
+        return example if tuple(example.shape[2:]) == size else torch.zeros(1, example.shape[1], *size)
+
+    @cached_property
+    def _traces(self) -> dict[tuple[int, int], list[LayerOutput]]:
+        return {}
+
+    def layout_of_tokens(self, length: int, size: tuple[int, int]) -> Layout | None:
+        """Return how so many tokens are arranged as patches for an input of that size (H, W); None if they are not."""
+        layouts = [o.layout for o in self.outputs(size) if o.sequence and max(o.shape[:2]) == length]
+        return next((layout for layout in layouts if layout is not None), None)
+
+    def output_of(self, layer: str, size: tuple[int, int]) -> LayerOutput:
+        """Return the output of a layer that belongs to the image, for an input of that size (H, W).
+
+        Of a layer that runs several times: that of the only call that depends on the image, or, where each call goes
+        into the next, of the last one.
+
+        Raises:
+            UnsupportedModelError: the layer runs several times side by side on the image, or gives no tensor.
+        """
+        outputs = [o for o in self.outputs(size) if o.name == layer]
+        found = of_the_image(outputs) or outputs
+        if not found or (len(found) > 1 and not runs_in_series(self.module, self._sample(size), layer)):
+            problem = f"runs {len(found)} times side by side on an image" if found else "gives no tensor"
+            raise UnsupportedModelError(
+                f"layer {layer!r} of {self.name} {problem}, so it has no single map; choose another layer"
+            )
+        return found[-1]
 
     def logits_of(self, answer: object) -> Tensor:
         """Return the logits (N, K) in what the network answers.
@@ -302,6 +383,7 @@ def wrap(
     name: str | None = None,
     output: Output = None,
     multi_label: bool = False,
+    example_input: Tensor | None = None,
 ) -> ModelAdapter:
     """Make any classifier explainable.
 
@@ -314,6 +396,8 @@ def wrap(
         output: where the logits are in what it answers, if they are not the answer: a key or attribute such as
             ``"logits"``, a position in a tuple, or a function of the answer.
         multi_label: whether classes are attributes that may hold at once: probabilities are then sigmoids.
+        example_input: (1, C, H, W) input that the network takes, for networks that do not take RGB images of the size
+            of the preprocessing: rectangles, or one, four or more channels. Layers are looked for with it.
 
     Raises:
         UnsupportedModelError: not a module, weights on the meta device, or a scripted module.
@@ -335,6 +419,7 @@ def wrap(
         layer=layer,
         output=output,
         multi_label=multi_label or isinstance(module, MultiTaskABN),
+        example_input=_checked_example(example_input),
     )
     if layer is not None:
         adapter.check_layer(layer)
@@ -343,6 +428,17 @@ def wrap(
         if outputs and outputs[-1] != len(labels):
             raise InvalidInputError(f"got {len(labels)} labels for a model with {outputs[-1]} classes")
     return adapter
+
+
+def _checked_example(example: object) -> Tensor | None:
+    """Return an example input, or refuse anything that is not (1, C, H, W)."""
+    if example is None or (isinstance(example, Tensor) and example.dim() == 4 and len(example)):
+        return example
+    got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
+    raise InvalidInputError(
+        f"example_input must be a tensor (1, C, H, W), got {got}; a network with several inputs is explained inside a "
+        "module whose forward takes the image and gives the network the other inputs"
+    )
 
 
 def plain_module(module: nn.Module) -> nn.Module:

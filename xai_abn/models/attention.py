@@ -25,11 +25,13 @@ class AttentionWatch(TorchFunctionMode):
 
     Args:
         seen: called with weights (N, heads, T, T), after softmax; returns the weights to use.
+        other: called at attention of another form: of some tokens to others, within windows, or causal.
     """
 
-    def __init__(self, seen: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, seen: Callable[[Tensor], Tensor], other: Callable[[], object] = lambda: None) -> None:
         super().__init__()
         self._seen = seen
+        self._other = other
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -38,8 +40,10 @@ class AttentionWatch(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             return self._multi_head(*args, **kwargs)
         result = func(*args, **kwargs)
-        if func in _SOFTMAXES and result.dim() == 4 and result.shape[-1] == result.shape[-2] > 1:
-            return self._seen(result)
+        if func in _SOFTMAXES and result.dim() >= 4 and _over_last_axis(args, kwargs, result.dim()):
+            if result.dim() == 4 and result.shape[-1] == result.shape[-2] > 1:
+                return self._seen(result)
+            self._other()
         return result
 
     def _scaled_dot_product(
@@ -54,6 +58,7 @@ class AttentionWatch(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         if is_causal or enable_gqa or query.shape[-2] != key.shape[-2] or query.dim() != 4:  # not over all positions
+            self._other()
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
@@ -67,6 +72,9 @@ class AttentionWatch(TorchFunctionMode):
         call = _MULTI_HEAD.bind(*args, **kwargs)
         call.apply_defaults()
         given = call.arguments
+        if given["query"].shape[0] != given["key"].shape[0]:
+            self._other()
+            return F.multi_head_attention_forward(*call.args, **call.kwargs)
         if given["in_proj_weight"] is None or given["bias_k"] is not None or given["add_zero_attn"]:
             raise UnsupportedModelError("attention with separate projections or added tokens is not supported")
         wanted, averaged = given["need_weights"], given["average_attn_weights"]
@@ -81,3 +89,9 @@ class AttentionWatch(TorchFunctionMode):
         merged = (weights @ heads).permute(2, 0, 1, 3).flatten(2)
         output = F.linear(merged, given["out_proj_weight"], given["out_proj_bias"])
         return output, (weights.mean(dim=1) if averaged else weights) if wanted else None
+
+
+def _over_last_axis(args: Any, kwargs: Any, axes: int) -> bool:
+    """Return whether a softmax with these arguments, of a tensor with so many axes, is over the last one."""
+    axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    return axis in (-1, axes - 1)

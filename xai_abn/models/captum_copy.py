@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xai_abn.networks.tracing import copied
+from xai_abn.networks.tracing import NEED_GRADIENTS, copied, on_device, without_gradients
 
 
 class Turns(nn.Module):
@@ -73,7 +73,9 @@ def unshared(network: nn.Module, sample: Tensor, kinds: Sequence[type[nn.Module]
         sample: (N, 3, H, W) input, run once to count the calls.
         kinds: classes of modules, such as ``nn.ReLU``.
     """
-    own = copied(network).eval().requires_grad_(False)
+    own = copied(network).eval()
+    if network not in NEED_GRADIENTS:
+        own.requires_grad_(False)
     for member in own.modules():
         if isinstance(getattr(member, "inplace", None), bool):
             member.inplace = False  # type: ignore[assignment]
@@ -111,10 +113,9 @@ def _calls(network: nn.Module, sample: Tensor, kinds: Sequence[type[nn.Module]])
         calls[module] = calls.get(module, 0) + 1
 
     handles = [m.register_forward_hook(count) for m in network.modules() if type(m) in kinds]
-    parameter = next(network.parameters(), sample)
     try:
-        with torch.no_grad():
-            network(sample.to(parameter))
+        with without_gradients(network):
+            network(on_device(sample, network))
     finally:
         for handle in handles:
             handle.remove()

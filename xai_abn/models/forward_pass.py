@@ -16,8 +16,8 @@ from xai_abn.models.attention import AttentionWatch
 from xai_abn.models.predictor import FastPredictor
 from xai_abn.models.targets import target_rows
 from xai_abn.networks.abn import ABNOutput
-from xai_abn.networks.layout import Layout, layout_of
-from xai_abn.networks.tracing import evaluating, on_device
+from xai_abn.networks.layout import Layout, grid_layout
+from xai_abn.networks.tracing import NEED_GRADIENTS, as_unsupported, evaluating, on_device, without_gradients
 
 
 class ForwardPass:
@@ -41,6 +41,8 @@ class ForwardPass:
         logits: (N, K) float32, detached.
         attention_map: ABN's map (N, 1, h, w), of a multi-task ABN its maps (N, K, h, w), or None for another network.
         class_maps: the attention branch's class maps (N, K, h, w), or None.
+        other_attention: with ``attentions``, how many times the network attended in another form than all tokens to
+            all tokens.
 
     Raises:
         UnknownNameError: no such layer; the message lists the nearest.
@@ -74,15 +76,20 @@ class ForwardPass:
         self.sources = tuple(sources)
         self._kept: dict[str, Tensor] = {}
         self._runs: dict[str, int] = {}
+        self._calls: dict[str, int] = {}
         self._attentions: list[Tensor] = []
         self._predict: Callable[[Tensor], Tensor] | None = None
         self._gradients: dict[tuple[object, ...], Tensor] = {}
         self._reruns: dict[str, bool] = {}
         self._differentiable = gradients
         self._linear_call: tuple[Tensor, Tensor, object] | None = None
-        watch = AttentionWatch(self._keep_attention) if attentions else nullcontext()
-        with watch:
-            output = self._run(model.module, list(dict.fromkeys(layers)))
+        self.other_attention = 0
+        output = self._run(model.module, list(dict.fromkeys(layers)), attentions)
+        repeated = [layer for layer, runs in self._runs.items() if runs > 1]
+        if repeated:
+            size = (self.inputs.shape[2], self.inputs.shape[3])
+            self._calls = {layer: model.output_of(layer, size).call for layer in repeated}
+            output = self._run(model.module, list(self._kept), attentions)
         self.attention_map: Tensor | None = None
         self.class_maps: Tensor | None = None
         if isinstance(output, ABNOutput):
@@ -123,15 +130,17 @@ class ForwardPass:
             UnsupportedModelError: its output has no positions.
         """
         shape = tuple(self._captured(layer).shape)
-        if shape and shape[0] != len(self.inputs):
+        size = (self.inputs.shape[2], self.inputs.shape[3])
+        found = self.model.output_of(layer, size).layout if len(shape) == 3 else grid_layout(shape, size)
+        if found is None:
+            raise UnsupportedModelError(
+                f"layer {layer!r} gives {shape}, in which no grid of positions is seen; choose another layer"
+            )
+        if shape[found.batch_axis] != len(self.inputs):
             raise UnsupportedModelError(
                 f"layer {layer!r} gives {shape} for {len(self.inputs)} images, as in networks that cut "
                 "images into windows; choose another layer"
             )
-        prefix = self.model.prefix_tokens if len(shape) == 3 else None
-        found = layout_of(shape, (self.inputs.shape[2], self.inputs.shape[3]), prefix)
-        if found is None:
-            raise UnsupportedModelError(f"layer {layer!r} gives {shape}, in which no grid of positions is seen")
         return found
 
     def activations(self, layer: str) -> Tensor:
@@ -143,11 +152,12 @@ class ForwardPass:
             InvalidInputError: the layer was not among ``layers``.
             UnsupportedModelError: its output has no positions.
         """
-        return self.layout(layer).to_maps(self._captured(layer).detach())
+        layout = self.layout(layer)
+        return layout.to_maps(layout.batch_first(self._captured(layer).detach()))
 
     def raw_output(self, layer: str) -> Tensor:
-        """Return a captured layer's output as the layer gave it, with its gradient history."""
-        return self._captured(layer)
+        """Return a captured layer's output with the batch first, otherwise as the layer gave it, with its history."""
+        return self.layout(layer).batch_first(self._captured(layer))
 
     def _captured(self, layer: str) -> Tensor:
         if layer not in self._kept:
@@ -177,7 +187,7 @@ class ForwardPass:
         key = (layer, targets.is_floating_point(), tuple(targets.shape), tuple(targets.flatten().tolist()))
         if key not in self._gradients:
             (found,) = self._differentiate([self._captured(layer)], targets.to(self._scores.device), layer)
-            self._gradients[key] = layout.to_maps(found)
+            self._gradients[key] = layout.to_maps(layout.batch_first(found))
         return self._gradients[key]
 
     def attention_gradients(self, targets: Tensor) -> list[Tensor]:
@@ -204,7 +214,8 @@ class ForwardPass:
             change = None
             if gradient.requires_grad:
                 (change,) = torch.autograd.grad(gradient, wanted, wanted.detach(), retain_graph=True, allow_unused=True)
-        return self.layout(layer).to_maps(torch.zeros_like(gradient).detach() if change is None else change)
+        layout = self.layout(layer)
+        return layout.to_maps(layout.batch_first(torch.zeros_like(gradient).detach() if change is None else change))
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Return logits (B, K) float32 of other inputs (B, 3, H, W), from a fast copy made at the first call."""
@@ -221,7 +232,8 @@ class ForwardPass:
         Args:
             layer: its name.
             row: position of the image in the batch.
-            values: (B, ...) outputs of the layer, as the layer gives them; see :meth:`Layout.from_maps`.
+            values: (B, ...) outputs of the layer, as the layer gives them but with the batch first; see
+                :meth:`Layout.from_maps`.
         """
         if layer not in self._reruns:
             self._reruns[layer] = self._accepts_rerun(layer)
@@ -233,7 +245,7 @@ class ForwardPass:
 
         They do not where tensors from before the layer are joined with its output, as inside a dense block.
         """
-        values = self._captured(layer)[:1].detach()
+        values = self.raw_output(layer)[:1].detach()
         try:
             found = self._replaced(layer, self.inputs[:1], torch.cat([values, values]))
         except torch.OutOfMemoryError:
@@ -245,23 +257,27 @@ class ForwardPass:
 
     def _replaced(self, layer: str, images: Tensor, values: Tensor) -> Tensor:
         """Run the network on images with a layer's output replaced at the call whose output was captured."""
-        owner, left = threading.get_ident(), self._runs.get(layer, 1)
+        owner, left = threading.get_ident(), self._calls.get(layer, 0) + 1
+        new = self.layout(layer).batch_first(values)
+        if self.model.module in NEED_GRADIENTS:
+            new = new if new.requires_grad else new.detach().requires_grad_()
 
         def hook(_module: nn.Module, _inputs: object, _output: object) -> Tensor | None:
             nonlocal left
             if threading.get_ident() != owner:
                 return None
             left -= 1
-            if left > 0:
+            if left != 0:
                 return None
-            torch.set_grad_enabled(values.requires_grad)
-            return values.clone()
+            torch.set_grad_enabled(new.requires_grad)
+            return new.clone()
 
         module = self.model.module
         handle = module.get_submodule(layer).register_forward_hook(hook)
         try:
-            with evaluating(module), torch.no_grad():
-                return self.model.logits_of(module(images))
+            with evaluating(module), without_gradients(module):
+                logits = self.model.logits_of(module(images))
+            return logits if values.requires_grad else logits.detach()
         finally:
             handle.remove()
 
@@ -293,7 +309,8 @@ class ForwardPass:
             if "not have been used" not in str(error) and "does not require grad" not in str(error):
                 raise
             raise UnsupportedModelError(
-                f"the scores of {self.model.name} do not depend on layer {place!r} in a differentiable way"
+                f"the scores of {self.model.name} do not depend on layer {place!r} in a differentiable way; name "
+                "another layer with layer="
             ) from error
         return list(found)
 
@@ -317,14 +334,21 @@ class ForwardPass:
         self._attentions.append(weights)
         return weights
 
-    def _run(self, module: nn.Module, layers: list[str]) -> object:
+    def _note_other_attention(self) -> None:
+        self.other_attention += 1
+
+    def _run(self, module: nn.Module, layers: list[str], attentions: bool) -> object:
         for layer in layers:
             self.model.check_layer(layer)
+        self._kept, self._runs, self._attentions, self.other_attention = {}, {}, [], 0
+        watch = AttentionWatch(self._keep_attention, self._note_other_attention) if attentions else nullcontext()
         handles = [module.get_submodule(layer).register_forward_hook(self._capture(layer)) for layer in layers]
         if self._differentiable and self.model.has_linear_classifier:
             handles.append(self.model.classifier.register_forward_hook(self._note_linear()))
         try:
-            with evaluating(module), torch.no_grad():
+            shape = tuple(self.inputs.shape)
+            problem = as_unsupported(f"{self.model.name} cannot be run on an input of {shape}")
+            with problem, evaluating(module), without_gradients(module), watch:
                 output = module(self.inputs)
         finally:
             for handle in handles:
@@ -340,6 +364,9 @@ class ForwardPass:
         def hook(_module: nn.Module, _inputs: object, output: object) -> Tensor | None:
             if threading.get_ident() != owner:
                 return None  # another thread's pass through the same network
+            run = self._runs[layer] = self._runs.get(layer, 0) + 1
+            if self._calls.get(layer, run - 1) != run - 1:
+                return None
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 raise UnsupportedModelError(
                     f"layer {layer!r} gives {type(output).__name__}, not one tensor; name another"
@@ -348,7 +375,6 @@ class ForwardPass:
                 torch.set_grad_enabled(True)  # until the surrounding no_grad() block ends
                 output = output if output.requires_grad else output.detach().requires_grad_()
             self._kept[layer] = output
-            self._runs[layer] = self._runs.get(layer, 0) + 1
             return output.clone()  # an in-place operation behind the layer changes the copy
 
         return hook

@@ -2,112 +2,234 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.models.attention import AttentionWatch
-from xai_abn.networks.tracing import LayerOutput, evaluating, in_this_thread, on_device, spatial_layers, trace_outputs
+from xai_abn.networks.tracing import (
+    LayerOutput,
+    evaluating,
+    in_this_thread,
+    of_the_image,
+    on_device,
+    spatial_layers,
+    without_gradients,
+)
 from xai_abn.seeding import seeded
 
+#: Layers are tried from the last one backwards, so many at a time.
+TRIED_TOGETHER = 8
 
-def find_target_layer(module: nn.Module, sample: Tensor, scores: Callable[[object], Tensor]) -> str:
-    """Return the name of the last layer that still has positions: what CAM methods should look at.
 
-    That is the last module to finish whose output is (N, C, h, w) with more than one position and
-    does not come straight out of a pooling (``layer4`` of a ResNet, ``features.29`` of VGG16).
+@dataclass(frozen=True)
+class AttentionPlace:
+    """Where a network attends.
+
+    Attributes:
+        module: name of the innermost module around the attention; empty for the network itself.
+        self_attention: whether all tokens attend to all tokens.
+    """
+
+    module: str
+    self_attention: bool
+
+
+def find_target_layer(
+    module: nn.Module,
+    sample: Tensor,
+    outputs: list[LayerOutput],
+    places: Sequence[AttentionPlace],
+    scores: Callable[[object], Tensor],
+) -> str:
+    """Return the name of the last layer with positions on which the scores depend: what CAM methods should look at.
+
+    Of a CNN, that is the last module to finish whose output is (N, C, h, w) with more than one position and does not
+    come straight out of a pooling (``layer4`` of a ResNet, ``features.29`` of VGG16). Of a transformer, it is the last
+    one, as wide as the last tokens, on whose patches the scores depend: behind the last attention of a network that
+    reads its class token, they do not. Layers inside an attention are left out.
+
+    Of a segmentation network, whose scores are computed from a map of class scores, it is the last one of the coarsest
+    grid in front of the head that gives this map. A layer of the head would give the map of class scores again.
+
+    Args:
+        module: the network.
+        sample: (1, C, H, W) input.
+        outputs: of the network's modules for the sample; see :func:`xai_abn.networks.tracing.trace_outputs`.
+        places: where the network attends; see :func:`attention_places`.
+        scores: from the network's answer to scores (N, K).
 
     Raises:
-        UnsupportedModelError: there is none, or a transformer's token layers come behind it.
+        UnsupportedModelError: there is none, or the network computes on tokens that fit no grid of patches.
     """
-    outputs = trace_outputs(module, sample)
-    candidates = spatial_layers(outputs)
-    behind = outputs[candidates[-1].order + 1 :] if candidates else outputs
+    network = type(module).__name__
+    inside = tuple(f"{place.module}." for place in places if place.module)
+    spatial = [o for o in spatial_layers(outputs) if not o.name.startswith(inside)]
+    behind = [o for o in outputs if not spatial or o.order > spatial[-1].order]
     tokens = [o for o in behind if o.name and o.layout is not None and o.layout.kind == "tokens" and not o.transparent]
-    if tokens:
-        return _last_token_layer(module, sample, scores, tokens)
-    if not candidates:
-        raise UnsupportedModelError(f"{type(module).__name__} has no layer with a spatial output; name one with layer=")
-    if any(o.tokens for o in behind):
+    tokens = [o for o in of_the_image(tokens) if not o.name.startswith(inside)]
+    if spatial and not tokens and any(o.sequence for o in behind):
         raise UnsupportedModelError(
-            f"{type(module).__name__} computes, behind its last spatial layer {candidates[-1].name!r}, on tokens that "
-            "fit no grid of patches, so no target layer can be chosen for it; name one with layer="
+            f"{network} computes, behind its last spatial layer {spatial[-1].name!r}, on tokens that fit no grid of "
+            "patches, so no target layer can be chosen for it; name one with layer="
         )
-    return candidates[-1].name
+    with seeded(0):
+        noise = torch.randn_like(sample)
+    with evaluating(module), without_gradients(module):
+        answer = module(on_device(noise, module))
+        given = scores(answer)
+        class_map = _class_map(answer, given)
+    if class_map is not None:
+        found = _in_front_of_head(_that_count(module, noise, scores, [*spatial, *tokens]), class_map.shape[1])
+    else:
+        features = [
+            o for o in tokens if o.kind != "Linear" or o.shape[2] != given.shape[1]
+        ]  # not class scores of each token
+        rest, found = [o for o in features if o.shape[2] == features[-1].shape[2]] or spatial, []
+        while rest and not found:
+            rest, last = rest[:-TRIED_TOGETHER], rest[-TRIED_TOGETHER:]
+            found = _that_count(module, noise, scores, last)
+    if found:
+        return found[-1].name
+    repeated = next((o for o in outputs if o.name and o.spatial and o.calls > 1), None)
+    if spatial or tokens:
+        reason = f"has no layer on whose {'patches' if tokens else 'positions'} its scores depend differentiably"
+    elif repeated is not None:
+        reason = f"runs {repeated.name!r} {repeated.calls} times on an image, so this layer has no single map"
+    else:
+        reason = "has no layer with a spatial output"
+    raise UnsupportedModelError(f"{network} {reason}; name one with layer=")
 
 
-def _last_token_layer(
-    module: nn.Module, sample: Tensor, scores: Callable[[object], Tensor], tokens: list[LayerOutput]
-) -> str:
-    """Return the last layer, as wide as the network's last and in no attention, on whose patches the scores depend.
+def _class_map(answer: object, scores: Tensor) -> Tensor | None:
+    """Return the map of class scores (N, K, h, w) in a network's answer, if its scores are computed from one."""
+    parts = list(_tensors(answer))
+    maps = [part for part in parts if part.dim() == 4 and part.shape[2] * part.shape[3] > 1]
+    return maps[0] if maps and not any(part is scores for part in parts) else None
 
-    Behind the last attention of a network that reads its class token, patches have no say: their gradient is 0. It is
-    taken on noise, for a random mixture of what the last linear layer reads, since new networks often score 0.
+
+def _tensors(answer: object) -> Iterator[Tensor]:
+    """Yield every tensor in a network's answer."""
+    if isinstance(answer, Tensor):
+        yield answer
+    elif isinstance(answer, (Mapping, list, tuple)):
+        for part in answer.values() if isinstance(answer, Mapping) else answer:
+            yield from _tensors(part)
+
+
+def _in_front_of_head(outputs: list[LayerOutput], classes: int) -> list[LayerOutput]:
+    """Return the layers of the coarsest grid outside the head: the largest module with the class map but not all."""
+    maps = [o for o in outputs if o.layout is not None and o.layout.kind != "tokens" and o.shape[1] == classes]
+    parts = (maps or outputs)[-1].name.split(".") if outputs else []
+    for depth in range(1, len(parts) + 1):
+        head = ".".join(parts[:depth])
+        rest = [o for o in outputs if o.name != head and not o.name.startswith(f"{head}.")]
+        if rest:
+            grids = {o.order: o.layout.grid[0] * o.layout.grid[1] for o in rest if o.layout is not None}
+            return [o for o in rest if grids[o.order] == min(grids.values())]
+    return []
+
+
+def _that_count(
+    module: nn.Module, sample: Tensor, scores: Callable[[object], Tensor], outputs: Sequence[LayerOutput]
+) -> list[LayerOutput]:
+    """Return the outputs on whose positions the scores depend, by their gradient, in order of computing.
+
+    Where the gradient of the scores is 0 everywhere, as in a new network whose last layer has no weights yet, that of
+    what the last linear layer reads is taken instead.
     """
-    inside = tuple(f"{place}." for place in attention_places(module, sample))
-    named = {o.name: o.layout for o in tokens if o.shape[2] == tokens[-1].shape[2] and not o.name.startswith(inside)}
+    ran: Counter[str] = Counter()
     kept: dict[str, Tensor] = {}
     read: list[Tensor] = []
+    wanted = {o.name: o for o in outputs}
 
-    def hook(name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
-        def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    def hook(name: str) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
+        def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
+            ran[name] += 1
+            if ran[name] - 1 != wanted[name].call or not output.is_floating_point():
+                return None
             kept[name] = output if output.requires_grad else output.detach().requires_grad_()
-            return kept[name]
+            return kept[name].clone()
 
         return keep
 
-    with seeded(0):
-        noise = torch.randn_like(sample)
-        handles = [module.get_submodule(n).register_forward_hook(in_this_thread(hook(n))) for n in named]
-        linear = [m for m in module.modules() if isinstance(m, nn.Linear)][-1:]
-        note = in_this_thread(lambda _, inputs: read.append(inputs[0]))
-        handles += [m.register_forward_pre_hook(note) for m in linear]
-        try:
-            with evaluating(module), torch.inference_mode(False), torch.enable_grad():
-                found = scores(module(on_device(noise.clone(), module)))
-        finally:
-            for handle in handles:
-                handle.remove()
-        found = read[-1] if read and read[-1].dim() == 2 else found
-        mixed = (found * torch.randn_like(found)).sum()
-    gradients = torch.autograd.grad(mixed, list(kept.values()), allow_unused=True)
-    depends = [
-        name
-        for name, gradient in zip(kept, gradients, strict=True)
-        if gradient is not None and bool(named[name].to_maps(gradient).abs().amax() > 0)  # type: ignore[union-attr]
-    ]
-    if not depends:
-        raise UnsupportedModelError(
-            f"the scores of {type(module).__name__} depend on the patches of no layer; name one with layer="
-        )
-    return depends[-1]
+    handles = [module.get_submodule(n).register_forward_hook(in_this_thread(hook(n))) for n in wanted]
+    linear = [m for m in module.modules() if isinstance(m, nn.Linear)][-1:]
+    note = in_this_thread(lambda _, inputs: read.append(inputs[0]))
+    handles += [m.register_forward_pre_hook(note) for m in linear]
+    try:
+        with evaluating(module), torch.inference_mode(False), torch.enable_grad():
+            found = scores(module(on_device(sample.clone(), module)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for values in [found, *read[-1:]]:
+        with seeded(0):
+            mixed = (values * torch.randn_like(values)).sum()
+        if not (kept and mixed.requires_grad):
+            continue
+        gradients = torch.autograd.grad(mixed, list(kept.values()), allow_unused=True, retain_graph=True)
+        by_name = {n: g for n, g in zip(kept, gradients, strict=True) if g is not None}
+        count = [o for o in outputs if o.name in by_name and _reaches_positions(by_name[o.name], o)]
+        if count:
+            return count
+    return []
 
 
-def attention_blocks(module: nn.Module, sample: Tensor) -> list[str]:
+def _reaches_positions(gradient: Tensor, output: LayerOutput) -> bool:
+    assert output.layout is not None
+    return bool(output.layout.to_maps(output.layout.batch_first(gradient)).abs().amax() > 0)
+
+
+def runs_in_series(module: nn.Module, sample: Tensor, layer: str) -> bool:
+    """Return whether the last call of a layer depends on every earlier one, for an input (1, C, H, W)."""
+    calls: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        calls.append(output if output.requires_grad else output.detach().requires_grad_())
+        return calls[-1].clone()
+
+    handle = module.get_submodule(layer).register_forward_hook(in_this_thread(keep))
+    try:
+        with evaluating(module), torch.inference_mode(False), torch.enable_grad():
+            module(on_device(sample.clone(), module))
+    finally:
+        handle.remove()
+    gradients = torch.autograd.grad(calls[-1].sum(), calls[:-1], allow_unused=True)
+    return all(gradient is not None for gradient in gradients)
+
+
+def attention_blocks(places: Sequence[AttentionPlace]) -> list[str]:
     """Return the name of the block around each self-attention, in order of computing; empty without any.
 
-    A block is the outermost module that holds that attention and no other.
+    A block is the outermost module that holds that attention and no other. There are none where a module attends
+    several times in a pass.
     """
-    places = attention_places(module, sample)
-    for depth in range(1, 1 + max((p.count(".") + 1 for p in places), default=0)):
-        blocks = [".".join(p.split(".")[:depth]) for p in places]
+    names = [place.module for place in places if place.self_attention]
+    for depth in range(1, 1 + max((n.count(".") + 1 for n in names), default=0)):
+        blocks = [".".join(n.split(".")[:depth]) for n in names]
         if len(set(blocks)) == len(blocks):
             return blocks
     return []
 
 
-def attention_places(module: nn.Module, sample: Tensor) -> list[str]:
-    """Return the name of the innermost module around each self-attention, in order of computing."""
+def attention_places(module: nn.Module, sample: Tensor) -> list[AttentionPlace]:
+    """Run a network once on an input (1, C, H, W) and return where it attends, in order of computing."""
     active: list[str] = []
-    places: list[str] = []
+    places: list[AttentionPlace] = []
 
     def enter(name: str) -> Callable[..., None]:
         return lambda *_: active.append(name)
 
-    def note(weights: Tensor) -> Tensor:
-        places.append(active[-1] if active else "")
+    def note(self_attention: bool) -> None:
+        places.append(AttentionPlace(active[-1] if active else "", self_attention))
+
+    def seen(weights: Tensor) -> Tensor:
+        note(True)
         return weights
 
     handles = []
@@ -115,7 +237,7 @@ def attention_places(module: nn.Module, sample: Tensor) -> list[str]:
         handles.append(member.register_forward_pre_hook(in_this_thread(enter(name))))
         handles.append(member.register_forward_hook(in_this_thread(lambda *_: active.pop() and None)))
     try:
-        with evaluating(module), torch.no_grad(), AttentionWatch(note):
+        with evaluating(module), without_gradients(module), AttentionWatch(seen, lambda: note(False)):
             module(on_device(sample, module))
     finally:
         for handle in handles:

@@ -69,16 +69,18 @@ def export_onnx(model: ModelAdapter, path: str | Path) -> OnnxExport:
     if path.suffix != ".onnx":
         raise InvalidInputError(f"{path}: the file must end in .onnx")
     _require_packages()
-    network, side = _Outputs(model), model.preprocess.size
-    why_fixed = _why_fixed(network, side)
+    network, (height, width) = _Outputs(model), (model.example.shape[2], model.example.shape[3])
+    why_fixed = _why_fixed(network, (height, width))
     with replacing(path) as draft:
         if not why_fixed:
             try:
-                differences = _write(network, model, draft, [(side, side), (side + 32, side), (side, side + 64)])
+                differences = _write(
+                    network, model, draft, [(height, width), (height + 32, width), (height, width + 64)]
+                )
                 return OnnxExport(path, network.names, True, differences)
             except UnsupportedModelError as error:
                 why_fixed = f"with other sizes, {error.line}"
-        differences = _write(network, model, draft, [(side, side)])
+        differences = _write(network, model, draft, [(height, width)])
         return OnnxExport(path, network.names, False, differences, why_fixed)
 
 
@@ -89,6 +91,7 @@ class _Outputs(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(model.module).cpu()
         self.logits_of = model.logits_of
+        self.channels = model.example.shape[1]
         self.names = ("logits", "attention_map", "class_maps") if model.is_abn else ("logits",)
         self.eval().requires_grad_(False)
 
@@ -97,14 +100,14 @@ class _Outputs(nn.Module):
         return (self.logits_of(answer), *(getattr(answer, name) for name in self.names[1:]))
 
 
-def _why_fixed(network: _Outputs, side: int) -> str:
-    """Return why the input must be (side, side), in the network or in ONNX; an empty text if it may differ."""
+def _why_fixed(network: _Outputs, size: tuple[int, int]) -> str:
+    """Return why the input must be of that size (H, W), in the network or in ONNX; an empty text if it may differ."""
     for name, module in network.network.named_modules():
-        size = module.output_size if isinstance(module, _ADAPTIVE) else 1
-        if any(side != 1 for side in (size if isinstance(size, tuple) else (size,))):
-            return f"ONNX has no adaptive pooling to {size}, which {name} does, except for one input size"
+        pooled = module.output_size if isinstance(module, _ADAPTIVE) else 1
+        if any(side != 1 for side in (pooled if isinstance(pooled, tuple) else (pooled,))):
+            return f"ONNX has no adaptive pooling to {pooled}, which {name} does, except for one input size"
     try:
-        network(_noise(1, (side + 32, side)))
+        network(_noise(1, (size[0] + 32, size[1]), network.channels))
     except (RuntimeError, ValueError, AssertionError) as error:
         return f"the network does not accept other sizes: {str(error).strip().splitlines()[0]}"
     return ""
@@ -137,7 +140,7 @@ def _exported(network: _Outputs, metadata: dict[str, str], sizes: Sequence[tuple
         warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
-            (_noise(2, sizes[0]),),
+            (_noise(2, sizes[0], network.channels),),
             buffer,  # type: ignore[arg-type]
             input_names=[INPUT],
             output_names=list(network.names),
@@ -179,7 +182,7 @@ def _differences(network: _Outputs, content: bytes, sizes: Sequence[tuple[int, i
         options.log_severity_level = 4  # errors are raised anyway
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         for batch, size in [(3, sizes[0]), *((1, size) for size in sizes)]:
-            images = _noise(batch, size)
+            images = _noise(batch, size, network.channels)
             answers = session.run(None, {INPUT: images.numpy()})
             for output, got, expected in zip(network.names, answers, network(images), strict=True):
                 largest[output] = max(largest[output], _difference(output, got, expected, size, name))
@@ -200,8 +203,8 @@ def _difference(output: str, got: np.ndarray, expected: Tensor, size: tuple[int,
     return difference
 
 
-def _noise(batch: int, size: tuple[int, int]) -> Tensor:
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
+def _noise(batch: int, size: tuple[int, int], channels: int) -> Tensor:
+    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(0))
 
 
 def _require_packages() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from xai_abn.errors import NonFiniteError
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.networks.tracing import copied, evaluating, trace_outputs
+from xai_abn.networks.tracing import NEED_GRADIENTS, copied, evaluating, on_device, trace_outputs, without_gradients
 
 #: With bfloat16, so many convolutions from the input on stay in float32: rounding there shifts every layer behind them,
 #: and was most of the error of deletion areas on lite0 (benchmarks/engine).
@@ -42,12 +41,13 @@ class FastPredictor:
 
     def __init__(self, model: ModelAdapter, *, bf16: bool = False, compile: bool = False) -> None:
         self.precision = "bfloat16" if bf16 else "float32"
-        weights = next(model.module.parameters(), torch.zeros(()))
-        self._device, self._dtype = weights.device, weights.dtype
         with evaluating(model.module):
             whole = model.module.as_classifier() if model.is_abn else model.module  # type: ignore[operator]
-            plain = copied(whole).eval().requires_grad_(False)
-        example = _probe(model.blank_input).to(self._device, self._dtype)
+            plain = copied(whole).eval()
+        self._needs_gradients = model.module in NEED_GRADIENTS
+        plain.requires_grad_(self._needs_gradients)
+        example = on_device(_probe(model.example), plain)
+        self._device, self._dtype = example.device, example.dtype
         self._logits_of = model.logits_of
         self.probabilities = model.probabilities
         self._network, self.folded = _folded(plain, example, model)
@@ -63,8 +63,11 @@ class FastPredictor:
         device = inputs.device
         inputs = inputs.to(self._device, self._dtype, memory_format=self._layout)
         bf16 = self.precision == "bfloat16"
-        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            return self._logits_of(self._network(inputs)).float().to(device).to(device)
+        with (
+            torch.set_grad_enabled(self._needs_gradients),
+            torch.autocast(self._device.type, torch.bfloat16, enabled=bf16),
+        ):
+            return self._logits_of(self._network(inputs)).detach().float().to(device)
 
 
 def _probe(blank: Tensor) -> Tensor:
@@ -74,12 +77,12 @@ def _probe(blank: Tensor) -> Tensor:
 
 def _folded(plain: nn.Module, example: Tensor, model: ModelAdapter) -> tuple[nn.Module, int]:
     """Return the network with batch normalisations folded where that changes nothing, and how many were."""
-    with torch.no_grad():
+    with without_gradients(model.module):
         expected = model.logits_of(plain(example))
         if not bool(torch.isfinite(expected).all()):
             raise NonFiniteError(f"{model.name} answers with NaN or infinite scores; check its weights")
         pairs = _pairs(plain, example)
-        folded = copy.deepcopy(plain)
+        folded = copied(plain)
         for convolution, norm in pairs:
             _fold(folded, convolution, norm)
         close = (model.logits_of(folded(example)) - expected).abs().max() <= TOLERANCE * expected.abs().max()

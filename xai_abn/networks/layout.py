@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-#: Class, distillation and register tokens in front of the patches: at most so many are looked for.
-MOST_PREFIX_TOKENS = 16
+#: Class, distillation and register tokens beside the patches: at most so many are expected.
+MOST_EXTRA_TOKENS = 16
+#: Tokens are patches if those at a changed part of the image change so many times as much as the others.
+LOCALITY = 2.5
 
 
 @dataclass(frozen=True)
@@ -16,56 +20,127 @@ class Layout:
     """How to read a layer's output as maps (N, C, h, w).
 
     Attributes:
-        kind: ``"channels-first"`` (N, C, h, w), ``"channels-last"`` (N, h, w, C) or ``"tokens"`` (N, prefix + h w, C).
+        kind: ``"channels-first"`` (N, C, h, w), ``"channels-last"`` (N, h, w, C) or ``"tokens"`` (N, T, C).
         grid: (h, w).
-        prefix: number of tokens before the patches, such as a class token.
+        prefix: number of tokens before the patches, such as a class token. T may be larger than ``prefix + h w``.
+        batch_axis: 1 for tokens (T, N, C), as ``nn.TransformerEncoder`` has them by default, else 0. The methods
+            expect the batch first, see :meth:`batch_first`.
     """
 
     kind: str
     grid: tuple[int, int]
     prefix: int = 0
+    batch_axis: int = 0
+
+    def batch_first(self, values: Tensor) -> Tensor:
+        """Return a layer's output with the batch as its first axis; also turns that back."""
+        return values.transpose(0, self.batch_axis)
 
     def to_maps(self, values: Tensor) -> Tensor:
         """Return values (..., as the layer gives them) as (..., C, h, w); leading axes stay."""
         if self.kind == "channels-last":
             return values.movedim(-1, -3)
         if self.kind == "tokens":
-            result: Tensor = values[..., self.prefix :, :].transpose(-1, -2).unflatten(-1, self.grid)
+            patches = values[..., self.prefix : self.prefix + self.grid[0] * self.grid[1], :]
+            result: Tensor = patches.transpose(-1, -2).unflatten(-1, self.grid)
             return result
         return values
 
     def from_maps(self, maps: Tensor, like: Tensor) -> Tensor:
-        """Return maps (B, C, h, w) as the layer gives them; tokens in front are taken from ``like`` (1, ...)."""
+        """Return maps (B, C, h, w) as the layer gives them; the other tokens are taken from ``like`` (1, ...)."""
         if self.kind == "channels-last":
             return maps.movedim(-3, -1)
         if self.kind == "tokens":
-            front = like[:, : self.prefix].expand(len(maps), -1, -1)
-            return torch.cat([front, maps.flatten(2).transpose(1, 2)], dim=1)
+            other = like.expand(len(maps), -1, -1)
+            patches = maps.flatten(2).transpose(1, 2)
+            end = self.prefix + patches.shape[1]
+            return torch.cat([other[:, : self.prefix], patches, other[:, end:]], dim=1)
         return maps
 
 
-def layout_of(shape: tuple[int, ...], size: tuple[int, int], prefix: int | None = None) -> Layout | None:
-    """Return the layout of a layer's output, or None if it has no positions of an image of ``size``.
+def grid_layout(shape: Sequence[int], size: tuple[int, int]) -> Layout | None:
+    """Return the layout of an output (N, a, b, c), or None for another number of axes.
 
-    A grid has positions in the proportions of the image. (N, a, b, c) is read as channels last only where (a, b) has
-    them and (b, c) has not. Tokens are patches of such a grid after ``prefix`` other tokens, or after as few as fit.
+    It is read as channels last only where (a, b) has the proportions of the image and (b, c) has not.
 
     Args:
         shape: of the output, with the batch first.
         size: (H, W) of the network's input.
-        prefix: number of tokens that are not patches, if known.
     """
-    if len(shape) == 4:
-        last = _in_proportion(shape[1], shape[2], size) and not _in_proportion(shape[2], shape[3], size)
-        return Layout("channels-last", shape[1:3]) if last else Layout("channels-first", shape[2:4])
-    if len(shape) != 3:
+    if len(shape) != 4:
         return None
-    for front in range(MOST_PREFIX_TOKENS + 1) if prefix is None else (prefix,):
-        patches = shape[1] - front
-        rows = round((max(patches, 0) * size[0] / size[1]) ** 0.5)
-        if rows and patches > 1 and patches % rows == 0 and _in_proportion(rows, patches // rows, size):
-            return Layout("tokens", (rows, patches // rows), front)
+    last = _in_proportion(shape[1], shape[2], size) and not _in_proportion(shape[2], shape[3], size)
+    return Layout("channels-last", (shape[1], shape[2])) if last else Layout("channels-first", (shape[2], shape[3]))
+
+
+def token_layout(
+    length: int,
+    grids: Sequence[tuple[int, int]],
+    size: tuple[int, int],
+    extra: int | None,
+    changes: Sequence[tuple[tuple[slice, slice], Tensor]],
+) -> Layout | None:
+    """Return how a sequence of tokens is arranged as patches, or None if it is not.
+
+    Tokens are patches if their number, less that of class and register tokens, is the number of positions of a spatial
+    map or token grid that the network computed before, or of such a grid with every n-th row and column; and if a
+    change of a part of the image changes the tokens of that part most. Pooled vectors, columns of text and learned
+    queries fail the second test.
+
+    Other tokens are in front of the patches or behind them.
+
+    Args:
+        length: number of tokens T.
+        grids: (h, w) of the spatial outputs and token grids before, in order of computing.
+        size: (H, W) of the network's input.
+        extra: number of tokens that are not patches, if the network says so.
+        changes: for some parts of the image (rows and columns of pixels), how much each token changed with them, (T,).
+    """
+    for grid, others in _candidates(length, grids, size, extra):
+        fitting = [(_locality(changes, grid, front, size), -front) for front in {0, others}]
+        locality, front = max(fitting)
+        if locality >= LOCALITY:
+            return Layout("tokens", grid, -front)
     return None
+
+
+def _candidates(
+    length: int, grids: Sequence[tuple[int, int]], size: tuple[int, int], extra: int | None
+) -> list[tuple[tuple[int, int], int]]:
+    """Return the grids that T tokens may have, with the number of other tokens; grids without others come first."""
+    direct = [(g, length - g[0] * g[1]) for g in dict.fromkeys(reversed(grids))]
+    direct = [(g, n) for g, n in direct if 0 <= n <= MOST_EXTRA_TOKENS and n in (0, extra if extra is not None else n)]
+    reduced = []
+    for rows, columns in dict.fromkeys([*reversed(grids), size]):
+        for step in range(2, min(rows, columns) + 1):
+            grid = (math.ceil(rows / step), math.ceil(columns / step))
+            if length - grid[0] * grid[1] in (0, extra or 0):
+                reduced.append((grid, length - grid[0] * grid[1]))
+    possible = {(g, n): None for g, n in [*sorted(direct, key=lambda c: c[1]), *reduced] if g[0] * g[1] > 1}
+    return list(possible)
+
+
+def _locality(
+    changes: Sequence[tuple[tuple[slice, slice], Tensor]], grid: tuple[int, int], front: int, size: tuple[int, int]
+) -> float:
+    """Return how many times as much the tokens at a changed part of the image changed as the other patches."""
+    rows, columns = grid
+    inside_all, outside_all = 0.0, 0.0
+    for (vertical, horizontal), change in changes:
+        marked = torch.zeros(rows, columns, dtype=torch.bool)
+        marked[
+            vertical.start * rows // size[0] : math.ceil(vertical.stop * rows / size[0]),
+            horizontal.start * columns // size[1] : math.ceil(horizontal.stop * columns / size[1]),
+        ] = True
+        patches = change[front : front + rows * columns]
+        inside = marked.flatten()
+        if inside.all():
+            continue
+        inside_all += float(patches[inside].mean())
+        outside_all += float(patches[~inside].mean())
+    if not inside_all:
+        return 0.0
+    return inside_all / outside_all if outside_all else math.inf
 
 
 def _in_proportion(rows: int, columns: int, size: tuple[int, int]) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from xai_abn.errors import UnknownNameError, UnsupportedModelError
 from xai_abn.networks.assembly import Cut, find_node, trace
-from xai_abn.networks.tracing import evaluating, spatial_layers, trace_outputs
+from xai_abn.networks.tracing import as_unsupported, evaluating, spatial_layers, trace_outputs
 
 
 def find_cut(backbone: nn.Module, layer: str | None = None, stage: str | None = None, input_size: int = 224) -> Cut:
@@ -55,13 +55,9 @@ def default_split_layer(backbone: nn.Module, sample: Tensor) -> str:
     Raises:
         UnsupportedModelError: there is none, or the model does not accept the sample (1, 3, H, W).
     """
-    try:
+    size = f"{sample.shape[2]}x{sample.shape[3]}"
+    with as_unsupported(f"{type(backbone).__name__} does not take an image of {size}; give another input_size"):
         outputs = spatial_layers(trace_outputs(backbone, sample))
-    except (AssertionError, RuntimeError) as error:
-        raise UnsupportedModelError(
-            f"{type(backbone).__name__} does not accept a blank image of {sample.shape[2]}x{sample.shape[3]} "
-            f"({str(error).partition(chr(10))[0]}); give another input_size"
-        ) from error
     if not outputs:
         raise UnsupportedModelError("the model has no spatial feature maps to split after")
     final = min(o.shape[2] * o.shape[3] for o in outputs)

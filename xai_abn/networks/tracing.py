@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xai_abn.errors import UnsupportedModelError
-from xai_abn.networks.layout import Layout, layout_of
+from xai_abn.errors import UnsupportedModelError, XaiAbnError
+from xai_abn.networks.layout import Layout, grid_layout, token_layout
+from xai_abn.seeding import seeded
 
 #: What is switched off for a pass, where it is on.
 _SWITCHES = ("training", "grad_checkpointing", "gradient_checkpointing", "memory_efficient")
 #: Networks in evaluation mode for a while: how many passes want that, and which submodules had which switch on.
 _EVALUATING: weakref.WeakKeyDictionary[nn.Module, tuple[int, list[tuple[nn.Module, str]]]] = weakref.WeakKeyDictionary()
 _MODES = threading.Lock()
+#: Networks that need gradients in their own forward pass, such as one that registers a hook on a tensor there.
+NEED_GRADIENTS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+#: Class names of poolings: not those of PoolFormer's blocks.
+_POOLING = re.compile(r"pool(ing)?(\dd)?(same)?$", re.IGNORECASE)
+_LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 
 @contextmanager
@@ -51,11 +58,41 @@ def evaluating(module: nn.Module) -> Iterator[None]:
                     setattr(m, name, True)
 
 
+def without_gradients(module: nn.Module) -> torch.no_grad | torch.enable_grad:
+    """Return ``torch.no_grad()``, or ``torch.enable_grad()`` for a network that cannot run without gradients."""
+    return torch.enable_grad() if module in NEED_GRADIENTS else torch.no_grad()
+
+
+@contextmanager
+def as_unsupported(what: str) -> Iterator[None]:
+    """Raise an :class:`UnsupportedModelError` that starts with ``what`` for any other exception inside the block."""
+    try:
+        yield
+    except (XaiAbnError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a network can raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnsupportedModelError(f"{what}: {reason} ({type(error).__name__})") from error
+
+
 def copied(network: nn.Module) -> nn.Module:
-    """Return a deep copy with the hooks of this moment: another thread's pass may add its own meanwhile."""
-    tables = [t for m in network.modules() for t in (m._forward_hooks, m._forward_pre_hooks)]
-    with torch.inference_mode(False):
-        return copy.deepcopy(network, {id(table): OrderedDict(dict.copy(table)) for table in tables})
+    """Return a deep copy with the hooks of this moment: another thread's pass may add its own meanwhile.
+
+    Tensors that the network keeps from an earlier pass are copied without their gradient history. Locks are shared.
+    """
+    memo: dict[int, object] = {}
+    for m in network.modules():
+        memo |= {id(t): OrderedDict(dict.copy(t)) for t in (m._forward_hooks, m._forward_pre_hooks)}
+        for value in vars(m).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+            elif isinstance(value, _LOCKS):
+                memo[id(value)] = value
+    with torch.inference_mode(False), as_unsupported(f"{type(network).__name__} cannot be copied"):
+        copy_ = copy.deepcopy(network, memo)
+    if network in NEED_GRADIENTS:
+        NEED_GRADIENTS.add(copy_)
+    return copy_
 
 
 def _family(module: nn.Module) -> list[nn.Module]:
@@ -69,7 +106,7 @@ def _family(module: nn.Module) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class LayerOutput:
-    """What one module answered in one forward pass.
+    """What one module answered at one call in a forward pass.
 
     Attributes:
         name: the module's qualified name (empty for the whole network).
@@ -78,6 +115,10 @@ class LayerOutput:
         order: position in the order in which modules finished.
         identity: equal for modules that returned the very same tensor.
         layout: where positions of the image are in it, or None.
+        pooling: whether the module pools.
+        call: how many times the module ran before in the pass.
+        calls: how many times the module ran in the pass.
+        from_image: whether the output depends on the image; always True of a module that ran once.
     """
 
     name: str
@@ -86,6 +127,10 @@ class LayerOutput:
     order: int
     identity: int
     layout: Layout | None = None
+    pooling: bool = False
+    call: int = 0
+    calls: int = 1
+    from_image: bool = True
 
     @property
     def spatial(self) -> bool:
@@ -94,19 +139,19 @@ class LayerOutput:
         return found is not None and found.kind != "tokens" and found.grid[0] * found.grid[1] > 1
 
     @property
-    def tokens(self) -> bool:
-        """Whether the output is (N, tokens, channels), as in a transformer."""
-        return len(self.shape) == 3 and self.shape[1] > 1
-
-    @property
-    def pooling(self) -> bool:
-        """Whether the module pools."""
-        return "pool" in self.kind.lower()
+    def sequence(self) -> bool:
+        """Whether the output is a sequence of vectors, as in a transformer."""
+        return is_sequence(self.shape) and not self.pooling
 
     @property
     def transparent(self) -> bool:
         """Whether the module passes its input on unchanged in evaluation mode."""
         return self.kind in ("Identity", "Dropout", "Dropout2d", "DropPath", "StochasticDepth")
+
+
+def is_sequence(shape: Sequence[int]) -> bool:
+    """Return whether an output for one image is a sequence of vectors: (1, T, C) or (T, 1, C)."""
+    return len(shape) == 3 and shape[2] > 1 and min(shape[:2]) == 1 < max(shape[:2])
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,28 +161,94 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
-    """Run ``sample`` (N, 3, H, W) once and return every module's tensor output, in order of finishing."""
+    """Run a network once and return every tensor that its modules give, in order of finishing.
+
+    A network with sequences of vectors, or with modules that run several times, runs twice more, each time with
+    noise in another part of the image: to see which vectors are patches, and which calls depend on the image.
+
+    Args:
+        module: the network; it is not changed.
+        sample: (1, C, H, W).
+    """
+    size, extra = (sample.shape[2], sample.shape[3]), prefix_tokens(module)
+    answers = _answers(module, sample)
+    total, ran = Counter(name for name, _, _ in answers), Counter[str]()
+    changed: list[tuple[tuple[slice, slice], list[Tensor]]] = []
+    if any(is_sequence(a.shape) or (total[n] > 1 and a.dim() == 4) for n, _, a in answers):
+        for region in _regions(size):
+            again = [tensor for _, _, tensor in _answers(module, _with_noise(sample, region))]
+            if [a.shape for a in again] == [a.shape for _, _, a in answers]:
+                changed.append((region, again))
+    grids: list[tuple[int, int]] = []
+    known: dict[int, Layout] = {}
     found: list[LayerOutput] = []
-    kept: list[Tensor] = []  # keeps tensors alive, so that ids stay unique
-    size, prefix = (sample.shape[2], sample.shape[3]), prefix_tokens(module)
+    for order, (name, kind, output) in enumerate(answers):
+        shape = tuple(output.shape)
+        pooling = bool(_POOLING.search(kind)) and next(module.get_submodule(name).parameters(), None) is None
+        layout = grid_layout(shape, size) if shape[:1] == (len(sample),) else None
+        if layout is not None and not pooling and layout.grid[0] * layout.grid[1] > 1:
+            grids.append(layout.grid)
+        if is_sequence(shape) and not pooling:
+            axis = 0 if shape[0] == 1 else 1
+            changes = [(r, _own_change((again[order] - output).float().flatten(0, 1))) for r, again in changed]
+            length = shape[1 - axis]
+            if changed and not any(bool(change.any()) for _, change in changes):
+                if len(output.flatten(0, 1).unique(dim=0)) > 1:
+                    known.pop(length, None)  # such as learned queries: what is computed with them is checked again
+            elif length not in known and (layout := token_layout(length, grids, size, extra, changes)) is not None:
+                known[length] = layout
+                grids.append(layout.grid)
+            layout = replace(known[length], batch_axis=axis) if length in known else None
+        from_image = total[name] == 1 or any(not torch.equal(again[order], output) for _, again in changed)
+        found.append(
+            LayerOutput(name, kind, shape, order, id(output), layout, pooling, ran[name], total[name], from_image)
+        )
+        ran[name] += 1
+    return found
+
+
+def _answers(module: nn.Module, sample: Tensor) -> list[tuple[str, str, Tensor]]:
+    """Run a network once and return name, class and output of every module that gives a tensor, in order."""
+    answers: list[tuple[str, str, Tensor]] = []
 
     def hook(name: str, kind: str) -> Callable[[nn.Module, object, object], None]:
         def record(_module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor):
-                kept.append(output)
-                shape = tuple(output.shape)
-                found.append(LayerOutput(name, kind, shape, len(found), id(output), layout_of(shape, size, prefix)))
+                answers.append((name, kind, output))
 
         return record
 
     handles = [m.register_forward_hook(in_this_thread(hook(n, type(m).__name__))) for n, m in module.named_modules()]
     try:
-        with evaluating(module), torch.no_grad():
+        with evaluating(module), without_gradients(module):
             module(on_device(sample, module))
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return answers
+
+
+def _own_change(differences: Tensor) -> Tensor:
+    """Return how much each token changed, (T,), beyond what attention brings to all: from differences (T, C)."""
+    result: Tensor = (differences - differences.median(dim=0).values).norm(dim=1)
+    return result
+
+
+def _regions(size: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """Return two parts of an image of that size, each a sixteenth: rows and columns."""
+    height, width = (max(side // 4, 1) for side in size)
+    return [
+        (slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width))
+        for row, column in ((0, 2), (2, 1))
+    ]
+
+
+def _with_noise(sample: Tensor, region: tuple[slice, slice]) -> Tensor:
+    """Return a copy of an input (1, C, H, W) with seeded noise in one part."""
+    copy = sample.clone()
+    with seeded(0):
+        copy[..., region[0], region[1]] = torch.randn_like(copy[..., region[0], region[1]])
+    return copy
 
 
 def prefix_tokens(module: nn.Module) -> int | None:
@@ -156,20 +267,29 @@ def prefix_tokens(module: nn.Module) -> int | None:
 
 
 def on_device(inputs: Tensor, module: nn.Module) -> Tensor:
-    """Return inputs on the device and in the precision of a network's weights; as they are if it has none."""
-    weights = next(module.parameters(), None)
-    return inputs if weights is None else inputs.to(weights.device, weights.dtype)
+    """Return inputs on the device and in the precision of a network's weights; as they are if it has none.
+
+    The precision is that of the first matrix of weights: scales and tables may have another.
+    """
+    weights = [p for p in module.parameters() if p.is_floating_point()]
+    first = next((p for p in weights if p.dim() > 1), weights[0] if weights else None)
+    return inputs if first is None else inputs.to(first.device, first.dtype)
 
 
 def spatial_layers(outputs: list[LayerOutput]) -> list[LayerOutput]:
     """Return the named layers with a spatial output of their own, leaving out pooling and pass-through modules.
 
-    What is as high as a token sequence is long (heads of an attention, its weights) is not spatial.
+    Of a module that ran several times, only the call that depends on the image, if there is just one.
     """
     pooled = {o.identity for o in outputs if o.pooling}
-    lengths = {o.shape[1] for o in outputs if o.tokens}
-    found = [o for o in outputs if o.name and o.spatial and o.identity not in pooled and not o.transparent]
-    return [o for o in found if o.shape[2] not in lengths]
+    named = [o for o in outputs if o.name and o.spatial and o.identity not in pooled and not o.transparent]
+    return of_the_image(named)
+
+
+def of_the_image(outputs: list[LayerOutput]) -> list[LayerOutput]:
+    """Return the outputs of modules that ran once, or once with something that depends on the image."""
+    calls = Counter(o.name for o in outputs if o.from_image)
+    return [o for o in outputs if o.calls == 1 or (o.from_image and calls[o.name] == 1)]
 
 
 def find_classifier(module: nn.Module) -> nn.Linear:

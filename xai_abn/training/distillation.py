@@ -218,7 +218,7 @@ def make_student(classifier: ModelAdapter, settings: DistillationSettings) -> St
         mechanism=settings.mechanism,
         layer=settings.layer,
         smoothing=settings.smoothing,
-        input_size=classifier.preprocess.size,
+        input_size=classifier.preprocess.side,
     ).to(memory_format=torch.channels_last)
     teacher = copy.deepcopy(network.perception_branch)
     earlier = _continue_from(settings.continue_from, network, spec) if settings.continue_from else []

@@ -114,7 +114,7 @@ def read_data(settings: TrainingSettings) -> TrainingData:
     size = settings.size or find_architecture(settings.arch).size
     options = {name: getattr(settings, name) for name in ("workers", "on_unreadable", "validation")}
     data = read_training_data(settings.data, ReadOptions(size=size, **options))
-    own = data.preprocess.size
+    own = data.preprocess.side
     if settings.size not in (None, own):
         raise InvalidInputError(f"size must be {own}, the size of {data.name}, or left out; got {settings.size}")
     return data
@@ -144,7 +144,7 @@ def build_network(settings: TrainingSettings, data: TrainingData) -> nn.Module:
     if settings.mechanism != PLAIN:
         arguments = {name: getattr(settings, name) for name in ("mechanism", "smoothing", "maps")}
         start = "random" if settings.weights is None else "classifier"
-        arguments = abn_arguments(settings.arch, start=start, input_size=data.preprocess.size, **arguments)
+        arguments = abn_arguments(settings.arch, start=start, input_size=data.preprocess.side, **arguments)
         network = abn_from(network, **arguments)
         if not network.uses_map:  # parameters without a gradient would stop several ranks
             for layer in network.attention_branch.map_layers:
@@ -332,7 +332,7 @@ class SupervisedObjective(Objective):
         epoch = position.epoch + 1
         line = {"epoch": epoch, "seconds": position.seconds, **means}
         if self.data.validation is not None:
-            results, _ = evaluate(self.evaluated, self.data.validation, self.data.preprocess.size, self.accelerator)
+            results, _ = evaluate(self.evaluated, self.data.validation, self.data.preprocess.side, self.accelerator)
             line |= {f"validation_{name}": value for name, value in results.items()}
             if validation_key(line) > validation_key(position.best):
                 position.best = {k: v for k, v in line.items() if k == "epoch" or k.startswith("validation")}
@@ -384,7 +384,7 @@ class SupervisedObjective(Objective):
         self.save(FINAL, {"epoch": settings.epochs})  # before evaluations, which may fail
         if self.accelerator.is_main_process:
             draw_curves(self.folder / LOG, self.folder / "curves.png")
-        size = data.preprocess.size
+        size = data.preprocess.side
         final: dict[str, float] = {}
         by_attribute: dict[str, dict[str, float]] = {}
         attributes = data.labels if data.multi_label else ()
