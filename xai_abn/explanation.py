@@ -39,6 +39,8 @@ class Explanation:
         notes: what was done to the image on reading it.
         seconds: wall time for this map: the image's share of the forward pass and of the method.
         view: (H, W, 3) uint8 RGB, the part of the image the network saw.
+        image_size: (height, width) of the whole image; None for a tensor.
+        region: (left, top, right, bottom) of the view in the whole image, in pixels; None for a tensor.
     """
 
     map: np.ndarray
@@ -59,6 +61,8 @@ class Explanation:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     versus: int | None = None
+    image_size: tuple[int, int] | None = None
+    region: tuple[float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
         """Make the map read-only: a frozen record should not change through its array."""
@@ -79,16 +83,32 @@ class Explanation:
         """Return the map resized and scaled to [0, 1]; see :func:`xai_abn.heatmaps.heatmap_of`.
 
         Args:
-            size: (height, width); default that of ``view``.
+            size: (height, width); default that of ``view``. With ``image_size``, the map is that of the whole image,
+                and 0 outside the part the network saw.
 
         Returns:
             (height, width) float32 in [0, 1].
 
         Raises:
             UnusableMapError: the map is flat or not finite.
+            InvalidInputError: a size of other proportions than the view, which would distort the map.
         """
+        height, width = size or self.view.shape[:2]
+        seen = _box_of(self.region) if self.region is not None and (height, width) == self.image_size else None
+        proportions = self.view.shape[0] / self.view.shape[1]
+        if seen is None and abs(height - proportions * width) > 1 + 0.01 * height:
+            raise InvalidInputError(
+                f"{self.source}: the network saw a part of {self.view.shape[1]}x{self.view.shape[0]} (width x height), "
+                f"which has other proportions than {width}x{height}; give the size of the image, {self.image_size}, to "
+                "have the map in its place"
+            )
         try:
-            return heatmap_of(self.map, size or self.view.shape[:2])
+            if seen is None:
+                return heatmap_of(self.map, (height, width))
+            left, top, right, bottom = seen
+            whole = np.zeros((height, width), np.float32)
+            whole[top:bottom, left:right] = heatmap_of(self.map, (bottom - top, right - left))
+            return whole
         except UnusableMapError as error:
             raise UnusableMapError(f"{self.source}: {self.method} for {self.label!r}: {error}") from None
 
@@ -117,6 +137,8 @@ class Explanation:
             "predicted": self.predicted,
             "predicted_label": self.predicted_label,
             "class_specific": self.class_specific,
+            "image_size": None if self.image_size is None else list(self.image_size),
+            "region": None if self.region is None else list(self.region),
             "map_shape": list(self.map.shape),
             "map_min": _finite_or_none(self.map.min()),
             "map_max": _finite_or_none(self.map.max()),
@@ -222,6 +244,11 @@ def sheet(explanations: Iterable[Explanation], **options: Any) -> Image.Image:
         raise InvalidInputError("a sheet shows one image; the explanations are of several")
     image = Panel(first.view, first.model, f"top-1: {first.predicted_label}")
     return draw_sheet([image, *(e.panel for e in records)], **options)
+
+
+def _box_of(region: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    left, top, right, bottom = (round(value) for value in region)
+    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def _finite_or_none(value: float | np.floating) -> float | None:

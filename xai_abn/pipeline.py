@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import repeat
@@ -158,16 +159,20 @@ def explain_batch(
     started = perf_counter()
     inputs = torch.stack([image.tensor for image in prepared]).contiguous(memory_format=model.memory_format)
     forward_pass = run_pass(model, inputs, explainers, [image.source for image in prepared])
+    model.check_labels(forward_pass.logits.shape[1])
     results: list[Result] = []
     resolved: list[list[ResolvedTarget]] = []
     for image, wanted, logits in zip(prepared, targets, forward_pass.logits, strict=True):
         try:
-            if not torch.isfinite(logits).all():
+            if bool(logits.isnan().any() or (logits == math.inf).any() or logits.isneginf().all()):
                 raise NonFiniteError(
                     f"{image.source}: {model.name} outputs NaN or infinite scores; check its weights and preprocessing"
                 )
             found = wanted(logits) if callable(wanted) else wanted
             resolved.append(resolve_targets(model, found, logits) if found else [])
+            masked = next((t for t in resolved[-1] if logits[t.index].isneginf()), None)
+            if masked is not None:
+                raise NonFiniteError(f"{image.source}: the score of {masked.label!r} is minus infinity; choose another")
             results.append(ImageExplanations())
         except XaiAbnError as error:
             results.append(error)
@@ -198,6 +203,7 @@ def _ask(
         resolved = [
             [ResolvedTarget(t, model.label(t))] if targets else [] for t, targets in zip(top, resolved, strict=True)
         ]
+    notes = model.notes(logits)
     facts: dict[str, Any] = {
         "method": explainer.spec,
         "class_specific": explainer.is_class_specific(model),
@@ -231,7 +237,9 @@ def _ask(
                 predicted_label=model.label(top[row]),
                 view=image.view,
                 source=image.source,
-                notes=image.notes,
+                image_size=image.size,
+                region=image.region,
+                notes=image.notes + notes,
                 seconds=seconds,
                 **facts,
             )
@@ -262,6 +270,11 @@ def _read(image: Any, model: ModelAdapter, name: str) -> PreparedImage | XaiAbnE
 
 def _prepared(image: Any, preprocess: Preprocess, name: str) -> PreparedImage | XaiAbnError:
     try:
+        if isinstance(image, Mapping) and "bytes" not in image and "path" not in image:
+            raise InvalidInputError(
+                f"{name}: expected a mapping with 'bytes' or 'path', got one with {', '.join(map(str, image))}; of a "
+                "processor's batch give the tensor in it, such as batch['pixel_values']"
+            )
         if isinstance(image, Mapping):
             name = image.get("path") or name
             image = image["bytes"] if image.get("bytes") is not None else image.get("path")
@@ -306,6 +319,12 @@ def targets_per_image(targets: Any, number: int) -> list[list[Target | None]]:
     """
     if isinstance(targets, (Tensor, np.ndarray, np.generic)):
         targets = targets.tolist()
+        rows = targets if isinstance(targets, list) and targets and isinstance(targets[0], list) else []
+        if rows and len(rows[0]) > 1 and {value for row in rows for value in row} <= {0, 1}:
+            raise InvalidInputError(
+                "targets are indices of classes, got rows of zeros and ones; give the indices of the ones, as a list "
+                "for each image: [row.nonzero().flatten().tolist() for row in targets]"
+            )
     if targets is None or isinstance(targets, (int, float, str, Difference)):
         return [[targets]] * number  # type: ignore[list-item]
     chosen = list(targets)

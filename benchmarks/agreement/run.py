@@ -89,7 +89,7 @@ def compare_cam(
     """Against torchcam's CAM, where the layer it hooks is what is pooled."""
     if not describes(shared, targets) or (model.target_layer == "features" and "DenseNet" in type(module).__name__):
         return None  # DenseNet pools a functional ReLU of the layer, which torchcam cannot hook
-    name = next(n for n, m in module.named_modules() if m is model.classifier)
+    name = next(n for n, m in module.named_modules() if m is shared.classifier)
     with torch.no_grad(), TorchCAM(module, model.target_layer, name) as extractor:
         theirs = extractor(targets, module(inputs), normalized=False)[0]
     ours = CAM().explain(shared, torch.tensor(targets))
@@ -103,7 +103,8 @@ def plain_cam(model: xai_abn.ModelAdapter, shared: ForwardPass, targets: list[in
     ours = CAM().explain(shared, torch.tensor(targets)).double()
     pooled = shared.activations(model.target_layer).double()
     pooled = pooled.relu() if "DenseNet" in type(model.module).__name__ else pooled
-    weight = model.classifier.weight.detach().double()
+    assert shared.classifier is not None
+    weight = shared.classifier.weight.detach().double()
     plain = torch.zeros_like(ours)
     for n, target in enumerate(targets):
         for k in range(pooled.shape[1]):

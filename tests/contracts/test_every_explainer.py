@@ -12,6 +12,7 @@ import torch
 from xai_abn import explainers
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers import Explainer, make_explainers
+from xai_abn.networks.tracing import find_classifier
 from xai_abn.pipeline import explain
 
 NAMES = explainers.names()
@@ -162,7 +163,7 @@ def test_model_and_inputs_are_left_as_they_were_after_an_error(case, inputs):
     name, models = case
     for model in models:
         model = copy.deepcopy(model)
-        last = model.classifier
+        last = find_classifier(model.module)
         original = last.forward
 
         def fail(_):

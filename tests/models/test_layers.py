@@ -267,7 +267,8 @@ def test_of_a_layer_in_a_row_the_last_output_is_explained(method):
         shared.state_dict() | {f"steps.{i}.{n}": v for i in range(3) for n, v in shared.steps[0].state_dict().items()}
     )
     image = noise(1, 3, 64, 64)
-    found = xai_abn.explain(wrapped(shared, layer="steps.0"), image, method, 1)[method].map
+    with torch.no_grad():
+        found = xai_abn.explain(wrapped(shared, layer="steps.0"), image, method, 1)[method].map
     right = xai_abn.explain(wrapped(apart, layer="steps.2"), image, method, 1)[method].map
     np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-6)
 
@@ -289,7 +290,9 @@ class WithDecoder(nn.Module):
 
 
 def test_a_branch_without_a_say_is_not_the_target_layer():
-    """The decoder runs last, but the scores do not depend on it."""
+    """The decoder runs last, but the scores do not depend on it; also where the caller wants no gradients."""
+    with torch.no_grad():
+        assert wrapped(WithDecoder(), output="logits").target_layer == "body"
     assert wrapped(WithDecoder(), output="logits").target_layer == "body"
 
 

@@ -207,21 +207,25 @@ def test_labels_that_look_alike_as_file_names_get_files_of_their_own(small, tmp_
     np.testing.assert_array_equal(np.load(files[1][1]), result["cam", "C++"].map)
 
 
-def test_a_single_logit_has_a_sigmoid_as_probability(inputs):
-    """Softmax over one class would always be certain."""
+def test_a_single_output_has_a_probability_only_if_it_is_said_to_be_a_logit(inputs):
+    """It may be a regression: an age of 58 is not a class that is certain."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
-    model = xai_abn.wrap(network, preprocess=SMALL)
+    record = xai_abn.explain(xai_abn.wrap(network, preprocess=SMALL), inputs, "grad-cam")[0]["grad-cam"]
+    assert np.isnan(record.probability)
+    assert "score" in record.answer
+    assert any("multi_label=True" in note for note in record.notes)
+    model = xai_abn.wrap(network, preprocess=SMALL, multi_label=True)
     record = xai_abn.explain(model, inputs, "grad-cam")[0]["grad-cam"]
     assert record.probability == pytest.approx(float(torch.tensor(record.score).sigmoid()))
-    assert 0.1 < record.probability < 0.9
 
 
 def test_a_network_of_another_size_says_what_to_give(inputs):
     """Its target layer is looked for with a blank input of the preprocessing's size."""
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1, embed_dim=48)
     with pytest.raises(UnsupportedModelError, match=r"Preprocess\(size"):
-        _ = xai_abn.wrap(vit).target_layer
+        _ = xai_abn.wrap(vit, preprocess=xai_abn.Preprocess()).target_layer
+    assert xai_abn.wrap(vit).target_layer == "blocks.0.norm1"
 
 
 def test_registers_are_counted_where_a_network_tells_them(inputs):

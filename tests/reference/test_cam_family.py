@@ -32,6 +32,7 @@ from xai_abn.explainers import (
 from xai_abn.heatmaps import unit_range
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.networks.tracing import find_classifier
 
 TARGETS = torch.tensor([3, 1, 4])
 
@@ -105,7 +106,7 @@ def test_hires_cam_sums_to_the_logit_behind_a_linear_head(gap_net, inputs):
     """Its completeness: the map's sum plus the bias is the logit."""
     found = maps(gap_net, HiResCAM(), inputs)
     logits = ForwardPass(gap_net, inputs).logits[torch.arange(3), TARGETS]
-    torch.testing.assert_close(found.sum((1, 2)) + gap_net.classifier.bias.detach()[TARGETS], logits)
+    torch.testing.assert_close(found.sum((1, 2)) + find_classifier(gap_net.module).bias.detach()[TARGETS], logits)
 
 
 def test_shapley_cam_is_grad_cam_where_the_score_is_linear(gap_net, inputs):

@@ -10,6 +10,7 @@ import xai_abn
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers import ABN, CAM, ABNClass, GradCAM
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.networks.tracing import find_classifier
 
 TARGETS = torch.tensor([3, 1, 4])
 
@@ -34,7 +35,7 @@ def test_the_mean_of_cam_plus_bias_is_the_logit(name, inputs):
     model = xai_abn.wrap(torchvision.models.get_model(name, weights=None).eval())
     shared = ForwardPass(model, inputs, [model.target_layer])
     maps = CAM().explain(shared, TARGETS)
-    expected = maps.mean(dim=(1, 2)) + model.classifier.bias[TARGETS].detach()
+    expected = maps.mean(dim=(1, 2)) + find_classifier(model.module).bias[TARGETS].detach()
     torch.testing.assert_close(shared.logits.gather(1, TARGETS[:, None])[:, 0], expected, rtol=1e-4, atol=1e-4)
 
 

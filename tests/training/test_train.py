@@ -544,7 +544,7 @@ def test_the_learning_rate_follows_its_schedule():
             InvalidInputError,
             "resnet18 cannot be trained on a batch of 1x3x32x32",
         ),
-        ({"arch": "torchvision:vit_b_16"}, UnsupportedModelError, "does not accept a blank image of 32x32"),
+        ({"arch": "torchvision:vit_b_16"}, UnsupportedModelError, "does not take an image of 32x32"),
         ({"arch": "timm:vit_tiny_patch16_224", "mechanism": "none"}, InvalidInputError, "doesn't match model"),
     ],
 )

@@ -233,8 +233,16 @@ def make_explainers(
     """
     if methods is None:
         methods = "abn" if model.uses_attention_map else "grad-cam"
+    listed = [methods] if isinstance(methods, (str, Explainer)) or not isinstance(methods, Iterable) else list(methods)
+    wrong = next((m for m in listed if not isinstance(m, (str, Explainer))), None)
+    if wrong is not None:
+        called = f"{wrong.__name__}()" if isinstance(wrong, type) else repr(wrong)
+        raise InvalidInputError(
+            f"a method is a specification such as 'grad-cam' or an Explainer such as GradCAM(), got {wrong!r}"
+            + (f"; give {called}" if isinstance(wrong, type) and issubclass(wrong, Explainer) else "")
+        )
     made: list[Explainer] = []
-    for method in [methods] if isinstance(methods, (str, Explainer)) else methods:
+    for method in listed:
         made += [method] if isinstance(method, Explainer) else [parse_spec(s, layer) for s in split_specs(method)]
     specs = [explainer.spec for explainer in made]
     if not made or len(set(specs)) < len(specs):

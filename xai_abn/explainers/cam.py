@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
@@ -33,17 +33,18 @@ class CAM(Explainer):
         Raises:
             UnsupportedModelError: the head is not global average pooling followed by one linear layer.
         """
-        linear = forward_pass.model.classifier
+        linear = forward_pass.classifier
         layer = self.layer_of(forward_pass.model)
         output = forward_pass.activations(layer)
-        problem = (
-            f"{linear.in_features} inputs to its last linear layer but a layer output of shape {tuple(output.shape)}"
-        )
-        if output.shape[1] == linear.in_features and len(linear.weight) == forward_pass.logits.shape[1]:
+        if linear is None:
+            problem = "no linear layer that gives the logits"
+        elif output.shape[1] != linear.in_features:
+            problem = f"{output.shape[1]} channels, and its last linear layer has {linear.in_features} inputs"
+        else:
             weights = target_rows(linear.weight.detach(), targets)
             for pooled in (output, output.relu()):  # torchvision's DenseNet pools a functional ReLU of its last layer
                 maps = torch.einsum("nkhw,nk->nhw", pooled, weights.to(pooled))
-                if _accounts_for_logits(maps, forward_pass, targets):
+                if _accounts_for_logits(maps, linear, forward_pass, targets):
                     return maps
             problem = "other operations between that layer and the logits"
         raise UnsupportedModelError(
@@ -52,9 +53,9 @@ class CAM(Explainer):
         )
 
 
-def _accounts_for_logits(maps: Tensor, forward_pass: ForwardPass, targets: Tensor) -> bool:
+def _accounts_for_logits(maps: Tensor, linear: nn.Linear, forward_pass: ForwardPass, targets: Tensor) -> bool:
     """Return whether mean(CAM) + bias is the target's logit, for every image."""
-    bias = forward_pass.model.classifier.bias
+    bias = linear.bias
     shift = target_rows(bias.detach().float(), targets) if bias is not None else 0.0
     expected = maps.mean(dim=(1, 2)).float() + shift
     logits = target_scores(forward_pass.logits, targets)

@@ -40,9 +40,10 @@ class RISE(Explainer):
     def check(self, model: ModelAdapter) -> None:
         """Also refuse a model whose output is a score without a probability."""
         super().check(model)
-        if model.scores_only:
+        if not model.has_probabilities:
             raise UnsupportedModelError(
-                f"{self.name} weights its masks by probabilities and {model.name} only has a score; use occlusion"
+                f"{self.name} weights its masks by probabilities and {model.name} only has a score; use occlusion, or "
+                "wrap the network with multi_label=True if its one output is the logit of a class"
             )
 
     @torch.no_grad()

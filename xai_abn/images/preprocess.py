@@ -36,12 +36,16 @@ class PreparedImage:
             ``VIEW_SCALE`` times the input's size. Made from the image, not from ``tensor``.
         source: where the image came from.
         notes: what was done to the image when it was read.
+        size: (height, width) of the image; None for a tensor.
+        region: (left, top, right, bottom) of the view in the image, in pixels; None for a tensor.
     """
 
     tensor: Tensor
     view: np.ndarray
     source: str
     notes: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
+    region: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,10 @@ class Preprocess:
         image = loaded.image
         height, width = self.height_and_width
         shown = (width * VIEW_SCALE, height * VIEW_SCALE)
-        view = image.resize(shown, Image.Resampling.LANCZOS, box=self.region(*image.size))
-        return PreparedImage(self.normalize(self.pixels(image)), np.asarray(view), loaded.source, loaded.notes)
+        region = self.region(*image.size)
+        view = np.asarray(image.resize(shown, Image.Resampling.LANCZOS, box=region))
+        tensor = self.normalize(self.pixels(image))
+        return PreparedImage(tensor, view, loaded.source, loaded.notes, (image.height, image.width), region)
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """Return what the network sees of an image (RGB, any size) before normalizing: (H, W, C) uint8."""
@@ -206,7 +212,23 @@ class Preprocess:
             gray = tensor.mean(dim=0, keepdim=True)
             pixels = (gray - gray.min()) / (gray.max() - gray.min()).clamp_min(1e-12)
         view = (pixels * 255).round().byte().permute(1, 2, 0).expand(-1, -1, 3).numpy()
-        return PreparedImage(tensor, np.ascontiguousarray(view), source)
+        return PreparedImage(tensor, np.ascontiguousarray(view), source, self._doubts(tensor))
+
+    def _doubts(self, tensor: Tensor) -> tuple[str, ...]:
+        """Return a note if values of a tensor (C, H, W) can hardly be those of a normalized image."""
+        lowest, highest = float(tensor.min()), float(tensor.max())
+        black = min(-m / s for m, s in zip(self.mean, self.std, strict=True))
+        white = max((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        if lowest >= 0 and highest > 2 * max(white, 1):
+            kind = "0 to 255"
+        elif black < 0 and lowest >= 0 and 0 < highest <= 1:
+            kind = "0 to 1"
+        else:
+            return ()
+        return (
+            f"the tensor's values, from {lowest:.3g} to {highest:.3g}, look like pixels of {kind}; inputs are "
+            f"normalized, from {black:.2g} to {white:.2g}",
+        )
 
 
 def normalizer(

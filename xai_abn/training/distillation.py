@@ -23,7 +23,8 @@ from xai_abn.datasets.batches import Batch, RandomCrops, stack_readable
 from xai_abn.datasets.splits import find_samples, hold_out
 from xai_abn.errors import CheckpointError, ImageLoadError, InvalidInputError, UnsupportedModelError
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.zoo import imagenet_labels, load_checkpoint, load_model
+from xai_abn.models.metadata import imagenet_labels
+from xai_abn.models.zoo import load_checkpoint, load_model
 from xai_abn.networks.abn import AttentionBranchNetwork
 from xai_abn.networks.build import abn_from
 from xai_abn.networks.checkpoint import (

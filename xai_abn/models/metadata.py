@@ -1,0 +1,169 @@
+"""What a network says of itself, or its library's own objects say of it: preprocessing and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from PIL import Image
+from torch import nn
+
+from xai_abn.errors import InvalidInputError
+from xai_abn.images.preprocess import Preprocess
+
+
+@lru_cache(maxsize=1)
+def imagenet_labels() -> tuple[str, ...]:
+    """Return the 1,000 ImageNet-1k class names in index order, as torchvision spells them."""
+    from torchvision.models import ResNet18_Weights
+
+    return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def as_preprocess(source: object) -> Preprocess:
+    """Return the preprocessing that an object of another library describes.
+
+    Args:
+        source: a :class:`Preprocess`, returned as it is; the ``transforms()`` of torchvision's weights; a data
+            configuration of timm or open_clip, a dictionary; or an image processor of Hugging Face.
+
+    Raises:
+        InvalidInputError: anything else, such as a ``Compose`` of transforms, or a value that cannot be followed.
+    """
+    if isinstance(source, Preprocess):
+        return source
+    if isinstance(source, Mapping) and {"mean", "std"} <= set(source):
+        return _of_config(source)
+    if all(hasattr(source, name) for name in ("crop_size", "resize_size", "mean", "std", "interpolation")):
+        return _of_torchvision(source)
+    if hasattr(source, "image_mean") and hasattr(source, "image_std"):
+        return _of_hugging_face(source)
+    raise InvalidInputError(
+        f"preprocess must be an xai_abn.Preprocess, the transforms() of torchvision's weights, a data configuration of "
+        f"timm or an image processor of Hugging Face, got {type(source).__name__}; give "
+        "xai_abn.Preprocess(size=..., mean=..., std=...)"
+    )
+
+
+def _of_config(config: Mapping[str, Any]) -> Preprocess:
+    """Return the preprocessing of a data configuration of timm, or of open_clip, which crops nothing from the sides."""
+    height, width = _pair(config["input_size"][-2:] if "input_size" in config else config["size"])
+    mode = config.get("crop_mode") or config.get("resize_mode") or "center"
+    return Preprocess(
+        size=height,
+        width=None if width == height else width,
+        crop_pct=min(1.0, config.get("crop_pct") or 1.0),
+        interpolation=config.get("interpolation") or "bicubic",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        crop="squash" if mode == "squash" else "center",
+    )
+
+
+def _of_torchvision(preset: Any) -> Preprocess:
+    height, width = _pair(preset.crop_size)
+    return Preprocess(
+        size=height,
+        width=None if width == height else width,
+        crop_pct=min(1.0, min(height, width) / min(_pair(preset.resize_size))),
+        interpolation=preset.interpolation.value,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+    )
+
+
+def _of_hugging_face(processor: Any) -> Preprocess:
+    """Return the preprocessing of an image processor: resize the shorter side and crop, or squash."""
+    factor = getattr(processor, "rescale_factor", 1 / 255)
+    if getattr(processor, "do_rescale", True) and abs(factor - 1 / 255) > 1e-6:
+        raise InvalidInputError(
+            f"{type(processor).__name__} rescales by {factor}, which xai-abn does not; give xai_abn.Preprocess(...)"
+        )
+    size = dict(processor.size or {})
+    crop = dict(getattr(processor, "crop_size", None) or {}) if getattr(processor, "do_center_crop", False) else {}
+    shorter = size.get("shortest_edge")
+    seen = crop or size
+    height, width = seen.get("height") or shorter, seen.get("width") or shorter
+    if height is None or width is None:
+        raise InvalidInputError(
+            f"{type(processor).__name__} has the size {size}, which does not say how large inputs are; give "
+            "xai_abn.Preprocess(size=...)"
+        )
+    share = min(height, width) / shorter if crop and shorter else getattr(processor, "crop_pct", None) or 1.0
+    normalized = getattr(processor, "do_normalize", True)
+    return Preprocess(
+        size=height,
+        width=None if width == height else width,
+        crop_pct=min(1.0, share),
+        interpolation=Image.Resampling(int(getattr(processor, "resample", None) or 2)).name.lower(),
+        mean=tuple(processor.image_mean) if normalized else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if normalized else (1.0, 1.0, 1.0),
+        crop="center" if shorter else "squash",
+    )
+
+
+def own_preprocess(module: nn.Module) -> Preprocess | None:
+    """Return the preprocessing that a network of timm or open_clip, or the only one inside a module, carries."""
+    configs = [(m, c) for m, c in _configs(module, "pretrained_cfg", "preprocess_cfg") if {"mean", "std"} <= set(c)]
+    if len(configs) != 1:
+        return None
+    owner, config = configs[0]
+    size = getattr(getattr(owner, "patch_embed", None), "img_size", None)  # it may differ from that of the weights
+    return _of_config({**config, **({"input_size": (3, *_pair(size))} if size else {})})
+
+
+def own_labels(module: nn.Module) -> tuple[str, ...] | None:
+    """Return the labels that a network of timm or Hugging Face carries; not the placeholders ``LABEL_0`` and so on."""
+    config = getattr(module, "config", None)
+    named = getattr(config, "id2label", None)
+    if isinstance(named, Mapping) and named and not all(str(v) == f"LABEL_{k}" for k, v in named.items()):
+        return as_labels(named)
+    if isinstance(own := getattr(module, "pretrained_cfg", None), Mapping):
+        classes = getattr(module, "num_classes", None)
+        if own.get("label_names") and len(own["label_names"]) == classes:
+            return as_labels(own["label_names"])
+        if classes == own.get("num_classes") == 1000:
+            return imagenet_labels()
+    return None
+
+
+def is_of_hugging_face(module: nn.Module) -> bool:
+    """Return whether the module is a network of Hugging Face, or holds one; its preprocessing is in a processor."""
+    return any(hasattr(getattr(m, "config", None), "model_type") for m in module.modules())
+
+
+def as_labels(labels: object) -> tuple[str, ...]:
+    """Return labels as a tuple, without white space at their ends.
+
+    Args:
+        labels: a sequence of texts, such as the lines of a file, or a mapping from index to text, as ``id2label``.
+
+    Raises:
+        InvalidInputError: something else, or an index left out.
+    """
+    if isinstance(labels, Mapping):
+        by_index = {int(k) if str(k).isdigit() else k: v for k, v in labels.items()}
+        if set(by_index) != set(range(len(by_index))):
+            raise InvalidInputError(f"labels must have the indices 0 to {len(by_index) - 1}, got {list(labels)[:5]}")
+        labels = [by_index[i] for i in range(len(by_index))]
+    if isinstance(labels, str) or not hasattr(labels, "__iter__"):
+        raise InvalidInputError(f"labels must be a list of texts, got {type(labels).__name__}")
+    listed = list(labels)
+    wrong = next((label for label in listed if not isinstance(label, str)), None)
+    if wrong is not None:
+        raise InvalidInputError(f"labels must be texts, got {wrong!r}")
+    return tuple(" ".join(label.split()) for label in listed)
+
+
+def _configs(module: nn.Module, *names: str) -> Iterator[tuple[nn.Module, Mapping[str, Any]]]:
+    for member in module.modules():
+        for name in names:
+            found = getattr(member, name, None)
+            if isinstance(found, Mapping):
+                yield member, found
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    values = (size,) if isinstance(size, int) else tuple(size)
+    return int(values[0]), int(values[-1])
