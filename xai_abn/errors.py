@@ -98,4 +98,6 @@ class UnknownNameError(XaiAbnError, LookupError):
             message += f"; did you mean {', '.join(map(repr, self.nearest))}?"
         if len(known) <= 12:
             message += f" Known: {', '.join(known)}." if self.nearest else f"; known: {', '.join(known)}"
+        if hint and message[-1] not in ".?":
+            message += "."
         super().__init__(f"{message} {hint}".rstrip())

@@ -47,6 +47,11 @@ def run(
     ] = "deletion,insertion",
     model: options.Model = "abn-lite0",
     weights: options.Weights = None,
+    classes: options.Classes = None,
+    labels: options.Labels = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     output: Annotated[
         Path,
         typer.Option(
@@ -86,7 +91,16 @@ def run(
     part = _shard(shard)
     settings = BenchmarkSettings(batch_size=batch_size, bf16=bf16, compile=compile_, crop=crop, shard=part, limit=limit)
     dataset = read_dataset(data)
-    adapter = load_model(model, weights=weights, device=device)
+    adapter = load_model(
+        model,
+        weights=weights,
+        classes=classes,
+        labels=labels,
+        size=size,
+        mean=options.numbers(mean, "--mean"),
+        std=options.numbers(std, "--std"),
+        device=device,
+    )
     dataset = _in_grids(dataset, grid, adapter.preprocess.side)
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     file = shard_file(output, part)

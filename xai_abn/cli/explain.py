@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,6 +47,11 @@ def command(
     ] = None,
     model: options.Model = "abn-lite0",
     weights: options.Weights = None,
+    classes: options.Classes = None,
+    labels: options.Labels = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     layer: Annotated[
         str | None, typer.Option("--layer", "-l", help="Layer to read; see 'xai-abn list layers'. Default: found.")
     ] = None,
@@ -69,7 +74,9 @@ def command(
     if not sources:
         _finish(failures, len(failures))
         return
-    records, failed = _run(model, weights, device, method or None, layer, (target or [], versus), sources, folder)
+    loading: dict[str, Any] = {"weights": weights, "classes": classes, "labels": labels, "size": size, "device": device}
+    loading |= {"mean": options.numbers(mean, "--mean"), "std": options.numbers(std, "--std")}
+    records, failed = _run(model, loading, method or None, layer, (target or [], versus), sources, folder)
     failures += failed
     if as_json:
         failed_json = [{"source": s, "error": e} for s, e in failures]
@@ -95,8 +102,7 @@ def _expand(images: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 def _run(
     spec: str,
-    weights: str | None,
-    device: str,
+    loading: Mapping[str, Any],
     methods: list[str] | None,
     layer: str | None,
     asked: tuple[list[str], str | None],
@@ -108,7 +114,7 @@ def _run(
     from xai_abn.models.zoo import load_model
     from xai_abn.pipeline import explain_images
 
-    model = load_model(spec, weights=weights, device=device)
+    model = load_model(spec, **loading)
     chosen = make_explainers(model, methods, layer)
     wanted = _resolve(model, *asked)
     records: list[dict[str, Any]] = []

@@ -13,10 +13,18 @@ from xai_abn.errors import InvalidInputError
 
 def command(
     model: Annotated[
-        str, typer.Argument(help="abn-lite0, lite0, timm:NAME, torchvision:NAME or a checkpoint.", metavar="MODEL")
+        str,
+        typer.Argument(
+            help="abn-lite0, lite0, timm:NAME, torchvision:NAME, a checkpoint or the folder of a run.", metavar="MODEL"
+        ),
     ],
     output: Annotated[Path, typer.Argument(help="File to write, with the ending .onnx.", metavar="FILE.onnx")],
     weights: options.Weights = None,
+    classes: options.Classes = None,
+    labels: options.Labels = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
 ) -> None:
     """Write a model as ONNX. An Attention Branch Network also outputs its maps."""
     if output.suffix != ".onnx":
@@ -26,7 +34,15 @@ def command(
     from xai_abn.models.onnx import export_onnx
     from xai_abn.models.zoo import load_model
 
-    adapter = load_model(model, weights=weights)
+    adapter = load_model(
+        model,
+        weights=weights,
+        classes=classes,
+        labels=labels,
+        size=size,
+        mean=options.numbers(mean, "--mean"),
+        std=options.numbers(std, "--std"),
+    )
     made = export_onnx(adapter, output)
     height, width = adapter.preprocess.height_and_width
     shape = "any size" if made.any_size else f"only {width}x{height} pixels"

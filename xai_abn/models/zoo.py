@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,17 +22,20 @@ from xai_abn.errors import (
 )
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.metadata import as_preprocess, imagenet_labels
+from xai_abn.models.metadata import as_labels, as_preprocess, imagenet_labels
 from xai_abn.networks.architectures import create_model, timm_names, torchvision_names
 from xai_abn.networks.assembly import assemble
-from xai_abn.networks.checkpoint import WithoutRandomWeights, load_weights, read_checkpoint, read_weights
+from xai_abn.networks.checkpoint import read_checkpoint
 from xai_abn.networks.multi_task import MultiTaskABN
+from xai_abn.networks.weights import classes_of, is_safetensors, load_network, load_weights, on_meta, read_weights
 from xai_abn.registry import Registry
 
 #: The model used where none is named.
 DEFAULT_MODEL = "abn-lite0"
 #: ``weights=`` value for an untrained network.
 RANDOM = "random"
+#: The model in the folder of a run: of training the best on the validation split, or the last; of distillation.
+_IN_RUNS = ("best.safetensors", "final.safetensors", "model.safetensors")
 
 
 def _callable_name(name: str, item: object) -> str:
@@ -44,40 +50,60 @@ models: Registry[Callable[[], ModelAdapter]] = Registry("model", "xai_abn.models
 
 
 def load_model(
-    spec: str | Path = DEFAULT_MODEL, *, weights: str | Path | None = None, device: str = "cpu"
+    spec: str | Path = DEFAULT_MODEL,
+    *,
+    weights: str | Path | None = None,
+    classes: int | None = None,
+    labels: str | Path | Sequence[str] | None = None,
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str = "cpu",
 ) -> ModelAdapter:
     """Load a classifier, ready to be explained.
 
     Args:
         spec: ``"abn-lite0"`` (an ImageNet-1k ABN, shipped), ``"lite0"`` (the classifier it was made from,
             EfficientNet-Lite0), ``"abn-cifar100"`` (a small ABN for 32x32 images, shipped), the name of a plug-in's
-            model, ``"timm:NAME"``, ``"torchvision:NAME"``, or the path of a checkpoint.
-        weights: for ``timm:`` and ``torchvision:``: a file with a state dict, or ``"random"`` for an
-            untrained network; default: the library's own pretrained weights, which it downloads.
+            model, ``"timm:NAME"``, ``"torchvision:NAME"``, or the path of a checkpoint or of a training run's folder,
+            whose ``best.safetensors`` is loaded, else ``final.safetensors`` or ``model.safetensors``.
+        weights: for ``timm:`` and ``torchvision:``: a file with weights of your own, of any number of classes (see
+            :func:`xai_abn.networks.weights.read_weights`), or ``"random"`` for an untrained network; default: the
+            library's own pretrained weights, which it downloads.
+        classes: number of classes K; default: that of the weights. Another number than theirs is refused.
+        labels: K names, or a text file with one in each line; default: those the model has.
+        size: height and width of the input in pixels; default: the model's own, as for the next two.
+        mean: by which inputs are normalized, per channel, in [0, 1].
+        std: likewise.
         device: where to put the model, such as ``"cpu"`` or ``"cuda"``.
 
     Raises:
         UnknownNameError: no such model; the message gives the nearest.
         WeightsError: the pretrained weights cannot be had, as without a network.
         CheckpointError: a checkpoint or weights file is damaged or does not fit.
-        InvalidInputError: ``weights`` for a model that has its own, an unknown device, or a plug-in that returns
-            something else.
+        InvalidInputError: ``weights`` for a model that has its own, another number of classes or labels than the
+            model's, an unknown device, or a plug-in that returns something else.
     """
     if not isinstance(spec, (str, Path)):
         raise InvalidInputError(
             f"a model is given by its name or the path of a checkpoint, got {type(spec).__name__}; to explain a "
             "network of your own, use xai_abn.wrap(network)"
         )
-    text = str(spec)
-    library, _, name = text.partition(":")
-    if library in _LIBRARIES and name:
-        adapter = _LIBRARIES[library](name, weights)
-    elif Path(text).suffix == ".safetensors" or (Path(text).is_file() and text not in models):
-        if weights is not None:
-            raise InvalidInputError(f"{text} holds its own weights; weights= is for timm: and torchvision: models")
-        adapter = load_checkpoint(text)
-    else:
-        adapter = _built(text, weights)
+    names = None if labels is None else read_labels(labels)
+    adapter = _found(str(spec), weights, classes or (len(names) if names and weights == RANDOM else None))
+    if names is not None:
+        adapter = replace(adapter, labels=names)
+        adapter.check_labels(adapter.number_of_classes)
+    if classes is not None and classes != adapter.number_of_classes:
+        raise InvalidInputError(
+            f"{spec} has {adapter.number_of_classes} classes, not {classes}; for another number give weights=FILE of a "
+            "network that was trained for it"
+        )
+    changes: dict[str, Any] = {"mean": mean and tuple(mean), "std": std and tuple(std)}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    changes |= {} if size is None else {"size": size, "width": None}
+    if changes:
+        adapter = replace(adapter, preprocess=replace(adapter.preprocess, **changes))
     try:
         adapter.module.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
@@ -85,15 +111,56 @@ def load_model(
     return adapter
 
 
-def _built(name: str, weights: object) -> ModelAdapter:
+def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
+    """Return labels, from a text file if given its path: one in each line, in the order of the classes.
+
+    Raises:
+        InvalidInputError: the file cannot be read, or a line is empty.
+    """
+    if not isinstance(labels, str | Path):
+        return as_labels(labels)
     try:
-        make = models[name]
-    except UnknownNameError:
-        hint = "Or give timm:NAME, torchvision:NAME or the path of a .safetensors checkpoint."
-        raise UnknownNameError("model", name, [*models, *(f"{lib}:NAME" for lib in _LIBRARIES)], hint) from None
+        lines = Path(labels).read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInputError(f"{labels}: expected a text file with one label in each line ({reason})") from error
+    empty = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
+    if empty is not None:
+        raise InvalidInputError(f"{labels}: line {empty} is empty; expected one label in each line")
+    return as_labels(lines)
+
+
+def _found(spec: str, weights: str | Path | None, classes: int | None) -> ModelAdapter:
+    """Return the model that a name or path stands for."""
+    library, _, name = spec.partition(":")
+    if library in _LIBRARIES and name:
+        return _LIBRARIES[library](name, weights, classes)
+    if spec in models:
+        return _built(spec, weights)
+    path, called = spec, None
+    if os.path.isdir(spec):
+        held = [name for name in _IN_RUNS if os.path.isfile(os.path.join(spec, name))]
+        if not held:
+            raise CheckpointError(f"{spec}: a folder without a model; expected one of {', '.join(_IN_RUNS)} in it")
+        path, called = os.path.join(spec, held[0]), Path(spec).resolve().name
+    if not path.endswith(".safetensors") and not os.path.isfile(path):
+        hint = "Or give timm:NAME, torchvision:NAME, the path of a .safetensors checkpoint or the folder of a run."
+        raise UnknownNameError("model", spec, [*models, *(f"{lib}:NAME" for lib in _LIBRARIES)], hint)
+    if weights is not None:
+        raise InvalidInputError(f"{spec} holds its own weights; weights= is for timm: and torchvision: models")
+    if os.path.isfile(path) and not path.endswith(".safetensors") and not is_safetensors(path):
+        raise CheckpointError(
+            f"{path} is not a checkpoint of xai-abn; if it holds weights, say for which network: --model timm:NAME or "
+            f"torchvision:NAME with --weights {path}, in Python load_model('timm:NAME', weights={path!r})"
+        )
+    loaded = load_checkpoint(path)
+    return loaded if called is None else replace(loaded, name=called)
+
+
+def _built(name: str, weights: object) -> ModelAdapter:
     if weights is not None:
         raise InvalidInputError(f"{name} has its own weights; weights= is for timm: and torchvision: models")
-    adapter = make()
+    adapter = models[name]()
     if not isinstance(adapter, ModelAdapter):
         raise InvalidInputError(
             f"the plug-in's model {name} must be a ModelAdapter, as of xai_abn.wrap(...), got {type(adapter).__name__}"
@@ -137,16 +204,17 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> ModelAdapter:
         CheckpointError: damaged, foreign, newer, or not fitting its own description.
     """
     config, state = read_checkpoint(path)
+
+    def build() -> nn.Module:
+        network = create_model(config.backbone, config.classes, mechanism=None).eval()
+        return network if config.abn is None else assemble(network, config.abn, config.classes)
+
     try:
-        with WithoutRandomWeights():
-            module = create_model(config.backbone, config.classes, mechanism=None).eval()
-            if config.abn is not None:
-                module = assemble(module, config.abn, config.classes)
+        module = load_network(build, state, str(path))
     except (UnknownNameError, UnsupportedModelError) as error:
         raise CheckpointError(
             f"{path}: {error.line} A newer version of xai-abn, timm or torchvision may have it."
         ) from error
-    load_weights(module, state, str(path))
     labels = imagenet_labels() if config.labels == "imagenet" else config.labels
     return ModelAdapter(
         module.eval().to(memory_format=torch.channels_last),
@@ -171,53 +239,85 @@ def _lite0_module() -> nn.Module:
     return module.eval().to(memory_format=torch.channels_last)
 
 
-def _from_timm(name: str, weights: str | Path | None) -> ModelAdapter:
+def _from_timm(name: str, weights: str | Path | None, classes: int | None) -> ModelAdapter:
     import timm
     from timm.data.config import resolve_data_config
 
     if not timm.is_model(name):
         raise UnknownNameError("timm model", name, timm_names())
-    module = _create(lambda pretrained: timm.create_model(name, pretrained=pretrained), f"timm:{name}", weights)
+
+    def build(number: int | None, pretrained: bool = False) -> nn.Module:
+        given: dict[str, Any] = {} if number is None else {"num_classes": number}
+        return timm.create_model(name, pretrained=pretrained, **given)
+
+    module = _create(build, f"timm:{name}", weights, classes)
     preprocess = as_preprocess(resolve_data_config({}, model=module))
-    classes = getattr(module, "num_classes", None)
-    return _adapter(module, f"timm:{name}", preprocess, classes, weights)
+    return _adapter(module, f"timm:{name}", preprocess, getattr(module, "num_classes", None), weights)
 
 
-def _from_torchvision(name: str, weights: str | Path | None) -> ModelAdapter:
+def _from_torchvision(name: str, weights: str | Path | None, classes: int | None) -> ModelAdapter:
     from torchvision import models as tv
 
     if name not in torchvision_names():
         raise UnknownNameError("torchvision model", name, torchvision_names())
-    extra: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") and weights else {}
     chosen = tv.get_model_weights(name).DEFAULT
-    module = _create(
-        lambda pretrained: tv.get_model(name, weights=chosen if pretrained else None, **extra),
-        f"torchvision:{name}",
-        weights,
-    )
-    preprocess = as_preprocess(chosen.transforms())
-    return _adapter(module, f"torchvision:{name}", preprocess, 1000, weights)
+
+    def build(number: int | None, pretrained: bool = False, **more: Any) -> nn.Module:
+        if name in ("googlenet", "inception_v3") and not pretrained:
+            more["init_weights"] = True
+        given: dict[str, Any] = {} if number is None else {"num_classes": number}
+        result: nn.Module = tv.get_model(name, weights=chosen if pretrained else None, **given, **more)
+        return result
+
+    module = _create(build, f"torchvision:{name}", weights, classes)
+    head = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    number = head.out_features if isinstance(head, nn.Linear) else head.out_channels
+    return _adapter(module, f"torchvision:{name}", as_preprocess(chosen.transforms()), number, weights)
 
 
-_LIBRARIES: dict[str, Callable[[str, str | Path | None], ModelAdapter]] = {
+_LIBRARIES: dict[str, Callable[[str, str | Path | None, int | None], ModelAdapter]] = {
     "timm": _from_timm,
     "torchvision": _from_torchvision,
 }
 
 
-def _create(build: Callable[[bool], nn.Module], spec: str, weights: str | Path | None) -> nn.Module:
+def _create(build: Callable[..., nn.Module], spec: str, weights: str | Path | None, classes: int | None) -> nn.Module:
+    """Build a library's network with its pretrained weights, random ones, or those of a file.
+
+    Args:
+        build: makes the network of a number of classes, or of the library's own number, and takes ``pretrained``.
+        spec: name of the network, for messages.
+        weights: see :func:`load_model`.
+        classes: see :func:`load_model`; of a file's weights, it is read from them.
+    """
+    if weights == RANDOM:
+        return build(classes).eval()
     if weights is not None:
-        module = build(False)
-        if str(weights) != RANDOM:
-            load_weights(module, read_weights(weights), str(weights))
-        return module.eval()
+        return _with_file(build, weights).eval()
     try:
-        return build(True).eval()
+        return build(None, pretrained=True).eval()
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise WeightsError(
             f"the pretrained weights of {spec} cannot be had ({reason}); "
             f"without a network give weights=FILE, or weights='{RANDOM}' for an untrained model"
+        ) from error
+
+
+def _with_file(build: Callable[..., nn.Module], path: str | Path) -> nn.Module:
+    """Build a network for the number of classes of the weights in a file, and load them."""
+    names = on_meta(lambda: build(2)).state_dict()
+    state = read_weights(path, names)
+    auxiliary = [name for name in names if name.startswith(("aux", "AuxLogits"))]
+    if auxiliary and not any(name in state for name in auxiliary):  # torchvision's second heads, used in training
+        return _with_file(partial(build, aux_logits=False), path)
+    number = classes_of(state, build)
+    try:
+        return load_network(lambda: build(number or 2), state, str(path))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; of a network that was changed, such as by another head, load them in Python and use "
+            "xai_abn.wrap(network, labels=..., preprocess=...)"
         ) from error
 
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from xai_abn.errors import CheckpointError, OutputError, UnknownNameError
 from xai_abn.files import replacing
@@ -107,7 +106,8 @@ def read_checkpoint(path: str | Path) -> tuple[CheckpointConfig, dict[str, Tenso
         )
     if kind != FORMAT:
         raise CheckpointError(
-            f"{path} holds weights without a description; load them with load_model('timm:NAME', weights={str(path)!r})"
+            f"{path} holds weights without a description; say for which network: --model timm:NAME or "
+            f"torchvision:NAME with --weights {path}, in Python load_model('timm:NAME', weights={str(path)!r})"
         )
     refuse_newer(path, header, FORMAT_VERSION)
     try:
@@ -152,38 +152,6 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise CheckpointError(f"{path}: not a readable safetensors checkpoint ({error})") from error
 
 
-class WithoutRandomWeights(TorchFunctionMode):
-    """A context in which networks are built without drawing weights, which are then loaded from a file.
-
-    Weights that would be drawn are not set, which saves a third of the time, and torch's random state does not change.
-    """
-
-    _DRAWS = frozenset(("uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_", "trunc_normal_"))
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Return the tensor as it is from a function that draws; call any other."""
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in self._DRAWS:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load weights strictly.
-
-    Raises:
-        CheckpointError: names or shapes do not fit; the message gives the first ones.
-    """
-    try:
-        module.load_state_dict(dict(state))
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
-        detail = " ".join(lines)[:300]
-        raise CheckpointError(f"{source}: the weights do not fit {type(module).__name__}: {detail}") from error
-
-
 def fingerprint(module: nn.Module) -> str:
     """Return a hash of a network's weights: names, types, shapes and values of its state dict, 32 hexadecimal digits.
 
@@ -207,30 +175,6 @@ def fingerprint_v1(module: nn.Module) -> str:
 
 def _bytes_of(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a bare state dict from ``.safetensors``, or from a torch file without running code in it.
-
-    Raises:
-        CheckpointError: missing, damaged, or a pickle that holds more than tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file")
-    try:
-        if path.suffix == ".safetensors":
-            loaded: Any = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch's own words advise to execute the file
-        reason = "damaged, or a pickle of more than tensors, which is never executed"
-        raise CheckpointError(f"{path}: not a plain weights file ({reason})") from error
-    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise CheckpointError(f"{path}: expected a dictionary of tensors")
-    return {name.removeprefix("module."): value for name, value in loaded.items()}
 
 
 def _storable(tensor: Tensor, half: bool) -> Tensor:

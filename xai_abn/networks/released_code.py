@@ -18,7 +18,8 @@ from xai_abn.errors import CheckpointError, OutputError, UnsupportedModelError
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.networks.abn import AttentionBranchNetwork
 from xai_abn.networks.architectures import architectures, create_model, find_architecture
-from xai_abn.networks.checkpoint import CheckpointConfig, load_weights, read_checkpoint, read_weights, save_checkpoint
+from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
+from xai_abn.networks.weights import load_weights, read_weights
 
 #: Names of the released code, as patterns, and ours. The first rule that fits counts.
 _RENAMED = (
@@ -83,7 +84,7 @@ def convert(state: Mapping[str, Tensor], arch: str | None = None, source: str = 
         UnsupportedModelError: a released SE-ResNet, whose map is not a sigmoid.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    if "att_conv.weight" not in state:
+    if "att_conv.weight" not in state or state["att_conv.weight"].dim() != 4:
         raise CheckpointError(f"{source}: no attention branch of the released code in it (no att_conv.weight)")
     if "att_conv3.weight" not in state:
         raise UnsupportedModelError(
@@ -123,7 +124,7 @@ def convert_file(path: str | Path, output: str | Path, arch: str | None = None) 
             read_checkpoint(output)
         except CheckpointError as error:
             raise OutputError(f"{output} exists and is not a checkpoint of xai-abn; give another name") from error
-    found = convert(read_weights(path), arch, str(path))
+    found = convert(read_weights(path, ["att_conv.weight"]), arch, str(path))
     description = CheckpointConfig(
         backbone=found.arch,
         classes=found.classes,

@@ -31,12 +31,12 @@ from xai_abn.networks.checkpoint import (
     CheckpointConfig,
     fingerprint,
     fingerprint_v1,
-    load_weights,
     read_checkpoint,
     save_checkpoint,
 )
 from xai_abn.networks.multi_task import MultiTaskABN
 from xai_abn.networks.vit_abn import OnPatches
+from xai_abn.networks.weights import load_weights
 from xai_abn.seeding import mixed_seed, seeded
 from xai_abn.training.log import read_log
 from xai_abn.training.loop import Objective, Progress, TrainingLoop
@@ -47,6 +47,8 @@ from xai_abn.training.settings import DistillationSettings
 from xai_abn.training.state import Position
 
 MODEL = "model.safetensors"
+#: Settings that are arguments of ``load_model``.
+_CLASSIFIER = ("weights", "classes", "labels", "size", "mean", "std", "device")
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,10 @@ def run_distillation(
     resuming = folder.check(settings, resume=resume, overwrite=overwrite)
     samples = find_samples(settings.images, settings.exclude)
     with seeded(settings.seed):  # for weights that do not come from the classifier
-        classifier = load_model(settings.model, weights=settings.weights, device=settings.device)
+        classifier = load_model(
+            settings.model,
+            **{name: getattr(settings, name) for name in _CLASSIFIER},
+        )
         student = make_student(classifier, settings)
     held = hold_out(samples, classifier.preprocess, settings.held_out)
     if held.unreadable and settings.on_unreadable == "stop":
@@ -208,8 +213,8 @@ def make_student(classifier: ModelAdapter, settings: DistillationSettings) -> St
         )
     if spec == "lite0" or spec.partition(":")[0] in ("timm", "torchvision"):
         backbone = spec
-    elif Path(spec).is_file():
-        backbone = read_checkpoint(spec)[0].backbone
+    elif Path(spec).exists():  # a checkpoint, or the folder of a run
+        backbone = read_checkpoint(classifier.weights)[0].backbone
     else:
         raise UnsupportedModelError(
             f"{spec} is a plug-in's model, which a checkpoint cannot rebuild; use xai_abn.training.distill in Python"

@@ -20,8 +20,9 @@ from xai_abn.files import replacing
 from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
 from xai_abn.networks.architectures import abn_arguments, create_model, find_architecture
 from xai_abn.networks.build import abn_from
-from xai_abn.networks.checkpoint import CheckpointConfig, load_weights, read_checkpoint, read_weights, save_checkpoint
+from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
 from xai_abn.networks.tracing import find_classifier
+from xai_abn.networks.weights import load_weights, read_weights
 from xai_abn.seeding import mixed_seed, seeded
 from xai_abn.training.evaluate import evaluate
 from xai_abn.training.figures import draw_curves, draw_maps
@@ -158,7 +159,8 @@ def load_backbone(network: nn.Module, path: str) -> None:
     Raises:
         CheckpointError: anything else is missing or has another shape.
     """
-    own, given = network.state_dict(), read_weights(path)
+    own = network.state_dict()
+    given = read_weights(path, own)
     other = [name for name in given if name in own and own[name].shape != given[name].shape]
     if other:
         classifier = find_classifier(network)
