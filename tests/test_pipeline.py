@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
 import numpy as np
 import pytest
 import torch
@@ -158,3 +160,14 @@ def test_wrap_checks_what_it_is_given(gap_net):
         xai_abn.wrap(gap_net.module, labels=["a", "b", "c"])
     with pytest.raises(UnknownNameError, match="features"):
         xai_abn.wrap(gap_net.module, layer="feature")
+
+
+def test_a_copy_without_metadata_explains(monkeypatch):
+    """A package on a path or in an archive is not installed; its version is its own."""
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", missing)
+    found = xai_abn.explain(xai_abn.load_model("abn-cifar100"), "example:rocket", "abn")[0]["abn"]
+    assert found.to_dict()["versions"]["xai-abn"] == xai_abn.__version__

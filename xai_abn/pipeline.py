@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
 from time import perf_counter
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from xai_abn import __version__
 from xai_abn.errors import ImageLoadError, InvalidInputError, NonFiniteError, XaiAbnError
 from xai_abn.explainers import Explainer, make_explainers, run_pass
 from xai_abn.explanation import Explanation, Explanations, ImageExplanations
@@ -210,7 +210,7 @@ def _ask(
         "layer": explainer.layer_of(model),
         "model": model.name,
         "parameters": explainer.options,
-        "versions": {"xai-abn": version("xai-abn"), "torch": torch.__version__},
+        "versions": {"xai-abn": __version__, "torch": torch.__version__},
     }
     for number in range(max(map(len, resolved))):
         started = perf_counter()

@@ -112,7 +112,7 @@ def test_averaged_weights_that_are_incomplete_are_not_taken_silently(network, ot
     """An average of the parameters alone lacks the statistics of BatchNorm."""
     parameters = {name: other[name] for name, _ in small().named_parameters()}
     torch.save({"state_dict": network.state_dict(), "ema": parameters}, tmp_path / "ema.pth")
-    with pytest.warns(WeightsWarning, match=r"'state_dict' is taken; 'ema' lacks \d+ of the weights"):
+    with pytest.warns(WeightsWarning, match=r"state_dict is taken; ema lacks \d+ of the weights"):
         model = loaded(tmp_path / "ema.pth")
     assert same(model, network)
 
@@ -121,17 +121,17 @@ def test_tensors_beside_the_network_are_named(network, tmp_path):
     """Those of a criterion or a metric in a Lightning module; the counter of torch's own average."""
     state = {**prefixed(network.state_dict(), "model."), "criterion.weight": torch.ones(3)}
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
-    with pytest.warns(WeightsWarning, match=r"'state_dict' with prefix 'model\.' is taken; 1 .*criterion\.weight"):
+    with pytest.warns(WeightsWarning, match=r"state_dict with prefix model\. is taken; 1 .*criterion\.weight"):
         assert same(loaded(tmp_path / "last.ckpt"), network)
     torch.save(AveragedModel(network).state_dict(), tmp_path / "swa.pth")
-    with pytest.warns(WeightsWarning, match=r"prefix 'module\.' is taken; 1 .*n_averaged"):
+    with pytest.warns(WeightsWarning, match=r"prefix module\. is taken; 1 .*n_averaged"):
         assert same(loaded(tmp_path / "swa.pth"), network)
 
 
 def test_two_networks_are_not_guessed(network, other, tmp_path):
     """Teacher and student: the file must hold one."""
     torch.save({"student": network.state_dict(), "teacher": other}, tmp_path / "dino.pth")
-    with pytest.raises(CheckpointError, match=r"several networks that fit \('student', 'teacher'\).*torch\.save"):
+    with pytest.raises(CheckpointError, match=r"several networks that fit \(student, teacher\).*torch\.save"):
         loaded(tmp_path / "dino.pth")
 
 
@@ -160,10 +160,12 @@ def test_what_is_never_executed_is_named_with_the_line_that_mends_it(network, tm
     """A whole network, an object of the user's class, a TorchScript program, a pointer of Git LFS."""
     path = tmp_path / "mine.pth"
     torch.save(network, path)
-    with pytest.raises(CheckpointError, match=r"a whole object, .*ShuffleNetV2, .*never executed.*\)\.state_dict\(\)"):
+    with pytest.raises(
+        CheckpointError, match=r"holds .*ShuffleNetV2, a whole object.* never executed.*x\.state_dict\(\)"
+    ):
         loaded(path)
     torch.save({"state_dict": network.state_dict(), "config": Config()}, path)
-    with pytest.raises(CheckpointError, match=r"also holds .*\.Config, .*\)\['state_dict'\]"):
+    with pytest.raises(CheckpointError, match=r"holds .*\.Config, .*x\['state_dict'\]"):
         loaded(path)
     torch.jit.trace(network, torch.zeros(1, 3, 32, 32)).save(str(path))
     with pytest.raises(CheckpointError, match=r"a TorchScript program; .*torch\.jit\.load"):

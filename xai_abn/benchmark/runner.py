@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from pydantic import Field, model_validator
 
+from xai_abn import __version__
 from xai_abn.benchmark.scoring import Scorer
 from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store, key_of
 from xai_abn.benchmark.trials import Photo, class_indices, short_names
@@ -327,8 +328,8 @@ def _image_row(photo: Photo) -> ImageRow:
 
 
 def _environment() -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    for package in ("xai-abn", "torch", "torchvision", "timm", "captum", "numpy"):
+    versions = {"python": platform.python_version(), "xai-abn": __version__}
+    for package in ("torch", "torchvision", "timm", "captum", "numpy"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

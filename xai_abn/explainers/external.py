@@ -6,7 +6,8 @@ import copy
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,15 @@ from xai_abn.errors import InvalidInputError
 from xai_abn.explainers.base import Explainer
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
+
+
+@cache
+def _with_version(package: str) -> str:
+    """Return a package's name with its version, if it is installed with its metadata."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"{package} of an unknown version"
 
 
 class ExternalExplainer(Explainer):
@@ -68,7 +78,7 @@ class LibraryExplainer(ExternalExplainer):
     def options(self) -> dict[str, Any]:
         """The library with its version, the method and the options."""
         options = {name: _recorded(value) for name, value in sorted(self._options.items())}
-        return {"library": f"{self.package} {version(self.package)}", "method": _recorded(self._make), **options}
+        return {"library": _with_version(self.package), "method": _recorded(self._make), **options}
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of the library for ``targets``, (N, h, w).

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import ConfigDict
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
@@ -65,6 +66,8 @@ class Preprocess:
     Raises:
         InvalidInputError: a value is out of range or unknown.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # of checkpoints
 
     size: int = 224
     crop_pct: float = 0.875

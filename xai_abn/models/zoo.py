@@ -215,6 +215,11 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> ModelAdapter:
         raise CheckpointError(
             f"{path}: {error.line} A newer version of xai-abn, timm or torchvision may have it."
         ) from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # a description of no network makes torch and timm raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: the description is of no network ({reason})") from error
     labels = imagenet_labels() if config.labels == "imagenet" else config.labels
     return ModelAdapter(
         module.eval().to(memory_format=torch.channels_last),

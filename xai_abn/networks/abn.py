@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from xai_abn.errors import InvalidInputError
@@ -39,6 +40,13 @@ class ABNOutput(NamedTuple):
     class_maps: Tensor
 
 
+#: More averages of a map than this make one blot of it.
+MAX_SMOOTHING = 100
+#: What is changed in a convolution or pooling so that its stage keeps its size.
+_Change: TypeAlias = Annotated[str, Field(pattern="^(stride|dilation|padding|replicate)$")]
+_Numbers: TypeAlias = Annotated[list[Annotated[int, Field(ge=-1000, le=1000)]], Field(min_length=2, max_length=4)]
+
+
 @dataclass(frozen=True)
 class ABNDescription:
     """How an ABN was made of a classifier: all that is needed to make it again without running anything.
@@ -55,14 +63,16 @@ class ABNDescription:
         smoothing: how many times the map is averaged over 3x3 neighbors.
     """
 
-    layer: str
-    stage: str
-    channels: int
-    stage_channels: int
-    windows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    mechanism: str = "residual"
-    maps: str = "shared"
-    smoothing: int = 0
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # of checkpoints, which are checked when read
+
+    layer: Annotated[str, Field(max_length=500)]
+    stage: Annotated[str, Field(max_length=500)]
+    channels: Annotated[int, Field(ge=1, le=100_000)]
+    stage_channels: Annotated[int, Field(ge=1, le=100_000)]
+    windows: Mapping[str, Mapping[_Change, _Numbers]] = field(default_factory=dict)
+    mechanism: Annotated[str, Field(max_length=200)] = "residual"
+    maps: Annotated[str, Field(pattern="^(shared|per-attribute|per-attribute-signed)$")] = "shared"
+    smoothing: Annotated[int, Field(ge=0, le=MAX_SMOOTHING)] = 0
 
 
 class AttentionBranch(nn.Module):

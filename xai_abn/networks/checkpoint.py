@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from xai_abn.errors import CheckpointError, OutputError, UnknownNameError
+from xai_abn.errors import CheckpointError, InvalidInputError, OutputError, UnknownNameError, UnsupportedModelError
 from xai_abn.files import replacing
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.networks.abn import ABNDescription
@@ -43,13 +45,21 @@ class CheckpointConfig:
         multi_label: whether the classes are attributes that can hold at once.
     """
 
-    backbone: str
-    classes: int
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    backbone: Annotated[str, Field(max_length=200)]
+    classes: Annotated[int, Field(ge=1, le=10_000_000)]
     abn: ABNDescription | None
     preprocess: Preprocess
-    labels: list[str] | str | None = None
+    labels: list[Annotated[str, Field(max_length=1000)]] | Annotated[str, Field(pattern="^imagenet$")] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     multi_label: bool = False
+
+
+#: Descriptions in files are checked by it: types, bounds, unknown fields.
+_DESCRIPTION = TypeAdapter(CheckpointConfig)
+#: Largest height and width of an input that a file may ask for.
+_MAX_SIZE = 4096
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, config: CheckpointConfig, half: bool = False) -> None:
@@ -62,13 +72,16 @@ def save_checkpoint(path: str | Path, module: nn.Module, config: CheckpointConfi
         half: store floating-point weights as fp16.
 
     Raises:
+        InvalidInputError: the description could not be read again, such as labels of another number than the classes.
         OutputError: the file cannot be written.
     """
+    text = json.dumps(asdict(config), sort_keys=True)
+    _checked(text)
     state = {n: _storable(t, half) for n, t in module.state_dict().items()}
     header = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "config": json.dumps(asdict(config), sort_keys=True),
+        "config": text,
     }
     write_tensors(path, state, header)
 
@@ -110,20 +123,45 @@ def read_checkpoint(path: str | Path) -> tuple[CheckpointConfig, dict[str, Tenso
             f"torchvision:NAME with --weights {path}, in Python load_model('timm:NAME', weights={str(path)!r})"
         )
     refuse_newer(path, header, FORMAT_VERSION)
+    text = header.get("config", "")
     try:
-        values = json.loads(header["config"])
-        values = upgrade(values) if header["format_version"] == "1" else values
-        abn = values["abn"] and ABNDescription(**values["abn"])
-        config = CheckpointConfig(**{**values, "abn": abn, "preprocess": Preprocess.from_dict(values["preprocess"])})
-    except UnknownNameError as error:
+        config = _of_version_1(text, state) if header["format_version"] == "1" else _checked(text)
+    except (UnknownNameError, UnsupportedModelError) as error:
         raise CheckpointError(
             f"{path}: {error.line} A newer version of xai-abn, timm or torchvision may have it."
         ) from error
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the description is damaged ({error})") from error
+    except (InvalidInputError, ValueError) as error:
+        raise CheckpointError(f"{path}: the description is damaged ({str(error)[:500]})") from error
     return config, {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
+
+
+def _checked(text: str) -> CheckpointConfig:
+    """Return a description from its JSON.
+
+    Raises:
+        InvalidInputError: the text is not JSON, or a field is missing, unknown, of another type or out of its bounds.
+    """
+    try:
+        config = _DESCRIPTION.validate_json(text)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(map(str, problem["loc"])) or "the whole"
+        raise InvalidInputError(f"{field[:100]}: {problem['msg'][:200]}, got {repr(problem['input'])[:60]}") from None
+    if max(config.preprocess.height_and_width) > _MAX_SIZE:
+        raise InvalidInputError(f"preprocess: size must be at most {_MAX_SIZE}, got {config.preprocess.size}")
+    labels = config.labels
+    if labels is not None and config.classes != (1000 if isinstance(labels, str) else len(labels)):
+        raise InvalidInputError(f"labels must be as many as the classes, {config.classes}")
+    return config
+
+
+def _of_version_1(text: str, state: Mapping[str, Tensor]) -> CheckpointConfig:
+    values = from_json(text)
+    if not isinstance(values, dict):
+        raise InvalidInputError(f"expected an object, got {type(values).__name__}")
+    config = _checked(json.dumps({**values, "abn": None}))
+    abn = values.get("abn")
+    return config if abn is None else replace(config, abn=upgrade(config.backbone, config.classes, abn, state))
 
 
 def refuse_newer(path: str | Path, header: Mapping[str, str], known: int) -> None:
@@ -135,8 +173,8 @@ def refuse_newer(path: str | Path, header: Mapping[str, str], known: int) -> Non
     version = header.get("format_version", "0")
     if not version.isdecimal():
         raise CheckpointError(f"{path}: the description is damaged (format version {version!r})")
-    if int(version) > known:
-        raise CheckpointError(f"{path}: written by a newer xai-abn (format {version}); update xai-abn")
+    if len(version) > 9 or int(version) > known:
+        raise CheckpointError(f"{path}: written by a newer xai-abn (format {version[:9]}); update xai-abn")
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:

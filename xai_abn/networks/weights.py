@@ -9,6 +9,7 @@ import argparse
 import pathlib
 import pickletools
 import re
+import types
 import warnings
 import zipfile
 from collections import Counter
@@ -98,7 +99,7 @@ def read_weights(path: str | Path, names: Collection[str] = ()) -> dict[str, Ten
         return max((tensors for _, tensors in found), key=len)
     whole = [s for s in fitting if not s.missing] or [min(fitting, key=lambda s: s.missing)]
     chosen = _chosen(path, whole)
-    averaged = [s for s in fitting if _EMA.search(s.place) and s.missing and s is not chosen]
+    averaged = [s for s in fitting if _EMA.search(s.place) and 0 < s.missing < len(needed) / 2 and s is not chosen]
     if averaged:
         _warn(path, f"{chosen.place} is taken; {averaged[0].place} lacks {averaged[0].missing} of the weights")
     if chosen.others and len(whole) == 1:
@@ -132,8 +133,8 @@ def _under_prefixes(key: tuple[str, ...], tensors: Mapping[str, Tensor], needed:
             if ".".join(parts[start:]) in needed:
                 hits["".join(f"{part}." for part in parts[:start])] += 1
     for prefix, count in hits.items():
-        words = [f"'{'.'.join(key)}'"] if key else []
-        words += [f"prefix '{prefix}'"] if prefix else []
+        words = [".".join(key)] if key else []
+        words += [f"prefix {prefix}"] if prefix else []
         yield _StateDict(
             " with ".join(words) or "the state dict without prefix",
             {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)},
@@ -196,7 +197,7 @@ def _harmless() -> list[Any]:
         for module in ("pathlib", "pathlib._local")
         for name, kind in (("PosixPath", pathlib.PurePosixPath), ("WindowsPath", pathlib.PureWindowsPath))
     ]
-    plain: list[Any] = [argparse.Namespace, dict, list, int, float, np.ndarray, np.dtype]
+    plain: list[Any] = [argparse.Namespace, types.SimpleNamespace, dict, list, int, float, np.ndarray, np.dtype]
     default: Any = (lambda *_: {}, "collections.defaultdict")  # torch fills no other dictionaries than plain ones
     return [*plain, default, *numpy, *dtypes, *paths]
 
@@ -221,17 +222,15 @@ def _what_it_is(path: Path) -> str:
                 objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         except Exception:  # what is damaged can raise anything
             return "damaged"
-    names = ", ".join(sorted(objects)[:3])
     root = next((argument for step, argument, _ in steps if step.name != "PROTO"), None)
-    if isinstance(root, str) and root.replace(" ", ".") in objects:
-        kind, weights = f"a whole object, {root.replace(' ', '.')}", ".state_dict()"
-    elif objects:
-        kind, weights = f"it also holds {names}", "['state_dict']"
-    else:
+    if not objects:
         return "damaged"
+    held, weights = ", ".join(sorted(objects)[:3]), "x['state_dict']"
+    if str(root).replace(" ", ".") in objects:
+        held, weights = f"{str(root).replace(' ', '.')}, a whole object", "x.state_dict()"
     return (
-        f"{kind}, which only running the file's code would restore, and it is never executed; if you trust it: "
-        f"torch.save(torch.load({str(path)!r}, weights_only=False){weights}, 'weights.pth')"
+        f"it holds {held}, which only running the file's code would restore, and it is never executed; if you trust "
+        f"it: x = torch.load({str(path)!r}, weights_only=False); torch.save({weights}, 'weights.pth')"
     )
 
 

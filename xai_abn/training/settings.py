@@ -108,7 +108,10 @@ class TrainingSettings(RunSettings):
         "network.",
     )
     smoothing: int = Field(
-        0, ge=0, description="Number of times to average the map over 3x3 neighbors. The published network has 0."
+        0,
+        ge=0,
+        le=100,
+        description="Number of times to average the map over 3x3 neighbors. The published network has 0.",
     )
     size: int | None = Field(
         None,
@@ -270,7 +273,10 @@ class DistillationSettings(RunSettings):
         "'concatenation'.",
     )
     smoothing: int = Field(
-        0, ge=0, description="Number of times to average the map over 3x3 neighbors. The published network has 0."
+        0,
+        ge=0,
+        le=100,
+        description="Number of times to average the map over 3x3 neighbors. The published network has 0.",
     )
     layer: str | None = Field(
         None, description="Layer behind which the classifier is split. Without it a suitable layer is found."
