@@ -49,6 +49,10 @@ class BenchmarkSettings(Settings):
         (1, 1), description="I/N measures every N-th image, starting with the I-th; 'benchmark merge' joins the files."
     )
     limit: int | None = Field(None, ge=1, description="Measure only the first so many images.")
+    exif: Literal["apply", "ignore"] = Field(
+        "apply",
+        description="'apply' turns images by their EXIF orientation, 'ignore' takes them as stored, if annotated so.",
+    )
 
     @model_validator(mode="after")
     def _check_shard(self) -> BenchmarkSettings:
@@ -69,6 +73,8 @@ class Summary:
         known: photos that had been measured before.
         failed: (photo, reason).
         superseded: photos whose content or annotations changed since an earlier session.
+        copies: photos with the content and annotations of another, which are measured once.
+        unknown_classes: classes of the data set that the model does not know; their objects are not asked for.
         seconds: wall time.
     """
 
@@ -78,6 +84,8 @@ class Summary:
     known: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     superseded: int = 0
+    copies: int = 0
+    unknown_classes: tuple[str, ...] = ()
     seconds: float = 0.0
 
 
@@ -127,9 +135,10 @@ def benchmark(
     run = _Run(model, data, methods, metrics, settings)
     with Store.create(output, run.identity, run.fingerprint_v1) as store:
         store.describe(run.metric_records, run.method_records)
-        summary = Summary(Path(output), photos=len(run.photos))
+        summary = Summary(Path(output), photos=len(run.photos), unknown_classes=run.unknown_classes)
         session = {"command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_environment()}
         session |= {"shard": "/".join(map(str, settings.shard)), "photos": len(run.photos)}
+        session |= {"unknown_classes": list(run.unknown_classes)} if run.unknown_classes else {}
         number = store.add_session(session)
         run.work(store, summary, progress or (lambda done, total: None))
         summary.superseded = len(store.superseded())
@@ -162,9 +171,11 @@ class _Run:
         classes = model.number_of_classes
         wanted = any(m.subject is Subject.CLASSES for m in chosen)
         self.indices = class_indices(model, data, classes) if wanted else {}
+        self.unknown_classes = tuple(n for n in data.class_names if n not in self.indices) if wanted else ()
         names = short_names(data.samples)
         index, number = settings.shard
-        listed = list(zip(range(len(names)), names, data.samples, strict=True))[: settings.limit]
+        samples = [replace(sample, upright=False) if settings.exif == "ignore" else sample for sample in data.samples]
+        listed = list(zip(range(len(names)), names, samples, strict=True))[: settings.limit]
         self.photos = listed[index - 1 :: number]
         self.identity = {
             "model": {
@@ -189,10 +200,13 @@ class _Run:
         known, scorer = store.done(), None
         superseded = store.superseded()
         waiting: list[tuple[Photo, Work]] = []
+        seen: set[str] = set()
         for done, (position, name, annotated) in enumerate(self.photos, 1):
             try:
                 key = key_of(digest=annotated.digest(), preprocess=self.preprocess.to_dict())
-                work = self._missing(key, known)
+                summary.copies += key in seen
+                work = self._missing(key, known) if key not in seen else ()
+                seen.add(key)
                 if work:
                     waiting.append((self._load(key, position, name, annotated), work))
                 else:

@@ -127,4 +127,5 @@ def short_names(samples: Iterable[Sample]) -> list[str]:
     """Return each photo's path below the folder that holds them all."""
     paths = [sample.source for sample in samples]
     folder = os.path.commonpath([os.path.dirname(p) for p in paths]) if len(paths) > 1 else os.path.dirname(paths[0])
-    return [os.path.relpath(p, folder) if folder else p for p in paths]
+    names = [os.path.relpath(p, folder) if folder else p for p in paths]
+    return [os.fsencode(name).decode(errors="backslashreplace") for name in names]  # names of files may be any bytes

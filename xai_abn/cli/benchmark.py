@@ -30,6 +30,10 @@ def run(
             metavar="KIND:PLACE",
         ),
     ],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the images, if it is not where the annotations say.", metavar="DIR"),
+    ] = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -64,6 +68,12 @@ def run(
     crop: Annotated[
         str, typer.Option(help="'squash' shows the network the whole image, 'center' its usual crop.")
     ] = "squash",
+    exif: Annotated[
+        str,
+        typer.Option(
+            help="'apply' turns images by their EXIF orientation, 'ignore' takes them as stored, if annotated so."
+        ),
+    ] = "apply",
     shard: Annotated[
         str | None,
         typer.Option(
@@ -89,8 +99,10 @@ def run(
     from xai_abn.models.zoo import load_model
 
     part = _shard(shard)
-    settings = BenchmarkSettings(batch_size=batch_size, bf16=bf16, compile=compile_, crop=crop, shard=part, limit=limit)
-    dataset = read_dataset(data)
+    settings = BenchmarkSettings(
+        batch_size=batch_size, bf16=bf16, compile=compile_, crop=crop, shard=part, limit=limit, exif=exif
+    )
+    dataset = read_dataset(data, images)
     adapter = load_model(
         model,
         weights=weights,
@@ -209,6 +221,12 @@ def _report(summary: Summary) -> None:
         f"{summary.output}: {summary.measured} images measured in {summary.seconds:.0f} s, "
         f"{summary.known} were known, {len(summary.failed)} failed"
     )
+    if summary.copies:
+        typer.echo(f"note: {summary.copies} images are copies of others and were measured once", err=True)
+    if summary.unknown_classes:
+        names = ", ".join(summary.unknown_classes[:5])
+        more = f" and {len(summary.unknown_classes) - 5} others" if len(summary.unknown_classes) > 5 else ""
+        typer.echo(f"note: the model does not know the classes {names}{more}; their objects are left out", err=True)
     if summary.superseded:
         typer.echo(
             f"note: {summary.superseded} images changed since they were measured; their old values no longer count",

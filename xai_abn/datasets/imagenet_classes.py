@@ -219,12 +219,13 @@ def wnids_of(class_name: str) -> tuple[str, ...]:
     """Return the ImageNet-1k classes that a class of COCO or VOC stands for.
 
     Args:
-        class_name: a name of COCO or VOC, such as ``"dog"`` or ``"tvmonitor"``.
+        class_name: a name of COCO or VOC, such as ``"dog"`` or ``"tvmonitor"``, in upper or lower case.
 
     Returns:
         WordNet ids such as ``"n02085620"``; empty for a class without counterpart and for any other name.
     """
-    return COCO_TO_IMAGENET.get(VOC_TO_COCO.get(class_name, class_name), ())
+    name = class_name.strip().casefold()
+    return COCO_TO_IMAGENET.get(VOC_TO_COCO.get(name, name), ())
 
 
 def own_wnids(names: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
+from urllib.parse import unquote
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from xai_abn.errors import DatasetError, ImageLoadError
+from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError
 from xai_abn.images.loading import LoadedImage, from_array, load_image
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.metrics.objects import Objects, box_mask
@@ -103,6 +106,9 @@ class Sample:
         label: class of the whole image.
         attributes: names of the attributes that the image has; None if the data set has classes.
         group: what must not be divided among splits, such as a person.
+        size: (H, W) of the image that was annotated, if the annotation says so.
+        upright: whether the annotation is of the image as it is shown, turned by its EXIF orientation; otherwise of the
+            stored pixels, and the image is not turned.
     """
 
     source: str
@@ -110,6 +116,8 @@ class Sample:
     label: str | None = None
     attributes: tuple[str, ...] | None = None
     group: str | None = None
+    size: tuple[int, int] | None = None
+    upright: bool = True
 
     def load(self) -> LoadedImage:
         """Read the image.
@@ -117,7 +125,7 @@ class Sample:
         Raises:
             ImageLoadError: the image cannot be read.
         """
-        return load_image(self.source)
+        return load_image(self.source, upright=self.upright)
 
     def content(self) -> Iterator[bytes]:
         """Yield the bytes that the image is made from.
@@ -150,18 +158,28 @@ class Sample:
             for thing in self.objects
         ]
         text = f"({self.label!r}, ({', '.join(things)}{',' if len(things) == 1 else ''}))"
-        found = hashlib.sha256(text.encode())
+        found = hashlib.sha256((text if self.upright else f"{text} as stored").encode())
         for content in self.content():
             found.update(content)
         return found.hexdigest()[:32]
 
     def check(self, size: tuple[int, int]) -> None:
-        """Refuse objects that do not fit an image of (H, W) pixels.
+        """Refuse annotations that do not fit an image of (H, W) pixels.
 
         Raises:
-            DatasetError: a box is empty or outside the image, or a mask has another size; the message names the object.
+            DatasetError: the annotation is of an image of another size, a box is empty or outside the image, or a mask
+                has another size; the message names the object.
         """
         height, width = size
+        if self.size is not None and self.size != size:
+            turned = self.size == (width, height) and self.upright
+            what_to_do = "annotate the image as it is, or put the annotated one in its place"
+            if turned:
+                what_to_do = "if it was annotated as stored, without its EXIF orientation, give --exif ignore"
+            raise DatasetError(
+                f"{self.source}: the annotation is of {self.size[1]}x{self.size[0]} pixels, the image has "
+                f"{width}x{height}; {what_to_do}"
+            )
         for thing in self.objects:
             left, top, right, bottom = thing.box
             where = f"{self.source}: box {left:g} {top:g} {right:g} {bottom:g} of {thing.label!r}"
@@ -246,6 +264,42 @@ class _ArraySample(Sample):
         yield self.pixels.tobytes()
 
 
+class ImageFinder:
+    """Finds the files that annotations name, in the folders where tools put them.
+
+    Args:
+        folders: where to look, in order.
+        names: every name that the annotations hold, so that a name without its folders is only used if it is unique.
+    """
+
+    def __init__(self, folders: Sequence[Path], names: Sequence[str] = ()) -> None:
+        self.folders = list(dict.fromkeys(folders))
+        self._bare = Counter(_bare(name) for name in names)
+
+    def find(self, name: str) -> Path | None:
+        """Return the file with a name as it is, with its %-codes replaced, or without its folders; else None."""
+        variants = [name, unquote(name)]
+        if self._bare[_bare(name)] <= 1:
+            variants += [_bare(name), unquote(_bare(name))]
+        places = (folder / variant for variant in dict.fromkeys(variants) for folder in self.folders)
+        return next((place for place in places if _is_file(place)), None)
+
+    def missing(self, name: str) -> str:
+        """Return where a name was looked for, for messages."""
+        return f"no such file; looked for it in {', '.join(map(str, self.folders))}"
+
+
+def _bare(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name longer than the file system takes, or with a null byte
+        return False
+
+
 class ArraySamples(Sequence[Sample]):
     """Labeled images of one size in memory.
 
@@ -328,21 +382,29 @@ class Dataset:
 READERS: Registry[Callable[[str], Dataset]] = Registry("data set", "xai_abn.datasets")
 
 
-def read_dataset(spec: str) -> Dataset:
+def read_dataset(spec: str, images: str | Path | None = None) -> Dataset:
     """Read a data set.
 
     Args:
         spec: ``KIND:PLACE``, such as ``coco:DIR`` or ``images:DIR``; the kinds are ``READERS.names()``.
+        images: folder of the images that the annotations name, for readers that take one as their argument ``images``;
+            default: where the tools that write such annotations put them.
 
     Raises:
         UnknownNameError: there is no such kind.
+        InvalidInputError: ``images`` for a reader that does not take it.
         DatasetError: nothing is there, annotations are damaged, or no image can be used.
     """
     kind, colon, place = spec.partition(":")
     if not colon or not place:
-        raise DatasetError(f"data must be KIND:PLACE with KIND one of {', '.join(READERS)}, got {spec!r}")
-    data = READERS[kind](place)
+        hint = f"; did you mean images:{spec}?" if Path(spec).is_dir() else ""
+        raise DatasetError(f"data must be KIND:PLACE with KIND one of {', '.join(READERS)}, got {spec!r}{hint}")
+    reader: Callable[..., Dataset] = READERS[kind]
+    if images is not None and "images" not in inspect.signature(reader).parameters:
+        raise InvalidInputError(f"the folder of images is given by PLACE in {kind}:PLACE; leave --images out")
+    data = reader(place) if images is None else reader(place, images=Path(images))
     if not any(len(samples) for samples in data.splits.values()):
-        reasons = f"; {len(data.problems)} are listed but unusable, as {data.problems[0][1]}" if data.problems else ""
+        first = ": ".join(data.problems[0]) if data.problems else ""
+        reasons = f"; {len(data.problems)} are listed but unusable, the first {first}" if first else ""
         raise DatasetError(f"{spec}: no images{reasons}")
     return data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,10 +38,16 @@ def split_for(name: str) -> str | None:
     return next((part for part, names in SPLIT_NAMES.items() if name.lower() in names), None)
 
 
+def split_within(name: str) -> str | None:
+    """Return the split that a longer name speaks of, such as ``"training_set"`` or ``"seg_test"``, or None."""
+    words = {split_for(word) for word in re.split(r"[^a-z]+", name.lower())} - {None}
+    return words.pop() if len(words) == 1 else None
+
+
 def find_splits(names: Iterable[str], source: str) -> dict[str, str]:
     """Return the name of each split of a data set by ``"train"``, ``"validation"`` and ``"test"``.
 
-    Other splits give a warning.
+    Other splits give a warning. Names such as ``training_set`` count where all names are of this kind.
 
     Args:
         names: names of the splits.
@@ -51,8 +58,9 @@ def find_splits(names: Iterable[str], source: str) -> dict[str, str]:
     """
     names = list(names)
     found: dict[str, str] = {}
+    meaning = split_for if any(map(split_for, names)) else split_within
     for name in names:
-        part = split_for(name)
+        part = meaning(name)
         if part is not None and found.setdefault(part, name) != name:
             raise DatasetError(f"{source}: it has both {found[part]} and {name}; keep one of them")
     if "train" not in found:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 import warnings
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -12,11 +15,18 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from xai_abn.errors import ImageLoadError, InvalidInputError
+from xai_abn.errors import ImageLoadError, InvalidInputError, XaiAbnWarning
 
 #: File endings searched for in folders.
 EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+    f".{ending}"
+    for ending in "jpg jpeg jpe jfif png bmp gif webp tif tiff ppm pgm jp2 avif".split()  # noqa: SIM905
+)
+#: Endings of files that lie beside images and are skipped without a word.
+_NO_IMAGES = frozenset(
+    (".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".db", ".ini", ".log", ".py")
+) | frozenset(
+    (".npy", ".npz", ".pt", ".pth", ".safetensors", ".sqlite", ".parquet", ".mat", ".zip", ".tar", ".gz", ".ipynb")
 )
 #: Images with a side below this many pixels are refused: there is nothing to explain.
 MIN_SIDE = 8
@@ -37,6 +47,10 @@ EXAMPLES = {
 }
 
 
+class SkippedFilesWarning(XaiAbnWarning):
+    """Given when files of a folder are skipped because of their ending."""
+
+
 @dataclass(frozen=True)
 class LoadedImage:
     """An image, ready for preprocessing.
@@ -52,10 +66,10 @@ class LoadedImage:
     notes: tuple[str, ...] = field(default=())
 
 
-def load_image(source: str | Path) -> LoadedImage:
+def load_image(source: str | Path, *, upright: bool = True) -> LoadedImage:
     """Read an image from a path or ``example:NAME``.
 
-    EXIF rotation is applied. CMYK, gray, palette and 16-bit images become 8-bit RGB (16-bit
+    With ``upright``, EXIF rotation is applied. CMYK, gray, palette and 16-bit images become 8-bit RGB (16-bit
     values are scaled, not clipped); transparent areas become white; of several frames the first is
     used. Each of the last three is noted.
 
@@ -68,7 +82,7 @@ def load_image(source: str | Path) -> LoadedImage:
     path = Path(source)
     _check_file(path)
     with path.open("rb") as file:
-        return _decoded(file, text)
+        return _decoded(file, text, upright)
 
 
 def decode_image(content: bytes, source: str = "bytes") -> LoadedImage:
@@ -82,14 +96,14 @@ def decode_image(content: bytes, source: str = "bytes") -> LoadedImage:
     return _decoded(io.BytesIO(content), source)
 
 
-def _decoded(file: BinaryIO, text: str) -> LoadedImage:
+def _decoded(file: BinaryIO, text: str, upright: bool = True) -> LoadedImage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file) as image:
                 _check_size(image.size, text)
                 image.load()
-                return to_rgb(image, text)
+                return to_rgb(image, text, upright=upright)
     except ImageLoadError:
         raise
     except UnidentifiedImageError as error:
@@ -100,8 +114,8 @@ def _decoded(file: BinaryIO, text: str) -> LoadedImage:
         raise ImageLoadError(f"{text}: damaged or cut short ({error})") from error
 
 
-def to_rgb(image: Image.Image, source: str) -> LoadedImage:
-    """Turn any Pillow image into an upright 8-bit RGB one, noting what was done.
+def to_rgb(image: Image.Image, source: str, *, upright: bool = True) -> LoadedImage:
+    """Turn any Pillow image into an 8-bit RGB one, by default an upright one, noting what was done.
 
     Raises:
         ImageLoadError: a side is shorter than ``MIN_SIDE`` or longer than ``MAX_SIDE``.
@@ -111,7 +125,7 @@ def to_rgb(image: Image.Image, source: str) -> LoadedImage:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         notes.append(f"first of {frames} frames")
-    image = ImageOps.exif_transpose(image)
+    image = ImageOps.exif_transpose(image) if upright else image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image, note = _eight_bit(image, source)
         notes.append(note)
@@ -166,10 +180,20 @@ def find_images(source: str | Path) -> list[str]:
     if text.startswith(EXAMPLE_PREFIX):
         return [text]
     if path.is_dir():
-        paths = (p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        found = sorted(str(p) for p in paths if not any(n.startswith(".") for n in p.relative_to(path).parts))
+        files = list(_files_below(path))
+        found = sorted(str(p) for p in files if p.suffix.lower() in EXTENSIONS)
+        others = Counter(p.suffix.lower() or "no ending" for p in files if p.suffix.lower() not in EXTENSIONS)
+        skipped = {ending: number for ending, number in others.items() if ending not in _NO_IMAGES}
+        listed = ", ".join(f"{number} {ending}" for ending, number in sorted(skipped.items()))
         if not found:
-            raise ImageLoadError(f"{text}: no images in this folder (looked for {', '.join(sorted(EXTENSIONS))})")
+            hint = f"; it has {listed}" if listed else ""
+            hint += "; for .heic install pillow-heif and convert them" if ".heic" in skipped else ""
+            raise ImageLoadError(f"{text}: no images in this folder (looked for {', '.join(sorted(EXTENSIONS))}){hint}")
+        if skipped:
+            warnings.warn(
+                SkippedFilesWarning(f"{text}: {sum(skipped.values())} files are skipped by their ending: {listed}"),
+                stacklevel=2,
+            )
         return found
     if not path.exists() and glob.has_magic(text):
         found = sorted(p for p in glob.glob(text, recursive=True) if Path(p).is_file())
@@ -177,6 +201,19 @@ def find_images(source: str | Path) -> list[str]:
             raise ImageLoadError(f"{text}: matches no file")
         return found
     return [text]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield every file below a folder, also behind links, but for names that start with a dot."""
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link to a folder above, or a second one to the same
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (p for name in files if not name.startswith(".") and (p := Path(root, name)).is_file())
 
 
 def _check_file(path: Path) -> None:

@@ -34,7 +34,7 @@ def test_imagenet_images_that_cannot_be_used_are_problems(tmp_path):
         boxes_csv(tmp_path, "a.JPEG,n02134084,1 2 3 4", "c.JPEG,n02134084,1 2 3 4", "b.JPEG,n02134084,")
     )
     assert len(data.samples) == 1
-    assert [reason for _, reason in data.problems] == ["no such file", "no box"]
+    assert [reason[:12] for _, reason in data.problems] == ["no such file", "no box"]
 
 
 @pytest.mark.parametrize(

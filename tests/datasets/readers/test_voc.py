@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from support import touch
 
@@ -17,7 +19,7 @@ CAT = f"<object><name>cat</name>{BOX}<part><name>head</name><bndbox/></part></ob
 def voc(folder, split=None, images=("a", "b"), **annotations):
     """Write a year of a VOCdevkit with the given annotations and images."""
     touch(folder / "JPEGImages", *(f"{stem}.jpg" for stem in images))
-    (folder / "Annotations").mkdir(exist_ok=True)
+    (folder / "Annotations").mkdir(exist_ok=True, parents=True)
     for stem, body in annotations.items():
         (folder / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{body}</annotation>")
     for name, lines in (split or {}).items():
@@ -51,14 +53,46 @@ def test_voc_takes_test_then_val_then_all(tmp_path):
 
 
 def test_voc_images_that_cannot_be_used_are_problems(tmp_path):
-    """Absent images, absent annotations and images without objects are set aside."""
+    """Absent images and absent annotations are set aside; an image without objects is a negative."""
     data = read_dataset(voc(tmp_path, {"val.txt": "a\nb\nc\nd\n"}, a=SOFA, b="", c=CAT))
-    assert stems(data) == ["a"]
-    assert [(source[-5:], reason) for source, reason in data.problems] == [
-        ("b.jpg", "no annotated object"),
-        ("c.jpg", "no such file"),
+    assert stems(data) == ["a", "b"]
+    assert [(source[-5:], reason[:17]) for source, reason in data.problems] == [
+        ("c.xml", "no image called c"),
         ("d.xml", "no such file"),
     ]
+
+
+def test_an_image_of_the_same_name_counts_whatever_its_ending(tmp_path):
+    """A stale <filename> does not put the boxes on another image."""
+    touch(tmp_path / "JPEGImages", "new_a.png", "b.png")
+    (tmp_path / "Annotations").mkdir(exist_ok=True)
+    data = read_dataset(voc(tmp_path, images=(), new_a=f"<filename>b.png</filename>{SOFA}", b=CAT))
+    assert {Path(s.source).name: s.objects[0].label for s in data.samples} == {"new_a.png": "sofa", "b.png": "cat"}
+    (tmp_path / "JPEGImages" / "new_a.png").unlink()
+    data = read_dataset(f"voc:{tmp_path}")
+    assert stems(data) == ["b"]
+    assert "no image called new_a" in data.problems[0][1]
+
+
+def test_ilsvrc_is_read_as_it_comes(tmp_path):
+    """XML files alone, names of images without an ending, classes named by WordNet ids."""
+    folder = tmp_path / "val"
+    folder.mkdir()
+    voc(tmp_path / "made", images=(), x=f"<filename>ILSVRC_1</filename>{CAT.replace('cat', 'n02123045')}")
+    (folder / "ILSVRC_1.xml").write_text((tmp_path / "made" / "Annotations" / "x.xml").read_text())
+    (folder / "._ILSVRC_1.xml").write_bytes(b"\xff\xfe\x00")
+    touch(tmp_path / "pixels", "ILSVRC_1.JPEG")
+    data = read_dataset(f"voc:{folder}", images=tmp_path / "pixels")
+    assert [Path(s.source).name for s in data.samples] == ["ILSVRC_1.JPEG"]
+    assert data.wnids == {"n02123045": ("n02123045",)}
+
+
+@pytest.mark.parametrize(("text", "difficult"), [("Unspecified", False), ("true", True), ("0", False), ("", False)])
+def test_difficult_is_written_in_many_ways(tmp_path, text, difficult):
+    """As the tools have it."""
+    body = SOFA.replace("<difficult>1</difficult>", f"<difficult>{text}</difficult>")
+    (sample,) = read_dataset(voc(tmp_path, a=body)).samples
+    assert sample.objects[0].difficult is difficult
 
 
 def test_voc_falls_back_on_the_named_image(tmp_path):
@@ -76,7 +110,7 @@ def test_voc_falls_back_on_the_named_image(tmp_path):
         ("<object><name>cat</name></object>", "object 1 has no <bndbox/xmin>; expected a number"),
         (SOFA + CAT.replace("<ymax>8.5", "<ymax>low"), "object 2: <bndbox/ymax> is 'low'; expected a number"),
         (SOFA.replace("8.5", "nan"), "<bndbox/ymax> is 'nan'; expected a number"),
-        (SOFA.replace(">1</difficult", ">yes</difficult"), "<difficult> is 'yes'; expected 0 or 1"),
+        (SOFA.replace(">1</difficult", ">maybe</difficult"), "<difficult> is 'maybe'; expected 0 or 1"),
     ],
 )
 def test_bad_voc_annotations_are_refused(tmp_path, body, message):

@@ -132,7 +132,7 @@ def agreement_table(section: Section) -> dict[str, Any]:
     Baselines are left out: that random maps lose everywhere says nothing of the choice among methods.
     """
     names = [m for m, r in section.metrics.items() if r.get("higher_is_better") is not None]
-    names = [m for m in names if not _over_data_set(section, m)]
+    names = [m for m in names if not _over_data_set(section, m) and section.compared]
     values = {m: np.stack([section.values(m, x).values for x in section.compared], axis=1) for m in names}
     names = [m for m in names if np.isfinite(values[m]).sum() and values[m].shape[1] > 1]
     matrix, photos = [], []

@@ -12,11 +12,18 @@ from xai_abn.datasets.sample import READERS, Dataset, Sample, SampleSubset
 from xai_abn.datasets.splits import divide_by_group, split_for
 from xai_abn.errors import DatasetError
 
-#: Folders in which the files of a table may lie, beside it.
-_FOLDERS = ("", "images", "img_align_celeba")
+#: Folders in which the files of a table may lie, from its own: as in CelebA's archives, and as on Kaggle.
+_FOLDERS = (
+    *("", "images", "img_align_celeba", "img_align_celeba/img_align_celeba", "../img_align_celeba"),
+    *("../Img/img_align_celeba", "../Img", "../images"),
+)
 #: Names of the column of files.
 _FILE = ("file", "image_id")
+#: Names of the column of splits.
+_SPLIT = ("split", "partition", "subset", "set")
 _PARTITION = {"0": "train", "1": "validation", "2": "test"}
+#: Files of CelebA beside the table, without their ending, and the folders they may be in.
+_PARTS, _PEOPLE, _BESIDE = "list_eval_partition", "identity_CelebA", ("", "../Eval", "../Anno", "../eval", "../anno")
 _VALUES = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
 #: Training shifts an image by up to this share of its side.
 MAX_SHIFT = 1 / 16
@@ -46,14 +53,15 @@ class _Table:
 
 
 @READERS.register("attributes")
-def read_attributes(place: str) -> Dataset:
+def read_attributes(place: str, images: Path | None = None) -> Dataset:
     """Read images with attributes from a CSV file, or CelebA's own lists.
 
     Args:
         place: a CSV file with a column ``file`` (beside the CSV, or in a folder ``images`` there), optional columns
-            ``split`` (train, validation, test) and ``identity``, and a column of 1 and 0, or 1 and -1, for each
-            attribute; or CelebA's own ``list_attr_celeba.txt``, with ``identity_CelebA.txt`` and
-            ``list_eval_partition.txt`` beside it if they are there.
+            ``split`` (train, validation, test) or ``partition`` (0, 1, 2) and ``identity``, and a column of 1 and 0, or
+            1 and -1, for each attribute; or CelebA's own ``list_attr_celeba``, as ``.txt`` or as ``.csv``, with
+            ``identity_CelebA`` and ``list_eval_partition`` beside it or in CelebA's folders if they are there.
+        images: folder of the images, if it is another.
 
     Returns:
         The images, whose group is the identity. Splits are those of the table. If it names identities but no splits,
@@ -69,7 +77,8 @@ def read_attributes(place: str) -> Dataset:
     if not table.files or not table.labels:
         raise DatasetError(f"{place}: no {'attributes' if table.files else 'images'} in it")
     people: Sequence[str | None] = table.people or [None] * len(table.files)
-    rows = zip(_paths(table, path.parent), _values(table), people, strict=True)
+    folders = [images] if images is not None else [path.parent / folder for folder in _FOLDERS]
+    rows = zip(_paths(table, folders), _values(table), people, strict=True)
     samples = [Sample(file, attributes=names, group=person) for file, names, person in rows]
     splits: dict[str, Sequence[Sample]] = {"train": samples}
     if table.parts is not None:
@@ -101,15 +110,20 @@ def _read_csv(path: Path) -> _Table:
         if len(row) != len(header):
             raise DatasetError(f"{path}, line {line}: {len(row)} values for {len(header)} columns")
     columns = {title: [row[i] for _, row in numbered[1:]] for i, title in enumerate(header)}
-    files, parts, people = columns.pop(name), columns.pop("split", None), columns.pop("identity", None)
+    files, people = columns.pop(name), columns.pop("identity", None)
+    given = [columns.pop(title) for title in _SPLIT if title in columns]
+    if len(given) > 1:
+        raise DatasetError(f"{path}: it has several of the columns {', '.join(_SPLIT)}; keep the one of the splits")
+    parts = given[0] if given else _column_beside(path, _PARTS, files)
+    people = people if people is not None else _column_beside(path, _PEOPLE, files)
     lines = [line for line, _ in numbered[1:]]
     if people is not None and "" in people:
         raise DatasetError(f"{path}, line {lines[people.index('')]}: the identity is missing")
     if parts is not None:
-        given, parts = parts, [split_for(part) or "" for part in parts]
+        words, parts = parts, _splits(parts)
         if "" in parts:
             at = parts.index("")
-            raise DatasetError(f"{path}, line {lines[at]}: split {given[at]!r} is none of train, validation, test")
+            raise DatasetError(f"{path}, line {lines[at]}: split {words[at]!r} is none of train, validation, test")
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     return _Table(str(path), tuple(columns), files, rows, lines, parts, people)
 
@@ -126,22 +140,32 @@ def _read_celeba(path: Path) -> _Table:
         if len(row) != len(labels) + 1:
             raise DatasetError(f"{path}, line {number}: {len(row) - 1} values for {len(labels)} attributes")
     files = [row[0] for row in rows]
-    parts = _column_beside(path.with_name("list_eval_partition.txt"), files)
+    parts = _column_beside(path, _PARTS, files)
     if parts is not None:
-        wrong = next((part for part in parts if part not in _PARTITION), None)
-        if wrong is not None:
-            raise DatasetError(f"{path.with_name('list_eval_partition.txt')}: part {wrong!r} is none of 0, 1, 2")
-        parts = [_PARTITION[part] for part in parts]
-    people = _column_beside(path.with_name("identity_CelebA.txt"), files)
+        words, parts = parts, _splits(parts)
+        if "" in parts:
+            raise DatasetError(f"{path.parent}: {_PARTS} has the part {words[parts.index('')]!r}, none of 0, 1, 2")
+    people = _column_beside(path, _PEOPLE, files)
     numbers = list(range(3, len(rows) + 3))
     return _Table(str(path), labels, files, [row[1:] for row in rows], numbers, parts, people)
 
 
-def _column_beside(path: Path, files: Sequence[str]) -> list[str] | None:
-    """Return the value of each file in a text file of ``file value`` lines, or None if there is no such file."""
-    if not path.is_file():
+def _splits(values: Sequence[str]) -> list[str]:
+    """Return the split that each value names, as a word or as CelebA's number; an empty text for any other."""
+    return [_PARTITION.get(value.removesuffix(".0")) or split_for(value) or "" for value in values]
+
+
+def _column_beside(table: Path, name: str, files: Sequence[str]) -> list[str] | None:
+    """Return the value of each file in a list of CelebA near a table, or None if there is no such list.
+
+    The list has lines ``file value``, or is a CSV file with two columns.
+    """
+    places = (table.parent / folder / f"{name}{ending}" for folder in _BESIDE for ending in (".txt", ".csv"))
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
         return None
-    values = {line[0]: line[-1] for line in _lines(path) if len(line) == 2}
+    lines = [" ".join(line).replace(",", " ").split() for line in _lines(path)]
+    values = {line[0]: line[-1] for line in lines if len(line) == 2}
     missing = [file for file in files if file not in values]
     if missing:
         raise DatasetError(f"{path}: no line for {len(missing)} images, such as {missing[0]}")
@@ -150,7 +174,7 @@ def _column_beside(path: Path, files: Sequence[str]) -> list[str] | None:
 
 def _lines(path: Path) -> list[list[str]]:
     try:
-        return [line.split() for line in path.read_text().splitlines() if line.strip()]
+        return [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: not a readable text file ({error})") from error
 
@@ -174,13 +198,13 @@ def _values(table: _Table) -> list[tuple[str, ...]]:
     return names
 
 
-def _paths(table: _Table, root: Path) -> list[str]:
+def _paths(table: _Table, folders: Sequence[Path]) -> list[str]:
     """Return the paths of the files."""
-    folders = [os.path.join(root, folder) for folder in _FOLDERS]
     found = [next((p for f in folders if os.path.isfile(p := os.path.join(f, file))), "") for file in table.files]
     if "" in found:
         raise DatasetError(
-            f"{table.source}: {found.count('')} files are listed but absent, such as {table.files[found.index('')]}"
+            f"{table.source}: {found.count('')} files are listed but absent, such as {table.files[found.index('')]}; "
+            f"looked for in {', '.join(os.path.normpath(f) for f in folders)}"
         )
     paths = [os.path.normpath(path) for path in found]
     if len(set(paths)) < len(paths):

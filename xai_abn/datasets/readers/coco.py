@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Discriminator, Field, StrictInt, Tag, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
 from xai_abn.datasets.imagenet_classes import wnids_of
-from xai_abn.datasets.sample import READERS, AnnotatedObject, Dataset, Outline, Sample
+from xai_abn.datasets.sample import READERS, AnnotatedObject, Dataset, ImageFinder, Outline, Sample
 from xai_abn.errors import DatasetError
 
 #: Name of the annotations in a folder.
 INSTANCES = "instances.json"
-#: Folder of the images, beside the annotations.
+#: Folder of the images.
 IMAGES = "images"
 
 
@@ -68,19 +69,32 @@ _Segmentation = Annotated[
 _TAGS = ("lengths", "compressed", "polygons", "runs")
 
 
+def _as_text(key: object) -> str:
+    if isinstance(key, bool) or not isinstance(key, (int, float, str)):
+        raise ValueError("a number or a text")
+    return str(int(key)) if isinstance(key, float) and key.is_integer() else str(key)
+
+
+#: Ids are whole numbers; some tools write texts, or numbers with a decimal point.
+Id = Annotated[str, BeforeValidator(_as_text)]
+Side = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class _Image(TypedDict):
-    id: StrictInt
+    id: Id
     file_name: Text
+    width: NotRequired[Side | None]
+    height: NotRequired[Side | None]
 
 
 class _Category(TypedDict):
-    id: StrictInt
+    id: Id
     name: Text
 
 
 class _Annotation(TypedDict):
-    image_id: StrictInt
-    category_id: StrictInt
+    image_id: Id
+    category_id: Id
     bbox: tuple[Number, Number, Number, Number]
     iscrowd: NotRequired[Annotated[int, Field(ge=0, le=1)]]
     segmentation: NotRequired[_Segmentation | None]
@@ -88,55 +102,116 @@ class _Annotation(TypedDict):
 
 class _Instances(TypedDict):
     images: list[_Image]
-    annotations: list[_Annotation]
+    annotations: list[dict[str, Any]]
     categories: list[_Category]
 
 
 @READERS.register("coco")
-def read_coco(place: str) -> Dataset:
-    """Read images annotated in COCO's instance format.
+def read_coco(place: str, images: Path | None = None) -> Dataset:
+    """Read images annotated in COCO's instance format, laid out as COCO, CVAT, Roboflow or Label Studio do.
 
     Args:
-        place: a folder with ``instances.json`` and ``images/``, or such a JSON file with ``images/`` beside it.
+        place: a JSON file, or a folder with ``instances.json``, ``_annotations.coco.json``, ``result.json``, or one
+            file in ``annotations/``.
+        images: folder of the images; default: ``images/`` beside the file or above its folder, the folder of the file,
+            or one called as the end of the file's name, as ``val2017`` for ``annotations/instances_val2017.json``.
 
     Returns:
-        The images that have objects, in the order of the file. Images that are absent or have no object are among the
-        problems.
+        The images in the order of the file, also those without objects. Images that are absent, or have an annotation
+        that cannot be read, are among the problems.
 
     Raises:
         DatasetError: nothing is there, or the file is damaged, incomplete or contradicts itself.
     """
-    file = Path(place) if Path(place).suffix.lower() == ".json" else Path(place) / INSTANCES
+    file = _annotation_file(Path(place))
     document = _load(file)
-    names = _by_id(document["categories"], "categories", "name", file)
-    images = _by_id(document["images"], "images", "file_name", file)
-    objects: dict[int, list[AnnotatedObject]] = {key: [] for key in images}
-    for index, record in enumerate(document["annotations"]):
-        where = f"{file}: annotations[{index}]"
-        if record["image_id"] not in images:
-            raise DatasetError(f"{where} belongs to image_id {record['image_id']}, which is not among the images")
-        if record["category_id"] not in names:
-            raise DatasetError(f"{where} has category_id {record['category_id']}, which is not among the categories")
-        objects[record["image_id"]].append(_object(record, names[record["category_id"]]))
+    names = {record["id"]: record["name"] for record in document["categories"]}
+    if len(names) < len(document["categories"]):
+        raise DatasetError(f"{file}: categories repeat an id; each must occur once")
+    listed = _by_id(document["images"], file)
+    objects: dict[str, list[AnnotatedObject]] = {key: [] for key in listed}
+    damaged: dict[str, str] = {}
+    for index, annotation in enumerate(document["annotations"]):
+        where = f"annotations[{index}]"
+        try:
+            read = _read_annotation(annotation, where)
+            if read["image_id"] not in listed:
+                raise DatasetError(f"{where} belongs to image_id {read['image_id']}, which is not among the images")
+            if read["category_id"] not in names:
+                raise DatasetError(f"{where} has category_id {read['category_id']}, which is not among the categories")
+            objects[read["image_id"]].append(_object(read, names[read["category_id"]]))
+        except DatasetError as error:
+            key = str(annotation.get("image_id"))
+            if key not in listed:  # no one knows which image it costs
+                raise DatasetError(f"{file}: {error}") from error
+            damaged.setdefault(key, str(error))
+    finder = ImageFinder(_folders(file, images), [record["file_name"] for record in listed.values()])
     samples, problems = [], []
-    for key, name in images.items():
-        path = file.parent / IMAGES / name
-        if not path.is_file():
-            problems.append((str(path), "no such file"))
-        elif not objects[key]:
-            problems.append((str(path), "no annotated object"))
+    for key, record in listed.items():
+        path = finder.find(record["file_name"])
+        if path is None:
+            problems.append((record["file_name"], finder.missing(record["file_name"])))
+        elif key in damaged:
+            problems.append((str(path), damaged[key]))
         else:
-            samples.append(Sample(str(path), tuple(objects[key])))
+            samples.append(Sample(str(path), tuple(objects[key]), size=_size(record)))
     wnids = {name: wnids_of(name) for name in names.values() if wnids_of(name)}
-    return Dataset("coco", {"train": samples}, tuple(names.values()), wnids, tuple(problems))
+    return Dataset("coco", {"train": samples}, tuple(dict.fromkeys(names.values())), wnids, tuple(problems))
+
+
+_ANNOTATION = TypeAdapter(_Annotation)
+
+
+def _read_annotation(annotation: dict[str, Any], where: str) -> _Annotation:
+    """Check one annotation.
+
+    Raises:
+        DatasetError: it is damaged.
+    """
+    try:
+        return _ANNOTATION.validate_python(annotation)
+    except ValidationError:
+        try:  # again, for the words of JSON in the message
+            return _ANNOTATION.validate_json(json.dumps(annotation))
+        except ValidationError as error:
+            raise DatasetError(f"{where}.{_describe(error.errors(include_url=False)[0])}") from error
+
+
+def _annotation_file(place: Path) -> Path:
+    """Return the JSON file at a place."""
+    if place.suffix.lower() == ".json" and not place.is_dir():
+        return place
+    found = [place / name for name in (INSTANCES, "_annotations.coco.json", "result.json") if (place / name).is_file()]
+    found = found or sorted((place / "annotations").glob("instances*.json"))
+    if len(found) == 1:
+        return found[0]
+    if not place.is_dir():
+        raise DatasetError(f"{place}: no such folder; give one with {INSTANCES} and {IMAGES}/, or a .json file")
+    problem = f"several files, {', '.join(f.name for f in found)}" if found else f"no {INSTANCES} and no annotations/"
+    raise DatasetError(f"{place}: {problem}; give the .json file")
+
+
+def _folders(file: Path, images: Path | None) -> list[Path]:
+    """Return the folders in which the images may be."""
+    if images is not None:
+        if not images.is_dir():
+            raise DatasetError(f"{images}: no such folder of images")
+        return [images]
+    above, part = file.parent.parent, file.stem.rpartition("_")[2]
+    roots = [file.parent, above] if file.parent.name == "annotations" else [file.parent]
+    return [folder for root in roots for folder in (root / IMAGES, root, root / part, root / IMAGES / part)]
+
+
+def _size(record: _Image) -> tuple[int, int] | None:
+    """Return the size of an image that the file records, (H, W); tools without one write 0 or nothing."""
+    height, width = record.get("height"), record.get("width")
+    return (round(height), round(width)) if height and width else None
 
 
 def _load(file: Path) -> _Instances:
     """Read and check the JSON file."""
     if not file.is_file():
         raise DatasetError(f"{file}: no such file; give a folder with {INSTANCES} and {IMAGES}/, or a .json file")
-    if not (file.parent / IMAGES).is_dir():
-        raise DatasetError(f"{file.parent / IMAGES}: no such folder; put the images there, beside {file.name}")
     try:
         return TypeAdapter(_Instances).validate_json(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except OSError as error:
@@ -159,18 +234,19 @@ def _describe(problem: Any) -> str:
     return f"{where}: expected {expected}, got {text if len(text) <= 40 else f'{text[:37]}...'}"
 
 
-def _by_id(records: list[Any], kind: str, text: str, file: Path) -> dict[int, str]:
-    """Return the names of records by id, refusing ids and names that occur twice."""
-    named: dict[int, str] = {}
+def _by_id(records: list[_Image], file: Path) -> dict[str, _Image]:
+    """Return the images by id, refusing ids and names that occur twice."""
+    found: dict[str, _Image] = {}
     seen = set()
     for index, record in enumerate(records):
-        if record["id"] in named or record[text] in seen:
+        if record["id"] in found or record["file_name"] in seen:
             raise DatasetError(
-                f"{file}: {kind}[{index}] repeats id {record['id']} or {text} {record[text]!r}; each must occur once"
+                f"{file}: images[{index}] repeats id {record['id']} or file_name {record['file_name']!r}; each must "
+                "occur once"
             )
-        named[record["id"]] = record[text]
-        seen.add(record[text])
-    return named
+        found[record["id"]] = record
+        seen.add(record["file_name"])
+    return found
 
 
 def _object(record: _Annotation, label: str) -> AnnotatedObject:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from xai_abn.datasets.imagenet_classes import own_wnids
 from xai_abn.datasets.sample import READERS, Dataset, Sample
-from xai_abn.datasets.splits import find_splits, split_for
+from xai_abn.datasets.splits import find_splits, split_for, split_within
 from xai_abn.errors import DatasetError, ImageLoadError
 from xai_abn.images.loading import EXTENSIONS, find_images
 
@@ -17,9 +17,10 @@ def read_image_folder(place: str) -> Dataset:
 
     Args:
         place: a folder with ``train/<class>/`` (or ``training/``) and, if there are such images, ``val/<class>/`` (or
-            ``valid/``, ``validation/``) and ``test/<class>/`` (or ``testing/``), in upper or lower case; or with
-            ``<class>/`` alone; or with images alone, which then have no class. Images may lie deeper in the folder of
-            a class. Names that start with a dot are skipped; other folders beside ``train`` are skipped with a warning.
+            ``valid/``, ``validation/``) and ``test/<class>/`` (or ``testing/``), in upper or lower case, or longer
+            names such as ``training_set/`` and ``test_set/``; or with ``<class>/`` alone; or with images alone, which
+            then have no class. Images may lie deeper in the folder of a class. Names that start with a dot are
+            skipped; other folders beside ``train`` are skipped with a warning.
 
     Returns:
         The images, sorted by class and path; images beside class folders are among the problems. Classes named by
@@ -31,16 +32,42 @@ def read_image_folder(place: str) -> Dataset:
     root = Path(place)
     if not root.is_dir():
         raise DatasetError(f"{place}: no such folder; give a folder of images")
-    names = [p.name for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    names = _folders_in(root)
     folders = {"train": root}
-    if any(map(split_for, names)):
-        folders = {part: root / name for part, name in find_splits(names, str(root)).items()}
+    if any(map(split_for, names)) or (names and all(split_within(n) and _folders_in(root / n) for n in names)):
+        folders = {part: _inner(root / name) for part, name in find_splits(names, str(root)).items()}
+    else:
+        _refuse_hidden_splits(root, names)
     splits, problems = {}, []
     for part, folder in folders.items():
         splits[part], loose = _read_split(folder)
         problems += [(path, "beside the class folders, so it has no class") for path in loose]
     classes = tuple(sorted({s.label for samples in splits.values() for s in samples if s.label is not None}))
     return Dataset("images", splits, classes, own_wnids(classes), tuple(problems))
+
+
+def _folders_in(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, without those that start with a dot."""
+    return [p.name for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+
+
+def _inner(folder: Path) -> Path:
+    """Return the folder of the same name in a folder that holds nothing else, as Kaggle's archives have it."""
+    return folder / folder.name if _folders_in(folder) == [folder.name] else folder
+
+
+def _refuse_hidden_splits(root: Path, names: list[str]) -> None:
+    """Refuse folders that would be taken for classes, and hold the same folders each.
+
+    Raises:
+        DatasetError: there are such folders.
+    """
+    inside = {tuple(_folders_in(_inner(root / name))) for name in names}
+    if len(names) > 1 and len(inside) == 1 and inside != {()}:
+        raise DatasetError(
+            f"{root}: {', '.join(names[:3])} hold the same folders ({', '.join(inside.pop()[:3])}), so they look like "
+            "splits and not like classes; call them train, val and test, or give one of them alone"
+        )
 
 
 def _read_split(folder: Path) -> tuple[list[Sample], list[str]]:

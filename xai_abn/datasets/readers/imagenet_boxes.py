@@ -9,24 +9,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xai_abn.datasets.imagenet_classes import own_wnids
-from xai_abn.datasets.sample import READERS, AnnotatedObject, Dataset, Sample
+from xai_abn.datasets.sample import READERS, AnnotatedObject, Dataset, ImageFinder, Sample
 from xai_abn.errors import DatasetError
 
 #: Columns that the first line must name.
 COLUMNS = ("file", "wnid", "boxes")
+#: Columns of Kaggle's lists.
+KAGGLE = ("ImageId", "PredictionString")
 
 Box = tuple[float, float, float, float]
 
 
 @READERS.register("imagenet-boxes")
-def read_imagenet_boxes(place: str) -> Dataset:
+def read_imagenet_boxes(place: str, images: Path | None = None) -> Dataset:
     """Read ILSVRC images with boxes of their class, listed in a CSV file.
 
     WordNet ids are the class names, as ImageNet's readable names are not unique (two are "crane").
 
     Args:
         place: a CSV file with the columns ``file``, ``wnid`` and ``boxes``; boxes are ``x1 y1 x2 y2`` (right and
-            bottom exclusive), joined by ``;``. The images are in ``images/`` beside it, or beside it directly.
+            bottom exclusive), joined by ``;``; or Kaggle's ``LOC_val_solution.csv`` or ``LOC_train_solution.csv``. The
+            images are in ``images/`` beside it, beside it directly, or where Kaggle's archive has them.
+        images: folder of the images, if it is another.
 
     Returns:
         The images in the order of the file. Images that are absent or have no box are among the problems.
@@ -35,6 +39,8 @@ def read_imagenet_boxes(place: str) -> Dataset:
         DatasetError: there is no such file, or a line is damaged; the message gives its number.
     """
     file = Path(place)
+    kaggle = [file.parent / "ILSVRC" / "Data" / "CLS-LOC" / part for part in ("val", "train")]
+    finder = ImageFinder([images] if images is not None else [file.parent / "images", file.parent, *kaggle])
     samples, problems = [], []
     seen: dict[str, int] = {}
     for line, row in _rows(file):
@@ -43,9 +49,9 @@ def read_imagenet_boxes(place: str) -> Dataset:
         if name in seen:
             raise DatasetError(f"{where}: {name} is on line {seen[name]} already; join the boxes of an image by ';'")
         seen[name] = line
-        path = next((p for p in (file.parent / "images" / name, file.parent / name) if p.is_file()), None)
+        path = finder.find(name)
         if path is None:
-            problems.append((str(file.parent / "images" / name), "no such file"))
+            problems.append((name, finder.missing(name)))
         elif not boxes:
             problems.append((str(path), "no box"))
         else:
@@ -61,12 +67,26 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
-            if missing := [c for c in COLUMNS if c not in (reader.fieldnames or ())]:
+            kaggle = set(KAGGLE) <= set(reader.fieldnames or ())
+            if missing := [c for c in COLUMNS if not kaggle and c not in (reader.fieldnames or ())]:
                 raise DatasetError(f"{file}, line 1: no column {missing[0]!r}; expected {','.join(COLUMNS)}")
             for row in reader:
-                yield reader.line_num, row
+                yield reader.line_num, _from_kaggle(row, f"{file}, line {reader.line_num}") if kaggle else row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{file}: cannot be read as CSV ({error}); expected {','.join(COLUMNS)}") from error
+
+
+def _from_kaggle(row: dict[str, str], where: str) -> dict[str, str]:
+    """Return a line of Kaggle's list, ``wnid x1 y1 x2 y2 wnid x1 ...``, in our columns."""
+    name, text = ((row.get(column) or "").strip() for column in KAGGLE)
+    words = text.split()
+    groups = [words[i : i + 5] for i in range(0, len(words), 5)]
+    wnids = {group[0] for group in groups}
+    if not groups or len(groups[-1]) != 5 or len(wnids) != 1:
+        raise DatasetError(f"{where}: PredictionString is {text[:40]!r}; expected wnid x1 y1 x2 y2 of one class")
+    folder = f"{groups[0][0]}/" if "_" in name and name.startswith("n") else ""
+    boxes = ";".join(" ".join(group[1:]) for group in groups)
+    return {"file": f"{folder}{name}.JPEG", "wnid": groups[0][0], "boxes": boxes}
 
 
 def _fields(row: dict[str, str], where: str) -> tuple[str, str, list[Box]]:

@@ -6,64 +6,88 @@ import math
 from pathlib import Path
 from xml.etree import ElementTree
 
-from xai_abn.datasets.imagenet_classes import wnids_of
+from xai_abn.datasets.imagenet_classes import own_wnids, wnids_of
 from xai_abn.datasets.sample import READERS, AnnotatedObject, Dataset, Sample
 from xai_abn.errors import DatasetError
+from xai_abn.images.loading import EXTENSIONS
 
+#: What tools write into <difficult>.
+_DIFFICULT = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True, "unspecified": False}
 #: Lists under ImageSets/Main, of which the first that exists is read.
 SPLITS = {"test": "test.txt", "validation": "val.txt"}
 
 
+#: Folders of images, one of them beside ``Annotations``.
+FOLDERS = ("JPEGImages", "Images", "images", "JPEGImage", "Data")
+
+
 @READERS.register("voc")
-def read_voc(place: str) -> Dataset:
-    """Read images with boxes in Pascal VOC's format: a year of a VOCdevkit.
+def read_voc(place: str, images: Path | None = None) -> Dataset:
+    """Read images with boxes in Pascal VOC's format: a year of a VOCdevkit, or a folder of such files.
 
     Args:
-        place: a folder with ``Annotations/*.xml`` and ``JPEGImages/``. If ``ImageSets/Main/test.txt`` exists, the
-            images it lists are read, else those of ``val.txt`` there, else every annotated one.
+        place: a folder with ``Annotations/*.xml`` and ``JPEGImages/`` (or ``images/``), or with XML files and images
+            side by side. If ``ImageSets/Main/test.txt`` exists, the images it lists are read, else those of ``val.txt``
+            there, else every annotated one.
+        images: folder of the images, if it is another.
 
     Returns:
-        The images that have objects. Images that are listed but absent, not annotated or without object are among
-        the problems.
+        The images, also those without objects. Images that are listed but absent or not annotated are among the
+        problems. An image is that with the name of the XML file, whatever its ending; or else the one that the file
+        names, unless that is the image of another XML file.
 
     Raises:
         DatasetError: nothing is there, or a file is damaged or incomplete.
     """
     root = Path(place)
-    for folder in ("Annotations", "JPEGImages"):
-        if not (root / folder).is_dir():
-            raise DatasetError(
-                f"{root / folder}: no such folder; give a year of a VOCdevkit, such as VOCdevkit/VOC2012"
-            )
+    annotations = root / "Annotations" if (root / "Annotations").is_dir() else root
+    if not root.is_dir() or not any(annotations.glob("*.xml")):
+        raise DatasetError(
+            f"{annotations}: {'no XML files in it' if root.is_dir() else 'no such folder'}; give a year of a "
+            "VOCdevkit, such as VOCdevkit/VOC2012, or a folder of XML files"
+        )
+    folder = images or next((root / name for name in FOLDERS if (root / name).is_dir()), annotations)
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder of images")
+    files = {p.stem: p for p in sorted(folder.iterdir(), reverse=True) if p.suffix.lower() in EXTENSIONS}
     samples, problems = [], []
-    part, stems = _listed(root)
+    part, stems = _listed(root, annotations)
     for stem in stems:
-        file = root / "Annotations" / f"{stem}.xml"
+        file = annotations / f"{stem}.xml"
         if not file.is_file():
             problems.append((str(file), "no such file"))
             continue
         tree = _parse(file)
-        image = _image(root, stem, tree)
+        named = Path((tree.findtext("filename") or "").strip().replace("\\", "/")).name
+        other = Path(named).stem if Path(named).suffix.lower() in EXTENSIONS else named
+        image = files.get(stem) or (None if (annotations / f"{other}.xml").is_file() else files.get(other))
         objects = tuple(_object(node, f"{file}: object {i}") for i, node in enumerate(tree.findall("object"), 1))
-        if not image.is_file():
-            problems.append((str(image), "no such file"))
-        elif not objects:
-            problems.append((str(image), "no annotated object"))
+        if image is None:
+            problems.append((str(file), f"no image called {stem} in {folder}, and none of its own called {named!r}"))
         else:
-            samples.append(Sample(str(image), objects))
+            samples.append(Sample(str(image), objects, size=_size(tree)))
     names = tuple(sorted({thing.label for sample in samples for thing in sample.objects}))
-    wnids = {name: wnids_of(name) for name in names if wnids_of(name)}
+    wnids = {name: wnids_of(name) for name in names if wnids_of(name)} | own_wnids(names)
     return Dataset("voc", {part: samples}, names, wnids, tuple(problems))
 
 
-def _listed(root: Path) -> tuple[str, list[str]]:
+def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
+    """Return the size of the image that the annotation records, (H, W); tools without one write 0 or nothing."""
+    try:
+        height, width = (round(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
+    except ValueError:
+        return None
+    return (height, width) if height and width else None
+
+
+def _listed(root: Path, annotations: Path) -> tuple[str, list[str]]:
     """Return the split that is read, and the names of its images, without ending."""
     for part, name in SPLITS.items():
         file = root / "ImageSets" / "Main" / name
         if file.is_file():
             lines = [line.split() for line in _text(file, "names of images, one a line").splitlines()]
             return part, list(dict.fromkeys(words[0] for words in lines if words))
-    return "train", sorted(file.stem for file in (root / "Annotations").glob("*.xml"))
+    return "train", sorted(file.stem for file in annotations.glob("*.xml") if not file.name.startswith("."))
 
 
 def _text(file: Path, expected: str) -> str:
@@ -87,23 +111,16 @@ def _parse(file: Path) -> ElementTree.Element:
     return tree
 
 
-def _image(root: Path, stem: str, tree: ElementTree.Element) -> Path:
-    """Return the image of the same name, or else the one that the annotation names."""
-    image = root / "JPEGImages" / f"{stem}.jpg"
-    named = (tree.findtext("filename") or "").strip()
-    return root / "JPEGImages" / named if named and not image.is_file() else image
-
-
 def _object(node: ElementTree.Element, where: str) -> AnnotatedObject:
     """Convert one <object>: VOC counts pixels from 1, and its boxes include right and bottom."""
     label = (node.findtext("name") or "").strip()
     if not label:
         raise DatasetError(f"{where} has no <name>; expected a class")
     left, top, right, bottom = (_number(node, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
-    difficult = (node.findtext("difficult") or "0").strip()
-    if difficult not in ("0", "1"):
+    difficult = (node.findtext("difficult") or "0").strip().lower()
+    if difficult not in _DIFFICULT:
         raise DatasetError(f"{where}: <difficult> is {difficult!r}; expected 0 or 1")
-    return AnnotatedObject(label, (left - 1, top - 1, right, bottom), difficult=difficult == "1")
+    return AnnotatedObject(label, (left - 1, top - 1, right, bottom), difficult=_DIFFICULT[difficult])
 
 
 def _number(node: ElementTree.Element, tag: str, where: str) -> float:
