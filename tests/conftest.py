@@ -1,4 +1,4 @@
-"""Small models and pictures shared by the tests; nothing is downloaded."""
+"""Small models and images shared by the tests; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -82,16 +82,16 @@ def inputs() -> torch.Tensor:
 
 
 @pytest.fixture
-def photo() -> np.ndarray:
-    """A seeded uint8 picture (60, 80, 3) with a bright square."""
+def image() -> np.ndarray:
+    """A seeded uint8 image (60, 80, 3) with a bright square."""
     pixels = np.random.default_rng(0).integers(0, 120, (60, 80, 3), dtype=np.uint8)
     pixels[20:40, 30:50] = 250
     return pixels
 
 
 @pytest.fixture
-def photo_file(tmp_path, photo):
-    """The picture as a PNG file."""
-    path = tmp_path / "photo.png"
-    Image.fromarray(photo).save(path)
+def image_file(tmp_path, image):
+    """The image as a PNG file."""
+    path = tmp_path / "image.png"
+    Image.fromarray(image).save(path)
     return path

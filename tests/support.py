@@ -37,7 +37,7 @@ def probability(predict, image, target):
         return float(predict(image[None]).double().softmax(dim=1)[0, target])
 
 
-def make_photos(folder, number=8):
+def make_images(folder, number=8):
     (folder / "images").mkdir(parents=True)
     draw = np.random.default_rng(0)
     images, annotations = [], []

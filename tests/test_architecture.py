@@ -115,7 +115,7 @@ PYTHON_BLOCKS = [(name, i) for name in ("README.md", "docs/guide.md") for i in r
 
 @pytest.mark.parametrize(("name", "index"), PYTHON_BLOCKS)
 def test_the_docs_python_runs(name, index, tmp_path, monkeypatch):
-    """Every Python block of README and guide runs by itself (training for two steps on one generated photo)."""
+    """Every Python block of README and guide runs by itself (training for two steps on one generated image)."""
     import numpy as np
     from PIL import Image
 

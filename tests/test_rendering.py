@@ -1,4 +1,4 @@
-"""Explanations as pictures: scaling, flaws, sheets."""
+"""Explanations as images: scaling, flaws, sheets."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ overlay = Explanation.overlay
 
 
 @pytest.fixture
-def record(gap_net, photo):
-    return xai_abn.explain(gap_net, photo, "cam")["cam"]
+def record(gap_net, image):
+    return xai_abn.explain(gap_net, image, "cam")["cam"]
 
 
 def with_map(record, values):
@@ -55,11 +55,11 @@ def test_tiny_maps_are_not_flat(record):
     assert with_map(record, np.arange(16).reshape(4, 4) * 1e-12).flaw is None
 
 
-def test_a_flawed_map_leaves_the_picture_bare(record):
-    """The overlay of a flat map shows the untouched picture, and a line that says why."""
+def test_a_flawed_map_leaves_the_image_bare(record):
+    """The overlay of a flat map shows the untouched image, and a line that says why."""
     flat = with_map(record, np.zeros((4, 4)))
     pixels = np.asarray(overlay(flat))
-    view = record.view.repeat(4, axis=0).repeat(4, axis=1)  # a picture of 64 pixels is enlarged
+    view = record.view.repeat(4, axis=0).repeat(4, axis=1)  # an image of 64 pixels is enlarged
     height, width = view.shape[:2]
     bare = pixels[-height - 44 : -44, 14 : 14 + width]
     assert np.array_equal(bare, view)
@@ -68,17 +68,17 @@ def test_a_flawed_map_leaves_the_picture_bare(record):
 
 @pytest.mark.parametrize("colormap", COLORMAPS)
 def test_every_colour_map_draws(record, colormap):
-    """Each named colour map gives a picture of its own."""
+    """Each named colour map gives an image of its own."""
     other = "viridis" if colormap != "viridis" else "inferno"
     assert overlay(record, colormap=colormap).tobytes() != overlay(record, colormap=other).tobytes()
 
 
-def test_a_sheet_sets_methods_side_by_side(gap_net, photo):
-    """One column for the picture and one a method; several pictures do not mix."""
-    result = xai_abn.explain(gap_net, photo, ["cam", "grad-cam"])[0]
+def test_a_sheet_sets_methods_side_by_side(gap_net, image):
+    """One column for the image and one a method; several images do not mix."""
+    result = xai_abn.explain(gap_net, image, ["cam", "grad-cam"])[0]
     one = overlay(result["cam"])
     assert sheet(list(result.values())).width == 3 * one.width
-    other = xai_abn.explain(gap_net, [photo, photo], "cam")[1]["cam"]
+    other = xai_abn.explain(gap_net, [image, image], "cam")[1]["cam"]
     with pytest.raises(InvalidInputError, match="one image"):
         sheet([result["cam"], other])
     with pytest.raises(InvalidInputError, match="at least one"):
@@ -100,9 +100,9 @@ def test_letters_of_other_alphabets_are_drawn_as_themselves(letters):
     assert len(set(masks)) == len(masks)
 
 
-def test_notebooks_show_the_overlay_and_the_sheet(gap_net, photo):
+def test_notebooks_show_the_overlay_and_the_sheet(gap_net, image):
     """Explanations have a PNG representation, alone and together."""
-    result = xai_abn.explain(gap_net, photo, ["cam", "grad-cam"])[0]
+    result = xai_abn.explain(gap_net, image, ["cam", "grad-cam"])[0]
     single = Image.open(io.BytesIO(result["cam"]._repr_png_()))
     together = Image.open(io.BytesIO(result._repr_png_()))
     assert together.width == 3 * single.width

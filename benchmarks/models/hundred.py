@@ -3,7 +3,7 @@
     python benchmarks/models/hundred.py [--only TEXT]
 
 For every network the target layer that xai-abn finds is hooked by hand, the logit of one class is differentiated by
-``torch.autograd.grad``, and the map is formed as in the papers. Weights are drawn anew, so that no branch is switched
+``torch.autograd.grad``, and the map is formed as in the papers. Weights are drawn again, so that no branch is switched
 off by an initial weight of 0, and the networks compute in float64, so that rounding plays no part. Needs
 ``pip install "xai-abn[test]"``.
 """

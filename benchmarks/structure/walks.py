@@ -89,7 +89,7 @@ def benchmark(model: Any, images: Path, output: Path) -> None:
 def distill(images: Path, output: Path) -> None:
     if is_layout_of_1390650():
         make_settings = import_module("xai_abn.training.distillation.settings").DistillationSettings
-        settings = make_settings(photos=(str(images),), steps=1, batch_size=2, workers=0)
+        settings = make_settings(images=(str(images),), steps=1, batch_size=2, workers=0)
         import_module("xai_abn.training.distillation.run").run_distillation(output, settings)
         return
     from xai_abn.training import DistillationSettings, run_distillation

@@ -12,7 +12,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from support import make_photos
+from support import make_images
 from typer.testing import CliRunner
 
 from xai_abn import explainers, metrics
@@ -24,7 +24,7 @@ from xai_abn.errors import OutputError, RunError, UnknownNameError
 from xai_abn.metrics import base
 
 LABEL = "<b>&cat"
-PHOTOS = 12
+IMAGES = 12
 AXIS = [0.0, 0.25, 0.5, 0.75, 1.0]
 #: Probability of the target with no pixel changed, by method; deletion falls from it to 0 in a straight line.
 LEVELS = {"abn": 0.4, "cam": 0.6, "grad-cam": 0.8, "center": 1.0}
@@ -75,7 +75,7 @@ def map_row(image, method, trial, label, flat):
 
 
 def rows_of(image, index, method):
-    """One photo: straight deletion and insertion lines, hits on even photos, grad-cam flat on photo 0."""
+    """One image: straight deletion and insertion lines, hits on even images, grad-cam flat on image 0."""
     flat = method == "grad-cam" and index == 0
     level = LEVELS[method] * (1 + index / 100)
     maps = [map_row(image, method, trial, LABEL, flat) for trial in ("top-1", LABEL)]
@@ -90,13 +90,13 @@ def rows_of(image, index, method):
     return maps, results
 
 
-def write_run(path, *, model="net", data="coco", photos=range(PHOTOS), metrics=METRICS, methods=METHODS):
+def write_run(path, *, model="net", data="coco", images=range(IMAGES), metrics=METRICS, methods=METHODS):
     identity = {"model": {"name": model, "fingerprint": model * 3}, "precision": "float32", "data": {"kind": data}}
     batch = Batch(failures=[FailureRow("broken.jpg", "broken.jpg: truncated"), FailureRow("b.jpg", "b.jpg: truncated")])
-    for index in photos:
+    for index in images:
         image = f"key{index:02d}"
         objects = [{"label": LABEL, "box": [0.1, -0.2, 0.5, 0.6], "crowd": False, "difficult": True}]
-        batch.images.append(ImageRow(image, index, f"photo{index}.jpg", None, view(index), objects))
+        batch.images.append(ImageRow(image, index, f"image{index}.jpg", None, view(index), objects))
         for method in METHODS:
             maps, results = rows_of(image, index, method)
             batch.maps += maps
@@ -110,7 +110,7 @@ def write_run(path, *, model="net", data="coco", photos=range(PHOTOS), metrics=M
 
 @pytest.fixture
 def run(tmp_path):
-    """A run of 12 photos, 3 methods and a baseline, 3 metrics; grad-cam's map of the first photo is flat."""
+    """A run of 12 images, 3 methods and a baseline, 3 metrics; grad-cam's map of the first image is flat."""
     return write_run(tmp_path / "run.sqlite")
 
 
@@ -125,9 +125,9 @@ def test_means_are_over_photos_and_flat_maps_are_left_out_or_miss(run):
     assert cell(report, "deletion:test", "cam")["value"] == pytest.approx(0.3 * 1.055)
     flat = cell(report, "deletion:test", "grad-cam")
     assert flat["value"] == pytest.approx(0.4 * (1 + np.arange(1, 12).mean() / 100))
-    assert (flat["photos"], flat["flaws"]) == (11, {"flat": 1})
+    assert (flat["images"], flat["flaws"]) == (11, {"flat": 1})
     missed = cell(report, "pointing-game:test", "grad-cam")
-    assert (missed["value"], missed["photos"], missed["flaws"]) == (pytest.approx(5 / 12), 12, {"flat": 1})
+    assert (missed["value"], missed["images"], missed["flaws"]) == (pytest.approx(5 / 12), 12, {"flat": 1})
     assert cell(report, "pointing-game:test", "cam")["value"] == pytest.approx(6 / 12)
 
 
@@ -206,11 +206,11 @@ def test_a_value_of_the_whole_data_set_comes_from_the_metric_itself(tmp_path):
 
 
 def test_shards_of_one_run_are_put_together(tmp_path):
-    """Two files of one identity give what one file of all photos gives; photos in both count once."""
+    """Two files of one identity give what one file of all images gives; images in both count once."""
     whole = make_report([write_run(tmp_path / "whole.sqlite")], gallery=0)
-    parts = [write_run(tmp_path / f"{i}.sqlite", photos=p) for i, p in enumerate((range(7), range(5, PHOTOS)))]
+    parts = [write_run(tmp_path / f"{i}.sqlite", images=p) for i, p in enumerate((range(7), range(5, IMAGES)))]
     report = make_report(parts, gallery=0)
-    for name in ("photos", "summary", "comparisons", "agreement", "curves", "classes"):
+    for name in ("images", "summary", "comparisons", "agreement", "curves", "classes"):
         assert report.sections[0][name] == whole.sections[0][name]
 
 
@@ -237,16 +237,16 @@ def test_the_axis_of_curves_may_differ_between_models(tmp_path):
 
 
 def test_the_gallery_shows_the_photos_with_the_largest_spread(run):
-    """Deletion's spread between methods grows with the photo's number; the flat map is bare and says why."""
-    report = make_report([run], gallery=PHOTOS)
+    """Deletion's spread between methods grows with the image's number; the flat map is bare and says why."""
+    report = make_report([run], gallery=IMAGES)
     gallery = report.sections[0]["gallery"]
     assert gallery["metric"] == "deletion:test"
-    assert [row["source"] for row in gallery["rows"]][:2] == ["photo11.jpg", "photo10.jpg"]
-    assert len(report.pictures) == PHOTOS * (1 + len(METHODS))
-    index, row = next((i, r) for i, r in enumerate(gallery["rows"]) if r["source"] == "photo0.jpg")
+    assert [row["source"] for row in gallery["rows"]][:2] == ["image11.jpg", "image10.jpg"]
+    assert len(report.drawings) == IMAGES * (1 + len(METHODS))
+    index, row = next((i, r) for i, r in enumerate(gallery["rows"]) if r["source"] == "image0.jpg")
     assert next(m for m in row["methods"] if m["method"] == "grad-cam")["flaw"] == "flat"
-    assert report.pictures[0, index, "grad-cam"] == report.pictures[0, index, ""]
-    assert report.pictures[0, index, "cam"] != report.pictures[0, index, ""]
+    assert report.drawings[0, index, "grad-cam"] == report.drawings[0, index, ""]
+    assert report.drawings[0, index, "cam"] != report.drawings[0, index, ""]
     (box,) = row["objects"]
     assert [box[k] for k in ("left", "top", "width", "height")] == pytest.approx([10, 0, 40, 60])
     assert box["label"] == f"{LABEL} (difficult)"
@@ -286,7 +286,7 @@ def test_the_json_is_strict_and_equal_runs_give_equal_files(run):
     def refuse(word):
         raise AssertionError(word)
 
-    assert json.loads(content, parse_constant=refuse)["sections"][0]["photos"] == PHOTOS
+    assert json.loads(content, parse_constant=refuse)["sections"][0]["images"] == IMAGES
     again = make_report([run]).save(run.parent / "again")
     assert [p.read_bytes() for p in again] == [p.read_bytes() for p in paths]
     assert not [*run.parent.rglob("*.part")]
@@ -306,12 +306,12 @@ def test_a_report_replaces_reports_but_nothing_else(run):
 
 
 def test_superseded_photos_no_longer_count_and_are_told(run):
-    """A photo that changed since is left out of every table, and the report says how many there are."""
+    """An image that changed since is left out of every table, and the report says how many there are."""
     with Store.open(run) as store:
-        store.write(Batch(images=[ImageRow("new", 3, "photo3.jpg", None, view(3), [])]))
+        store.write(Batch(images=[ImageRow("new", 3, "image3.jpg", None, view(3), [])]))
     section = make_report([run]).sections[0]
-    assert (section["photos"], section["superseded"]) == (PHOTOS - 1, 1)
-    assert "1 photo changed since" in make_report([run]).markdown()
+    assert (section["images"], section["superseded"]) == (IMAGES - 1, 1)
+    assert "1 image changed since" in make_report([run]).markdown()
 
 
 def test_missing_facts_are_no_obstacle(tmp_path):
@@ -351,7 +351,7 @@ def test_shards_that_contradict_each_other_are_refused(run, tmp_path):
 
 def test_words_do_not_keep_runs_apart(gap_net, tmp_path, monkeypatch):
     """Two shards made by versions with other docstrings and definitions are one run."""
-    data = read_dataset(f"coco:{make_photos(tmp_path / 'set', 4)}")
+    data = read_dataset(f"coco:{make_images(tmp_path / 'set', 4)}")
     for index in (1, 2):
         settings = BenchmarkSettings(shard=(index, 2))
         benchmark(gap_net, data, ["cam", "center"], ["gini"], tmp_path / f"{index}.sqlite", settings)
@@ -360,7 +360,7 @@ def test_words_do_not_keep_runs_apart(gap_net, tmp_path, monkeypatch):
         monkeypatch.setitem(base.METRICS, other.full_name, other)
     (section,) = make_report([tmp_path / "1.sqlite", tmp_path / "2.sqlite"]).sections
     assert {m["method"] for m in section["methods"]} == {"cam", "center"}
-    assert all(c["photos"] == 4 for c in section["summary"])
+    assert all(c["images"] == 4 for c in section["summary"])
 
 
 def test_the_command_prints_the_summary_and_the_paths(run):
@@ -397,7 +397,7 @@ def browser():
 
 
 def opened(browser, run, width):
-    """Show a run's report in a window of some width, all pictures loaded."""
+    """Show a run's report in a window of some width, all drawings loaded."""
     path = make_report([run]).save(run.parent / "report")[0]
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -408,11 +408,11 @@ def opened(browser, run, width):
     )
 
 
-def test_every_picture_shows_and_the_console_is_silent(browser, run):
-    """In a browser each picture has pixels, and nothing is blocked, missing or wrong."""
+def test_every_image_shows_and_the_console_is_silent(browser, run):
+    """In a browser each drawing has pixels, and nothing is blocked, missing or wrong."""
     opened(browser, run, 1280)
     widths = browser.execute_script("return [...document.images].map((i) => i.naturalWidth)")
-    assert len(widths) == PHOTOS * (1 + len(METHODS))
+    assert len(widths) == IMAGES * (1 + len(METHODS))
     assert all(width > 0 for width in widths)
     assert browser.get_log("browser") == []
 

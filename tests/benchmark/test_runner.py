@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import make_photos
+from support import make_images
 
 import xai_abn
 from xai_abn import explainers, metrics
@@ -42,9 +42,9 @@ METRICS = ["deletion", "insertion", "pointing-game", "energy-confusion", "object
 
 
 @pytest.fixture
-def photos(tmp_path):
-    """A COCO folder of eight seeded photos; each shows a cat, every second one a dog too."""
-    return make_photos(tmp_path / "set")
+def images(tmp_path):
+    """A COCO folder of eight seeded images; each shows a cat, every second one a dog too."""
+    return make_images(tmp_path / "set")
 
 
 def run(model, folder, output, methods=METHODS, metrics=METRICS, **settings):
@@ -60,10 +60,10 @@ def values(path):
     return sorted(map(repr, rows)), curves, maps
 
 
-def test_a_run_holds_one_row_for_each_photo_method_target_and_metric(gap_net, photos, tmp_path):
-    """Top-1 metrics have one row a photo and method, class metrics one for each class present."""
-    summary = run(gap_net, photos, tmp_path / "run.sqlite")
-    assert (summary.photos, summary.measured, summary.known, summary.failed) == (8, 8, 0, [])
+def test_a_run_holds_one_row_for_each_image_method_target_and_metric(gap_net, images, tmp_path):
+    """Top-1 metrics have one row an image and method, class metrics one for each class present."""
+    summary = run(gap_net, images, tmp_path / "run.sqlite")
+    assert (summary.images, summary.measured, summary.known, summary.failed) == (8, 8, 0, [])
     with Store.read(tmp_path / "run.sqlite") as store:
         count = {}
         for r in store.results():
@@ -76,18 +76,18 @@ def test_a_run_holds_one_row_for_each_photo_method_target_and_metric(gap_net, ph
         assert store.sessions[0]["measured"] == 8
 
 
-def test_attributes_are_measured_by_their_own_probabilities(gap_net, photos, tmp_path):
+def test_attributes_are_measured_by_their_own_probabilities(gap_net, images, tmp_path):
     """Of a multi-label model a probability is a sigmoid, in maps, curves and definitions; infidelity reads logits."""
     model = xai_abn.wrap(
         gap_net.module, labels=gap_net.labels, preprocess=xai_abn.Preprocess(size=32), name="many", multi_label=True
     )
     metrics = ["deletion:xai-abn", "average-drop:undivided", "polarity", "infidelity"]
-    run(model, photos, tmp_path / "run.sqlite", ["grad-cam"], metrics)
+    run(model, images, tmp_path / "run.sqlite", ["grad-cam"], metrics)
     with Store.read(tmp_path / "run.sqlite") as store:
         names = {i.image: i.source for i in store.images()}
         shown = xai_abn.Preprocess(size=32, crop="squash")
         for row in store.maps():
-            inputs = shown(xai_abn.images.load_image(photos / "images" / names[row.image])).tensor[None]
+            inputs = shown(xai_abn.images.load_image(images / "images" / names[row.image])).tensor[None]
             with torch.no_grad():
                 expected = gap_net.module(inputs).sigmoid()[0, row.target].item()
             assert row.probability == pytest.approx(expected, abs=1e-5)
@@ -105,18 +105,18 @@ def test_attributes_are_measured_by_their_own_probabilities(gap_net, photos, tmp
     torch.testing.assert_close(drop, (before - after).clamp_min(0), atol=1e-5, rtol=0)
 
 
-def test_the_values_are_the_metrics_own(gap_net, photos, tmp_path):
+def test_the_values_are_the_metrics_own(gap_net, images, tmp_path):
     """What a run stores is what the public functions return for the same maps."""
     from xai_abn.metrics import Objects, deletion, gini, object_recall
 
-    run(gap_net, photos, tmp_path / "run.sqlite", batch_size=3)
+    run(gap_net, images, tmp_path / "run.sqlite", batch_size=3)
     with Store.read(tmp_path / "run.sqlite") as store:
         names = {i.image: i.source for i in store.images()}
         rows = {(names[r.image], r.method, r.metric): r for r in store.results() if r.trial == "top-1"}
         maps = {(names[m.image], m.method): m for m in store.maps() if m.trial == "top-1"}
     preprocess = xai_abn.Preprocess(size=32, crop="squash")
     for name in ("0.png", "1.png", "6.png"):
-        shown = preprocess(xai_abn.images.load_image(photos / "images" / name)).tensor[None]
+        shown = preprocess(xai_abn.images.load_image(images / "images" / name)).tensor[None]
         found = maps[name, "cam"]
         assert gap_net.module(shown).argmax() == found.target
         map_, target = torch.tensor(found.map)[None], torch.tensor([found.target])
@@ -131,41 +131,41 @@ def test_the_values_are_the_metrics_own(gap_net, photos, tmp_path):
             assert rows[name, "cam", metric].value == pytest.approx(value.item(), abs=1e-6)
 
 
-def test_a_repeated_run_computes_nothing(gap_net, photos, tmp_path, monkeypatch):
+def test_a_repeated_run_computes_nothing(gap_net, images, tmp_path, monkeypatch):
     """The second time, no network is run and no row is written."""
-    run(gap_net, photos, tmp_path / "run.sqlite")
+    run(gap_net, images, tmp_path / "run.sqlite")
     before = values(tmp_path / "run.sqlite")
     monkeypatch.setattr(Scorer, "score", None)
-    summary = run(gap_net, photos, tmp_path / "run.sqlite")
+    summary = run(gap_net, images, tmp_path / "run.sqlite")
     assert (summary.measured, summary.known) == (0, 8)
     assert values(tmp_path / "run.sqlite") == before
 
 
-def test_a_new_method_or_metric_adds_only_its_own_values(gap_net, photos, tmp_path, monkeypatch):
+def test_a_new_method_or_metric_adds_only_its_own_values(gap_net, images, tmp_path, monkeypatch):
     """Adding methods and metrics later gives what one run with all of them gives, and asks only for what is missing."""
     path, asked = tmp_path / "run.sqlite", []
-    run(gap_net, photos, path, ["cam"], METRICS[:2])
+    run(gap_net, images, path, ["cam"], METRICS[:2])
     original = Scorer.score
 
-    def spy(self, photos, methods, wanted):
+    def spy(self, images, methods, wanted):
         asked.append({m.full_name: tuple(names) for m, names in wanted})
-        return original(self, photos, methods, wanted)
+        return original(self, images, methods, wanted)
 
     monkeypatch.setattr(Scorer, "score", spy)
-    run(gap_net, photos, path)
+    run(gap_net, images, path)
     assert asked[0]["deletion:xai-abn"] == ("grad-cam", "center", "uniform")
     assert asked[0]["gini:raw-map"] == tuple(METHODS)
-    run(gap_net, photos, tmp_path / "whole.sqlite")
+    run(gap_net, images, tmp_path / "whole.sqlite")
     assert values(path)[0] == values(tmp_path / "whole.sqlite")[0]
 
 
-def test_batch_size_and_shards_change_nothing(gap_net, photos, tmp_path):
+def test_batch_size_and_shards_change_nothing(gap_net, images, tmp_path):
     """Merged shards, in batches of other sizes, hold what a single run holds; parts stay as they were."""
-    run(gap_net, photos, tmp_path / "single.sqlite", batch_size=8)
+    run(gap_net, images, tmp_path / "single.sqlite", batch_size=8)
     parts = []
     for i in (1, 2, 3):
         parts.append(tmp_path / f"part{i}.sqlite")
-        assert run(gap_net, photos, parts[-1], batch_size=1, shard=(i, 3)).photos == (3 if i < 3 else 2)
+        assert run(gap_net, images, parts[-1], batch_size=1, shard=(i, 3)).images == (3 if i < 3 else 2)
     counted = merge_runs(tmp_path / "merged.sqlite", parts)
     assert counted[0] == 8
     single, merged = values(tmp_path / "single.sqlite"), values(tmp_path / "merged.sqlite")
@@ -177,41 +177,41 @@ def test_batch_size_and_shards_change_nothing(gap_net, photos, tmp_path):
         merge_runs(tmp_path / "merged.sqlite", parts)
 
 
-def test_runs_of_different_models_do_not_merge(gap_net, photos, tmp_path):
+def test_runs_of_different_models_do_not_merge(gap_net, images, tmp_path):
     """Parts must agree in model, preprocessing, precision and data; no half-made file is left."""
-    run(gap_net, photos, tmp_path / "a.sqlite", limit=2)
+    run(gap_net, images, tmp_path / "a.sqlite", limit=2)
     with torch.no_grad():
         gap_net.module.fc.bias.add_(1)
-    run(gap_net, photos, tmp_path / "b.sqlite", limit=2)
+    run(gap_net, images, tmp_path / "b.sqlite", limit=2)
     with pytest.raises(RunError, match=r"b\.sqlite does not belong"):
         merge_runs(tmp_path / "m.sqlite", [tmp_path / "a.sqlite", tmp_path / "b.sqlite"])
     assert not list(tmp_path.glob("m.sqlite*"))
 
 
-def test_a_changed_model_is_noticed(gap_net, photos, tmp_path):
+def test_a_changed_model_is_noticed(gap_net, images, tmp_path):
     """One weight moved: the run is refused, and keeps what it has."""
-    run(gap_net, photos, tmp_path / "run.sqlite", limit=2)
+    run(gap_net, images, tmp_path / "run.sqlite", limit=2)
     before = values(tmp_path / "run.sqlite")
     with torch.no_grad():
         gap_net.module.fc.weight[0, 0] += 1e-3
     with pytest.raises(RunError, match="another model"):
-        run(gap_net, photos, tmp_path / "run.sqlite", limit=2)
+        run(gap_net, images, tmp_path / "run.sqlite", limit=2)
     with pytest.raises(RunError, match=r"another (model|precision)"):
-        run(gap_net, photos, tmp_path / "run.sqlite", limit=2, bf16=True)
+        run(gap_net, images, tmp_path / "run.sqlite", limit=2, bf16=True)
     assert values(tmp_path / "run.sqlite") == before
 
 
-def test_words_do_not_change_what_a_run_holds(gap_net, photos, tmp_path, monkeypatch):
+def test_words_do_not_change_what_a_run_holds(gap_net, images, tmp_path, monkeypatch):
     """Another docstring, source, unit or definition: nothing is measured again, and the newest words are kept."""
     path = tmp_path / "run.sqlite"
-    run(gap_net, photos, path)
+    run(gap_net, images, path)
     before = values(path)
     kind, metric = explainers.get("cam"), metrics.get("deletion")
     monkeypatch.setattr(kind, "__doc__", "Other words.")
     monkeypatch.setattr(kind, "source", "another page")
     other = dataclasses.replace(metric, definition="Other words.", source="another page", units="something")
     monkeypatch.setitem(REGISTERED, metric.full_name, other)
-    summary = run(gap_net, photos, path)
+    summary = run(gap_net, images, path)
     assert (summary.measured, summary.known) == (0, 8)
     assert values(path) == before
     with Store.read(path) as store:
@@ -221,10 +221,10 @@ def test_words_do_not_change_what_a_run_holds(gap_net, photos, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("changed", ["metric", "method", "option"])
-def test_another_version_or_option_is_refused(gap_net, photos, tmp_path, monkeypatch, changed):
+def test_another_version_or_option_is_refused(gap_net, images, tmp_path, monkeypatch, changed):
     """Values of two computations never stand under one name."""
     path = tmp_path / "run.sqlite"
-    run(gap_net, photos, path, limit=2)
+    run(gap_net, images, path, limit=2)
     if changed == "metric":
         other = dataclasses.replace(metrics.get("deletion"), version=2)
         monkeypatch.setitem(REGISTERED, "deletion:xai-abn", other)
@@ -233,27 +233,27 @@ def test_another_version_or_option_is_refused(gap_net, photos, tmp_path, monkeyp
     else:
         monkeypatch.setattr(explainers.get("cam"), "options", {"power": 2})
     with pytest.raises(RunError, match="values are never mixed"):
-        run(gap_net, photos, path, limit=2)
+        run(gap_net, images, path, limit=2)
 
 
-def test_a_changed_photo_or_annotation_is_measured_anew(gap_net, photos, tmp_path):
-    """Old values of a changed photo no longer count and are reported; changed back, they count again."""
-    path, changed = tmp_path / "run.sqlite", photos / "images" / "3.png"
-    run(gap_net, photos, path)
+def test_a_changed_image_or_annotation_is_measured_anew(gap_net, images, tmp_path):
+    """Old values of a changed image no longer count and are reported; changed back, they count again."""
+    path, changed = tmp_path / "run.sqlite", images / "images" / "3.png"
+    run(gap_net, images, path)
     first, original = values(path), changed.read_bytes()
     Image.new("RGB", (60, 40), "red").save(changed)
-    summary = run(gap_net, photos, path)
+    summary = run(gap_net, images, path)
     assert (summary.measured, summary.known, summary.superseded) == (1, 7, 1)
     assert len(values(path)[0]) == len(first[0])
     assert values(path) != first
     changed.write_bytes(original)
-    summary = run(gap_net, photos, path)
+    summary = run(gap_net, images, path)
     assert (summary.measured, summary.superseded) == (0, 1)
     assert values(path) == first
 
 
 @pytest.mark.parametrize("moment", [0.02, 0.3, 0.8])
-def test_killed_at_any_moment_a_run_goes_on(gap_net, photos, tmp_path, moment):
+def test_killed_at_any_moment_a_run_goes_on(gap_net, images, tmp_path, moment):
     """Killed with SIGKILL while it writes, a run is whole, and finished gives what an uninterrupted one gives."""
     path = tmp_path / "run.sqlite"
     torch.save(gap_net.module.state_dict(), tmp_path / "weights.pt")
@@ -269,7 +269,7 @@ labels = ["cat", "dog", "bicycle", "sofa", "kite"]
 model = xai_abn.wrap(net, labels=labels, preprocess=xai_abn.Preprocess(size=32), name="gap-net")
 def progress(done, total):
     print(done, flush=True); time.sleep(0.15)
-data, settings = read_dataset("coco:{photos}"), BenchmarkSettings(batch_size=1)
+data, settings = read_dataset("coco:{images}"), BenchmarkSettings(batch_size=1)
 benchmark(model, data, {METHODS!r}, {METRICS!r}, {str(path)!r}, settings, progress=progress)
 """
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -279,37 +279,37 @@ benchmark(model, data, {METHODS!r}, {METRICS!r}, {str(path)!r}, settings, progre
     process.wait()
     with Store.read(path) as store:
         assert 1 <= len(store.images()) < 8
-    summary = run(gap_net, photos, path, batch_size=1)
+    summary = run(gap_net, images, path, batch_size=1)
     assert summary.known >= 1
     assert summary.known + summary.measured == 8
-    run(gap_net, photos, tmp_path / "whole.sqlite", batch_size=1)
+    run(gap_net, images, tmp_path / "whole.sqlite", batch_size=1)
     assert values(path) == values(tmp_path / "whole.sqlite")
 
 
-def test_a_photo_that_fails_is_recorded_and_tried_again(gap_net, photos, tmp_path):
-    """A damaged photo and a box outside are failures with reasons; the others are measured; mended, they follow."""
-    broken, path = photos / "images" / "2.png", tmp_path / "run.sqlite"
+def test_a_image_that_fails_is_recorded_and_tried_again(gap_net, images, tmp_path):
+    """A damaged image and a box outside are failures with reasons; the others are measured; mended, they follow."""
+    broken, path = images / "images" / "2.png", tmp_path / "run.sqlite"
     original = broken.read_bytes()
     broken.write_bytes(original[:100])
-    content = json.loads((photos / "instances.json").read_text())
+    content = json.loads((images / "instances.json").read_text())
     content["annotations"][0]["bbox"] = [50, 5, 40, 20]
-    (photos / "instances.json").write_text(json.dumps(content))
-    summary = run(gap_net, photos, path)
+    (images / "instances.json").write_text(json.dumps(content))
+    summary = run(gap_net, images, path)
     assert summary.measured == 6
     assert sorted(name for name, _ in summary.failed) == ["0.png", "2.png"]
     assert "reaches outside the image" in str(summary.failed)
     with Store.read(path) as store:
         assert sorted(f.source for f in store.failures()) == ["0.png", "2.png"]
     broken.write_bytes(original)
-    assert run(gap_net, photos, path).measured == 1
+    assert run(gap_net, images, path).measured == 1
     with Store.read(path) as store:
         assert [f.source for f in store.failures()] == ["0.png"]
 
 
-def test_a_photo_with_non_finite_scores_is_set_aside(gap_net, photos, tmp_path, monkeypatch):
-    """NaN logits fail that photo alone."""
+def test_a_image_with_non_finite_scores_is_set_aside(gap_net, images, tmp_path, monkeypatch):
+    """NaN logits fail that image alone."""
     forward = type(gap_net.module).forward
-    seen = xai_abn.Preprocess(size=32, crop="squash")(xai_abn.images.load_image(photos / "images" / "5.png")).tensor
+    seen = xai_abn.Preprocess(size=32, crop="squash")(xai_abn.images.load_image(images / "images" / "5.png")).tensor
 
     def poisoned(self, x):
         scores = forward(self, x)
@@ -317,13 +317,13 @@ def test_a_photo_with_non_finite_scores_is_set_aside(gap_net, photos, tmp_path, 
         return torch.where(hit[:, None], torch.full_like(scores, float("nan")), scores)
 
     monkeypatch.setattr(type(gap_net.module), "forward", poisoned)
-    summary = run(gap_net, photos, tmp_path / "run.sqlite")
+    summary = run(gap_net, images, tmp_path / "run.sqlite")
     assert summary.measured == 7
     assert summary.failed[0][0] == "5.png"
     assert "NaN" in summary.failed[0][1]
 
 
-def test_bad_requests_are_refused_before_anything_is_written(gap_net, photos, tmp_path):
+def test_bad_requests_are_refused_before_anything_is_written(gap_net, images, tmp_path):
     """Unknown names, none, one twice, impossible shards, metrics without annotations."""
     path = tmp_path / "run.sqlite"
     for methods, chosen, error in (
@@ -335,60 +335,60 @@ def test_bad_requests_are_refused_before_anything_is_written(gap_net, photos, tm
         (["cam"], ["deletion", "deletion:xai-abn"], InvalidInputError),
     ):
         with pytest.raises(error):
-            run(gap_net, photos, path, methods, chosen)
+            run(gap_net, images, path, methods, chosen)
     for shard in ((0, 2), (3, 2)):
         with pytest.raises(InvalidInputError, match="shard"):
             BenchmarkSettings(shard=shard)
-    bare = read_dataset(f"images:{photos / 'images'}")
+    bare = read_dataset(f"images:{images / 'images'}")
     with pytest.raises(DatasetError, match="need annotated objects"):
         benchmark(gap_net, bare, ["cam"], ["object-recall"], path)
     strange = xai_abn.wrap(gap_net.module, labels=list("vwxyz"), preprocess=gap_net.preprocess)
     with pytest.raises(DatasetError, match="knows none of the classes"):
-        run(strange, photos, path, ["cam"], ["pointing-game"])
+        run(strange, images, path, ["cam"], ["pointing-game"])
     assert not path.exists()
 
 
-def test_damaged_foreign_and_newer_files_are_refused(gap_net, photos, tmp_path):
+def test_damaged_foreign_and_newer_files_are_refused(gap_net, images, tmp_path):
     """A text file, a truncated run, another database and a newer format each give one line that says so."""
     text, other, short, newer = (tmp_path / f"{n}.sqlite" for n in ("text", "other", "short", "newer"))
     text.write_text("not a database, but a text of some length\n" * 200)
     sqlite3.connect(other).execute("CREATE TABLE t (x)").connection.close()
-    run(gap_net, photos, short)
+    run(gap_net, images, short)
     short.write_bytes(short.read_bytes()[: short.stat().st_size // 2])
-    run(gap_net, photos, newer, limit=1)
+    run(gap_net, images, newer, limit=1)
     with sqlite3.connect(newer) as connection:
         connection.execute("UPDATE run SET value = '99' WHERE name = 'format'")
     connection.close()
     for path in (text, other, short, newer):
         content = path.read_bytes()
-        for opener in (Store.read, Store.open, lambda p: run(gap_net, photos, p)):
+        for opener in (Store.read, Store.open, lambda p: run(gap_net, images, p)):
             with pytest.raises(RunError, match=path.name):
                 opener(path)
         assert path.read_bytes() == content
     with pytest.raises(RunError, match="no such run"):
         Store.read(tmp_path / "absent.sqlite")
     with pytest.raises(RunError, match="check its folder"):
-        run(gap_net, photos, tmp_path / "no" / "folder.sqlite")
+        run(gap_net, images, tmp_path / "no" / "folder.sqlite")
 
 
-def test_a_locked_run_is_not_waited_for_for_ever(gap_net, photos, tmp_path, monkeypatch):
+def test_a_locked_run_is_not_waited_for_for_ever(gap_net, images, tmp_path, monkeypatch):
     """While another process holds the file, one clear error; afterwards the run goes on."""
     path = tmp_path / "run.sqlite"
-    run(gap_net, photos, path, limit=2)
+    run(gap_net, images, path, limit=2)
     monkeypatch.setattr(store_module, "TIMEOUT", 0.2)
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     with pytest.raises(RunError, match="another process"):
-        run(gap_net, photos, path)
+        run(gap_net, images, path)
     holder.execute("ROLLBACK")
     holder.close()
-    assert run(gap_net, photos, path).measured == 6
+    assert run(gap_net, images, path).measured == 6
 
 
-def test_a_full_disk_loses_only_the_batch_in_flight(gap_net, photos, tmp_path, monkeypatch):
+def test_a_full_disk_loses_only_the_batch_in_flight(gap_net, images, tmp_path, monkeypatch):
     """When the file cannot grow, one clear error; with space again, the same command goes on."""
     path = tmp_path / "run.sqlite"
-    run(gap_net, photos, path, limit=2, batch_size=1)
+    run(gap_net, images, path, limit=2, batch_size=1)
     opened = Store.open.__func__
 
     def cramped(cls, path):
@@ -399,36 +399,36 @@ def test_a_full_disk_loses_only_the_batch_in_flight(gap_net, photos, tmp_path, m
 
     monkeypatch.setattr(Store, "open", classmethod(cramped))
     with pytest.raises(RunError, match="disk is full"):
-        run(gap_net, photos, path, batch_size=1)
+        run(gap_net, images, path, batch_size=1)
     monkeypatch.undo()
-    summary = run(gap_net, photos, path, batch_size=1)
+    summary = run(gap_net, images, path, batch_size=1)
     assert summary.known >= 2
     assert summary.known + summary.measured == 8
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_run_is_refused(gap_net, photos, tmp_path):
+def test_a_read_only_run_is_refused(gap_net, images, tmp_path):
     """A run that cannot be written to says so."""
     path = tmp_path / "run.sqlite"
-    run(gap_net, photos, path, limit=2)
+    run(gap_net, images, path, limit=2)
     path.chmod(0o444)
     with pytest.raises(RunError, match="read-only"):
-        run(gap_net, photos, path)
+        run(gap_net, images, path)
 
 
-def test_a_read_only_file_is_named(gap_net, photos, tmp_path):
+def test_a_read_only_file_is_named(gap_net, images, tmp_path):
     """SQLite's own refusal to write becomes one line that says what to do."""
     path = tmp_path / "run.sqlite"
-    run(gap_net, photos, path, limit=1)
+    run(gap_net, images, path, limit=1)
     with Store.read(path) as store, pytest.raises(RunError, match="read-only"):
         store.write(Batch(failures=[FailureRow("a", "b")]))
 
 
-def test_exports_hold_every_value(gap_net, photos, tmp_path):
+def test_exports_hold_every_value(gap_net, images, tmp_path):
     """The CSV and the Parquet table have a row for each value, and the values themselves."""
     pyarrow = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "run.sqlite"
-    run(gap_net, photos, path)
+    run(gap_net, images, path)
     rows = export_run(path, tmp_path / "run.csv")
     assert export_run(path, tmp_path / "run.parquet") == rows
     with (tmp_path / "run.csv").open(newline="") as file:
@@ -443,10 +443,10 @@ def test_exports_hold_every_value(gap_net, photos, tmp_path):
         export_run(path, tmp_path / "run.xlsx")
 
 
-def test_a_flat_map_counts_as_a_miss_only_where_there_was_something_to_hit(gap_net, photos, tmp_path):
+def test_a_flat_map_counts_as_a_miss_only_where_there_was_something_to_hit(gap_net, images, tmp_path):
     """A flat map is flagged for a difficult-subset metric only on trials of that subset."""
     path = tmp_path / "run.sqlite"
-    run(gap_net, photos, path, ["cam", "uniform"], ["pointing-game-difficult"])
+    run(gap_net, images, path, ["cam", "uniform"], ["pointing-game-difficult"])
     with Store.read(path) as store:
         rows = store.results()
     scored = {(r.image, r.trial) for r in rows if r.method == "cam" and r.value is not None}
@@ -456,7 +456,7 @@ def test_a_flat_map_counts_as_a_miss_only_where_there_was_something_to_hit(gap_n
 
 
 def test_grids_are_scored_without_boxes(gap_net, tmp_path):
-    """Photos in class folders become grids of different classes whose cells are the objects."""
+    """Images in class folders become grids of different classes whose cells are the objects."""
     for name in ("cat", "dog", "bicycle", "sofa"):
         (tmp_path / "set" / name).mkdir(parents=True)
         for i in range(2):
@@ -513,22 +513,22 @@ def test_a_normalisation_that_is_not_the_convolutions_only_reader_is_left(gap_ne
     torch.testing.assert_close(predictor(inputs), model.module(inputs))
 
 
-def test_large_maps_are_kept_small(gap_net, photos, tmp_path):
+def test_large_maps_are_kept_small(gap_net, images, tmp_path):
     """Of a map finer than 56 cells a side a reduced copy is kept, with its mean; its values are scored as they are."""
     from dataclasses import replace
 
     gap_net = replace(gap_net, preprocess=replace(gap_net.preprocess, size=112))
-    run(gap_net, photos, tmp_path / "run.sqlite", ["sobel", "cam"], ["gini"], limit=1)
+    run(gap_net, images, tmp_path / "run.sqlite", ["sobel", "cam"], ["gini"], limit=1)
     with Store.read(tmp_path / "run.sqlite") as store:
         shapes = {m.method: m.map.shape for m in store.maps()}
     assert shapes == {"sobel": (56, 56), "cam": (28, 28)}
 
 
-def test_an_annotated_image_knows_its_own_content(photos):
+def test_an_annotated_image_knows_its_own_content(images):
     """The digest changes with the file and with the annotations, and with nothing else."""
-    image = Sample(str(photos / "images" / "0.png"))
-    assert image.digest() == Sample(str(photos / "images" / "0.png")).digest()
-    assert image.digest() != Sample(str(photos / "images" / "1.png")).digest()
+    image = Sample(str(images / "images" / "0.png"))
+    assert image.digest() == Sample(str(images / "images" / "0.png")).digest()
+    assert image.digest() != Sample(str(images / "images" / "1.png")).digest()
     assert image.digest() != Sample(image.source, label="cat").digest()
 
 
@@ -541,10 +541,10 @@ def lerf():
     REGISTERED.pop(metric.full_name)
 
 
-def test_a_new_curve_is_one_record(lerf, gap_net, photos, tmp_path):
+def test_a_new_curve_is_one_record(lerf, gap_net, images, tmp_path):
     """It is measured, stored and reported beside deletion; its values are those worked out by hand."""
     path = tmp_path / "run.sqlite"
-    run(gap_net, photos, path, ["grad-cam", "center"], ["deletion", "lerf"], limit=2)
+    run(gap_net, images, path, ["grad-cam", "center"], ["deletion", "lerf"], limit=2)
     with Store.read(path) as store:
         found = {r.image: r for r in store.results("lerf:xai-abn") if r.method == "grad-cam"}
         maps = {m.image: torch.from_numpy(m.map.copy())[None] for m in store.maps() if m.method == "grad-cam"}
@@ -555,7 +555,7 @@ def test_a_new_curve_is_one_record(lerf, gap_net, photos, tmp_path):
     protocol = PROTOCOLS["xai-abn"]
     for key, row in found.items():
         shown = xai_abn.Preprocess(size=32, crop="squash")
-        inputs = shown(xai_abn.images.load_image(photos / "images" / names[key])).tensor[None]
+        inputs = shown(xai_abn.images.load_image(images / "images" / names[key])).tensor[None]
         ranks = protocol.ranks(upsample(maps[key], (32, 32)))[0].view(32, 32)
         blank = protocol.deletion.make(inputs, torch.zeros(3))
         for point, count in enumerate(protocol.counts(32, 32)):

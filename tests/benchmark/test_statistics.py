@@ -10,12 +10,12 @@ from xai_abn.benchmark import statistics
 NAN = float("nan")
 
 
-def scored(values, flawed, counts_as, photos=(0, 0, 1)):
-    return statistics.per_photo(np.array(photos), np.array(values), np.array(flawed), counts_as, 3)
+def scored(values, flawed, counts_as, images=(0, 0, 1)):
+    return statistics.per_image(np.array(images), np.array(values), np.array(flawed), counts_as, 3)
 
 
-def test_trials_of_a_photo_are_averaged_first():
-    """Two trials of one photo weigh as much as the one of another; a photo without any is NaN."""
+def test_trials_of_a_image_are_averaged_first():
+    """Two trials of one image weigh as much as the one of another; an image without any is NaN."""
     found = scored([0.2, 0.6, 1.0], [False] * 3, None)
     np.testing.assert_allclose(found.values, [0.4, 1.0, NAN])
     assert found.trials.tolist() == [2, 1, 0]
@@ -38,18 +38,18 @@ def test_flagged_maps_are_left_out_where_the_metric_gives_them_no_value():
 
 
 def test_a_value_that_is_missing_without_a_flaw_is_left_out():
-    """A question that a photo does not pose is no miss, even where flat maps are."""
+    """A question that an image does not pose is no miss, even where flat maps are."""
     np.testing.assert_allclose(scored([NAN, 1.0, NAN], [False] * 3, 0.0).values, [1.0, NAN, NAN])
 
 
 def test_equal_values_have_an_interval_of_no_width():
     """Resampling a constant gives the constant."""
     found = statistics.mean_interval(np.array([0.25, NAN, 0.25, 0.25]))
-    assert (found.value, found.low, found.high, found.photos) == (0.25, 0.25, 0.25, 3)
+    assert (found.value, found.low, found.high, found.images) == (0.25, 0.25, 0.25, 3)
 
 
-def test_one_photo_has_a_mean_but_no_interval():
-    """An interval needs two photos, a mean one."""
+def test_one_image_has_a_mean_but_no_interval():
+    """An interval needs two images, a mean one."""
     assert statistics.mean_interval(np.array([0.5])) == statistics.Estimate(0.5, None, None, 1)
     assert statistics.mean_interval(np.array([NAN])) == statistics.Estimate(None, None, None, 0)
 
@@ -62,7 +62,7 @@ def test_the_interval_is_the_same_each_time():
 
 
 def test_the_interval_is_about_two_standard_errors_each_way():
-    """For many photos the percentile interval is the normal one, within the noise of 2000 resamples."""
+    """For many images the percentile interval is the normal one, within the noise of 2000 resamples."""
     values = np.random.default_rng(0).normal(5, 2, 1000)
     found = statistics.mean_interval(values)
     error = values.std() / np.sqrt(1000)
@@ -86,8 +86,8 @@ def test_large_samples_are_resampled_in_parts(monkeypatch):
     np.testing.assert_allclose(weights.sum(axis=1), 1)
 
 
-def test_a_mean_curve_is_the_mean_at_each_point_over_photos():
-    """Two trials of one photo share its weight; the band at a point is that of the point's values."""
+def test_a_mean_curve_is_the_mean_at_each_point_over_images():
+    """Two trials of one image share its weight; the band at a point is that of the point's values."""
     curves = np.array([[0.0, 1.0], [1.0, 1.0], [0.1, 0.5]])
     mean, low, high = statistics.mean_curve(curves, np.array([4, 4, 9]))
     np.testing.assert_allclose(mean, [0.3, 0.75])
@@ -96,12 +96,12 @@ def test_a_mean_curve_is_the_mean_at_each_point_over_photos():
 
 
 def test_a_value_of_the_whole_data_set_comes_from_weighted_curves():
-    """With the weighted mean as aggregate it equals the mean over photos, interval included."""
+    """With the weighted mean as aggregate it equals the mean over images, interval included."""
     curves = np.array([[0.0], [1.0], [0.1], [0.7]])
     found = statistics.aggregate_interval(lambda c, w: float(w @ c[:, 0]), curves, np.array([2, 2, 5, 8]))
     plain = statistics.mean_interval(np.array([0.5, 0.1, 0.7]))
     assert (found.value, found.low, found.high) == pytest.approx((plain.value, plain.low, plain.high))
-    assert found.photos == 3
+    assert found.images == 3
 
 
 def test_no_curve_gives_no_value():
@@ -109,13 +109,13 @@ def test_no_curve_gives_no_value():
     assert statistics.aggregate_interval(lambda c, w: 1.0, np.zeros((0, 0)), np.zeros(0, int)).value is None
 
 
-def test_values_of_the_whole_data_set_are_compared_on_common_photos():
-    """The difference uses only photos that both methods have, and there is no test."""
+def test_values_of_the_whole_data_set_are_compared_on_common_images():
+    """The difference uses only images that both methods have, and there is no test."""
     first = (np.array([[1.0], [0.5], [9.0]]), np.array([0, 1, 7]))
     second = (np.array([[5.0], [0.2], [0.2]]), np.array([8, 0, 1]))
     found = statistics.compare_aggregates(lambda c, w: float(w @ c[:, 0]), first, second)
     assert found.difference.value == pytest.approx(0.55)
-    assert (found.difference.photos, found.p, found.effect) == (2, None, None)
+    assert (found.difference.images, found.p, found.effect) == (2, None, None)
 
 
 def test_six_photos_better_is_two_in_sixty_four():
@@ -127,15 +127,15 @@ def test_six_photos_better_is_two_in_sixty_four():
 
 
 def test_equal_methods_have_p_one():
-    """No difference on any photo is no evidence at all."""
+    """No difference on any image is no evidence at all."""
     found = statistics.compare(np.array([0.1, NAN, 0.3]), np.array([0.1, 0.2, 0.3]))
-    assert (found.p, found.effect, found.difference.value, found.difference.photos) == (1.0, 0.0, 0.0, 2)
+    assert (found.p, found.effect, found.difference.value, found.difference.images) == (1.0, 0.0, 0.0, 2)
 
 
-def test_methods_without_a_common_photo_are_not_compared():
+def test_methods_without_a_common_image_are_not_compared():
     """Nothing in common: no value, no p, no effect."""
     found = statistics.compare(np.array([0.1, NAN]), np.array([NAN, 0.2]))
-    assert (found.p, found.effect, found.difference.value, found.difference.photos) == (None, None, None, 0)
+    assert (found.p, found.effect, found.difference.value, found.difference.images) == (None, None, None, 0)
 
 
 def test_rounding_errors_are_no_differences():
@@ -174,7 +174,7 @@ def test_a_metric_agrees_with_itself_and_contradicts_its_opposite():
 
 
 def test_hard_photos_do_not_make_metrics_agree():
-    """Unrelated metrics that share only how hard each photo is have about no agreement."""
+    """Unrelated metrics that share only how hard each image is have about no agreement."""
     random = np.random.default_rng(0)
     hard = random.normal(0, 50, (400, 1))
     a, b = hard + random.random((400, 4)), hard + random.random((400, 4))
@@ -182,7 +182,7 @@ def test_hard_photos_do_not_make_metrics_agree():
 
 
 def test_photos_with_one_method_tell_nothing_of_agreement():
-    """A photo needs two methods scored by both metrics; without any there is no number."""
+    """An image needs two methods scored by both metrics; without any there is no number."""
     a, b = np.array([[1.0, NAN], [0.5, 0.7]]), np.array([[1.0, 0.2], [NAN, 0.1]])
     assert statistics.agreement(a, b, True, True) == (None, 0)
 

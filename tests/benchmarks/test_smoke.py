@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import make_photos
+from support import make_images
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
@@ -51,7 +51,7 @@ def write_image(path, size, seed):
 @pytest.fixture
 def data(tmp_path):
     """``imagenet_val`` and ``coco_multi`` as /work/shared has them, with eight images each."""
-    make_photos(tmp_path / "coco_multi")
+    make_images(tmp_path / "coco_multi")
     for number in range(8):
         write_image(tmp_path / "imagenet_val" / "images" / f"{number}.png", (40, 60), number)
     rows = [f"{number}.png,n02123045,5 5 20 20;30 10 50 30" for number in range(8)]

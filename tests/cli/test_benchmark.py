@@ -8,18 +8,18 @@ import subprocess
 import sys
 
 import pytest
-from support import call, make_photos
+from support import call, make_images
 
 from xai_abn.models import zoo
 
 
 @pytest.fixture(autouse=True)
 def here(gap_net, monkeypatch, tmp_path):
-    """Work in an empty folder with a photo set, and know the small model as ``small``."""
+    """Work in an empty folder with an image set, and know the small model as ``small``."""
     monkeypatch.setitem(zoo.models, "small", lambda: gap_net)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    make_photos(tmp_path / "set")
+    make_images(tmp_path / "set")
 
 
 BASE = (
@@ -94,7 +94,7 @@ def test_mistakes_are_one_line(arguments, message):
 
 
 def test_an_empty_or_damaged_set_is_refused(tmp_path):
-    """No photos, damaged JSON, a class folder without photos: one line each."""
+    """No images, damaged JSON, a class folder without images: one line each."""
     (tmp_path / "set" / "instances.json").write_text('{"images": [')
     assert "instances.json" in call(*BASE)[2]
     (tmp_path / "set" / "instances.json").write_text('{"images": [], "annotations": [], "categories": []}')
@@ -103,8 +103,8 @@ def test_an_empty_or_damaged_set_is_refused(tmp_path):
     assert "empty" in call(*BASE[:2], "--data", "images:set", *BASE[4:])[2]
 
 
-def test_a_photo_that_fails_is_counted_and_the_exit_code_says_so(tmp_path):
-    """A photo listed but absent is named with its reason; the rest is measured; the command exits 1."""
+def test_a_image_that_fails_is_counted_and_the_exit_code_says_so(tmp_path):
+    """An image listed but absent is named with its reason; the rest is measured; the command exits 1."""
     (tmp_path / "set" / "images" / "4.png").unlink()
     code, out, error = call(*BASE, "--output", "r.sqlite")
     assert code == 1

@@ -32,43 +32,43 @@ def explain(*arguments):
     return call("explain", *arguments, "--model", "small")
 
 
-def test_a_photo_gives_a_table_and_a_picture(photo_file, tmp_path):
-    """Label, probability, method, layer, file and time are printed; the picture is there."""
-    code, out, _ = explain(photo_file, "--method", "grad-cam", "--target", "kite")
+def test_a_image_gives_a_table_and_a_image(image_file, tmp_path):
+    """Label, probability, method, layer, file and time are printed; the image is there."""
+    code, out, _ = explain(image_file, "--method", "grad-cam", "--target", "kite")
     assert code == 0
-    for text in ("label", "kite", "%", "grad-cam", "features", "explanations/photo.grad-cam.png", "ms"):
+    for text in ("label", "kite", "%", "grad-cam", "features", "explanations/image.grad-cam.png", "ms"):
         assert text in out
-    with Image.open(tmp_path / "explanations/photo.grad-cam.png") as picture:
-        assert json.loads(picture.info["xai-abn"])[0]["label"] == "kite"
+    with Image.open(tmp_path / "explanations/image.grad-cam.png") as image:
+        assert json.loads(image.info["xai-abn"])[0]["label"] == "kite"
 
 
-def test_several_methods_give_a_sheet_and_maps(photo_file, tmp_path):
+def test_several_methods_give_a_sheet_and_maps(image_file, tmp_path):
     """Commas and repetition both work; --save-maps saves the raw map that numpy reads."""
-    code, *_ = explain(photo_file, "-M", "cam,grad-cam", "--save-maps", "-o", "out")
+    code, *_ = explain(image_file, "-M", "cam,grad-cam", "--save-maps", "-o", "out")
     assert code == 0
-    names = {"photo.cam.png", "photo.cam.npy", "photo.grad-cam.png", "photo.grad-cam.npy", "photo.sheet.png"}
+    names = {"image.cam.png", "image.cam.npy", "image.grad-cam.png", "image.grad-cam.npy", "image.sheet.png"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
-    assert np.load(tmp_path / "out/photo.cam.npy").shape == (8, 8)
+    assert np.load(tmp_path / "out/image.cam.npy").shape == (8, 8)
 
 
-def test_json_is_complete(photo_file):
+def test_json_is_complete(image_file):
     """--json prints every record with its files, and the failures."""
-    code, out, _ = explain(photo_file, "missing.jpg", "--json")
+    code, out, _ = explain(image_file, "missing.jpg", "--json")
     answer = json.loads(out)
     assert code == 1
     assert answer["explanations"][0]["method"] == "grad-cam"
-    assert answer["explanations"][0]["files"] == ["explanations/photo.grad-cam.png"]
+    assert answer["explanations"][0]["files"] == ["explanations/image.grad-cam.png"]
     assert answer["failed"][0]["source"] == "missing.jpg"
 
 
 @pytest.fixture
-def bad_files(tmp_path, photo):
+def bad_files(tmp_path, image):
     """One file of each broken kind, in a folder."""
     folder = tmp_path / "bad"
     folder.mkdir()
     (folder / "empty.jpg").touch()
-    (folder / "text.jpg").write_text("no picture at all")
-    Image.fromarray(photo).save(folder / "cut.jpg")
+    (folder / "text.jpg").write_text("no image at all")
+    Image.fromarray(image).save(folder / "cut.jpg")
     (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:700])
     Image.new("RGB", (1, 1)).save(folder / "dot.png")
     Image.new("1", (20_000, 50)).save(folder / "wide.png")
@@ -85,10 +85,10 @@ def test_each_bad_file_is_one_line_and_exit_1(bad_files):
         assert len(err.strip().splitlines()) == 1
 
 
-def test_the_rest_of_a_batch_still_runs(bad_files, photo, tmp_path):
-    """Good pictures among bad ones are explained; the failures are counted and the exit code is 1."""
+def test_the_rest_of_a_batch_still_runs(bad_files, image, tmp_path):
+    """Good images among bad ones are explained; the failures are counted and the exit code is 1."""
     for name in ("a.png", "z.png"):
-        Image.fromarray(photo).save(bad_files / name)
+        Image.fromarray(image).save(bad_files / name)
     code, out, err = explain(bad_files, "missing.jpg")
     assert code == 1
     assert out.count("grad-cam.png") == 2
@@ -119,9 +119,9 @@ def test_accepted_oddities_are_noted(tmp_path):
         (["--device", "nonsense"], "cannot use device"),
     ],
 )
-def test_wrong_names_are_one_line_with_the_nearest(photo_file, arguments, message):
+def test_wrong_names_are_one_line_with_the_nearest(image_file, arguments, message):
     """Every unknown name is answered with one line, exit code 1, and nothing is written."""
-    code, out, err = explain(photo_file, *arguments)
+    code, out, err = explain(image_file, *arguments)
     assert (code, out) == (1, "")
     assert message in err
     assert len(err.strip().splitlines()) == 1
@@ -137,25 +137,25 @@ def test_wrong_names_are_one_line_with_the_nearest(photo_file, arguments, messag
         ("missing.safetensors", "not a readable safetensors checkpoint"),
     ],
 )
-def test_wrong_models_are_one_line(photo_file, model, message):
+def test_wrong_models_are_one_line(image_file, model, message):
     """An unknown model or missing checkpoint is answered with one line."""
-    code, out, err = call("explain", photo_file, "--model", model)
+    code, out, err = call("explain", image_file, "--model", model)
     assert (code, out) == (1, "")
     assert message in err
     assert len(err.strip().splitlines()) == 1
 
 
-def test_usage_errors_exit_2(photo_file):
+def test_usage_errors_exit_2(image_file):
     """A missing argument, an unknown option or format is a usage error."""
     assert call("explain")[0] == 2
-    assert call("explain", photo_file, "--colour", "red")[0] == 2
-    assert call("explain", photo_file, "--map", "csv")[0] == 2
+    assert call("explain", image_file, "--colour", "red")[0] == 2
+    assert call("explain", image_file, "--map", "csv")[0] == 2
 
 
-def test_nan_scores_fail_only_their_picture(gap_net, photo, tmp_path, monkeypatch):
-    """A picture whose scores are NaN fails by name; its neighbours in the batch are explained."""
+def test_nan_scores_fail_only_their_image(gap_net, image, tmp_path, monkeypatch):
+    """An image whose scores are NaN fails by name; its neighbours in the batch are explained."""
     for name in ("a.png", "b.png", "c.png"):
-        Image.fromarray(photo if name != "b.png" else np.full_like(photo, 255)).save(tmp_path / name)
+        Image.fromarray(image if name != "b.png" else np.full_like(image, 255)).save(tmp_path / name)
     original = gap_net.module.forward
 
     def fragile(x):
@@ -170,53 +170,53 @@ def test_nan_scores_fail_only_their_picture(gap_net, photo, tmp_path, monkeypatc
     assert "1 of 3 images failed" in err
 
 
-def test_own_files_are_replaced_foreign_ones_are_not(photo_file, tmp_path):
-    """A second run replaces its own pictures and maps; a file of the user's stays unless --overwrite is given."""
+def test_own_files_are_replaced_foreign_ones_are_not(image_file, tmp_path):
+    """A second run replaces its own images and maps; a file of the user's stays unless --overwrite is given."""
     out = tmp_path / "explanations"
-    assert explain(photo_file, "--save-maps")[0] == 0
-    assert explain(photo_file, "--save-maps")[0] == 0
-    for name in ("photo.grad-cam.png", "photo.grad-cam.npy"):
+    assert explain(image_file, "--save-maps")[0] == 0
+    assert explain(image_file, "--save-maps")[0] == 0
+    for name in ("image.grad-cam.png", "image.grad-cam.npy"):
         (out / name).write_bytes(b"mine")
-        code, _, err = explain(photo_file, "--save-maps")
+        code, _, err = explain(image_file, "--save-maps")
         assert code == 1
         assert "not made by xai-abn" in err
         assert (out / name).read_bytes() == b"mine"
-        assert explain(photo_file, "--save-maps", "--overwrite")[0] == 0
+        assert explain(image_file, "--save-maps", "--overwrite")[0] == 0
         assert (out / name).read_bytes() != b"mine"
     assert not [p for p in out.iterdir() if p.suffix == ".part"]
 
 
-def test_pictures_of_one_name_do_not_replace_each_other(tmp_path, photo):
+def test_images_of_one_name_do_not_replace_each_other(tmp_path, image):
     """a/x.png and b/x.png get files of their own."""
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        Image.fromarray(photo).save(tmp_path / folder / "x.png")
+        Image.fromarray(image).save(tmp_path / folder / "x.png")
     assert explain("a", "b")[0] == 0
     assert {p.name for p in (tmp_path / "explanations").iterdir()} == {"x.grad-cam.png", "x-2.grad-cam.png"}
 
 
-def test_an_unwritable_output_is_one_line(photo_file, tmp_path):
+def test_an_unwritable_output_is_one_line(image_file, tmp_path):
     """An output path that is a file is refused before any work."""
     (tmp_path / "taken").write_text("a file")
-    code, out, err = explain(photo_file, "--output", "taken")
+    code, out, err = explain(image_file, "--output", "taken")
     assert (code, out) == (1, "")
     assert "cannot write to output folder taken" in err
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_protected_output_is_one_line(photo_file, tmp_path):
+def test_a_protected_output_is_one_line(image_file, tmp_path):
     """A folder without write permission is refused before any work."""
     (tmp_path / "locked").mkdir(mode=0o500)
-    code, _, err = explain(photo_file, "--output", "locked/out")
+    code, _, err = explain(image_file, "--output", "locked/out")
     assert code == 1
     assert "cannot write" in err
 
 
-def test_a_flat_map_is_a_warning_not_a_picture_of_nothing(gap_net, photo_file):
+def test_a_flat_map_is_a_warning_not_a_image_of_nothing(gap_net, image_file):
     """An all-zero Grad-CAM is said to be flat."""
     with torch.no_grad():
         gap_net.module.fc.weight.zero_()
-    code, _, err = explain(photo_file)
+    code, _, err = explain(image_file)
     assert code == 0
     assert "warning" in err
     assert "flat" in err

@@ -227,12 +227,12 @@ def test_threads_sharing_a_model_get_the_single_thread_maps(case, inputs):
             torch.testing.assert_close(maps, expected[number % 3])
 
 
-def test_records_are_complete(case, photo):
+def test_records_are_complete(case, image):
     """Every explanation records method, layer, probability and versions, and whether it is class-specific."""
     name, models = case
     for model in models:
         explainer = make(name)
-        record = explain(model, photo, explainer)[explainer.spec]
+        record = explain(model, image, explainer)[explainer.spec]
         assert record.method == explainer.spec
         assert record.layer or explainers.get(name).baseline  # baselines read no layer
         assert record.versions["torch"] == torch.__version__
@@ -246,7 +246,7 @@ def test_each_names_its_source(case):
     assert explainers.get(case[0]).source
 
 
-def test_a_new_method_is_one_class_with_one_method(resnet18, photo):
+def test_a_new_method_is_one_class_with_one_method(resnet18, image):
     """A class that implements ``compute``, with the decorator, is a complete method."""
 
     @explainers.register("test-mean")
@@ -256,7 +256,7 @@ def test_a_new_method_is_one_class_with_one_method(resnet18, photo):
 
     try:
         assert "test-mean" in explainers.names()
-        assert explain(resnet18, photo, ["test-mean", "cam"])["test-mean"].layer == "layer4"
+        assert explain(resnet18, image, ["test-mean", "cam"])["test-mean"].layer == "layer4"
         with pytest.raises(ValueError, match="registered already"):
             explainers.register("test-mean")(Mean)
     finally:

@@ -118,9 +118,9 @@ def test_a_method_is_given_once_with_the_same_options(gap_net):
         make_explainers(gap_net, ["rise:masks=5", RISE(masks=5, batch_size=3)])
 
 
-def test_options_change_the_map(gap_net, photo):
+def test_options_change_the_map(gap_net, image):
     """Results have the specification as key."""
-    result = xai_abn.explain(gap_net, photo, "rise:masks=20,seed=1,rise:masks=20")
+    result = xai_abn.explain(gap_net, image, "rise:masks=20,seed=1,rise:masks=20")
     assert list(result[0]) == ["rise:masks=20,seed=1", "rise:masks=20"]
     assert not np.array_equal(result["rise:masks=20,seed=1"].map, result["rise:masks=20"].map)
     assert result["rise:masks=20"].method == "rise:masks=20"
@@ -146,10 +146,10 @@ def activation_power():
 
 
 @pytest.mark.usefixtures("activation_power")
-def test_a_new_method_has_its_option_everywhere(gap_net, photo_file, tmp_path, monkeypatch):
+def test_a_new_method_has_its_option_everywhere(gap_net, image_file, tmp_path, monkeypatch):
     """One class is enough for ``explain``, the command line and a benchmark."""
     monkeypatch.setitem(zoo.models, "small", lambda: gap_net)
-    result = xai_abn.explain(gap_net, str(photo_file), ["activation-power:power=2", "activation-power"])
+    result = xai_abn.explain(gap_net, str(image_file), ["activation-power:power=2", "activation-power"])
     assert not np.array_equal(result["activation-power:power=2"].map, result["activation-power"].map)
 
     arguments = [
@@ -161,17 +161,17 @@ def test_a_new_method_has_its_option_everywhere(gap_net, photo_file, tmp_path, m
         str(tmp_path / "out"),
         "--json",
     ]
-    done = CliRunner().invoke(app, ["explain", str(photo_file), *arguments])
+    done = CliRunner().invoke(app, ["explain", str(image_file), *arguments])
     assert done.exit_code == 0, done.output
     (record,) = json.loads(done.stdout)["explanations"]
     assert record["method"] == "activation-power:power=2"
     assert record["parameters"] == {"power": 2.0}
-    assert (tmp_path / "out" / "photo.activation-power-power=2.png").is_file()
+    assert (tmp_path / "out" / "image.activation-power-power=2.png").is_file()
     listed = CliRunner().invoke(app, ["list", "methods", "--verbose", "--search", "activation"])
     assert "Exponent of the activations." in listed.stdout
 
     (tmp_path / "set").mkdir()
-    Image.open(photo_file).save(tmp_path / "set" / "a.png")
+    Image.open(image_file).save(tmp_path / "set" / "a.png")
     methods, run = ["activation-power:power=2,cam", "activation-power"], tmp_path / "run.sqlite"
     benchmark(gap_net, read_dataset(f"images:{tmp_path / 'set'}"), methods, ["gini"], run)
     with Store.read(run) as store:

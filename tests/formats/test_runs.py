@@ -9,7 +9,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from support import make_photos
+from support import make_images
 
 from xai_abn.benchmark import BenchmarkSettings, Store, benchmark
 from xai_abn.benchmark.exchange import export_run, merge_runs
@@ -75,7 +75,7 @@ def test_a_run_is_continued(version, tmp_path):
     path = tmp_path / "run.sqlite"
     shutil.copy(HERE / f"run-v{version}.sqlite", path)
     model = load_checkpoint(HERE / "checkpoint-v1-abn.safetensors", name="abn")
-    data = read_dataset(f"coco:{make_photos(tmp_path / 'set', 4)}")
+    data = read_dataset(f"coco:{make_images(tmp_path / 'set', 4)}")
     summary = benchmark(model, data, METHODS, METRICS, path, BenchmarkSettings(evaluations=64))
     assert (summary.measured, summary.known, summary.failed) == (1, 3, [])
     check_values(path, [*FIRST, "3.png"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import make_photos
+from support import make_images
 
 import xai_abn
 from xai_abn import metrics
@@ -22,7 +22,7 @@ def test_values_on_the_gpu_equal_those_on_the_cpu(tmp_path, monkeypatch):
     """Every metric that draws no weights on the device; two pixels of nearly equal relevance may change places."""
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    data = read_dataset(f"coco:{make_photos(tmp_path / 'set', 4)}")
+    data = read_dataset(f"coco:{make_images(tmp_path / 'set', 4)}")
     found = {}
     for device in ("cpu", "cuda"):
         path = Path(__file__).parent.parent / "formats" / "checkpoint-v2-abn.safetensors"

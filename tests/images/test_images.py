@@ -1,4 +1,4 @@
-"""Reading pictures: what is accepted, what is noted, what is refused."""
+"""Reading images: what is accepted, what is noted, what is refused."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from xai_abn.errors import ImageLoadError, InvalidInputError
 from xai_abn.images.loading import EXAMPLES, MAX_SIDE, find_images, from_array, load_image
 
 
-def saved(tmp_path, picture, name, **options):
+def saved(tmp_path, image, name, **options):
     path = tmp_path / name
-    picture.save(path, **options)
+    image.save(path, **options)
     return path
 
 
@@ -35,35 +35,35 @@ def test_an_empty_file_is_refused(tmp_path):
 def test_text_named_jpg_is_refused(tmp_path):
     """A text file is not an image, and the message says what it looks like."""
     path = tmp_path / "notes.jpg"
-    path.write_text("this is no picture\n" * 10)
+    path.write_text("this is no image\n" * 10)
     with pytest.raises(ImageLoadError, match=r"not an image.*looks like text"):
         load_image(path)
 
 
 @pytest.mark.parametrize("name", ["cut.jpg", "cut.png", "cut.webp"])
-def test_a_truncated_file_is_refused(tmp_path, photo, name):
-    """A picture cut in half is damaged, never half grey."""
-    path = saved(tmp_path, Image.fromarray(photo), name)
+def test_a_truncated_file_is_refused(tmp_path, image, name):
+    """An image cut in half is damaged, never half grey."""
+    path = saved(tmp_path, Image.fromarray(image), name)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ImageLoadError):
         load_image(path)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Failed to decode frame 0"), TypeError("Missing dimensions")])
-def test_whatever_a_decoder_raises_means_a_damaged_file(tmp_path, photo, error, monkeypatch):
+def test_whatever_a_decoder_raises_means_a_damaged_file(tmp_path, image, error, monkeypatch):
     """Pillow's AVIF and TIFF decoders raise such errors at damaged files."""
 
     def load(self):
         raise error
 
-    path = saved(tmp_path, Image.fromarray(photo), "photo.bmp")
+    path = saved(tmp_path, Image.fromarray(image), "image.bmp")
     monkeypatch.setattr("PIL.BmpImagePlugin.BmpImageFile.load", load)
     with pytest.raises(ImageLoadError, match=f"damaged or cut short.*{error}"):
         load_image(path)
 
 
 def test_random_bytes_are_refused(tmp_path):
-    """Bytes that are no picture are refused."""
+    """Bytes that are no image are refused."""
     path = tmp_path / "noise.png"
     path.write_bytes(np.random.default_rng(0).bytes(5000))
     with pytest.raises(ImageLoadError, match="not an image"):
@@ -71,36 +71,36 @@ def test_random_bytes_are_refused(tmp_path):
 
 
 def test_one_pixel_is_too_small(tmp_path):
-    """A 1x1 picture has nothing to explain."""
+    """A 1x1 image has nothing to explain."""
     with pytest.raises(ImageLoadError, match="1x1 pixels is too small"):
         load_image(saved(tmp_path, Image.new("RGB", (1, 1)), "dot.png"))
 
 
 @pytest.mark.parametrize("size", [(20_000, 100), (100, MAX_SIDE + 1), (16_000, 16_000)])
-def test_huge_pictures_are_refused_unread(tmp_path, size):
+def test_huge_images_are_refused_unread(tmp_path, size):
     """A decompression bomb is refused by its header."""
     path = saved(tmp_path, Image.new("1", size), "bomb.png")
     with pytest.raises(ImageLoadError, match="too large"):
         load_image(path)
 
 
-def test_a_folder_is_not_a_picture(tmp_path):
-    """Reading a folder as a picture says so."""
+def test_a_folder_is_not_a_image(tmp_path):
+    """Reading a folder as an image says so."""
     with pytest.raises(ImageLoadError, match="a folder"):
         load_image(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_is_refused(tmp_path, photo_file):
+def test_an_unreadable_file_is_refused(tmp_path, image_file):
     """A file without read permission says so."""
-    photo_file.chmod(0)
+    image_file.chmod(0)
     with pytest.raises(ImageLoadError, match="permission"):
-        load_image(photo_file)
+        load_image(image_file)
 
 
-def test_cmyk_becomes_rgb(tmp_path, photo):
+def test_cmyk_becomes_rgb(tmp_path, image):
     """A CMYK JPEG keeps its colours, roughly."""
-    path = saved(tmp_path, Image.fromarray(photo).convert("CMYK"), "print.jpg", quality=95)
+    path = saved(tmp_path, Image.fromarray(image).convert("CMYK"), "print.jpg", quality=95)
     loaded = load_image(path)
     assert loaded.image.mode == "RGB"
     assert np.abs(np.asarray(loaded.image, float)[25:35, 35:45] - 250).mean() < 12
@@ -117,22 +117,22 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
 
 def test_palette_with_alpha_is_laid_on_white(tmp_path):
     """Transparent palette entries turn white, and this is noted."""
-    picture = Image.new("P", (16, 16), 0)
-    picture.putpalette([10, 20, 30, 200, 0, 0] + [0] * 762)
-    picture.paste(1, (0, 0, 16, 8))
-    loaded = load_image(saved(tmp_path, picture, "palette.png", transparency=0))
+    image = Image.new("P", (16, 16), 0)
+    image.putpalette([10, 20, 30, 200, 0, 0] + [0] * 762)
+    image.paste(1, (0, 0, 16, 8))
+    loaded = load_image(saved(tmp_path, image, "palette.png", transparency=0))
     assert loaded.image.getpixel((8, 12)) == (255, 255, 255)
     assert loaded.image.getpixel((8, 2)) == (200, 0, 0)
     assert loaded.notes == ("transparency laid on white",)
 
 
 def test_exif_rotation_is_honoured(tmp_path):
-    """A picture stored lying down comes back upright."""
-    picture = Image.new("RGB", (40, 20), "red")
-    picture.paste("blue", (0, 0, 20, 20))
+    """An image stored lying down comes back upright."""
+    image = Image.new("RGB", (40, 20), "red")
+    image.paste("blue", (0, 0, 20, 20))
     exif = Image.Exif()
     exif[0x0112] = 6
-    loaded = load_image(saved(tmp_path, picture, "phone.jpg", exif=exif, quality=95))
+    loaded = load_image(saved(tmp_path, image, "phone.jpg", exif=exif, quality=95))
     assert loaded.image.size == (20, 40)
     top, bottom = loaded.image.getpixel((10, 5)), loaded.image.getpixel((10, 35))
     assert top[2] > 200 > top[0] + 100
@@ -150,7 +150,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_said(tmp_path, name):
 
 
 def test_grey_becomes_rgb(tmp_path):
-    """A grey picture gets three equal channels and needs no note."""
+    """A grey image gets three equal channels and needs no note."""
     loaded = load_image(saved(tmp_path, Image.new("L", (16, 16), 77), "grey.png"))
     assert loaded.image.getpixel((0, 0)) == (77, 77, 77)
     assert loaded.notes == ()
@@ -158,7 +158,7 @@ def test_grey_becomes_rgb(tmp_path):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_loads_without_a_network(name):
-    """Each bundled photo named in EXAMPLES is there."""
+    """Each bundled image named in EXAMPLES is there."""
     assert min(load_image(f"example:{name}").image.size) >= 256
 
 
@@ -168,7 +168,7 @@ def test_an_unknown_example_lists_the_known():
         load_image("example:unicorn")
 
 
-def test_arrays_need_uint8_and_a_picture_shape():
+def test_arrays_need_uint8_and_a_image_shape():
     """Floats and odd shapes are refused with what was expected."""
     with pytest.raises(InvalidInputError, match="uint8"):
         from_array(np.zeros((20, 20, 3)))
@@ -176,18 +176,18 @@ def test_arrays_need_uint8_and_a_picture_shape():
         from_array(np.zeros((20, 20, 5), np.uint8))
 
 
-def test_folders_are_searched_recursively_and_sorted(tmp_path, photo):
-    """Pictures below a folder are found, other files are not."""
+def test_folders_are_searched_recursively_and_sorted(tmp_path, image):
+    """Images below a folder are found, other files are not."""
     (tmp_path / "b").mkdir()
     for name in ("z.jpg", "b/a.PNG"):
-        Image.fromarray(photo).save(tmp_path / name)
+        Image.fromarray(image).save(tmp_path / name)
     (tmp_path / "readme.txt").write_text("no")
     assert [os.path.basename(p) for p in find_images(tmp_path)] == ["a.PNG", "z.jpg"]
 
 
-def test_globs_expand_and_empty_ones_are_refused(tmp_path, photo_file):
-    """A glob gives its matches; one without matches says so, as does a folder without pictures."""
-    assert find_images(str(tmp_path / "*.png")) == [str(photo_file)]
+def test_globs_expand_and_empty_ones_are_refused(tmp_path, image_file):
+    """A glob gives its matches; one without matches says so, as does a folder without images."""
+    assert find_images(str(tmp_path / "*.png")) == [str(image_file)]
     with pytest.raises(ImageLoadError, match="matches no file"):
         find_images(str(tmp_path / "*.tiff"))
     (tmp_path / "empty").mkdir()
@@ -195,8 +195,8 @@ def test_globs_expand_and_empty_ones_are_refused(tmp_path, photo_file):
         find_images(tmp_path / "empty")
 
 
-def test_a_file_whose_name_holds_brackets_is_not_a_glob(tmp_path, photo):
+def test_a_file_whose_name_holds_brackets_is_not_a_glob(tmp_path, image):
     """An existing file named like a glob is read as it is."""
-    path = tmp_path / "photo [1].png"
-    Image.fromarray(photo).save(path)
+    path = tmp_path / "image [1].png"
+    Image.fromarray(image).save(path)
     assert find_images(path) == [str(path)]

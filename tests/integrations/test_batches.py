@@ -17,7 +17,7 @@ from xai_abn.integrations import BatchExplainer, batches
 
 @pytest.fixture
 def files(tmp_path):
-    """Two pictures and a file that is none."""
+    """Two images and a file that is none."""
     rng = np.random.default_rng(0)
     for name in "ab":
         Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
@@ -25,11 +25,11 @@ def files(tmp_path):
     return [str(tmp_path / name) for name in ("a.png", "bad.png", "b.png")]
 
 
-def test_every_way_to_hold_a_picture_gives_the_same(gap_net, files):
+def test_every_way_to_hold_a_image_gives_the_same(gap_net, files):
     """Paths, bytes, dictionaries, arrays and Pillow images; columns that are there stay."""
     path = files[0]
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture)
+    with Image.open(path) as image:
+        pixels = np.asarray(image)
     content = open(path, "rb").read()  # noqa: SIM115
     held = [path, content, {"bytes": content, "path": None}, {"bytes": None, "path": path}, pixels, Image.open(path)]
     explain = BatchExplainer(gap_net, ["cam", "grad-cam"], batch_size=4)
@@ -45,7 +45,7 @@ def test_every_way_to_hold_a_picture_gives_the_same(gap_net, files):
     assert (sorted(chosen), chosen["x_label"]) == (["x_cam_map", "x_label", "x_probability"], ["kite"])
 
 
-def test_a_bad_picture_is_raised_or_recorded(gap_net, files):
+def test_a_bad_image_is_raised_or_recorded(gap_net, files):
     """Never left out: an error, or a row with its reason."""
     with pytest.raises(ImageLoadError, match=r"bad\.png: not an image"):
         BatchExplainer(gap_net, "cam")({"image": files})
@@ -62,7 +62,7 @@ def test_a_bad_picture_is_raised_or_recorded(gap_net, files):
 
 def test_mistakes_are_refused(gap_net, files):
     """A column that is missing or would be replaced, and unknown names."""
-    with pytest.raises(InvalidInputError, match="no column 'image'; there are photo, label"):
+    with pytest.raises(InvalidInputError, match="no column 'image'; there are image, label"):
         BatchExplainer(gap_net)({"photo": files, "label": [0, 1, 2]})
     with pytest.raises(InvalidInputError, match="a column 'label' already"):
         BatchExplainer(gap_net, "cam")({"image": files[:1], "label": [0]})
@@ -123,7 +123,7 @@ def test_two_workers_of_ray(files, tmp_path):
 
 
 def test_datasets_of_hugging_face(gap_net, files):
-    """``map(batched=True)`` adds the columns beside its own, from pictures decoded or not."""
+    """``map(batched=True)`` adds the columns beside its own, from images decoded or not."""
     datasets = pytest.importorskip("datasets")
     good = [files[0], files[2]]
     columns = {"image": good, "label": [0, 1]}

@@ -35,7 +35,7 @@ def test_upsampling_is_bilinear_with_half_pixel_centres():
 
 
 def test_the_shipped_map_is_the_right_way_up(abn_lite0):
-    """On the mean of four example photos, removing what abn-lite0's map lights hurts more than the rest."""
+    """On the mean of four example images, removing what abn-lite0's map lights hurts more than the rest."""
     from xai_abn.images.loading import load_image
 
     names = ["cat", "coffee", "rocket", "astronaut"]

@@ -19,7 +19,7 @@ PUBLIC = [name for name in metrics.__all__ if inspect.isfunction(getattr(metrics
 
 
 def random_case(metric, seed):
-    """Return the metric's values (N,) on three seeded photos of 64 pixels, with signed maps of 8x8."""
+    """Return the metric's values (N,) on three seeded images of 64 pixels, with signed maps of 8x8."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Conv2d(3, 5, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 4))
     net.eval()
@@ -127,7 +127,7 @@ def test_definitions_say_something(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_values_stay_in_the_range(name, seed):
-    """On random photos every map has one value, inside the range; curves, where there are any, have a row a photo."""
+    """On random images every map has one value, inside the range; curves, where there are any, have a row an image."""
     metric = metrics.get(name)
     found = random_case(metric, seed)
     values = found.values if isinstance(found, Scores) else found

@@ -55,7 +55,7 @@ class ViewedByInput(Net):
 
 
 class Twice(Net):
-    """Uses its layer for the picture and its mirror image."""
+    """Uses its layer for the image and its mirror image."""
 
     def forward(self, x):
         return 2 * self.fc(self.body(x.flip(-1)).relu().mean(dim=(2, 3))) + super().forward(x)
@@ -134,7 +134,7 @@ def test_tokens_in_front_are_counted_inside_a_wrapper():
     assert prefix_tokens(nn.Sequential(inner)) == 5
 
 
-def test_layers_that_cut_pictures_up_are_refused(small):
+def test_layers_that_cut_images_up_are_refused(small):
     class Windows(Net):
         def forward(self, x):
             windows = self.body(x.unfold(2, 32, 32).unfold(3, 32, 32).permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
@@ -177,7 +177,7 @@ def test_no_map_is_given_out_for_another_label(small):
             result[key]
 
 
-def test_a_picture_whose_top_class_is_compared_with_itself_does_not_stop_the_others(small):
+def test_a_image_whose_top_class_is_compared_with_itself_does_not_stop_the_others(small):
     model = wrapped(Net())
     with torch.no_grad():
         first, second = model.module.body(small).relu().mean(dim=(2, 3))
@@ -229,25 +229,25 @@ def test_a_network_of_another_size_says_what_to_give(inputs):
 
 
 def test_registers_are_counted_where_a_network_tells_them(inputs):
-    """A class token and four registers, on a picture that is not square."""
+    """A class token and four registers, on an image that is not square."""
     network = nn.Sequential(nn.Identity())
     network[0].num_register_tokens = 4
     assert prefix_tokens(network) == 5
 
 
 @pytest.mark.parametrize("method", ["grad-cam", "shapley-cam", "legrad", "attention-relevance"])
-def test_checkpointed_blocks_run_once(method, photo):
+def test_checkpointed_blocks_run_once(method, image):
     """Timm's checkpointing is off while a network is explained, and on again afterwards; the map is the same."""
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, embed_dim=48, num_classes=5).eval()
     model = xai_abn.wrap(vit, preprocess=SMALL)
-    plain = xai_abn.explain(model, photo, method)[0][method].map
+    plain = xai_abn.explain(model, image, method)[0][method].map
     vit.set_grad_checkpointing(True)
-    np.testing.assert_array_equal(xai_abn.explain(model, photo, method)[0][method].map, plain)
+    np.testing.assert_array_equal(xai_abn.explain(model, image, method)[0][method].map, plain)
     assert vit.grad_checkpointing
 
 
-def test_a_network_that_checkpoints_by_itself_is_explained_or_refused(photo):
+def test_a_network_that_checkpoints_by_itself_is_explained_or_refused(image):
     """A checkpointed block behind the layer changes nothing; attention inside it is refused with what to do."""
 
     class Checkpointed(nn.Module):
@@ -261,8 +261,8 @@ def test_a_network_that_checkpoints_by_itself_is_explained_or_refused(photo):
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, embed_dim=48, num_classes=5).eval()
     model = xai_abn.wrap(vit, preprocess=SMALL, layer="blocks.1")
-    plain = xai_abn.explain(model, photo, "grad-cam")["grad-cam"].map
+    plain = xai_abn.explain(model, image, "grad-cam")["grad-cam"].map
     vit.blocks[2] = Checkpointed(vit.blocks[2])
-    np.testing.assert_allclose(xai_abn.explain(model, photo, "grad-cam")["grad-cam"].map, plain, atol=1e-6)
+    np.testing.assert_allclose(xai_abn.explain(model, image, "grad-cam")["grad-cam"].map, plain, atol=1e-6)
     with pytest.raises(UnsupportedModelError, match=r"torch\.utils\.checkpoint\); switch that off"):
-        xai_abn.explain(xai_abn.wrap(vit, preprocess=SMALL), photo, "attention-relevance")
+        xai_abn.explain(xai_abn.wrap(vit, preprocess=SMALL), image, "attention-relevance")

@@ -1,4 +1,4 @@
-"""What a map can be asked: two classes compared, several a picture, any score of the answer."""
+"""What a map can be asked: two classes compared, several an image, any score of the answer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from xai_abn.explainers import GradCAM, run_pass
 from xai_abn.images.preprocess import Preprocess
 
 
-def test_a_difference_of_cams_is_the_cam_of_the_difference(gap_net, photo):
+def test_a_difference_of_cams_is_the_cam_of_the_difference(gap_net, image):
     """CAM and HiResCAM are linear in the score; the record says what was compared."""
     for method in ("cam", "hires-cam"):
-        one, other = (xai_abn.explain(gap_net, photo, method, t)[method] for t in ("cat", "dog"))
-        both = xai_abn.explain(gap_net, photo, method, Difference("cat", versus="dog"))[method]
+        one, other = (xai_abn.explain(gap_net, image, method, t)[method] for t in ("cat", "dog"))
+        both = xai_abn.explain(gap_net, image, method, Difference("cat", versus="dog"))[method]
         np.testing.assert_allclose(both.map, one.map - other.map, atol=1e-6)
         assert both.score == pytest.approx(one.score - other.score, abs=1e-5)
         assert both.probability == pytest.approx(one.probability / (one.probability + other.probability), rel=1e-4)
@@ -34,25 +34,25 @@ def test_digits_are_the_label_spelt_so_or_else_an_index(gap_net):
     assert [model.target_index(t, 5) for t in ("2", "4", 2, "cat")] == [1, 4, 2, 3]
 
 
-def test_the_top_class_is_compared_where_none_is_named(gap_net, photo):
+def test_the_top_class_is_compared_where_none_is_named(gap_net, image):
     """Why this and not that."""
-    top = xai_abn.explain(gap_net, photo, "cam")["cam"]
+    top = xai_abn.explain(gap_net, image, "cam")["cam"]
     versus = (top.target + 1) % 5
-    found = xai_abn.explain(gap_net, photo, "cam", Difference(versus=versus))["cam"]
+    found = xai_abn.explain(gap_net, image, "cam", Difference(versus=versus))["cam"]
     assert (found.target, found.versus) == (top.target, versus)
     with pytest.raises(InvalidInputError, match="itself"):
-        xai_abn.explain(gap_net, photo, "cam", Difference(2, versus=2))
+        xai_abn.explain(gap_net, image, "cam", Difference(2, versus=2))
     with pytest.raises(TypeError, match="versus"):
         Difference("cat")
 
 
-def test_several_targets_of_one_picture_share_a_pass(gap_net, photo, monkeypatch):
+def test_several_targets_of_one_image_share_a_pass(gap_net, image, monkeypatch):
     """Each map equals that asked for alone, and the network ran once."""
-    alone = {t: xai_abn.explain(gap_net, photo, "grad-cam", t)["grad-cam"].map for t in ("cat", "kite")}
+    alone = {t: xai_abn.explain(gap_net, image, "grad-cam", t)["grad-cam"].map for t in ("cat", "kite")}
     calls = []
     original = gap_net.module.forward
     monkeypatch.setattr(gap_net.module, "forward", lambda x: calls.append(len(x)) or original(x))
-    result = xai_abn.explain(gap_net, [photo, photo], ["grad-cam", "eigen-cam"], [["cat", "kite"], "dog"])
+    result = xai_abn.explain(gap_net, [image, image], ["grad-cam", "eigen-cam"], [["cat", "kite"], "dog"])
     assert calls == [2]
     assert list(result[0]) == [("grad-cam", "cat"), ("grad-cam", "kite"), "eigen-cam"]
     for label, expected in alone.items():
@@ -65,14 +65,14 @@ def test_several_targets_of_one_picture_share_a_pass(gap_net, photo, monkeypatch
         result[0]["cam"]
 
 
-def test_a_function_of_the_answer_can_be_explained(gap_net, photo):
+def test_a_function_of_the_answer_can_be_explained(gap_net, image):
     """One that picks a class gives that class's map; there is no probability to tell."""
 
     def dogs(logits):
         return logits[:, 1]
 
-    found = xai_abn.explain(gap_net, photo, ["grad-cam", "score-cam"], dogs)
-    expected = xai_abn.explain(gap_net, photo, ["grad-cam", "score-cam"], "dog")
+    found = xai_abn.explain(gap_net, image, ["grad-cam", "score-cam"], dogs)
+    expected = xai_abn.explain(gap_net, image, ["grad-cam", "score-cam"], "dog")
     for method in ("grad-cam", "score-cam"):
         np.testing.assert_allclose(found[method].map, expected[method].map, atol=1e-6)
     record = found["grad-cam"]
@@ -106,10 +106,10 @@ def test_a_segmentation_model_is_explained_by_a_score(inputs):
 
 
 @pytest.mark.parametrize("wrong", [[[]], [lambda x: x], ["cat", "dog"]])
-def test_impossible_targets_are_refused(gap_net, photo, wrong):
-    """An empty list, a function for one picture only, more targets than pictures."""
+def test_impossible_targets_are_refused(gap_net, image, wrong):
+    """An empty list, a function for one image only, more targets than images."""
     with pytest.raises(InvalidInputError):
-        xai_abn.explain(gap_net, photo, "cam", wrong)
+        xai_abn.explain(gap_net, image, "cam", wrong)
 
 
 def test_directions_are_checked(gap_net, inputs):

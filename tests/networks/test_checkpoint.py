@@ -235,7 +235,7 @@ def test_unknown_models_name_their_neighbours():
 
 
 def test_the_small_abn_ships():
-    """Under 2 MB, it takes any photo down to 32 pixels and sees the rocket; its maps have the features' resolution."""
+    """Under 2 MB, it takes any image down to 32 pixels and sees the rocket; its maps have the features' resolution."""
     path = Path(xai_abn.__file__).parent / "weights" / "abn_cifar100.safetensors"
     assert path.stat().st_size < 2e6
     assert path.with_suffix(".md").is_file()

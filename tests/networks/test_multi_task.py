@@ -312,25 +312,25 @@ def test_a_checkpoint_without_the_flag_has_classes(tmp_path):
     assert not xai_abn.load_model(path).multi_label
 
 
-def test_the_command_explains_each_attribute(model, network, inputs, photo_file, tmp_path, monkeypatch):
-    """--target, repeated, gives a row and a picture an attribute, with its own probability."""
+def test_the_command_explains_each_attribute(model, network, inputs, image_file, tmp_path, monkeypatch):
+    """--target, repeated, gives a row and an image an attribute, with its own probability."""
     from xai_abn.models import zoo
 
     monkeypatch.setitem(zoo.models, "faces", lambda: model)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    command = ("explain", photo_file, "--model", "faces", "--method", "abn", "-t", "Smiling", "-t", "Eyeglasses")
+    command = ("explain", image_file, "--model", "faces", "--method", "abn", "-t", "Smiling", "-t", "Eyeglasses")
     code, out, _ = call(*command)
     assert code == 0
     assert all(text in out for text in ("Smiling", "Eyeglasses", "%", "abn"))
     assert "any class" not in out
     records = json.loads(call(*command, "--json")[1])["explanations"]
-    logits = ForwardPass(model, model.preprocess(xai_abn.images.load_image(photo_file)).tensor[None]).logits[0]
+    logits = ForwardPass(model, model.preprocess(xai_abn.images.load_image(image_file)).tensor[None]).logits[0]
     assert [r["label"] for r in records] == ["Smiling", "Eyeglasses"]
     assert [r["probability"] for r in records] == pytest.approx(logits[:2].sigmoid().tolist(), abs=1e-5)
     for record in records:
-        with Image.open(record["files"][0]) as picture:
-            assert json.loads(picture.info["xai-abn"])[0]["label"] == record["label"]
+        with Image.open(record["files"][0]) as image:
+            assert json.loads(image.info["xai-abn"])[0]["label"] == record["label"]
 
 
 @pytest.mark.parametrize("at_once", [2, 8])
@@ -381,7 +381,7 @@ SIDE, PATCH = 32, 8
 
 
 def patches(number, seed):
-    """Return noise with a red and a blue patch at independent places, each in every second picture, and the places."""
+    """Return noise with a red and a blue patch at independent places, each in every second image, and the places."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(60, 120, (number, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
     has = torch.randint(0, 2, (number, 2), generator=generator)
@@ -446,9 +446,9 @@ def test_each_attributes_map_finds_its_own_patch(tiny, tmp_path):
     assert mean == pytest.approx(result["final"]["test_accuracy"], abs=1e-6)
     assert json.loads((tmp_path / "run/result.json").read_text())["attributes"] == result["attributes"]
     assert read_checkpoint(tmp_path / "run/final.safetensors")[0].multi_label
-    with Image.open(tmp_path / "run/maps/epoch_008.png") as picture:
-        assert picture.size == (8 * 96, 2 * (3 * 96 + 2 * 20))  # two rows of eight, each above two named maps
-        names = np.asarray(picture)[96:116], np.asarray(picture)[96 + 20 + 96 :][:20]
+    with Image.open(tmp_path / "run/maps/epoch_008.png") as image:
+        assert image.size == (8 * 96, 2 * (3 * 96 + 2 * 20))  # two rows of eight, each above two named maps
+        names = np.asarray(image)[96:116], np.asarray(image)[96 + 20 + 96 :][:20]
     assert all(strip[:, -300:].min() == 255 and strip[:, :40].min() < 128 for strip in names)
     assert not np.array_equal(*names)
 

@@ -83,7 +83,7 @@ def test_the_maps_are_on_the_patch_grid(kind, inputs):
 
 
 def test_the_grid_is_the_models_not_the_square_root():
-    """A picture of 64x32 has a grid of 4x2; one of another size has its own where the transformer takes it."""
+    """An image of 64x32 has a grid of 4x2; one of another size has its own where the transformer takes it."""
     fixed = xai_abn.abn_from(transformer(img_size=(64, 32)))
     assert fixed(torch.zeros(1, 3, 64, 32)).attention_map.shape == (1, 1, 4, 2)
     free = xai_abn.abn_from(transformer(dynamic_img_size=True, dynamic_img_pad=True))
@@ -238,9 +238,9 @@ def test_its_maps_come_through_explain(checkpoint):
     torch.testing.assert_close(torch.tensor(result["abn-class"].map), output.class_maps[0, 1])
 
 
-def test_the_command_line_explains_with_it(checkpoint, photo_file, tmp_path):
+def test_the_command_line_explains_with_it(checkpoint, image_file, tmp_path):
     """`xai-abn explain --model FILE` draws its maps."""
-    arguments = ["explain", str(photo_file), "--model", str(checkpoint[1]), "--method", "abn,abn-class,grad-cam"]
+    arguments = ["explain", str(image_file), "--model", str(checkpoint[1]), "--method", "abn,abn-class,grad-cam"]
     result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "out").glob("*.png"))) >= 3

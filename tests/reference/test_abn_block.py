@@ -152,13 +152,13 @@ def test_the_attention_loss_does_not_reach_the_map_head(backbone, inputs):
 
 
 def test_the_fresh_branch_classifies_as_the_backbone_does(abn_lite0):
-    """Class maps of an untrained branch put the backbone's own answer first on nearly every example photo."""
+    """Class maps of an untrained branch put the backbone's own answer first on nearly every example image."""
     lite0 = xai_abn.load_model("lite0")
     network = xai_abn.abn_from(lite0.module)
     from xai_abn.images.loading import load_image
 
-    photos = ["astronaut", "cat", "coffee", "rocket"]
-    images = torch.stack([lite0.preprocess(load_image(f"example:{n}")).tensor for n in photos])
+    images = ["astronaut", "cat", "coffee", "rocket"]
+    images = torch.stack([lite0.preprocess(load_image(f"example:{n}")).tensor for n in images])
     with torch.no_grad():
         top5 = network(images).attention_logits.topk(5).indices
         answer = lite0.module(images).argmax(dim=1)

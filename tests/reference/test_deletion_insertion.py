@@ -36,7 +36,7 @@ BLACK_VALUE = torch.tensor([-2.1, -2.0, -1.8])
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    """Draw the same pictures and maps in every run."""
+    """Draw the same images and maps in every run."""
     torch.manual_seed(0)
 
 
@@ -137,24 +137,24 @@ def folded_kernel():
     return np.outer(line, line)
 
 
-def slow_rise_blur(picture):
+def slow_rise_blur(image):
     """Correlate each channel with the folded kernel, zeros outside."""
     kernel = folded_kernel()
-    padded = np.pad(picture.double().numpy(), ((0, 0), (5, 5), (5, 5)))
-    out = np.zeros(picture.shape)
+    padded = np.pad(image.double().numpy(), ((0, 0), (5, 5), (5, 5)))
+    out = np.zeros(image.shape)
     for down in range(11):
         for right in range(11):
-            out += kernel[down, right] * padded[:, down : down + picture.shape[1], right : right + picture.shape[2]]
+            out += kernel[down, right] * padded[:, down : down + image.shape[1], right : right + image.shape[2]]
     return torch.from_numpy(out).float()
 
 
-def slow_wide_blur(picture):
+def slow_wide_blur(image):
     """Gaussian of a twelfth of the shorter side, cut at two sigma, mirrored without repeating the edge."""
-    sigma = min(picture.shape[1:]) / 12
+    sigma = min(image.shape[1:]) / 12
     radius = round(2 * sigma)
     taps = np.array([math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)])
     taps /= taps.sum()
-    out = picture.double().numpy()
+    out = image.double().numpy()
     for axis in (1, 2):
         out = scipy.ndimage.correlate1d(out, taps, axis=axis, mode="mirror")
     return torch.from_numpy(out).float()
@@ -174,14 +174,14 @@ def slow_order(map_, ties):
     return sorted(places, key=lambda place: (-values[place], tie[place]))
 
 
-def slow_curve(predict, picture, blank, order, counts, target, insert):
-    """One picture a count, pixel by pixel."""
+def slow_curve(predict, image, blank, order, counts, target, insert):
+    """One image a count, pixel by pixel."""
     values = []
     for count in counts:
-        start, finish = (blank, picture) if insert else (picture, blank)
+        start, finish = (blank, image) if insert else (image, blank)
         now = start.clone()
         for place in order[:count]:
-            row, column = divmod(place, picture.shape[2])
+            row, column = divmod(place, image.shape[2])
             now[:, row, column] = finish[:, row, column]
         values.append(probability(predict, now, target))
     return values
@@ -196,28 +196,28 @@ def even_area(values):
     return (sum(values) - values[0] / 2 - values[-1] / 2) / (len(values) - 1)
 
 
-def slow_protocol(name, predict, picture, map_, target, insert):
+def slow_protocol(name, predict, image, map_, target, insert):
     """The area of one full-sized map under a named protocol."""
     height, width = map_.shape
     pixels = height * width
     if name == "rise-2018":
         counts = [min(i * 8 * width, pixels) for i in range(math.ceil(pixels / (8 * width)) + 1)]
-        blank = slow_rise_blur(picture) if insert else torch.zeros_like(picture)
+        blank = slow_rise_blur(image) if insert else torch.zeros_like(image)
         return even_area(
-            slow_curve(predict, picture, blank, slow_order(map_, "reversed"), counts, target, insert)
+            slow_curve(predict, image, blank, slow_order(map_, "reversed"), counts, target, insert)
         )  # fmt: skip
     if name == "torchcam-20":
         size = (pixels + 19) // 20
         counts = [*range(0, pixels, size), pixels]
-        blank, order = torch.zeros_like(picture), slow_order(map_, "reading")
+        blank, order = torch.zeros_like(image), slow_order(map_, "reading")
     else:
         counts = [round(i * pixels / 20) for i in range(21)]
-        blank, order = slow_wide_blur(picture), slow_order(map_, "scattered")
-    values = slow_curve(predict, picture, blank, order, counts, target, insert)
+        blank, order = slow_wide_blur(image), slow_order(map_, "scattered")
+    values = slow_curve(predict, image, blank, order, counts, target, insert)
     return trapezoid(values, [count / pixels for count in counts])
 
 
-def slow_pid(predict, picture, map_, target, insert, step=10, patch=16):
+def slow_pid(predict, image, map_, target, insert, step=10, patch=16):
     """LABN's rule: patches go whose value reaches that of the patch at place step (i + 1), counted from 0."""
     height, width = map_.shape
     blocks = [
@@ -228,7 +228,7 @@ def slow_pid(predict, picture, map_, target, insert, step=10, patch=16):
     values = []
     for i in range(math.ceil(len(falling) / step)):
         threshold = falling[min(step * (i + 1), len(falling) - 1)]
-        now = picture.clone()
+        now = image.clone()
         for row in range(height):
             for column in range(width):
                 chosen = blocks[row // patch][column // patch] >= threshold
@@ -251,12 +251,12 @@ def test_rise_kernel_is_the_folded_gaussian():
 
 @pytest.mark.parametrize("size", [(24, 24), (20, 32), (33, 21)])
 def test_blurs_equal_slow_ones(size):
-    """RISE's blur pads with zeros and so darkens edges; the wide one mirrors and keeps a constant picture as it is."""
-    pictures = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(3))
-    rise, wide = (blank.make(pictures, torch.zeros(3)) for blank in (RISE_BLUR, WIDE_BLUR))
+    """RISE's blur pads with zeros and so darkens edges; the wide one mirrors and keeps a constant image as it is."""
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(3))
+    rise, wide = (blank.make(images, torch.zeros(3)) for blank in (RISE_BLUR, WIDE_BLUR))
     for n in range(2):
-        torch.testing.assert_close(rise[n], slow_rise_blur(pictures[n]), atol=1e-6, rtol=0)
-        torch.testing.assert_close(wide[n], slow_wide_blur(pictures[n]), atol=1e-6, rtol=0)
+        torch.testing.assert_close(rise[n], slow_rise_blur(images[n]), atol=1e-6, rtol=0)
+        torch.testing.assert_close(wide[n], slow_wide_blur(images[n]), atol=1e-6, rtol=0)
     ones = torch.ones(1, 3, *size)
     torch.testing.assert_close(WIDE_BLUR.make(ones, torch.zeros(3)), ones)
     assert RISE_BLUR.make(ones, torch.zeros(3))[0, 0, 0, 0] < 0.4
@@ -265,42 +265,42 @@ def test_blurs_equal_slow_ones(size):
 @pytest.mark.parametrize("name", ["xai-abn", "rise-2018", "torchcam-20"])
 @pytest.mark.parametrize("size", [(24, 24), (20, 28)])
 def test_pixel_protocols_equal_slow_loops(name, size):
-    """Three-channel pictures, maps with many ties and maps to enlarge: pixel-by-pixel loops give the same areas."""
+    """Three-channel images, maps with many ties and maps to enlarge: pixel-by-pixel loops give the same areas."""
     generator = torch.Generator().manual_seed(5)
-    net, pictures = small_net(), torch.randn(2, 3, *size, generator=generator)
+    net, images = small_net(), torch.randn(2, 3, *size, generator=generator)
     tied = torch.randint(0, 4, (1, *size), generator=generator).float()
     small = F.interpolate(torch.rand(1, 1, 5, 5, generator=generator), size, mode="bilinear")[0]
     maps, targets = torch.cat([tied, small]), torch.tensor([1, 3])
     for function, insert in ((deletion, False), (insertion, True)):
-        found = function(net, pictures, maps, targets, name)
+        found = function(net, images, maps, targets, name)
         for n in range(2):
-            expected = slow_protocol(name, net, pictures[n], maps[n], int(targets[n]), insert)
+            expected = slow_protocol(name, net, images[n], maps[n], int(targets[n]), insert)
             assert found[n].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_small_maps_are_enlarged_before_ranking():
     """A 5x5 map scores what its bilinear enlargement to the input's size scores."""
-    net, pictures = small_net(), torch.randn(2, 3, 24, 20, generator=torch.Generator().manual_seed(6))
+    net, images = small_net(), torch.randn(2, 3, 24, 20, generator=torch.Generator().manual_seed(6))
     maps, targets = torch.rand(2, 5, 5), torch.tensor([0, 2])
     large = F.interpolate(maps[:, None], (24, 20), mode="bilinear", align_corners=False)[:, 0]
     for name in ("xai-abn", "rise-2018", "torchcam-20"):
         torch.testing.assert_close(
-            deletion(net, pictures, maps, targets, name), deletion(net, pictures, large, targets, name)
+            deletion(net, images, maps, targets, name), deletion(net, images, large, targets, name)
         )
 
 
 def test_pid_equals_slow_loops():
     """Patches by their largest value, ties together, onto black, eleven and then ten more: LABN's numbers."""
     generator = torch.Generator().manual_seed(7)
-    net, pictures = small_net(), torch.randn(3, 3, 96, 80, generator=generator)
+    net, images = small_net(), torch.randn(3, 3, 96, 80, generator=generator)
     maps = torch.rand(3, 96, 80, generator=generator)
     maps[1] = torch.randint(0, 3, (6, 5), generator=generator).float().repeat_interleave(16, 0).repeat_interleave(16, 1)
     maps[2] = (maps[2] > 0.997).float()
     targets = torch.tensor([2, 1, 0])
     for function, insert in ((deletion, False), (insertion, True)):
-        found = function(net, pictures, maps, targets, "pid-2022", black=BLACK_VALUE)
+        found = function(net, images, maps, targets, "pid-2022", black=BLACK_VALUE)
         for n in range(3):
-            expected = slow_pid(net, pictures[n], maps[n], int(targets[n]), insert)
+            expected = slow_pid(net, images[n], maps[n], int(targets[n]), insert)
             assert found[n].item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -309,11 +309,11 @@ def test_pid_starts_with_eleven_patches_and_ends_with_all():
     assert PROTOCOLS["pid-2022"].counts(224, 224) == [*range(11, 192, 10), 196]
 
 
-def test_pid_refuses_pictures_of_ten_patches_or_fewer():
-    """A picture of 48x48 has nine patches, hence one point, and no area under it."""
-    pictures, maps = torch.randn(1, 3, 48, 48), torch.rand(1, 6, 6)
+def test_pid_refuses_images_of_ten_patches_or_fewer():
+    """An image of 48x48 has nine patches, hence one point, and no area under it."""
+    images, maps = torch.randn(1, 3, 48, 48), torch.rand(1, 6, 6)
     with pytest.raises(InvalidInputError):
-        insertion(small_net(), pictures, maps, torch.tensor([0]), "pid-2022", black=BLACK_VALUE)
+        insertion(small_net(), images, maps, torch.tensor([0]), "pid-2022", black=BLACK_VALUE)
 
 
 @pytest.mark.parametrize(
@@ -347,14 +347,14 @@ def test_torchcams_own_metric_equals_torchcam_20():
     metrics = pytest.importorskip("torchcam.metrics")
     from torchcam.methods import GradCAM
 
-    net, pictures = small_net(seed=1), torch.randn(5, 3, 40, 36, generator=torch.Generator().manual_seed(9))
-    targets = net(pictures).argmax(dim=1)
+    net, images = small_net(seed=1), torch.randn(5, 3, 40, 36, generator=torch.Generator().manual_seed(9))
+    targets = net(images).argmax(dim=1)
     with GradCAM(net, "2") as extractor:
         theirs = metrics.DeletionInsertionMetric(extractor, lambda logits: logits.softmax(dim=-1))
-        theirs.update(pictures)
-        scores = net(pictures).softmax(dim=-1)
+        theirs.update(images)
+        scores = net(images).softmax(dim=-1)
         maps = extractor.fuse_cams(extractor(targets.tolist(), scores)).detach()
-    ours = [f(net, pictures, maps, targets, "torchcam-20") for f in (deletion, insertion)]
+    ours = [f(net, images, maps, targets, "torchcam-20") for f in (deletion, insertion)]
     assert ours[0].mean().item() == pytest.approx(theirs.summary()["deletion_auc"], abs=1e-6)
     assert ours[1].mean().item() == pytest.approx(theirs.summary()["insertion_auc"], abs=1e-6)
 
@@ -376,40 +376,40 @@ class Counted:
 
 @pytest.mark.parametrize("name", list(PROTOCOLS))
 def test_several_maps_equal_one_by_one_at_less_cost(name):
-    """M maps and targets a picture score as alone; whole and blank pictures are shared, so that fewer are run."""
+    """M maps and targets an image score as alone; whole and blank images are shared, so that fewer are run."""
     generator = torch.Generator().manual_seed(10)
-    pictures = torch.randn(2, 3, 64, 64, generator=generator)
+    images = torch.randn(2, 3, 64, 64, generator=generator)
     maps, targets = torch.rand(2, 3, 8, 8, generator=generator), torch.tensor([[0, 1, 2], [3, 0, 1]])
     together, alone = Counted(small_net()), Counted(small_net())
     protocol = PROTOCOLS[name]
-    found = perturbation_curves(together, pictures, maps, targets, protocol, black=BLACK_VALUE)
+    found = perturbation_curves(together, images, maps, targets, protocol, black=BLACK_VALUE)
     for m in range(3):
-        one = perturbation_curves(alone, pictures, maps[:, m], targets[:, m], protocol, black=BLACK_VALUE)
+        one = perturbation_curves(alone, images, maps[:, m], targets[:, m], protocol, black=BLACK_VALUE)
         torch.testing.assert_close(found.deletion[:, m], one.deletion, atol=1e-6, rtol=0)
         torch.testing.assert_close(found.insertion[:, m], one.insertion, atol=1e-6, rtol=0)
     assert found.evaluations == sum(together.sizes) < sum(alone.sizes)
 
 
 def test_the_cost_is_what_the_points_need():
-    """N pictures, M maps, T points: 2 N M (T - 2) inner ones, N whole, and the blanks: one of zero, N blurred."""
-    pictures, maps = torch.randn(3, 3, 32, 32), torch.rand(3, 2, 4, 4)
+    """N images, M maps, T points: 2 N M (T - 2) inner ones, N whole, and the blanks: one of zero, N blurred."""
+    images, maps = torch.randn(3, 3, 32, 32), torch.rand(3, 2, 4, 4)
     targets = torch.zeros(3, 2, dtype=torch.long)
     for name, points, blanks in (("torchcam-20", 21, 1), ("xai-abn", 21, 3), ("rise-2018", 5, 1 + 3)):
         net = Counted(small_net())
-        found = perturbation_curves(net, pictures, maps, targets, PROTOCOLS[name])
+        found = perturbation_curves(net, images, maps, targets, PROTOCOLS[name])
         assert found.deletion.shape == (3, 2, points)
         assert sum(net.sizes) == found.evaluations == 2 * 3 * 2 * (points - 2) + 3 + blanks
     net = Counted(small_net())
-    deletion(net, pictures, maps[:, 0], targets[:, 0], "torchcam-20")
+    deletion(net, images, maps[:, 0], targets[:, 0], "torchcam-20")
     assert sum(net.sizes) == 3 * (21 - 2) + 3 + 1
 
 
 def test_channels_last_inputs_stay_so():
-    """Pictures reach the network in the layout that the inputs have; the values are the same."""
-    pictures, maps, targets = torch.randn(2, 3, 32, 24), torch.rand(2, 4, 4), torch.tensor([0, 1])
+    """Images reach the network in the layout that the inputs have; the values are the same."""
+    images, maps, targets = torch.randn(2, 3, 32, 24), torch.rand(2, 4, 4), torch.tensor([0, 1])
     plain, last = Counted(small_net()), Counted(small_net())
-    expected = insertion(plain, pictures, maps, targets, "rise-2018")
-    found = insertion(last, pictures.contiguous(memory_format=torch.channels_last), maps, targets, "rise-2018")
+    expected = insertion(plain, images, maps, targets, "rise-2018")
+    found = insertion(last, images.contiguous(memory_format=torch.channels_last), maps, targets, "rise-2018")
     assert all(last.layouts)
     assert not any(plain.layouts)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
@@ -417,21 +417,21 @@ def test_channels_last_inputs_stay_so():
 
 def test_the_batch_size_does_not_matter():
     """Batches of 1, 7 and 500 give the same values, and no batch is larger than allowed."""
-    pictures, maps, targets = torch.randn(2, 3, 32, 32), torch.rand(2, 4, 4), torch.tensor([0, 1])
-    expected = deletion(small_net(), pictures, maps, targets)
+    images, maps, targets = torch.randn(2, 3, 32, 32), torch.rand(2, 4, 4), torch.tensor([0, 1])
+    expected = deletion(small_net(), images, maps, targets)
     for size in (1, 7, 500):
         net = Counted(small_net())
-        found = deletion(net, pictures, maps, targets, batch_size=size)
+        found = deletion(net, images, maps, targets, batch_size=size)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
         assert max(net.sizes) <= size
 
 
-def test_a_pictures_value_does_not_depend_on_the_others():
-    """A picture alone scores what it scores in a batch, under every protocol."""
-    pictures, maps, targets = torch.randn(3, 3, 64, 64), torch.rand(3, 4, 4), torch.tensor([0, 1, 2])
+def test_a_images_value_does_not_depend_on_the_others():
+    """An image alone scores what it scores in a batch, under every protocol."""
+    images, maps, targets = torch.randn(3, 3, 64, 64), torch.rand(3, 4, 4), torch.tensor([0, 1, 2])
     for name in PROTOCOLS:
-        all_three = insertion(small_net(), pictures, maps, targets, name, black=BLACK_VALUE)
-        last = insertion(small_net(), pictures[2:], maps[2:], targets[2:], name, black=BLACK_VALUE)
+        all_three = insertion(small_net(), images, maps, targets, name, black=BLACK_VALUE)
+        last = insertion(small_net(), images[2:], maps[2:], targets[2:], name, black=BLACK_VALUE)
         torch.testing.assert_close(last, all_three[2:], atol=1e-6, rtol=0)
 
 
@@ -443,18 +443,18 @@ def test_flat_and_nan_maps_have_no_value_and_cost_nothing():
 
     bad = torch.zeros(3, 4, 4)
     bad[1], bad[2, 0, 0] = 7.0, float("nan")
-    pictures, targets = torch.randn(3, 3, 64, 64), torch.tensor([0, 1, 2])
+    images, targets = torch.randn(3, 3, 64, 64), torch.tensor([0, 1, 2])
     for name in PROTOCOLS:
-        curves = perturbation_curves(refuse, pictures, bad, targets, PROTOCOLS[name], black=BLACK_VALUE)
+        curves = perturbation_curves(refuse, images, bad, targets, PROTOCOLS[name], black=BLACK_VALUE)
         assert curves.evaluations == 0
         assert curves.deletion.isnan().all()
         assert curves.insertion.isnan().all()
         mixed = bad.clone()
         mixed[1] = torch.rand(4, 4)
         net = Counted(small_net())
-        values = deletion(net, pictures, mixed, targets, name, black=BLACK_VALUE)
+        values = deletion(net, images, mixed, targets, name, black=BLACK_VALUE)
         assert values.isnan().tolist() == [True, False, True]
-        alone = deletion(small_net(), pictures[1:2], mixed[1:2], targets[1:2], name, black=BLACK_VALUE)
+        alone = deletion(small_net(), images[1:2], mixed[1:2], targets[1:2], name, black=BLACK_VALUE)
         torch.testing.assert_close(values[1:2], alone, atol=1e-6, rtol=0)
 
 
@@ -497,29 +497,29 @@ def test_black_is_painted_as_given():
 
 def test_what_does_not_fit_is_refused():
     """Numbers that differ, a protocol on black without black, sides that patches do not fill, an unknown protocol."""
-    net, pictures, maps, targets = small_net(), torch.randn(2, 3, 64, 64), torch.rand(2, 4, 4), torch.tensor([0, 1])
+    net, images, maps, targets = small_net(), torch.randn(2, 3, 64, 64), torch.rand(2, 4, 4), torch.tensor([0, 1])
     with pytest.raises(InvalidInputError, match="expected inputs"):
-        deletion(net, pictures, maps[:1], targets)
+        deletion(net, images, maps[:1], targets)
     with pytest.raises(InvalidInputError, match="expected inputs"):
-        deletion(net, pictures, maps, targets[:1])
+        deletion(net, images, maps, targets[:1])
     with pytest.raises(InvalidInputError, match="expected inputs"):
-        deletion(net, pictures, maps[0], targets)
+        deletion(net, images, maps[0], targets)
     with pytest.raises(InvalidInputError, match="targets"):
-        deletion(net, pictures, maps[:, None].repeat(1, 3, 1, 1), torch.zeros(2, 2, dtype=torch.long))
+        deletion(net, images, maps[:, None].repeat(1, 3, 1, 1), torch.zeros(2, 2, dtype=torch.long))
     with pytest.raises(InvalidInputError, match="black"):
-        deletion(net, pictures, maps, targets, "pid-2022")
+        deletion(net, images, maps, targets, "pid-2022")
     with pytest.raises(InvalidInputError, match="multiples of the patch"):
-        deletion(net, pictures[:, :, :60], maps, targets, "pid-2022", black=BLACK_VALUE)
+        deletion(net, images[:, :, :60], maps, targets, "pid-2022", black=BLACK_VALUE)
     with pytest.raises(UnknownNameError, match="rise-2018"):
-        deletion(net, pictures, maps, targets, "rise")
+        deletion(net, images, maps, targets, "rise")
 
 
 @pytest.mark.parametrize("bad", ["target -1", "target K", "batch size 0", "batch size -1", "curve"])
 def test_bad_targets_batches_and_curves_are_refused(bad):
     """A target outside 0 ... K - 1, a batch size below 1 or an unknown curve is a typed error, not a number."""
-    net, pictures, maps = small_net(), torch.randn(1, 3, 32, 32), torch.rand(1, 4, 4)
+    net, images, maps = small_net(), torch.randn(1, 3, 32, 32), torch.rand(1, 4, 4)
     target = torch.tensor([{"target -1": -1, "target K": 4}.get(bad, 0)])
     size = {"batch size 0": 0, "batch size -1": -1}.get(bad, 16)
     curves = ("deletion",) if bad == "curve" else (DELETION,)
     with pytest.raises(InvalidInputError):
-        perturbation_curves(net, pictures, maps, target, PROTOCOLS["xai-abn"], curves, batch_size=size)
+        perturbation_curves(net, images, maps, target, PROTOCOLS["xai-abn"], curves, batch_size=size)

@@ -143,8 +143,8 @@ def test_box_overlaps_equal_connected_regions(largest):
         assert found.values[n].item() == pytest.approx(max(slow), abs=1e-6)
 
 
-def test_max_box_accuracy_has_one_threshold_for_all_photos():
-    """Each overlap d has its own best threshold, the same for all photos: a loop over d, threshold and photo."""
+def test_max_box_accuracy_has_one_threshold_for_all_images():
+    """Each overlap d has its own best threshold, the same for all images: a loop over d, threshold and image."""
     curves = max_box_accuracy(WSOL_MAPS, WSOL_OBJECTS, largest_only=False).curves.numpy()
     for overlaps in ((0.5,), (0.3, 0.5, 0.7)):
         best = []
@@ -192,8 +192,8 @@ def slow_pxap(maps, objects, interval):
 
 
 @pytest.mark.parametrize("interval", [0.01, 0.05])
-def test_pxap_pools_all_photos(interval):
-    """The pooled value equals a plain loop over thresholds on all pixels at once, and is not the photos' mean."""
+def test_pxap_pools_all_images(interval):
+    """The pooled value equals a plain loop over thresholds on all pixels at once, and is not the images' mean."""
     noisy = WSOL_MAPS + 0.2 * torch.rand(WSOL_MAPS.shape)
     found = pxap(noisy, WSOL_OBJECTS, interval)
     pooled = pixel_average_precision(found.curves.numpy(), np.full(3, 1 / 3))
@@ -267,7 +267,7 @@ def slow_pointing(map_, present, tolerance):
 
 @pytest.mark.parametrize("tolerance", [0, 1, 4, 15])
 def test_pointing_game_equals_a_slow_one_at_the_photos_size(tolerance):
-    """Small maps are resized to each photo's own size; twenty random maps hit where plain loops say."""
+    """Small maps are resized to each image's own size; twenty random maps hit where plain loops say."""
     maps = torch.rand(20, 6, 7)
     sizes = [(40, 60), (33, 21)] * 10
     objects = [filled(size, (10, 12, 17, 17), (2, 3, 4, 5)) for size in sizes]
@@ -312,7 +312,7 @@ def test_a_trial_of_difficult_objects_alone_is_left_out():
 
 
 def test_the_difficult_set_needs_a_small_object_and_another_class():
-    """Less than a quarter of the photo, strictly, and another class present; else NaN."""
+    """Less than a quarter of the image, strictly, and another class present; else NaN."""
     size, other = (20, 20), filled((20, 20), (15, 15, 19, 19))
     quarter, less = filled(size, (0, 0, 9, 9)), filled(size, (0, 0, 9, 8))
     maps = dot(size, 3, 3).repeat(4, 1, 1)
@@ -385,7 +385,7 @@ def test_object_recall_and_all_found_equal_slow_ones():
             assert all_objects_found(map_, [objects], share).item() == float(all(found))
 
 
-def test_recall_of_a_photo_of_crowds_alone_has_no_value():
+def test_recall_of_a_image_of_crowds_alone_has_no_value():
     """Crowds are no single objects: NaN, for recall and for all found."""
     objects = filled((9, 11), (0, 0, 1, 1), single=[False])
     for function in (object_recall, all_objects_found):

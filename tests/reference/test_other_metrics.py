@@ -36,7 +36,7 @@ from xai_abn.metrics.road import NOISE, SHARES, impute
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    """Draw the same pictures and maps in every run."""
+    """Draw the same images and maps in every run."""
     torch.manual_seed(0)
 
 
@@ -53,11 +53,11 @@ def small_net(classes=4, seed=0):
 
 
 def cam(net, inputs, targets):
-    """Grad-CAM at the last ReLU, without its own: signed maps of a network in loops over pictures."""
+    """Grad-CAM at the last ReLU, without its own: signed maps of a network in loops over images."""
     maps = []
-    for picture, target in zip(inputs, targets.tolist(), strict=True):
+    for image, target in zip(inputs, targets.tolist(), strict=True):
         with torch.enable_grad():  # captum turns gradients off
-            kept = net[:5](picture[None])
+            kept = net[:5](image[None])
             gradient = torch.autograd.grad(net[5:](kept)[0, target], kept)[0]
         maps.append((gradient.mean(dim=(2, 3), keepdim=True) * kept).sum(dim=1)[0].detach())
     return torch.stack(maps)
@@ -122,10 +122,10 @@ def test_small_maps_are_scaled_before_they_are_enlarged():
 # ---------------------------------------------------------------- ROAD
 
 
-def slow_impute(picture, removed):
+def slow_impute(image, removed):
     """Solve sum of w (x_i - x_j) over existing neighbours = 0 for every removed pixel, as one dense system."""
-    channels, height, width = picture.shape
-    pixels = picture.double().numpy()
+    channels, height, width = image.shape
+    pixels = image.double().numpy()
     gone = removed.view(height, width).numpy()
     system, right = np.eye(height * width), pixels.reshape(channels, -1).T.copy()
     for row in range(height):
@@ -143,29 +143,29 @@ def slow_impute(picture, removed):
                     weight = 1 / 12 if down and across else 1 / 6
                     system[here, here] += weight
                     system[here, r * width + c] -= weight
-    return np.linalg.solve(system, right).T.reshape(picture.shape)
+    return np.linalg.solve(system, right).T.reshape(image.shape)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("kept", [0.9, 0.5, 0.1, 0.02])
 def test_imputation_solves_the_dense_system(channels, kept):
     """Any number of channels, few and nearly all pixels removed, corners and whole edges among them."""
-    picture = torch.randn(channels, 8, 9)
+    image = torch.randn(channels, 8, 9)
     removed = torch.rand(72) >= kept
     removed[[0, 8, 63, 71]] = True
     removed[:9] = True
     removed[40] = False
-    found = impute(picture, removed, np.random.default_rng(0), noise=0)
-    np.testing.assert_allclose(found.numpy(), slow_impute(picture, removed), atol=1e-5)
-    assert found.flatten(1)[:, ~removed].equal(picture.flatten(1)[:, ~removed])
+    found = impute(image, removed, np.random.default_rng(0), noise=0)
+    np.testing.assert_allclose(found.numpy(), slow_impute(image, removed), atol=1e-5)
+    assert found.flatten(1)[:, ~removed].equal(image.flatten(1)[:, ~removed])
 
 
 def test_imputation_by_hand():
     """One corner missing: its three neighbours, 2/5, 2/5 and 1/5; a linear ramp's inner pixel comes back as it was."""
-    picture = torch.tensor([[[9.0, 1.0, 0.0], [2.0, 3.0, 0.0], [0.0, 0.0, 0.0]]])
+    image = torch.tensor([[[9.0, 1.0, 0.0], [2.0, 3.0, 0.0], [0.0, 0.0, 0.0]]])
     removed = torch.zeros(9, dtype=torch.bool)
     removed[0] = True
-    found = impute(picture, removed, np.random.default_rng(0), noise=0)
+    found = impute(image, removed, np.random.default_rng(0), noise=0)
     assert found[0, 0, 0].item() == pytest.approx((2 * 1 + 2 * 2 + 1 * 3) / 5)
     ramp = torch.arange(25.0).view(1, 5, 5)
     removed = torch.zeros(25, dtype=torch.bool)
@@ -175,8 +175,8 @@ def test_imputation_by_hand():
 
 def test_imputed_pixels_carry_noise_and_others_none():
     """Noise of the given deviation on removed pixels only; the same seed gives the same noise."""
-    picture, removed = torch.zeros(3, 60, 60), torch.arange(3600) % 2 == 0
-    first, again = (impute(picture, removed, np.random.default_rng(4), noise=0.01) for _ in range(2))
+    image, removed = torch.zeros(3, 60, 60), torch.arange(3600) % 2 == 0
+    first, again = (impute(image, removed, np.random.default_rng(4), noise=0.01) for _ in range(2))
     assert first.equal(again)
     assert first.flatten(1)[:, removed].std().item() == pytest.approx(0.01, rel=0.05)
     assert not first.flatten(1)[:, ~removed].any()
@@ -201,16 +201,16 @@ def test_road_equals_a_slow_one():
                 count = round(share * 120)
                 removed = torch.zeros(120, dtype=torch.bool)
                 removed[order[:count] if end == "top" else order[120 - count :]] = True
-                picture = slow_impute(inputs[n], removed).reshape(3, -1)
-                picture[:, removed.numpy()] += NOISE * noise.standard_normal((3, count))
-                picture = torch.from_numpy(picture).float().view(3, 12, 10)
-                sums[end] += probability(net, picture, int(targets[n]))
+                image = slow_impute(inputs[n], removed).reshape(3, -1)
+                image[:, removed.numpy()] += NOISE * noise.standard_normal((3, count))
+                image = torch.from_numpy(image).float().view(3, 12, 10)
+                sums[end] += probability(net, image, int(targets[n]))
         expected = (sums["bottom"] - sums["top"]) / len(SHARES) / 2
         assert found[n].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_road_does_not_depend_on_the_batch():
-    """RGB pictures with one-channel maps: each alone scores what it scores among others, in any order."""
+    """RGB images with one-channel maps: each alone scores what it scores among others, in any order."""
     net, inputs, maps, targets = small_net(), torch.randn(4, 3, 16, 16), torch.rand(4, 4, 4), torch.arange(4)
     together = road(net, inputs, maps, targets)
     for n in range(4):
@@ -227,13 +227,13 @@ def test_a_sparse_map_loses_the_share_asked_for():
     assert (map_[0].numpy() >= threshold).all()  # the rule keeps values below the threshold: none
     shares, counts = (0.1, 0.2, 0.5), []
 
-    def count(pictures):
-        changed = (pictures != inputs).any(dim=1).flatten(1)
+    def count(images):
+        changed = (images != inputs).any(dim=1).flatten(1)
         counts.extend(changed.sum(dim=1).tolist())
         rows = changed.view(-1, 20, 20)
         assert rows[0, :2].all()  # the top tenth is the two rows of values
         assert not rows[3:6, :2].any()  # up to a half, the bottom is zeros alone
-        return torch.zeros(len(pictures), 2)
+        return torch.zeros(len(images), 2)
 
     assert road(count, inputs, map_, torch.tensor([0]), shares=shares).item() == 0
     assert counts == [40, 80, 200] * 2
@@ -420,7 +420,7 @@ def test_randomisation_goes_backwards_from_the_output():
         return cam(net if module is None else module, inputs, targets)
 
     with torch.no_grad():
-        net[3].weight.mul_(1.5)  # else a BatchNorm that is initialised anew is as before
+        net[3].weight.mul_(1.5)  # else a BatchNorm that is initialised again is as before
     found = model_parameter_randomization(explain, net, inputs, targets, stages=4, seed=1)
     assert changed == [[7], [3, 7], [2, 3, 7], [0, 2, 3, 7]]
     torch.testing.assert_close(model_parameter_randomization(explain, net, inputs, targets, stages=4, seed=1), found)
@@ -485,8 +485,8 @@ def test_sensitivity_is_captums_under_the_seed():
     assert (found > 0).all()
 
 
-def test_sensitivity_of_a_single_photo():
-    """One photo is a batch too: ``explain`` is given as many targets as pictures, whatever captum passes on."""
+def test_sensitivity_of_a_single_image():
+    """One image is a batch too: ``explain`` is given as many targets as images, whatever captum passes on."""
 
     def explain(inputs, targets, module=None):
         assert len(inputs) == len(targets)
@@ -553,7 +553,7 @@ def test_a_linear_networks_own_weights_have_no_infidelity():
 
 @pytest.mark.parametrize("name", ["infidelity", "sensitivity-max", "random-logit"])
 def test_seeded_metrics_do_not_depend_on_the_batch(name):
-    """A photo has one value under one seed, whatever batch or shard it stands in."""
+    """An image has one value under one seed, whatever batch or shard it stands in."""
     net, inputs, maps = small_net(), torch.randn(3, 3, 24, 24), torch.randn(3, 6, 6)
     targets = torch.tensor([0, 1, 2])
 
@@ -596,7 +596,7 @@ def test_polarity_in_closed_form():
 
 
 def test_polarity_equals_a_slow_one():
-    """Top and bottom pixels of enlarged maps set to 0 one by one; each picture alone scores as in the batch."""
+    """Top and bottom pixels of enlarged maps set to 0 one by one; each image alone scores as in the batch."""
     net, inputs, maps, targets = small_net(), torch.randn(3, 3, 15, 13), torch.rand(3, 4, 4), torch.tensor([1, 3, 0])
     found = polarity(net, inputs, maps, targets)
     large = upsample(maps, (15, 13))
@@ -605,9 +605,9 @@ def test_polarity_equals_a_slow_one():
         order = sorted(range(195), key=lambda i: (flat[i], i))
         left = []
         for removed in (order[:39], order[156:]):
-            picture = inputs[n].clone().flatten(1)
-            picture[:, removed] = 0
-            left.append(probability(net, picture.view(3, 15, 13), int(targets[n])))
+            image = inputs[n].clone().flatten(1)
+            image[:, removed] = 0
+            left.append(probability(net, image.view(3, 15, 13), int(targets[n])))
         assert found[n].item() == pytest.approx(left[0] - left[1], abs=1e-6)
 
 
@@ -643,7 +643,7 @@ def test_a_map_that_means_nothing_has_no_value(name):
 
 @pytest.mark.parametrize("name", ON_MODEL)
 def test_numbers_that_differ_are_refused(name):
-    """Two pictures, one map: a typed error under every metric that runs the network."""
+    """Two images, one map: a typed error under every metric that runs the network."""
     with pytest.raises(InvalidInputError):
         score(name, small_net(), torch.randn(2, 3, 64, 64), torch.rand(1, 4, 4), torch.tensor([0, 1]))
 

@@ -408,7 +408,7 @@ def test_held_out_images_are_not_trained_on(images, tmp_path):
 
 
 def test_draws_depend_on_seed_and_number_alone():
-    """Each epoch shows every photo once, in an order of its own; starting later or with workers changes nothing."""
+    """Each epoch shows every image once, in an order of its own; starting later or with workers changes nothing."""
     images = [torch.tensor([float(i)]) for i in range(5)]
     draws = InfiniteCrops(images, seed=3)
     epochs = [[int(draws[n]) for n in range(start, start + 5)] for start in (0, 5)]

@@ -112,7 +112,7 @@ def test_the_features_keep_their_size(network, crops):
 
 
 def test_mosaics_hold_the_images_they_name():
-    """Each quarter of a mosaic is the named photo at half its size."""
+    """Each quarter of a mosaic is the named image at half its size."""
     images = torch.arange(5.0)[:, None, None, None].expand(5, 3, 8, 8).contiguous()
     mosaics, members = make_mosaics(images, 6, torch.Generator().manual_seed(0))
     assert mosaics.shape == (6, 3, 8, 8)
@@ -122,11 +122,11 @@ def test_mosaics_hold_the_images_they_name():
         assert len({a, b, c, d}) == 4
 
 
-def test_random_crops_leave_out_and_count_what_is_broken(tmp_path, photo):
-    """Photos become normalised crops; unreadable ones are left out of the batch and counted."""
-    Image.fromarray(photo).save(tmp_path / "good.png")
+def test_random_crops_leave_out_and_count_what_is_broken(tmp_path, image):
+    """Images become normalised crops; unreadable ones are left out of the batch and counted."""
+    Image.fromarray(image).save(tmp_path / "good.png")
     (tmp_path / "broken.png").write_bytes(b"no")
-    Image.fromarray(photo).save(tmp_path / "x_val_1.png")
+    Image.fromarray(image).save(tmp_path / "x_val_1.png")
     images = RandomCrops(find_samples([tmp_path], exclude=["_val_"]), Preprocess(32, mean=(0.5,) * 3, std=(0.5,) * 3))
     assert len(images) == 2
     crops, unreadable = stack_readable([images[0], images[1]])

@@ -355,7 +355,7 @@ def test_of_epochs_as_accurate_the_one_of_lower_loss_is_best():
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(cifar, tmp_path):
-    """Pictures of a longer run's maps are gone; what is somebody else's stays, and is not replaced unasked."""
+    """Images of a longer run's maps are gone; what is somebody else's stays, and is not replaced unasked."""
     (tmp_path / "result.json").write_text("mine")
     with pytest.raises(RunError, match=r"result\.json"):
         train(settings(cifar), tmp_path)

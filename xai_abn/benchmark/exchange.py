@@ -29,14 +29,14 @@ COLUMNS = (
 def merge_runs(output: str | Path, parts: Sequence[str | Path]) -> tuple[int, int]:
     """Join runs made with the same model, preprocessing, precision and data, as the shards of one run are.
 
-    The result holds what one run over all photos would; it is written whole or not at all.
+    The result holds what one run over all images would; it is written whole or not at all.
 
     Args:
         output: the file to make; must not exist.
         parts: the files to join; they are not changed.
 
     Returns:
-        The numbers of photos and of values.
+        The numbers of images and of values.
 
     Raises:
         RunError: a part is missing, damaged, or was made with something else.

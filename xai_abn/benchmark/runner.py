@@ -1,4 +1,4 @@
-"""Run a benchmark: explain every photo with every method, score every map, keep every value."""
+"""Run a benchmark: explain every image with every method, score every map, keep every value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from xai_abn import __version__
 from xai_abn.benchmark.scoring import Scorer
 from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store, key_of
-from xai_abn.benchmark.trials import Photo, class_indices, short_names
+from xai_abn.benchmark.trials import PreparedSample, class_indices, short_names
 from xai_abn.datasets import Dataset, Sample
 from xai_abn.errors import DatasetError, InvalidInputError, RunError, XaiAbnError
 from xai_abn.explainers import Explainer, make_explainers
@@ -29,7 +29,7 @@ from xai_abn.models.predictor import FastPredictor
 from xai_abn.networks.checkpoint import fingerprint, fingerprint_v1
 from xai_abn.settings import Settings
 
-#: Side of the pictures kept for the report, in pixels.
+#: Side of the images kept for the report, in pixels.
 VIEW = 320
 
 
@@ -68,18 +68,18 @@ class Summary:
 
     Attributes:
         output: the run's file.
-        photos: that belong to this session's shard.
-        measured: photos worked on now.
-        known: photos that had been measured before.
-        failed: (photo, reason).
-        superseded: photos whose content or annotations changed since an earlier session.
-        copies: photos with the content and annotations of another, which are measured once.
+        images: that belong to this session's shard.
+        measured: images worked on now.
+        known: images that had been measured before.
+        failed: (image, reason).
+        superseded: images whose content or annotations changed since an earlier session.
+        copies: images with the content and annotations of another, which are measured once.
         unknown_classes: classes of the data set that the model does not know; their objects are not asked for.
         seconds: wall time.
     """
 
     output: Path
-    photos: int = 0
+    images: int = 0
     measured: int = 0
     known: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Summary:
     seconds: float = 0.0
 
 
-#: Called with the photos done and the photos to do.
+#: Called with the images done and the images to do.
 Progress = Callable[[int, int], None]
 
 
@@ -104,9 +104,9 @@ def benchmark(
     command: str = "",
     progress: Progress | None = None,
 ) -> Summary:
-    """Score methods on annotated photos and keep every value in one file, which a later call goes on with.
+    """Score methods on annotated images and keep every value in one file, which a later call goes on with.
 
-    What the file holds already is not computed again; a photo that cannot be read is recorded with its reason.
+    What the file holds already is not computed again; an image that cannot be read is recorded with its reason.
 
     Args:
         model: the model to explain.
@@ -135,9 +135,9 @@ def benchmark(
     run = _Run(model, data, methods, metrics, settings)
     with Store.create(output, run.identity, run.fingerprint_v1) as store:
         store.describe(run.metric_records, run.method_records)
-        summary = Summary(Path(output), photos=len(run.photos), unknown_classes=run.unknown_classes)
+        summary = Summary(Path(output), images=len(run.images), unknown_classes=run.unknown_classes)
         session = {"command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_environment()}
-        session |= {"shard": "/".join(map(str, settings.shard)), "photos": len(run.photos)}
+        session |= {"shard": "/".join(map(str, settings.shard)), "images": len(run.images)}
         session |= {"unknown_classes": list(run.unknown_classes)} if run.unknown_classes else {}
         number = store.add_session(session)
         run.work(store, summary, progress or (lambda done, total: None))
@@ -176,7 +176,7 @@ class _Run:
         index, number = settings.shard
         samples = [replace(sample, upright=False) if settings.exif == "ignore" else sample for sample in data.samples]
         listed = list(zip(range(len(names)), names, samples, strict=True))[: settings.limit]
-        self.photos = listed[index - 1 :: number]
+        self.images = listed[index - 1 :: number]
         self.identity = {
             "model": {
                 "name": model.name,
@@ -199,9 +199,9 @@ class _Run:
             store.write(Batch(failures=[FailureRow(source, reason)]))
         known, scorer = store.done(), None
         superseded = store.superseded()
-        waiting: list[tuple[Photo, Work]] = []
+        waiting: list[tuple[PreparedSample, Work]] = []
         seen: set[str] = set()
-        for done, (position, name, annotated) in enumerate(self.photos, 1):
+        for done, (position, name, annotated) in enumerate(self.images, 1):
             try:
                 key = key_of(digest=annotated.digest(), preprocess=self.preprocess.to_dict())
                 summary.copies += key in seen
@@ -211,75 +211,77 @@ class _Run:
                     waiting.append((self._load(key, position, name, annotated), work))
                 else:
                     summary.known += 1
-                    if key in superseded:  # the photo is again what it was
+                    if key in superseded:  # the image is again what it was
                         store.write(Batch(images=[_image_row(self._load(key, position, name, annotated))]))
             except RunError:
                 raise
             except XaiAbnError as error:
                 summary.failed.append((name, error.line))
                 store.write(Batch(failures=[FailureRow(name, error.line)]))
-            last = done == len(self.photos)
+            last = done == len(self.images)
             if waiting and (last or len(waiting) == self.settings.batch_size):
                 scorer = scorer or self._scorer()
                 for group in _alike(waiting):
                     self._measure(store, scorer, group, summary)
                 waiting = []
             if not waiting:
-                progress(done, len(self.photos))
+                progress(done, len(self.images))
 
     def _scorer(self) -> Scorer:
         """Make the copy of the network for predictions only when something is to be measured."""
         predictor = FastPredictor(self.model, bf16=self.settings.bf16, compile=self.settings.compile)
         return Scorer(self.model, self.preprocess, predictor, self.indices, self.settings.evaluations)
 
-    def _load(self, key: str, position: int, name: str, annotated: Sample) -> Photo:
+    def _load(self, key: str, position: int, name: str, annotated: Sample) -> PreparedSample:
         loaded = annotated.load()
         width, height = loaded.image.size
         annotated.check((height, width))
         region = self.preprocess.region(width, height)
-        return Photo(key, name, position, annotated, self.preprocess(loaded), (height, width), region)
+        return PreparedSample(key, name, position, annotated, self.preprocess(loaded), (height, width), region)
 
-    def _missing(self, photo: str, known: set[str]) -> Work:
-        """Return the methods still to be scored for each metric on the photo of a key."""
+    def _missing(self, image: str, known: set[str]) -> Work:
+        """Return the methods still to be scored for each metric on the image of a key."""
         work = []
         for metric in self.metrics:
-            methods = tuple(m for m in self.methods if self.key(photo, m, metric) not in known)
+            methods = tuple(m for m in self.methods if self.key(image, m, metric) not in known)
             if methods:
                 work.append((metric, methods))
         return tuple(work)
 
-    def key(self, photo: str, method: str, metric: str) -> str:
+    def key(self, image: str, method: str, metric: str) -> str:
         """Return the key under which a metric of a method is measured on the image of a key."""
         return key_of(
-            image=photo,
+            image=image,
             method=self.method_records[method]["identity"],
             metric=self.metric_records[metric]["identity"],
         )
 
-    def _measure(self, store: Store, scorer: Scorer, group: list[tuple[Photo, Work]], summary: Summary) -> None:
-        photos, missing = [p for p, _ in group], group[0][1]
+    def _measure(
+        self, store: Store, scorer: Scorer, group: list[tuple[PreparedSample, Work]], summary: Summary
+    ) -> None:
+        images, missing = [p for p, _ in group], group[0][1]
         needed = {m: self.methods[m] for _, names in missing for m in names}
-        scores = scorer.score(photos, needed, [(self.metrics[metric], methods) for metric, methods in missing])
+        scores = scorer.score(images, needed, [(self.metrics[metric], methods) for metric, methods in missing])
         batch = Batch()
-        for row, photo in enumerate(photos):
+        for row, image in enumerate(images):
             if row in scores.errors:
-                batch.failures.append(FailureRow(photo.name, scores.errors[row].line, photo.key))
+                batch.failures.append(FailureRow(image.name, scores.errors[row].line, image.key))
             else:
-                batch.images.append(_image_row(photo))
+                batch.images.append(_image_row(image))
         for m in scores.maps:
-            image, trial = photos[m.trial.row].key, m.trial
-            key = key_of(image=image, method=m.method, trial=trial.name)
+            shown, trial = images[m.trial.row].key, m.trial
+            key = key_of(image=shown, method=m.method, trial=trial.name)
             label = self.model.label(trial.target)
             batch.maps.append(
-                MapRow(key, image, m.method, trial.name, trial.target, label, m.probability, m.flaw, m.seconds, m.map)
+                MapRow(key, shown, m.method, trial.name, trial.target, label, m.probability, m.flaw, m.seconds, m.map)
             )
         for v in scores.values:
-            image, trial = photos[v.trial.row].key, v.trial
-            measurement = self.key(image, v.method, v.metric)
+            shown, trial = images[v.trial.row].key, v.trial
+            measurement = self.key(shown, v.method, v.metric)
             key = key_of(measurement=measurement, trial=trial.name)
             batch.results.append(
                 ResultRow(
-                    key, image, v.method, trial.name, trial.target, v.metric, v.value, v.flaw, v.curve, measurement
+                    key, shown, v.method, trial.name, trial.target, v.metric, v.value, v.flaw, v.curve, measurement
                 )
             )
         store.write(batch)
@@ -291,17 +293,17 @@ class _Run:
 Work = tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def _alike(waiting: list[tuple[Photo, Work]]) -> Iterable[list[tuple[Photo, Work]]]:
-    """Group photos that miss the same values."""
-    groups: dict[Work, list[tuple[Photo, Work]]] = {}
-    for photo, work in waiting:
-        groups.setdefault(work, []).append((photo, work))
+def _alike(waiting: list[tuple[PreparedSample, Work]]) -> Iterable[list[tuple[PreparedSample, Work]]]:
+    """Group images that miss the same values."""
+    groups: dict[Work, list[tuple[PreparedSample, Work]]] = {}
+    for image, work in waiting:
+        groups.setdefault(work, []).append((image, work))
     return groups.values()
 
 
 def _check_annotations(data: Dataset, metrics: Sequence[Metric]) -> None:
     needy = [m.full_name for m in metrics if m.needs in (Needs.OBJECTS, Needs.CLASS_OBJECTS)]
-    if needy and not any(photo.objects for photo in data.samples):
+    if needy and not any(image.objects for image in data.samples):
         raise DatasetError(f"{', '.join(needy)} need annotated objects, and {data.kind} has none; leave them out")
 
 
@@ -327,18 +329,18 @@ def _method_record(model: ModelAdapter, explainer: Explainer) -> dict[str, Any]:
     }
 
 
-def _image_row(photo: Photo) -> ImageRow:
-    picture = Image.fromarray(photo.prepared.view).resize((VIEW, VIEW), Image.Resampling.LANCZOS)
+def _image_row(image: PreparedSample) -> ImageRow:
+    small = Image.fromarray(image.prepared.view).resize((VIEW, VIEW), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    left, top, right, bottom = photo.region
+    small.save(buffer, "JPEG", quality=85)
+    left, top, right, bottom = image.region
     objects = []
-    for thing in photo.annotated.objects:
+    for thing in image.annotated.objects:
         x0, y0, x1, y1 = thing.box
         box = [(x0 - left) / (right - left), (y0 - top) / (bottom - top)]
         box += [(x1 - left) / (right - left), (y1 - top) / (bottom - top)]
         objects.append({"label": thing.label, "box": box, "crowd": thing.crowd, "difficult": thing.difficult})
-    return ImageRow(photo.key, photo.position, photo.name, photo.annotated.label, buffer.getvalue(), objects)
+    return ImageRow(image.key, image.position, image.name, image.annotated.label, buffer.getvalue(), objects)
 
 
 def _environment() -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xai_abn.benchmark.trials import TOP, Photo, Trial, trials_of
+from xai_abn.benchmark.trials import TOP, PreparedSample, Trial, trials_of
 from xai_abn.errors import XaiAbnError
 from xai_abn.explainers import Explainer, run_pass
 from xai_abn.heatmaps import flaws, upsample
@@ -113,13 +113,13 @@ class Scorer:
         self.evaluations = evaluations
         self.black = (0 - torch.tensor(preprocess.mean)) / torch.tensor(preprocess.std)
 
-    def score(self, photos: Sequence[Photo], methods: Mapping[str, Explainer], wanted: Wanted) -> BatchScores:
+    def score(self, images: Sequence[PreparedSample], methods: Mapping[str, Explainer], wanted: Wanted) -> BatchScores:
         """Return the maps and values of images of one size; an image that cannot be explained gives an error.
 
         Raises:
             UnsupportedModelError: a method does not apply to the model.
         """
-        batch = _Batch(self, photos, methods, {metric.subject for metric, _ in wanted})
+        batch = _Batch(self, images, methods, {metric.subject for metric, _ in wanted})
         scores = BatchScores(batch.errors, batch.scored_maps())
         for metric, names in wanted:
             if metric.family is None:
@@ -147,10 +147,10 @@ class _Batch:
     """The maps of one batch and what is measured on them."""
 
     def __init__(
-        self, scorer: Scorer, photos: Sequence[Photo], methods: Mapping[str, Explainer], subjects: set[Subject]
+        self, scorer: Scorer, images: Sequence[PreparedSample], methods: Mapping[str, Explainer], subjects: set[Subject]
     ) -> None:
-        self.scorer, self.photos, self.methods = scorer, photos, methods
-        inputs = torch.stack([p.prepared.tensor for p in photos])
+        self.scorer, self.images, self.methods = scorer, images, methods
+        inputs = torch.stack([p.prepared.tensor for p in images])
         self.inputs = inputs.contiguous(memory_format=torch.channels_last)
         logits: dict[int, Tensor] = {}
         asked: dict[int, dict[Subject, list[Trial]]] = {}
@@ -159,18 +159,18 @@ class _Batch:
             logits[row] = found.cpu()
             asked[row] = {
                 Subject.PREDICTION: [Trial(row, TOP, int(found.argmax()))],
-                Subject.CLASSES: trials_of(photos[row], row, logits[row], scorer.indices),
+                Subject.CLASSES: trials_of(images[row], row, logits[row], scorer.indices),
             }
             return list(dict.fromkeys(t.target for s in subjects for t in asked[row][s]))
 
         explained = explain_batch(
             scorer.model,
-            [p.prepared for p in photos],
+            [p.prepared for p in images],
             list(methods.values()),
-            [partial(targets_of, row) for row in range(len(photos))],
+            [partial(targets_of, row) for row in range(len(images))],
         )
         self.errors = {row: result for row, result in enumerate(explained) if isinstance(result, XaiAbnError)}
-        self.rows = [row for row in range(len(photos)) if row not in self.errors]
+        self.rows = [row for row in range(len(images)) if row not in self.errors]
         self.trials = {s: [t for row in self.rows for t in asked[row][s]] for s in subjects}
         self.probabilities = {row: scorer.model.probabilities(logits[row][None])[0] for row in self.rows}
         self.classes = max((len(found) for found in logits.values()), default=0)
@@ -202,7 +202,7 @@ class _Batch:
 
     def _objects(self, metric: Metric, trial: Trial) -> tuple[Objects | None, Objects | None]:
         """Return the objects in view of a trial's class, of any class for the prediction, and of the other classes."""
-        image, classes = self.photos[trial.row], None if trial.name == TOP else [trial.name]
+        image, classes = self.images[trial.row], None if trial.name == TOP else [trial.name]
         own = image.objects(classes, at_image_size=metric.at_image_size)
         if metric.needs is not Needs.CLASS_OBJECTS:
             return own, None
@@ -260,7 +260,7 @@ class _Batch:
         return found
 
     def _inputs_of(self, rows: Tensor) -> Tensor:
-        if torch.equal(rows, torch.arange(len(self.photos))):
+        if torch.equal(rows, torch.arange(len(self.images))):
             return self.inputs
         return self.inputs[rows].contiguous(memory_format=torch.channels_last)
 
@@ -290,7 +290,7 @@ class _Batch:
 
 
 def _small(map_: Tensor) -> Tensor:
-    """Return a map of at most ``MAP_SIDE`` cells a side, larger ones averaged: only the report's pictures need it."""
+    """Return a map of at most ``MAP_SIDE`` cells a side, larger ones averaged: only the report's images need it."""
     if max(map_.shape) <= MAP_SIDE:
         return map_
     size = [min(side, MAP_SIDE) for side in map_.shape]

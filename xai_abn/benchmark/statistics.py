@@ -1,7 +1,7 @@
 """What the values of a run say, and how sure one can be: pure functions of arrays.
 
-The photo is the independent unit throughout. Several maps of one photo (one a class present) are averaged
-first, and every interval and test looks at photos only.
+The image is the independent unit throughout. Several maps of one image (one a class present) are averaged
+first, and every interval and test looks at images only.
 
 Sources:
     percentile bootstrap: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13;
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-#: How often photos are drawn again for an interval.
+#: How often images are drawn again for an interval.
 RESAMPLES = 2000
 #: Share of the resampled means that an interval holds.
 LEVEL = 0.95
@@ -35,11 +35,11 @@ Aggregate = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass(frozen=True, eq=False)
-class PhotoValues:
+class ImageValues:
     """One metric of one method.
 
     Attributes:
-        values: (P,) mean over the trials of each photo; NaN where the photo has none that counts.
+        values: (P,) mean over the trials of each image; NaN where the image has none that counts.
         trials: (P,) number of trials that count.
         flagged: number of trials with a flaw, whether they count or not.
     """
@@ -51,21 +51,21 @@ class PhotoValues:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value over photos with its 95 % interval; the interval is None for fewer than two photos."""
+    """A value over images with its 95 % interval; the interval is None for fewer than two images."""
 
     value: float | None
     low: float | None
     high: float | None
-    photos: int
+    images: int
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against a reference on the photos that both have.
+    """A method against a reference on the images that both have.
 
     Attributes:
         difference: mean of method minus reference.
-        p: of the two-sided signed-rank test; None without common photos or per-photo values.
+        p: of the two-sided signed-rank test; None without common images or per-image values.
         effect: matched-pairs rank-biserial correlation; above 0 the method's values are larger.
     """
 
@@ -74,28 +74,28 @@ class Comparison:
     effect: float | None
 
 
-def per_photo(
-    photos: np.ndarray, values: np.ndarray, flawed: np.ndarray, flat_counts_as: float | None, number: int
-) -> PhotoValues:
-    """Average the trials of each photo.
+def per_image(
+    images: np.ndarray, values: np.ndarray, flawed: np.ndarray, flat_counts_as: float | None, number: int
+) -> ImageValues:
+    """Average the trials of each image.
 
     Args:
-        photos: (R,) index of each trial's photo, in [0, number).
+        images: (R,) index of each trial's image, in [0, number).
         values: (R,) NaN where there is none.
         flawed: (R,) bool: the map could not be scored.
         flat_counts_as: the value of a flawed trial; None leaves it out.
-        number: how many photos there are.
+        number: how many images there are.
     """
     counted = np.where(flawed, np.nan if flat_counts_as is None else flat_counts_as, values.astype(float))
     there = np.isfinite(counted)
-    trials = np.bincount(photos[there], minlength=number)
-    sums = np.bincount(photos[there], weights=counted[there], minlength=number)
+    trials = np.bincount(images[there], minlength=number)
+    sums = np.bincount(images[there], weights=counted[there], minlength=number)
     means = np.divide(sums, trials, out=np.full(number, np.nan), where=trials > 0)
-    return PhotoValues(means, trials, int(flawed.sum()))
+    return ImageValues(means, trials, int(flawed.sum()))
 
 
 def mean_interval(values: np.ndarray, seed: int = SEED) -> Estimate:
-    """Return the mean of (P,) values, NaN left out, with its percentile bootstrap interval over photos."""
+    """Return the mean of (P,) values, NaN left out, with its percentile bootstrap interval over images."""
     values = values[np.isfinite(values)]
     if len(values) < 2:
         return Estimate(float(values[0]) if len(values) else None, None, None, len(values))
@@ -103,36 +103,36 @@ def mean_interval(values: np.ndarray, seed: int = SEED) -> Estimate:
     return Estimate(float(values.mean()), float(low), float(high), len(values))
 
 
-def mean_curve(curves: np.ndarray, photos: np.ndarray, seed: int = SEED) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return mean, lower and upper end (T,) of curves (R, T), point by point; ``photos`` (R,) as in per_photo."""
-    _, index, counts = np.unique(photos, return_inverse=True, return_counts=True)
-    of_photo = np.zeros((len(counts), curves.shape[1]))
-    np.add.at(of_photo, index, curves / counts[index][:, None])
-    mean = of_photo.mean(axis=0)
+def mean_curve(curves: np.ndarray, images: np.ndarray, seed: int = SEED) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean, lower and upper end (T,) of curves (R, T), point by point; ``images`` (R,) as in per_image."""
+    _, index, counts = np.unique(images, return_inverse=True, return_counts=True)
+    of_image = np.zeros((len(counts), curves.shape[1]))
+    np.add.at(of_image, index, curves / counts[index][:, None])
+    mean = of_image.mean(axis=0)
     if len(counts) < 2:
         return mean, mean, mean
-    low, high = _interval(np.concatenate([weights @ of_photo for weights in _resampled(len(counts), seed)]))
+    low, high = _interval(np.concatenate([weights @ of_image for weights in _resampled(len(counts), seed)]))
     return mean, low, high
 
 
-def aggregate_interval(aggregate: Aggregate, curves: np.ndarray, photos: np.ndarray, seed: int = SEED) -> Estimate:
-    """Return a value that only a whole data set has, with its interval from resampling photos.
+def aggregate_interval(aggregate: Aggregate, curves: np.ndarray, images: np.ndarray, seed: int = SEED) -> Estimate:
+    """Return a value that only a whole data set has, with its interval from resampling images.
 
     Args:
         aggregate: from curves (R, T) and weights (R,) that sum to 1.
         curves: one a trial.
-        photos: (R,) of each trial; the trials of a photo share its weight.
+        images: (R,) of each trial; the trials of an image share its weight.
         seed: of the resampling.
     """
-    known, index, counts = np.unique(photos, return_inverse=True, return_counts=True)
+    known, index, counts = np.unique(images, return_inverse=True, return_counts=True)
     return _resampled_value(lambda weights: aggregate(curves, (weights / counts)[index]), len(known), seed)
 
 
 def compare(values: np.ndarray, reference: np.ndarray, seed: int = SEED) -> Comparison:
-    """Compare two methods' (P,) values photo by photo.
+    """Compare two methods' (P,) values image by image.
 
-    Zero differences keep their ranks but take no side (Pratt): with hits and misses most photos are
-    ties, and leaving them out would let two photos decide for a thousand. No difference at all gives p = 1.
+    Zero differences keep their ranks but take no side (Pratt): with hits and misses most images are
+    ties, and leaving them out would let two images decide for a thousand. No difference at all gives p = 1.
     """
     differences = _differences(values, reference)
     if not len(differences):
@@ -149,15 +149,15 @@ def compare_aggregates(
     reference: tuple[np.ndarray, np.ndarray],
     seed: int = SEED,
 ) -> Comparison:
-    """Compare two methods by a value of the whole data set; arguments are (curves, photos) pairs.
+    """Compare two methods by a value of the whole data set; arguments are (curves, images) pairs.
 
-    Such values have no photo-wise differences, so there is an interval but no test.
+    Such values have no image-wise differences, so there is an interval but no test.
     """
     both = np.intersect1d(method[1], reference[1])
     parts = []
-    for curves, photos in (method, reference):
-        there = np.isin(photos, both)
-        _, index, counts = np.unique(photos[there], return_inverse=True, return_counts=True)
+    for curves, images in (method, reference):
+        there = np.isin(images, both)
+        _, index, counts = np.unique(images[there], return_inverse=True, return_counts=True)
         parts.append((curves[there], index, counts))
 
     def difference(weights: np.ndarray) -> float:
@@ -195,11 +195,11 @@ def rank_biserial(differences: np.ndarray) -> float | None:
 
 
 def agreement(a: np.ndarray, b: np.ndarray, higher_a: bool, higher_b: bool) -> tuple[float | None, int]:
-    """Return how far two metrics agree on what is better: Spearman's rank correlation, and the photos used.
+    """Return how far two metrics agree on what is better: Spearman's rank correlation, and the images used.
 
-    Values (P, M) of M methods are centred on each photo's own mean over the methods, and all photos and
-    methods are ranked together. Without that, photos that are hard for every method would make any two
-    metrics look alike. Photos with fewer than two methods scored by both are left out.
+    Values (P, M) of M methods are centered on each image's own mean over the methods, and all images and
+    methods are ranked together. Without that, images that are hard for every method would make any two
+    metrics look alike. Images with fewer than two methods scored by both are left out.
 
     Args:
         a: (P, M) values of one metric, NaN where missing.
@@ -209,18 +209,18 @@ def agreement(a: np.ndarray, b: np.ndarray, higher_a: bool, higher_b: bool) -> t
     """
     both = np.isfinite(a) & np.isfinite(b)
     both &= both.sum(axis=1, keepdims=True) >= 2
-    photos = int(both.any(axis=1).sum())
-    pooled = [_centred(values, both) * (1 if higher else -1) for values, higher in ((a, higher_a), (b, higher_b))]
-    if not photos or any(not values.any() for values in pooled):
-        return None, photos
-    return _finite(stats.spearmanr(*pooled).statistic), photos
+    images = int(both.any(axis=1).sum())
+    pooled = [_centered(values, both) * (1 if higher else -1) for values, higher in ((a, higher_a), (b, higher_b))]
+    if not images or any(not values.any() for values in pooled):
+        return None, images
+    return _finite(stats.spearmanr(*pooled).statistic), images
 
 
-def _centred(values: np.ndarray, there: np.ndarray) -> np.ndarray:
+def _centered(values: np.ndarray, there: np.ndarray) -> np.ndarray:
     """Return the values that are there, less their row's mean, as one row."""
     means = np.where(there, values, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
-    centred = (values - means[:, None])[there]
-    return _without_rounding(centred, np.abs(values[there]).max(initial=0))
+    centered = (values - means[:, None])[there]
+    return _without_rounding(centered, np.abs(values[there]).max(initial=0))
 
 
 def _differences(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -236,7 +236,7 @@ def _without_rounding(values: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _resampled_value(function: Callable[[np.ndarray], float], number: int, seed: int) -> Estimate:
-    """Return a function of the photos' weights (number,) at equal weights, and its interval."""
+    """Return a function of the images' weights (number,) at equal weights, and its interval."""
     if not number:
         return Estimate(None, None, None, 0)
     value = _finite(function(np.full(number, 1 / number)))
@@ -247,7 +247,7 @@ def _resampled_value(function: Callable[[np.ndarray], float], number: int, seed:
 
 
 def _resampled(number: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield weights (rows, number), each row one draw of photos with replacement, summing to 1."""
+    """Yield weights (rows, number), each row one draw of images with replacement, summing to 1."""
     random = np.random.default_rng(seed)
     step = max(1, _CHUNK // number)
     for start in range(0, RESAMPLES, step):

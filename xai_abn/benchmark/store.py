@@ -71,7 +71,7 @@ class ImageRow:
 
 @dataclass(frozen=True, eq=False)
 class MapRow:
-    """One map, kept for the pictures of the report; large maps are reduced.
+    """One map, kept for the images of the report; large maps are reduced.
 
     Attributes:
         trial: ``"top-1"`` or the name of an annotated class.

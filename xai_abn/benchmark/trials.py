@@ -1,4 +1,4 @@
-"""What is explained and scored: the classes of a photo that a model knows, and their objects as it saw them."""
+"""What is explained and scored: the classes of an image that a model knows, and their objects as it saw them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TOP = "top-1"
 
 
 @dataclass(frozen=True, eq=False)
-class Photo:
-    """A photo ready to be scored.
+class PreparedSample:
+    """An image ready to be scored.
 
     Attributes:
         key: hash of its content and annotations.
@@ -29,7 +29,7 @@ class Photo:
         position: in the data set.
         annotated: what is known about it.
         prepared: what the network sees.
-        size: (H, W) of the photo.
+        size: (H, W) of the image.
         region: left, top, right, bottom of the part seen, in its pixels.
     """
 
@@ -43,7 +43,7 @@ class Photo:
     _drawn: dict[tuple[str, bool], Objects | None] = field(default_factory=dict, repr=False)
 
     def objects(self, classes: Sequence[str] | None = None, *, at_image_size: bool = False) -> Objects | None:
-        """Return the objects seen, of some classes or all, on the network's grid or the photo's own."""
+        """Return the objects seen, of some classes or all, on the network's grid or the image's own."""
         wanted = self.annotated.classes if classes is None else classes
         found = [o for o in (self._of_class(name, at_image_size) for name in wanted) if o is not None]
         return Objects.joined(found) if found else None
@@ -103,28 +103,28 @@ def class_indices(model: ModelAdapter, data: Dataset, classes: int) -> dict[str,
     return found
 
 
-def trials_of(photo: Photo, row: int, logits: Tensor, indices: dict[str, tuple[int, ...]]) -> list[Trial]:
+def trials_of(image: PreparedSample, row: int, logits: Tensor, indices: dict[str, tuple[int, ...]]) -> list[Trial]:
     """Return one trial for each class that is present, in view and known to the model.
 
     If several of the model's classes correspond to one class, as 118 breeds to "dog", the one with the highest logit
     is explained.
 
     Args:
-        photo: the image.
+        image: the image.
         row: its position in the batch.
         logits: (K,) of the image.
         indices: from :func:`class_indices`.
     """
     trials = []
-    for name in photo.annotated.classes:
+    for name in image.annotated.classes:
         group = indices.get(name)
-        if group and photo.objects([name]) is not None:
+        if group and image.objects([name]) is not None:
             trials.append(Trial(row, name, group[int(logits[torch.tensor(group)].argmax())]))
     return trials
 
 
 def short_names(samples: Iterable[Sample]) -> list[str]:
-    """Return each photo's path below the folder that holds them all."""
+    """Return each image's path below the folder that holds them all."""
     paths = [sample.source for sample in samples]
     folder = os.path.commonpath([os.path.dirname(p) for p in paths]) if len(paths) > 1 else os.path.dirname(paths[0])
     names = [os.path.relpath(p, folder) if folder else p for p in paths]

@@ -1,1 +1,1 @@
-"""The report of a benchmark run: tables, statistics and pictures in one HTML file."""
+"""The report of a benchmark run: tables, statistics and drawings in one HTML file."""

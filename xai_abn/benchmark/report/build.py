@@ -27,15 +27,15 @@ class Report:
     Attributes:
         runs: each run's files, identity and sessions.
         sections: tables of the runs that can be compared, as plain JSON values; see docs/guide.md.
-        pictures: data URI of each picture of the gallery by (section, row, method).
+        drawings: data URI of each drawing of the gallery by (section, row, method).
     """
 
     runs: tuple[dict[str, Any], ...]
     sections: tuple[dict[str, Any], ...]
-    pictures: dict[tuple[int, int, str], str] = field(default_factory=dict, repr=False)
+    drawings: dict[tuple[int, int, str], str] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the pictures as plain JSON values; what is not finite is None."""
+        """Return everything but the drawings as plain JSON values; what is not finite is None."""
         from xai_abn import __version__
 
         found = {"about": f"{MARK} {__version__}", "runs": list(self.runs), "sections": list(self.sections)}
@@ -52,7 +52,7 @@ class Report:
         """Return one page that needs nothing but itself."""
         from xai_abn.benchmark.report.page import page
 
-        return page(self.to_dict(), self.pictures)
+        return page(self.to_dict(), self.drawings)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``report.html``, ``report.json`` and ``report.md``, each whole or not at all.
@@ -84,7 +84,7 @@ def make_report(runs: Sequence[str | Path], reference: str | None = None, galler
     Args:
         runs: files made by ``xai-abn benchmark``; they are not changed.
         reference: method that the others are compared with; default ``abn``, or the first.
-        gallery: number of photos to show.
+        gallery: number of images to show.
 
     Raises:
         RunError: a file is no run, is damaged, or has no results.
@@ -95,12 +95,12 @@ def make_report(runs: Sequence[str | Path], reference: str | None = None, galler
         >>> make_report(["run.sqlite"]).save("report")  # doctest: +SKIP
     """
     found = read_sections([Path(run) for run in runs], reference)
-    sections, pictures = [], {}
+    sections, drawings = [], {}
     for index, section in enumerate(found):
         facts, drawn = _section(section, reference, gallery)
         sections.append(facts)
-        pictures.update({(index, *place): uri for place, uri in drawn.items()})
-    return Report(tuple(_run(run) for section in found for run in section.runs), tuple(sections), pictures)
+        drawings.update({(index, *place): uri for place, uri in drawn.items()})
+    return Report(tuple(_run(run) for section in found for run in section.runs), tuple(sections), drawings)
 
 
 def _section(
@@ -113,7 +113,7 @@ def _section(
     facts = {
         "data": data if isinstance(data, dict) else {"kind": "data" if data is None else str(data)},
         "models": list(dict.fromkeys(run.model for run in section.runs)),
-        "photos": len(section.photos),
+        "images": len(section.images),
         "superseded": len(set().union(*(run.superseded - set(run.images) for run in section.runs))),
         "reference": against.name,
         "methods": tables.method_table(section),
@@ -126,11 +126,11 @@ def _section(
         "failures": tables.failure_table(section),
         "gallery": shown.facts if shown else None,
     }
-    return facts, shown.pictures if shown else {}
+    return facts, shown.drawings if shown else {}
 
 
 def _run(run: Run) -> dict[str, Any]:
-    return {"files": run.files, "identity": run.identity, "sessions": run.sessions, "photos": len(run.images)}
+    return {"files": run.files, "identity": run.identity, "sessions": run.sessions, "images": len(run.images)}
 
 
 def _strict(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The photos on which methods differ most, as small pictures for a report."""
+"""The images on which methods differ most, as small images for a report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xai_abn.benchmark.store import ImageRow, MapRow
 from xai_abn.errors import RunError
 from xai_abn.rendering import blend
 
-#: Longer side of a picture in pixels, and its JPEG quality: twelve photos of eight methods stay below 8 MB.
+#: Longer side of a drawing in pixels, and its JPEG quality: twelve images of eight methods stay below 8 MB.
 SIDE = 288
 QUALITY = 82
 #: What a metric needs where it tells the objects of the map's class from others.
@@ -24,21 +24,21 @@ _CLASS_OBJECTS = "class-objects"
 
 @dataclass(frozen=True)
 class Gallery:
-    """Photos and maps to show.
+    """Images and maps to show.
 
     Attributes:
-        facts: plain values: the metric, and for each photo its objects and each method's value.
-        pictures: data URI of each picture by (row, method), the photo itself under method "".
+        facts: plain values: the metric, and for each image its objects and each method's value.
+        drawings: data URI of each drawing by (row, method), the image itself under method "".
     """
 
     facts: dict[str, Any]
-    pictures: dict[tuple[int, str], str]
+    drawings: dict[tuple[int, str], str]
 
 
 def make_gallery(section: Section, reference: Method, number: int) -> Gallery | None:
-    """Return the photos where methods differ most, or None if none is wanted or no metric can tell.
+    """Return the images where methods differ most, or None if none is wanted or no metric can tell.
 
-    Photos are chosen by the largest spread of one metric's per-photo values between methods that are no
+    Images are chosen by the largest spread of one metric's per-image values between methods that are no
     baselines; of several classes present, the one with the largest spread is shown.
     """
     metric = gallery_metric(section)
@@ -46,16 +46,16 @@ def make_gallery(section: Section, reference: Method, number: int) -> Gallery | 
         return None
     chosen = _choose(section, metric, number)
     maps = [run.maps(image for image, *_ in chosen) for run in section.runs]
-    rows, pictures = [], {}
+    rows, drawings = [], {}
     for index, (image, trial, spread) in enumerate(chosen):
         row, drawn = _row(section, metric, image, trial, reference, maps)
         rows.append({**row, "spread": spread})
-        pictures.update({(index, name): uri for name, uri in drawn.items()})
-    return Gallery({"metric": metric, "compared": len(section.compared), "rows": rows}, pictures)
+        drawings.update({(index, name): uri for name, uri in drawn.items()})
+    return Gallery({"metric": metric, "compared": len(section.compared), "rows": rows}, drawings)
 
 
 def gallery_metric(section: Section) -> str | None:
-    """Return the first class-object or deletion metric, else the first that has a value for each photo."""
+    """Return the first class-object or deletion metric, else the first that has a value for each image."""
     usable = [m for m, r in section.metrics.items() if r.get("aggregated", "mean") == "mean"]
     usable = [m for m in usable if any(section.rows(m, method) for method in section.methods)]
     for metric in usable:
@@ -66,7 +66,7 @@ def gallery_metric(section: Section) -> str | None:
 
 
 def _choose(section: Section, metric: str, number: int) -> list[tuple[str, str, float]]:
-    """Return (photo, trial, spread) of the largest spread; of equal ones, those with more methods at both ends."""
+    """Return (image, trial, spread) of the largest spread; of equal ones, those with more methods at both ends."""
     compared = section.compared or section.methods
     values = np.stack([section.values(metric, m).values for m in compared], axis=1)
     there = np.isfinite(values)
@@ -76,16 +76,16 @@ def _choose(section: Section, metric: str, number: int) -> list[tuple[str, str, 
     deviation = (np.where(there, values - means[:, None], 0) ** 2).sum(axis=1)
     order = np.lexsort([np.arange(len(spread)), -np.round(deviation, 9), -np.round(spread, 9)])
     best = [i for i in order.tolist() if spread[i] >= 0][:number]
-    return [(section.photos[i], _trial(section, metric, section.photos[i], compared), float(spread[i])) for i in best]
+    return [(section.images[i], _trial(section, metric, section.images[i], compared), float(spread[i])) for i in best]
 
 
 def _trial(section: Section, metric: str, image: str, compared: list[Method]) -> str:
-    """Return the trial of a photo on which the methods differ most."""
+    """Return the trial of an image on which the methods differ most."""
     values: dict[str, list[float]] = {}
     for method in compared:
-        for (photo, trial), row in section.rows(metric, method).items():
+        for (shown, trial), row in section.rows(metric, method).items():
             value = row.value if row.flaw is None else section.metrics[metric].get("flat_counts_as")
-            if photo == image:
+            if shown == image:
                 values.setdefault(trial, []).extend([] if value is None else [value])
     return max(values, key=lambda trial: max(values[trial], default=0) - min(values[trial], default=0))
 
@@ -98,19 +98,19 @@ def _row(
     reference: Method,
     maps: list[dict[tuple[str, str, str], MapRow]],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the facts of one photo, and its pictures by method."""
+    """Return the facts of one image, and its drawings by method."""
     shown = reference.run.images.get(image) or section.image(image)
-    entries, pictures = [], {"": _data_uri(_opened(shown))}
+    entries, drawings = [], {"": _data_uri(_opened(shown))}
     for method in section.methods:
         found = _map_of(maps[section.runs.index(method.run)], image, method, trial)
         entries.append(_entry(section, metric, image, trial, method, found))
         if found is not None:
-            pictures[method.name] = _data_uri(_drawn(method.run.images[image], found))
+            drawings[method.name] = _data_uri(_drawn(method.run.images[image], found))
     objects = _boxes(shown, entries, trial)
     row = {"source": shown.source, "label": shown.label, "trial": trial, "objects": objects, "methods": entries}
     targets = list(dict.fromkeys((e["target"], e["probability"]) for e in entries if e["target"] is not None))
     row["target"], row["probability"] = targets[0] if len(targets) == 1 else (None, None)
-    return row, pictures
+    return row, drawings
 
 
 def _entry(
@@ -129,11 +129,11 @@ def _entry(
 
 
 def _map_of(maps: dict[tuple[str, str, str], MapRow], image: str, method: Method, trial: str) -> MapRow | None:
-    """Return the map of a trial; of a method that has one map for every class, any map of the photo."""
+    """Return the map of a trial; of a method that has one map for every class, any map of the image."""
     exact = maps.get((image, method.bare, trial))
     if exact is not None or method.class_specific:
         return exact
-    return next((row for (photo, name, _), row in maps.items() if (photo, name) == (image, method.bare)), None)
+    return next((row for (key, name, _), row in maps.items() if (key, name) == (image, method.bare)), None)
 
 
 def _opened(image: ImageRow) -> np.ndarray:
@@ -142,7 +142,7 @@ def _opened(image: ImageRow) -> np.ndarray:
         view = Image.open(io.BytesIO(image.view)).convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise RunError(
-            f"{image.source}: its picture in the run is damaged; delete the run and measure again"
+            f"{image.source}: its drawing in the run is damaged; delete the run and measure again"
         ) from error
     view.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     return np.asarray(view)

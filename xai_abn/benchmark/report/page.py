@@ -10,20 +10,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from xai_abn.benchmark.report import text
 
-#: Okabe and Ito's colours, which colour-blind readers can tell apart, without those too pale on white.
+#: Okabe and Ito's colors, which color-blind readers can tell apart, without those too pale on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-#: Dashes of the lines, taken in turn with the colours: no line is told by its colour alone.
+#: Dashes of the lines, taken in turn with the colors: no line is told by its color alone.
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "1 5", "9 3 2 3 2 3")
 #: Colour of the baselines' lines.
-GREY = "#8a8f98"
+GRAY = "#8a8f98"
 
 #: Size of a figure and its plot's edges, in SVG units.
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 448, 12, 254
 
 
-def page(report: dict[str, Any], pictures: dict[tuple[int, int, str], str]) -> str:
-    """Return the page of a report's plain values and pictures."""
+def page(report: dict[str, Any], drawings: dict[tuple[int, int, str], str]) -> str:
+    """Return the page of a report's plain values and drawings."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -38,7 +38,7 @@ def page(report: dict[str, Any], pictures: dict[tuple[int, int, str], str]) -> s
     environment.globals.update({function.__name__: function for function in words})
     environment.globals.update(notes=text.NOTES, directions=text.DIRECTIONS, shade=shade)
     environment.globals.update(whisker=whisker, column_scale=column_scale, figure=figure, by_method=by_method)
-    return environment.get_template("report.html.j2").render(report=report, pictures=pictures)
+    return environment.get_template("report.html.j2").render(report=report, drawings=drawings)
 
 
 def by_method(section: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -67,8 +67,8 @@ def shade(rho: float | None) -> str:
     """Return the background of a correlation: blue for agreement, orange for contradiction."""
     if rho is None:
         return "transparent"
-    colour = "0, 114, 178" if rho >= 0 else "213, 94, 0"
-    return f"rgba({colour}, {0.5 * min(abs(rho), 1):.2f})"
+    color = "0, 114, 178" if rho >= 0 else "213, 94, 0"
+    return f"rgba({color}, {0.5 * min(abs(rho), 1):.2f})"
 
 
 def figure(section: dict[str, Any], curves: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _line(series: dict[str, Any], x_ends: tuple[float, float], y_ends: tuple[flo
     ys = {part: [_place(y, y_ends, BOTTOM, TOP) for y in series[part]] for part in ("mean", "low", "high")}
     band = [*zip(xs, ys["high"], strict=True), *reversed([*zip(xs, ys["low"], strict=True)])]
     path, around = _path([*zip(xs, ys["mean"], strict=True)]), _path(band) + "Z"
-    return {"path": path, "band": around, "name": series["method"], "photos": series["photos"]}
+    return {"path": path, "band": around, "name": series["method"], "images": series["images"]}
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -119,16 +119,16 @@ def _axis_labels(section: dict[str, Any], metric: str) -> dict[str, str]:
 
 
 def _styles(methods: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """Give each method a colour and dashes that it keeps in every figure; baselines are grey and dashed."""
+    """Give each method a color and dashes that it keeps in every figure; baselines are gray and dashed."""
     styles, counts = {}, {True: 0, False: 0}
     for method in methods:
         index = counts[method["baseline"]]
         counts[method["baseline"]] += 1
         if method["baseline"]:
-            styles[method["name"]] = {"colour": GREY, "dash": DASHES[1 + index % (len(DASHES) - 1)]}
+            styles[method["name"]] = {"color": GRAY, "dash": DASHES[1 + index % (len(DASHES) - 1)]}
         else:
             styles[method["name"]] = {
-                "colour": PALETTE[index % len(PALETTE)],
+                "color": PALETTE[index % len(PALETTE)],
                 "dash": DASHES[(index // len(PALETTE)) % len(DASHES)],
             }
     return styles

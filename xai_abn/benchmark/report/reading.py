@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xai_abn.benchmark.statistics import PhotoValues, per_photo
+from xai_abn.benchmark.statistics import ImageValues, per_image
 from xai_abn.benchmark.store import FailureRow, ImageRow, MapRow, ResultRow, Store
 from xai_abn.errors import RunError, UnknownNameError
 
@@ -25,8 +25,8 @@ class Run:
 
     Attributes:
         paths: the files.
-        images: photos that count, by key.
-        results: by (metric, method), each by (photo, trial), so that shards that overlap count once.
+        images: images that count, by key.
+        results: by (metric, method), each by (image, trial), so that shards that overlap count once.
         seconds: time of each map by method.
         flaws: number of maps by method and flaw.
     """
@@ -54,7 +54,7 @@ class Run:
         return [path.name for path in self.paths]
 
     def maps(self, images: Iterable[str]) -> dict[tuple[str, str, str], MapRow]:
-        """Return the maps of some photos by (photo, method, trial)."""
+        """Return the maps of some images by (image, method, trial)."""
         wanted, found = list(images), {}
         for path in self.paths:
             with Store.read(path) as store:
@@ -74,7 +74,7 @@ class Method:
 
     @property
     def baseline(self) -> bool:
-        """A baseline that shows what chance or a fixed picture reaches."""
+        """A baseline that shows what chance or a fixed image reaches."""
         return bool(self.record.get("baseline", False))
 
     @property
@@ -90,7 +90,7 @@ class Section:
     runs: list[Run]
     methods: list[Method]
     metrics: dict[str, dict[str, Any]]
-    photos: list[str]
+    images: list[str]
 
     @property
     def compared(self) -> list[Method]:
@@ -98,20 +98,20 @@ class Section:
         return [m for m in self.methods if not m.baseline]
 
     def rows(self, metric: str, method: Method) -> dict[tuple[str, str], ResultRow]:
-        """Return the results of one metric and method by (photo, trial)."""
+        """Return the results of one metric and method by (image, trial)."""
         return method.run.results.get((metric, method.bare), {})
 
-    def values(self, metric: str, method: Method) -> PhotoValues:
-        """Return the values of one metric and method by photo, in the order of ``photos``."""
+    def values(self, metric: str, method: Method) -> ImageValues:
+        """Return the values of one metric and method by image, in the order of ``images``."""
         rows = list(self.rows(metric, method).values())
         values = np.array([np.nan if r.value is None else r.value for r in rows], float)
         flawed = np.array([r.flaw is not None for r in rows], bool)
-        return per_photo(
-            self._index(rows), values, flawed, self.metrics[metric].get("flat_counts_as"), len(self.photos)
+        return per_image(
+            self._index(rows), values, flawed, self.metrics[metric].get("flat_counts_as"), len(self.images)
         )
 
     def curves(self, metric: str, method: Method) -> tuple[np.ndarray, np.ndarray]:
-        """Return the curves (R, T) of one metric and method that count, and the index (R,) of their photos.
+        """Return the curves (R, T) of one metric and method that count, and the index (R,) of their images.
 
         A flawed map's curve counts where flawed maps count at all and the metric gave it a curve.
         """
@@ -123,7 +123,7 @@ class Section:
         return stacked, self._index([r for r, _ in pairs])
 
     def image(self, key: str) -> ImageRow:
-        """Return a photo as the first run that has it stored it."""
+        """Return an image as the first run that has it stored it."""
         return next(run.images[key] for run in self.runs if key in run.images)
 
     def reference(self, name: str | None) -> Method | None:
@@ -140,7 +140,7 @@ class Section:
 
     @cached_property
     def _position(self) -> dict[str, int]:
-        return {photo: i for i, photo in enumerate(self.photos)}
+        return {image: i for i, image in enumerate(self.images)}
 
     def _index(self, rows: Sequence[ResultRow]) -> np.ndarray:
         return np.array([self._position[r.image] for r in rows], int)

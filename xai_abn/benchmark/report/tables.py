@@ -57,7 +57,7 @@ def summary_table(section: Section) -> list[dict[str, Any]]:
     for metric, record in section.metrics.items():
         cells = [_cell(section, metric, method) for method in section.methods]
         _mark_best(cells, record.get("higher_is_better"))
-        table += [cell for cell in cells if cell["photos"] or cell["flaws"]]
+        table += [cell for cell in cells if cell["images"] or cell["flaws"]]
     return table
 
 
@@ -93,7 +93,7 @@ def comparison_table(section: Section, reference: Method) -> list[dict[str, Any]
     for metric, record in section.metrics.items():
         found = [_compared(section, metric, method, reference) for method in others]
         for method, comparison, p in zip(others, found, statistics.holm([c.p for c in found]), strict=True):
-            if not comparison.difference.photos:
+            if not comparison.difference.images:
                 continue
             row = {"metric": metric, "method": method.name, "baseline": method.baseline}
             row |= {**asdict(comparison.difference), "p": comparison.p, "p_holm": p, "effect": comparison.effect}
@@ -135,15 +135,15 @@ def agreement_table(section: Section) -> dict[str, Any]:
     names = [m for m in names if not _over_data_set(section, m) and section.compared]
     values = {m: np.stack([section.values(m, x).values for x in section.compared], axis=1) for m in names}
     names = [m for m in names if np.isfinite(values[m]).sum() and values[m].shape[1] > 1]
-    matrix, photos = [], []
+    matrix, images = [], []
     for a in names:
         higher = [bool(section.metrics[m]["higher_is_better"]) for m in (a, *names)]
         found = [
             statistics.agreement(values[a], values[b], higher[0], h) for b, h in zip(names, higher[1:], strict=True)
         ]
         matrix.append([rho for rho, _ in found])
-        photos.append([number for _, number in found])
-    return {"metrics": names, "matrix": matrix, "photos": photos}
+        images.append([number for _, number in found])
+    return {"metrics": names, "matrix": matrix, "images": images}
 
 
 def curve_table(section: Section) -> list[dict[str, Any]]:
@@ -158,11 +158,11 @@ def curve_table(section: Section) -> list[dict[str, Any]]:
 
 def _series(section: Section, metric: str, method: Method) -> dict[str, Any] | None:
     axis = [float(x) for x in method.run.metrics.get(metric, {}).get("axis") or []]
-    curves, photos = section.curves(metric, method)
+    curves, images = section.curves(metric, method)
     if not axis or not len(curves) or curves.shape[1] != len(axis):
         return None
-    mean, low, high = (ends.tolist() for ends in statistics.mean_curve(curves, photos))
-    found = {"method": method.name, "baseline": method.baseline, "photos": len(np.unique(photos))}
+    mean, low, high = (ends.tolist() for ends in statistics.mean_curve(curves, images))
+    found = {"method": method.name, "baseline": method.baseline, "images": len(np.unique(images))}
     return {**found, "axis": axis, "mean": mean, "low": low, "high": high}
 
 

@@ -11,19 +11,19 @@ DIRECTIONS = {True: ("higher is better", "↑"), False: ("lower is better", "↓
 
 #: What the numbers of a report mean; each is shown where it matters.
 NOTES = {
-    "summary": "Mean over photos with its 95 % bootstrap interval (2000 resamples of photos). The maps of one photo "
+    "summary": "Mean over images with its 95 % bootstrap interval (2000 resamples of images). The maps of one image "
     "are averaged first. Flagged maps count as their metric says, or are left out; means can then rest on different "
-    "photos.",
-    "comparisons": "On the photos that both have: mean difference (method minus reference) with its 95 % bootstrap "
+    "images.",
+    "comparisons": "On the images that both have: mean difference (method minus reference) with its 95 % bootstrap "
     "interval, Wilcoxon's signed-rank test (two-sided; zero differences ranked as Pratt proposed) with Holm's "
     "correction over all methods of one metric, and the matched-pairs rank-biserial correlation as effect (above 0: "
     "the method's values are larger). Better and worse need an adjusted p below 0.05. Metrics that only a whole data "
     "set has are not tested; look whether the interval holds 0.",
-    "agreement": "Spearman's rank correlation over photos and methods, values centred on each photo's own mean. 1: "
-    "the metrics prefer the same methods on the same photos; 0: they have nothing to do with each other; "
+    "agreement": "Spearman's rank correlation over images and methods, values centered on each image's own mean. 1: "
+    "the metrics prefer the same methods on the same images; 0: they have nothing to do with each other; "
     "\N{MINUS SIGN}1: they contradict each other. Baselines are left out.",
-    "curves": "Mean over photos; the band is the 95 % bootstrap interval at each point.",
-    "time": "Time is the median a map, including the photo's share of the forward pass.",
+    "curves": "Mean over images; the band is the 95 % bootstrap interval at each point.",
+    "time": "Time is the median a map, including the image's share of the forward pass.",
 }
 #: Stands where there is no value.
 NONE = "\N{EN DASH}"
@@ -71,7 +71,7 @@ def span(ends: Sequence[float | None]) -> str:
 
 
 def plural(count: int, word: str) -> str:
-    """Return such as ``1 photo`` or ``2 photos``."""
+    """Return such as ``1 image`` or ``2 images``."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
@@ -86,7 +86,7 @@ def overview(section: dict[str, Any]) -> list[str]:
     methods = plural(len(section["methods"]) - baselines, "method") + (
         f" and {plural(baselines, 'baseline')}" if baselines else ""
     )
-    lines = [f"{plural(section['photos'], 'photo')}, {methods}, {plural(len(section['metrics']), 'metric')}."]
+    lines = [f"{plural(section['images'], 'image')}, {methods}, {plural(len(section['metrics']), 'metric')}."]
     failed = sum(f["count"] for f in section["failures"])
     lines[0] += f" {plural(failed, 'measurement')} failed." if failed else " Every measurement succeeded."
     methods_maps = [m for m in section["methods"] if not m["baseline"]]
@@ -96,7 +96,7 @@ def overview(section: dict[str, Any]) -> list[str]:
         what = f"{flat} of {maps} maps are" if flat else f"None of {maps} maps is"
         lines[0] += f" {what} flat or not finite, baselines aside."
     if section["superseded"]:
-        lines[0] += f" {plural(section['superseded'], 'photo')} changed since and no longer count."
+        lines[0] += f" {plural(section['superseded'], 'image')} changed since and no longer count."
     return lines + _leaders(section) + _warnings(section)
 
 
@@ -192,12 +192,12 @@ def _summary(section: dict[str, Any]) -> str:
 def _comparisons(section: dict[str, Any]) -> str:
     rows = [
         [
-            c["metric"], c["method"], str(c["photos"]), f"{number(c['value'])} {interval(c)}".strip(),
+            c["metric"], c["method"], str(c["images"]), f"{number(c['value'])} {interval(c)}".strip(),
             p_value(c["p_holm"]), number(c["effect"]), c["verdict"],
         ]
         for c in section["comparisons"]
     ]  # fmt: skip
-    return _table(["metric", "method", "photos", "difference", "p (Holm)", "effect", "method is"], rows)
+    return _table(["metric", "method", "images", "difference", "p (Holm)", "effect", "method is"], rows)
 
 
 def _agreement(section: dict[str, Any]) -> str:
