@@ -123,9 +123,9 @@ def test_the_docs_python_runs(name, index, tmp_path, monkeypatch):
     from xai_abn.metrics.base import METRICS
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
+    (tmp_path / "images").mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "photos" / "a.png")
+    Image.fromarray(noise).save(tmp_path / "images" / "a.png")
     code = blocks(name, "python")[index].replace("steps=1000", "steps=2, batch_size=1, mosaics=0, workers=0")
     known = {*EXPLAINERS.names(), *METRICS.names()}
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from PIL import Image
 import xai_abn
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
 from xai_abn.explanation import Explanation, sheet
-from xai_abn.rendering import COLORMAPS, _font
+from xai_abn.rendering import COLORMAPS, _font, blend
 
 overlay = Explanation.overlay
 
@@ -124,3 +126,39 @@ def test_the_view_is_the_crop_the_network_saw(gap_net):
     rows, columns = np.nonzero(view[:, :, 1] > 200)
     assert abs(rows.mean() - (view.shape[0] - 1) / 2) < 1
     assert abs(columns.mean() - (view.shape[1] - 1) / 2) < 1
+
+
+def two_sided():
+    """A map as fine as its image: noise around 0, a strong spot above and one below, and one pixel far out."""
+    map_ = np.random.default_rng(0).normal(0, 0.05, (64, 64)).astype(np.float32)
+    map_[10:20, 10:20], map_[40:50, 40:50], map_[0, 63] = 1, -1, 50
+    return map_
+
+
+def test_zero_is_in_the_middle_of_a_map_with_negative_values(record):
+    """Red above, blue below, the image itself at 0; single pixels do not wash out the rest."""
+    view = np.full((64, 64, 3), 128, np.uint8)
+    drawn = blend(view, two_sided()).astype(int)
+    assert drawn[15, 15, 0] - drawn[15, 15, 2] > 80
+    assert drawn[45, 45, 2] - drawn[45, 45, 0] > 80
+    empty = np.zeros((64, 64), np.float32)
+    empty[0, 0] = -1
+    assert np.array_equal(blend(view, empty)[8:, 8:], view[8:, 8:])
+
+
+def test_single_pixels_do_not_wash_out_a_fine_map():
+    """The largest hundredth is cut off; of a coarse map nothing is."""
+    view = np.zeros((64, 64, 3), np.uint8)
+    fine = np.abs(two_sided())
+    assert np.array_equal(blend(view, fine, opacity=1)[15, 15], blend(view, fine, opacity=1)[0, 63])
+    coarse = np.array([[0, 1], [2, 50]], np.float32)
+    drawn = blend(view, coarse, opacity=1)
+    assert not np.array_equal(drawn[0, 63], drawn[63, 63])
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a" * 20_000, "\x00\x1b[0m", "\u202e", "日本語 한국어 عربى", ""])
+def test_any_text_is_written(record, text):
+    """Line breaks, very long labels, control characters, other alphabets."""
+    started = time.perf_counter()
+    overlay(replace(record, label=text))
+    assert time.perf_counter() - started < 2

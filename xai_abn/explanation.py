@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 from PIL import Image
 
-from xai_abn.errors import InvalidInputError, UnusableMapError
+from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
 from xai_abn.heatmaps import flaw_of, heatmap_of
 from xai_abn.rendering import Panel, overlay, png_bytes
 from xai_abn.rendering import sheet as draw_sheet
@@ -43,7 +43,7 @@ class Explanation:
         region: (left, top, right, bottom) of the view in the whole image, in pixels; None for a tensor.
     """
 
-    map: np.ndarray
+    map: np.ndarray = field(repr=False)
     method: str
     target: int
     label: str
@@ -171,6 +171,18 @@ class ImageExplanations(dict[str | tuple[str, str], Explanation]):
             return super().get(method)
         found = [e for e in self.values() if e.method == method]
         return next((e for e in found if not e.class_specific or target in (e.label, e.target)), None)
+
+    def __missing__(self, key: object) -> Explanation:
+        """Refuse a key that is not there.
+
+        Raises:
+            UnknownNameError: the message suggests the nearest keys.
+        """
+        raise UnknownNameError("explanation", str(key), map(str, self))
+
+    def __repr__(self) -> str:
+        """Return the keys; the maps are arrays too long to print."""
+        return f"{type(self).__name__}({', '.join(map(repr, self))})"
 
     def sheet(self, **options: Any) -> Image.Image:
         """Return the image and all its maps side by side; see :func:`sheet`."""

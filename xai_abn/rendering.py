@@ -11,10 +11,11 @@ from pathlib import Path
 import cv2
 import matplotlib
 import numpy as np
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from xai_abn.errors import InvalidInputError, UnknownNameError
-from xai_abn.heatmaps import flaw_of, heatmap_of
+from xai_abn.heatmaps import flaw_of
 
 #: Color maps by name, and OpenCV's constant. The first five are perceptually uniform.
 COLORMAPS = {
@@ -29,6 +30,10 @@ COLORMAPS = {
 DEFAULT_COLORMAP = "viridis"
 #: Share of the map in the blend of map and image, in [0, 1].
 DEFAULT_OPACITY = 0.6
+#: Percentile of a fine map's values that gets the last color.
+_SHARE = 99
+#: Colors of positive and negative values.
+_POSITIVE, _NEGATIVE = (202, 0, 32), (5, 103, 190)
 #: Columns of a sheet before it continues below.
 ROW = 6
 
@@ -81,7 +86,8 @@ def overlay(panel: Panel, *, colormap: str = DEFAULT_COLORMAP, opacity: float = 
         write_line(draw, (_MARGIN, _MARGIN // 2 + row * _LINE), text, width, size, fill)
     page.paste(Image.fromarray(pixels), (_MARGIN, top))
     if panel.map is not None:
-        _color_bar(page, draw, panel.map, (_MARGIN, top + height + 8), width, colormap)
+        place = (_MARGIN, top + height + 8)
+        _color_bar(page, draw, panel.map, place, width, colormap, panel.view.shape[:2])
     return page
 
 
@@ -116,10 +122,47 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """A map as it is drawn.
+
+    Attributes:
+        values: (H, W): in [0, 1], or for a map with negative values in [-1, 1].
+        low, high: what the ends stand for, in the units of the map.
+        signed: whether the map has negative values.
+    """
+
+    values: np.ndarray
+    low: float
+    high: float
+    signed: bool
+
+
+def _shown(map_: np.ndarray, size: tuple[int, int]) -> _Shown:
+    """Return a map (h, w) without a flaw as it is drawn on an image of that size.
+
+    From its smallest to its largest value; a map with negative values from minus to plus its largest magnitude, so that
+    0 is in the middle. Of a map as fine as the input the largest hundredth is cut off, as captum does: single pixels
+    would otherwise leave the rest in one color.
+    """
+    resized = np.asarray(cv2.resize(map_, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
+    fine = map_.shape[0] * 2 >= size[0]
+    if float(map_.min()) < 0:
+        limit = float(np.percentile(np.abs(resized), _SHARE) if fine else np.abs(resized).max())
+        limit = limit or float(np.abs(resized).max())
+        return _Shown(np.clip(resized / limit, -1, 1), -limit, limit, True)
+    low, high = float(resized.min()), float(np.percentile(resized, _SHARE) if fine else resized.max())
+    high = high if high > low else float(resized.max())
+    return _Shown(np.clip((resized - low) / max(high - low, 1e-30), 0, 1), low, high, False)
+
+
 def blend(
     view: np.ndarray, map_: np.ndarray, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY
 ) -> np.ndarray:
     """Return an image (H, W, 3) uint8 with a map (h, w) over it in color, or bare if the map has a flaw.
+
+    A map with negative values is red where it is positive and blue where it is negative, the stronger the further from
+    0. With another color map than the default, 0 has its middle color.
 
     Raises:
         UnknownNameError: unknown color map.
@@ -131,7 +174,18 @@ def blend(
         raise InvalidInputError(f"opacity must lie in [0, 1], got {opacity}")
     if flaw_of(map_):
         return view
-    return blend_heatmap(view, heatmap_of(map_, view.shape[:2]), colormap, opacity)
+    shown = _shown(map_, view.shape[:2])
+    if shown.signed and colormap == DEFAULT_COLORMAP:
+        return _two_colors(view, shown.values, opacity)
+    return blend_heatmap(view, (shown.values + 1) / 2 if shown.signed else shown.values, colormap, opacity)
+
+
+def _two_colors(view: np.ndarray, values: np.ndarray, opacity: float) -> np.ndarray:
+    """Return an image (H, W, 3) with values (H, W) in [-1, 1] over it: nothing at 0, red above, blue below."""
+    colors = np.where(values[..., None] > 0, np.array(_POSITIVE), np.array(_NEGATIVE))
+    share = opacity * np.sqrt(np.abs(values))[..., None]
+    result: np.ndarray = np.round(view * (1 - share) + colors * share).astype(np.uint8)
+    return result
 
 
 def blend_heatmap(
@@ -154,25 +208,53 @@ def _color_bar(
     corner: tuple[int, int],
     width: int,
     colormap: str,
+    view_size: tuple[int, int],
 ) -> None:
-    """Draw the colors of a map with its smallest and largest value, or the reason why there are none."""
+    """Draw the colors of a map and what their ends stand for, or the reason why there are none."""
     left, top = corner
     flaw = flaw_of(map_)
     if flaw:
         write_line(draw, corner, f"the map is {flaw}: nothing to show", width, 14, _WARNING)
         return
+    shown = _shown(map_, view_size)
     ramp = np.repeat(np.linspace(0, 1, width, dtype=np.float32)[None], 10, axis=0)
-    page.paste(Image.fromarray(_colors(ramp, colormap)), (left, top))
+    paper = np.full((*ramp.shape, 3), 255, np.uint8)
+    two = shown.signed and colormap == DEFAULT_COLORMAP
+    bar = _two_colors(paper, 2 * ramp - 1, 1.0) if two else _colors(ramp, colormap)
+    page.paste(Image.fromarray(bar), (left, top))
     font = _font(12)
-    low, high = f"{map_.min():.3g}", f"{map_.max():.3g}"
+    low, high = f"{shown.low:.3g}", f"{shown.high:.3g}"
     draw.text((left, top + 13), low, _PALE, font)
+    if shown.signed:
+        draw.text((left + (width - draw.textlength("0", font)) / 2, top + 13), "0", _PALE, font)
     draw.text((left + width - draw.textlength(high, font), top + 13), high, _PALE, font)
 
 
 @lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Return a font with the letters of most alphabets; Pillow's own has no accents."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
+    """Return a font with the letters of a text: DejaVu Sans, which has those of most alphabets, or an installed one."""
+    own = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+    missing = _missing(own, text)
+    if missing:
+        from matplotlib.font_manager import fontManager
+
+        regular = [
+            f for f in fontManager.ttflist if f.style == "normal" and str(f.weight) in ("400", "normal", "regular")
+        ]
+        by_missing = sorted((len(_missing(f.fname, missing)), "Sans" not in f.name, f.fname) for f in regular)
+        if by_missing and by_missing[0][0] < len(missing):
+            own = by_missing[0][2]
+    return ImageFont.truetype(own, size)
+
+
+@lru_cache
+def _missing(font: str, text: str) -> str:
+    """Return the letters of a text that a font file cannot draw."""
+    try:
+        known = FT2Font(font).get_charmap()
+    except (OSError, RuntimeError):
+        return text
+    return "".join(letter for letter in dict.fromkeys(text) if ord(letter) not in known and letter.isprintable())
 
 
 def write_line(
@@ -183,8 +265,9 @@ def write_line(
     size: int,
     fill: tuple[int, int, int],
 ) -> None:
-    """Write one line, shortened with an ellipsis if it is too long."""
-    font = _font(size)
+    """Write one line, shortened with an ellipsis if it is too long; line breaks and the like become spaces."""
+    text = "".join(letter if letter.isprintable() else " " for letter in text[: width + 1])  # a letter has a pixel
+    font = _font(size, "".join(sorted({letter for letter in text if letter > "\u024f"})))
     if draw.textlength(text, font) > width:
         while text and draw.textlength(text + "…", font) > width:
             text = text[:-1]

@@ -32,10 +32,10 @@ def here(tmp_path, monkeypatch):
     draw = np.random.default_rng(0)
     for split, number in (("train", 6), ("test", 2)):
         for name in ("cat", "dog"):
-            (tmp_path / "images" / split / name).mkdir(parents=True)
+            (tmp_path / "pictures" / split / name).mkdir(parents=True)
             for i in range(number):
                 noise = draw.integers(0, 255, (40, 40, 3), dtype=np.uint8)
-                Image.fromarray(noise).save(tmp_path / "images" / split / name / f"{i}.png")
+                Image.fromarray(noise).save(tmp_path / "pictures" / split / name / f"{i}.png")
     draw = np.random.default_rng(1)
     (tmp_path / "photos").mkdir()
     for i in range(12):

@@ -62,7 +62,7 @@ def test_a_bad_image_is_raised_or_recorded(gap_net, files):
 
 def test_mistakes_are_refused(gap_net, files):
     """A column that is missing or would be replaced, and unknown names."""
-    with pytest.raises(InvalidInputError, match="no column 'image'; there are image, label"):
+    with pytest.raises(InvalidInputError, match="no column 'image'; there are photo, label"):
         BatchExplainer(gap_net)({"photo": files, "label": [0, 1, 2]})
     with pytest.raises(InvalidInputError, match="a column 'label' already"):
         BatchExplainer(gap_net, "cam")({"image": files[:1], "label": [0]})

@@ -4,6 +4,7 @@ The image is the independent unit throughout. Several maps of one image (one a c
 first, and every interval and test looks at images only.
 
 Sources:
+    interval of a share: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927;
     percentile bootstrap: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13;
     signed-rank test: Wilcoxon, "Individual Comparisons by Ranking Methods", 1945;
     zero differences: Pratt, "Remarks on Zeros and Ties in the Wilcoxon Signed Rank Procedures", 1959;
@@ -95,8 +96,19 @@ def per_image(
 
 
 def mean_interval(values: np.ndarray, seed: int = SEED) -> Estimate:
-    """Return the mean of (P,) values, NaN left out, with its percentile bootstrap interval over images."""
+    """Return the mean of (P,) values, NaN left out, with its interval over images.
+
+    That is the percentile bootstrap's; of hits and misses, values of 0 and 1 alone, Wilson's, since a bootstrap of hits
+    alone would have no width.
+    """
     values = values[np.isfinite(values)]
+    if len(values) >= 2 and np.isin(values, (0, 1)).all():
+        found = stats.binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, method="wilson")
+        return Estimate(float(values.mean()), float(found.low), float(found.high), len(values))
+    return _mean_interval(values, seed)
+
+
+def _mean_interval(values: np.ndarray, seed: int) -> Estimate:
     if len(values) < 2:
         return Estimate(float(values[0]) if len(values) else None, None, None, len(values))
     low, high = _interval(np.concatenate([weights @ values for weights in _resampled(len(values), seed)]))
@@ -140,7 +152,7 @@ def compare(values: np.ndarray, reference: np.ndarray, seed: int = SEED) -> Comp
     p = 1.0
     if differences.any():
         p = float(stats.wilcoxon(differences, zero_method="pratt").pvalue)
-    return Comparison(mean_interval(differences, seed), p, rank_biserial(differences))
+    return Comparison(_mean_interval(differences, seed), p, rank_biserial(differences))
 
 
 def compare_aggregates(

@@ -172,25 +172,29 @@ class Store:
             RunError: the file is no run, damaged, busy, of a newer format, or was made with something else.
         """
         path = Path(path)
-        if path.exists() and path.stat().st_size:
-            store = cls.open(path)
-            try:
-                store._adopt_fingerprint(identity, fingerprint_v1)
-                store.check_identity(identity)
-            except RunError:
-                store.close()
-                raise
-            return store
-        with _explained(path):
-            connection = sqlite3.connect(path, timeout=TIMEOUT, isolation_level=None)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA:
-                connection.execute(statement)
-            entries = {"format": FORMAT, "identity": dict(identity), "sessions": []}
-            connection.executemany("INSERT INTO run VALUES (?, ?)", [(k, json.dumps(v)) for k, v in entries.items()])
-            connection.execute("COMMIT")
-        return cls(path, connection)
+        if not (path.exists() and path.stat().st_size) or _holds_nothing(path):
+            cls._make(path, identity)
+        store = cls.open(path)
+        try:
+            store._adopt_fingerprint(identity, fingerprint_v1)
+            store.check_identity(identity)
+        except RunError:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def _make(cls, path: Path, identity: Mapping[str, Any]) -> None:
+        """Make the tables in one transaction, unless another process has done so meanwhile."""
+        with _explained(path), contextlib.closing(sqlite3.connect(path, timeout=TIMEOUT, isolation_level=None)) as new:
+            new.execute("PRAGMA journal_mode=WAL")
+            new.execute("BEGIN IMMEDIATE")
+            if not _tables(new):
+                for statement in _SCHEMA:
+                    new.execute(statement)
+                entries = {"format": FORMAT, "identity": dict(identity), "sessions": []}
+                new.executemany("INSERT INTO run VALUES (?, ?)", [(k, json.dumps(v)) for k, v in entries.items()])
+            new.execute("COMMIT")
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
@@ -491,6 +495,20 @@ _ADVICE = {
     13: _FULL,  # SQLITE_FULL
     14: "it cannot be opened or created here; check its folder",  # SQLITE_CANTOPEN
 }
+
+
+def _tables(connection: sqlite3.Connection) -> int:
+    number: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    return number
+
+
+def _holds_nothing(path: Path) -> bool:
+    """Return whether a file is an SQLite database without tables, as a process killed while making a run leaves it."""
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=TIMEOUT)) as connection:
+            return not _tables(connection)
+    except sqlite3.Error:
+        return False
 
 
 @contextmanager

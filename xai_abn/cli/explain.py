@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ import typer
 
 from xai_abn.cli import options
 from xai_abn.cli._console import progress_bar
-from xai_abn.errors import XaiAbnError
+from xai_abn.errors import InvalidInputError, XaiAbnError
 
 if TYPE_CHECKING:
     from xai_abn.cli.output import OutputFolder
@@ -56,6 +57,10 @@ def command(
         str | None, typer.Option("--layer", "-l", help="Layer to read; see 'xai-abn list layers'. Default: found.")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the overlays.")] = Path("explanations"),
+    crop: Annotated[
+        str | None,
+        typer.Option(help="'squash' shows the network the whole image, 'center' its middle. Default: the model's own."),
+    ] = None,
     save_maps: Annotated[
         bool, typer.Option("--save-maps", help="Also save each raw map as a NumPy file (.npy).")
     ] = False,
@@ -74,9 +79,21 @@ def command(
     if not sources:
         _finish(failures, len(failures))
         return
-    loading: dict[str, Any] = {"weights": weights, "classes": classes, "labels": labels, "size": size, "device": device}
-    loading |= {"mean": options.numbers(mean, "--mean"), "std": options.numbers(std, "--std")}
-    records, failed = _run(model, loading, method or None, layer, (target or [], versus), sources, folder)
+    from xai_abn.models.zoo import load_model
+
+    adapter = load_model(
+        model,
+        weights=weights,
+        classes=classes,
+        labels=labels,
+        size=size,
+        mean=options.numbers(mean, "--mean"),
+        std=options.numbers(std, "--std"),
+        device=device,
+    )
+    if crop is not None:
+        adapter = replace(adapter, preprocess=replace(adapter.preprocess, crop=crop))
+    records, failed = _run(adapter, method or None, layer, (target or [], versus), sources, folder)
     failures += failed
     if as_json:
         failed_json = [{"source": s, "error": e} for s, e in failures]
@@ -88,21 +105,27 @@ def command(
 
 def _expand(images: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the paths of the images, each once, and the arguments that match no image."""
+    from xai_abn.cli.output import is_own_drawing
     from xai_abn.images.loading import find_images
 
     sources: dict[str, None] = {}
     failures = []
     for argument in images:
         try:
-            sources.update(dict.fromkeys(find_images(argument)))
+            found = find_images(argument) if argument.strip() else []
+            if not found:
+                raise InvalidInputError("an image argument is empty; give a file, a folder or a glob")
+            kept = [path for path in found if found == [argument] or not is_own_drawing(path)]
+            if len(kept) < len(found):
+                typer.echo(f"note: {argument}: {len(found) - len(kept)} drawings of xai-abn are skipped", err=True)
+            sources.update(dict.fromkeys(kept))
         except XaiAbnError as error:
             failures.append((argument, error.line))
     return list(sources), failures
 
 
 def _run(
-    spec: str,
-    loading: Mapping[str, Any],
+    model: ModelAdapter,
     methods: list[str] | None,
     layer: str | None,
     asked: tuple[list[str], str | None],
@@ -111,10 +134,8 @@ def _run(
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Explain and save each image; return a record per map, and the failures."""
     from xai_abn.explainers import make_explainers
-    from xai_abn.models.zoo import load_model
     from xai_abn.pipeline import explain_images
 
-    model = load_model(spec, **loading)
     chosen = make_explainers(model, methods, layer)
     wanted = _resolve(model, *asked)
     records: list[dict[str, Any]] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import signal
 import sys
 import warnings
 from typing import Any
@@ -11,14 +13,15 @@ import typer
 from xai_abn.cli import benchmark, convert, distill, explain, export, listing, train
 from xai_abn.errors import XaiAbnError
 
-#: Exit code after Ctrl-C, as in a shell.
-INTERRUPTED = 130
+#: Exit codes after Ctrl-C and after the signal by which schedulers end a process, as in a shell.
+INTERRUPTED, TERMINATED = 130, 143
+_received: list[int] = []
 
 app = typer.Typer(
     name="xai-abn",
     help="Ask an image classifier where it looked.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -33,7 +36,7 @@ app.command("convert")(convert.command)
 
 @app.callback(invoke_without_command=True)
 def version_option(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+    version: bool = typer.Option(False, "--version", "-V", help="Print the version and exit.", is_eager=True),
 ) -> None:
     """Ask an image classifier where it looked."""
     if version:
@@ -46,15 +49,26 @@ def version_option(
 def main() -> None:
     """Run the command; a mistake of the user's is one line on stderr and exit code 1."""
     warnings.showwarning = _show_warning
+    signal.signal(signal.SIGTERM, _stop)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except XaiAbnError as error:
         typer.echo(f"xai-abn: {error.line}", err=True)
         sys.exit(1)
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:
-            typer.echo("xai-abn: interrupted; the files written so far are complete", err=True)
-        raise
+        if stop.code != INTERRUPTED:
+            raise
+        typer.echo("xai-abn: interrupted; the files written so far are complete", err=True)
+        sys.exit(TERMINATED if signal.SIGTERM in _received else INTERRUPTED)
+
+
+def _stop(number: int, _frame: object) -> None:
+    """End as Ctrl-C does: what is being written is finished or left as it was."""
+    _received.append(number)
+    raise KeyboardInterrupt
 
 
 _show_as_python_does = warnings.showwarning

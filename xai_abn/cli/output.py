@@ -111,6 +111,14 @@ class OutputFolder:
             )
 
 
+def is_own_drawing(path: str) -> bool:
+    """Return whether a file is a PNG image that xai-abn made."""
+    try:
+        return path.lower().endswith(".png") and _is_ours(Path(path))
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
 def _plain(label: str) -> str:
     """Return a label as part of a file name."""
     return re.sub(r"[^\w]+", "-", label).strip("-").lower()

@@ -8,9 +8,9 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -34,6 +34,10 @@ MIN_SIDE = 8
 MAX_SIDE = 16_384
 #: Images with more pixels are refused before decoding. This is Pillow's own limit for a decompression bomb.
 MAX_PIXELS = 89_478_485
+#: Formats that are decoded. Others, such as EPS, PDF and WMF, would start another program or draw a document.
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+#: Rows of an image of high depth that are scaled to 8 bits at a time.
+_ROWS = 256
 #: Prefix that names one of scikit-image's bundled images, as in ``example:cat``.
 EXAMPLE_PREFIX = "example:"
 #: The bundled images that need no download, and scikit-image's name for each.
@@ -76,6 +80,8 @@ def load_image(source: str | Path, *, upright: bool = True) -> LoadedImage:
     Raises:
         ImageLoadError: missing, empty, damaged, not an image, too small or too large.
     """
+    if not isinstance(source, (str, Path)):
+        raise InvalidInputError(f"an image file is given by its path, got {type(source).__name__}")
     text = str(source)
     if text.startswith(EXAMPLE_PREFIX):
         return load_example(text[len(EXAMPLE_PREFIX) :])
@@ -97,13 +103,17 @@ def decode_image(content: bytes, source: str = "bytes") -> LoadedImage:
 
 
 def _decoded(file: BinaryIO, text: str, upright: bool = True) -> LoadedImage:
+    Image.init()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
+            with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
                 _check_size(image.size, text)
                 image.load()
-                return to_rgb(image, text, upright=upright)
+                loaded = to_rgb(image, text, upright=upright)
+        notes = dict.fromkeys(" ".join(str(warning.message).split()) for warning in said)
+        return replace(loaded, notes=(*loaded.notes, *notes))
     except ImageLoadError:
         raise
     except UnidentifiedImageError as error:
@@ -125,16 +135,23 @@ def to_rgb(image: Image.Image, source: str, *, upright: bool = True) -> LoadedIm
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         notes.append(f"first of {frames} frames")
+    own = image
     image = ImageOps.exif_transpose(image) if upright else image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image, note = _eight_bit(image, source)
         notes.append(note)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        if min(rgba.getchannel("A").tobytes()) < 255:
+        image = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+        alpha = image.getchannel("A")
+        lowest: Any = alpha.getextrema()[0]
+        if lowest < 255:
             notes.append("transparency laid on white")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return LoadedImage(image.convert("RGB"), source, tuple(notes))
+        colors = image.getchannel("L") if image.mode == "LA" else image.convert("RGB")
+        image = Image.new(colors.mode, image.size, "white")
+        image.paste(colors, mask=alpha)
+    if image.mode != "RGB" or image is own:  # always a copy, since a Pillow image of the caller's may change
+        image = image.convert("RGB")
+    return LoadedImage(image, source, tuple(notes))
 
 
 def load_example(name: str) -> LoadedImage:
@@ -179,6 +196,7 @@ def find_images(source: str | Path) -> list[str]:
     path = Path(text)
     if text.startswith(EXAMPLE_PREFIX):
         return [text]
+    there = _exists(path)
     if path.is_dir():
         files = list(_files_below(path))
         found = sorted(str(p) for p in files if p.suffix.lower() in EXTENSIONS)
@@ -195,12 +213,21 @@ def find_images(source: str | Path) -> list[str]:
                 stacklevel=2,
             )
         return found
-    if not path.exists() and glob.has_magic(text):
+    if not there and glob.has_magic(text):
         found = sorted(p for p in glob.glob(text, recursive=True) if Path(p).is_file())
         if not found:
             raise ImageLoadError(f"{text}: matches no file")
         return found
     return [text]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError) as error:  # a name longer than the file system takes, or with a null byte
+        reason = getattr(error, "strerror", None) or error
+        shown = str(path) if len(str(path)) <= 80 else f"{str(path)[:77]}..."
+        raise ImageLoadError(f"{shown!r}: cannot be the path of a file ({reason})") from error
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
@@ -217,7 +244,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _check_file(path: Path) -> None:
-    if not path.exists():
+    if not _exists(path):
         raise ImageLoadError(f"{path}: no such file")
     if path.is_dir():
         raise ImageLoadError(f"{path}: a folder, not an image")
@@ -252,9 +279,16 @@ def _looks_like(file: BinaryIO) -> str:
 
 def _eight_bit(image: Image.Image, source: str) -> tuple[Image.Image, str]:
     """Scale a grayscale image of high depth to 8 bits: integers from 16 bits, floats from [0, 1] or [0, 255]."""
-    values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
+    strips = [(top, min(top + _ROWS, image.height)) for top in range(0, image.height, _ROWS)]
+
+    def values(top: int, bottom: int) -> np.ndarray:
+        return np.asarray(image.crop((0, top, image.width, bottom)), dtype=np.float64)
+
+    highest = [float(np.max(values(*strip))) for strip in strips]
+    if not all(np.isfinite(values(*strip)).all() for strip in strips):
         raise ImageLoadError(f"{source}: holds pixels that are not finite numbers")
-    top = 65535.0 if image.mode != "F" else (1.0 if np.max(values) <= 1 else 255.0)
-    scaled = np.clip(values / top * 255, 0, 255).round().astype(np.uint8)
-    return Image.fromarray(scaled), f"gray values scaled from [0, {top:g}] to 8 bits"
+    top_value = 65535.0 if image.mode != "F" else (1.0 if max(highest) <= 1 else 255.0)
+    scaled = np.empty((image.height, image.width), np.uint8)
+    for top, bottom in strips:
+        scaled[top:bottom] = np.clip(values(top, bottom) / top_value * 255, 0, 255).round()
+    return Image.fromarray(scaled), f"gray values scaled from [0, {top_value:g}] to 8 bits"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from xai_abn.errors import NonFiniteError
+from xai_abn.errors import NonFiniteError, XaiAbnWarning
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.networks.tracing import NEED_GRADIENTS, copied, evaluating, on_device, trace_outputs, without_gradients
 
@@ -17,6 +18,21 @@ from xai_abn.networks.tracing import NEED_GRADIENTS, copied, evaluating, on_devi
 FLOAT32_LAYERS = 3
 #: The copy must give the network's logits within this share of the largest one.
 TOLERANCE = 1e-3
+
+
+class SlowPrecisionWarning(XaiAbnWarning):
+    """Given when bfloat16 is asked for on a processor that has no units for it."""
+
+
+def check_bfloat16(device: torch.device) -> None:
+    """Warn if bfloat16 is slower than float32 on a device: several times so on a CPU without units for it."""
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        warnings.warn(
+            SlowPrecisionWarning(
+                "this processor has no bfloat16 units, so bfloat16 is several times slower than float32; leave bf16 out"
+            ),
+            stacklevel=3,
+        )
 
 
 class FastPredictor:
@@ -52,6 +68,7 @@ class FastPredictor:
         self.probabilities = model.probabilities
         self._network, self.folded = _folded(plain, example, model)
         if bf16:
+            check_bfloat16(self._device)
             _keep_float32(self._network, example)
         self._layout = model.memory_format
         self._network = self._network.to(memory_format=self._layout)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from xai_abn.datasets.batches import Batch
 from xai_abn.errors import CheckpointError, NonFiniteError, RunError
+from xai_abn.models.predictor import check_bfloat16
 from xai_abn.seeding import mixed_seed
 from xai_abn.training.log import RunLog
 from xai_abn.training.run_folder import RunFolder
@@ -137,6 +138,8 @@ class TrainingLoop:
         self.position = Position()
         self.log: RunLog | None = None
         self._clock = self._saved = self._logged = time.monotonic()
+        if objective.settings.bf16:
+            check_bfloat16(objective.device)
 
     @property
     def step(self) -> int:

@@ -45,7 +45,9 @@ class RunSettings(Settings):
         2, ge=0, description="Processes that read images. With 0 the training process reads them itself."
     )
     bf16: bool = Field(
-        False, description="Compute in bfloat16 where that is safe: faster on most GPUs and on recent CPUs."
+        False,
+        description="Compute in bfloat16 where that is safe: faster on GPUs and CPUs with bfloat16 units, several "
+        "times slower on others.",
     )
     on_unreadable: Literal["skip", "stop"] = Field(
         "skip", description="'skip' leaves unreadable images out and counts them. 'stop' ends the run at the first."
@@ -337,7 +339,9 @@ class DistillationSettings(RunSettings):
         1, ge=0, description="Processes that read images. With 0 the training process reads them itself."
     )
     bf16: bool = Field(
-        True, description="Compute in bfloat16 where that is safe: faster on most GPUs, slower on older CPUs."
+        False,
+        description="Compute in bfloat16 where that is safe: faster on GPUs and CPUs with bfloat16 units, several "
+        "times slower on others.",
     )
     check_every: int = Field(
         100, ge=1, description="Steps between two checks of the map. At each the model and the state are saved."

@@ -11,7 +11,8 @@ DIRECTIONS = {True: ("higher is better", "↑"), False: ("lower is better", "↓
 
 #: What the numbers of a report mean; each is shown where it matters.
 NOTES = {
-    "summary": "Mean over images with its 95 % bootstrap interval (2000 resamples of images). The maps of one image "
+    "summary": "Mean over images with its 95 % bootstrap interval (2000 resamples of images; of hits and misses "
+    "Wilson's interval). The maps of one image "
     "are averaged first. Flagged maps count as their metric says, or are left out; means can then rest on different "
     "images.",
     "comparisons": "On the images that both have: mean difference (method minus reference) with its 95 % bootstrap "
