@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import xai_abn
-from tests.support import call, make_photos
+from tests.support import call, make_images
 from xai_abn.errors import CheckpointError, InvalidInputError, UnknownNameError
 from xai_abn.networks.weights import WeightsWarning, on_meta, read_weights
 
@@ -308,7 +308,7 @@ def test_a_classifier_of_any_classes_is_explained_from_the_command_line(brought,
 
 def test_a_classifier_of_any_classes_is_measured_distilled_and_exported(brought, tmp_path):
     """With its own classes and preprocessing; the ABN keeps them, and is found in the folder of its run."""
-    data = make_photos(tmp_path / "coco")
+    data = make_images(tmp_path / "coco")
     run = ["benchmark", "run", "--data", f"coco:{data}", "--methods", "grad-cam", "--metrics", "gini"]
     assert call(*run, *brought, "-o", tmp_path / "run.sqlite")[0] == 0
     assert call("export", brought[1], tmp_path / "pets.onnx", *brought[2:])[0] == 0
