@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 import xai_abn
 from tests.support import call, make_images
 from xai_abn.errors import CheckpointError, InvalidInputError, UnknownNameError
-from xai_abn.networks.weights import WeightsWarning, on_meta, read_weights
+from xai_abn.networks.weights import WeightsWarning, WithoutRandomWeights, on_meta, read_weights
 
 LABELS = ("cat", "dog", "kite")
 
@@ -349,10 +349,21 @@ def test_the_folder_of_a_run_is_a_model(tmp_path):
 
 
 def test_a_network_on_meta_draws_nothing():
-    """Torch's random state stays."""
+    """Torch's random state stays, and large tensors take no memory."""
     before = torch.get_rng_state()
-    assert all(p.is_meta for p in on_meta(lambda: torchvision.models.resnet18(num_classes=2)).parameters())
+    large = [p for p in on_meta(lambda: torchvision.models.vgg16(num_classes=2)).parameters() if p.numel() > 2**20]
+    assert large
+    assert all(p.is_meta for p in large)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("bounds", [(-2, 2), (0.5, 3), (0.9, 1.1)])
+def test_truncated_draws_end(bounds):
+    """Torch draws again until every value is within the bounds, whatever was in the memory."""
+    weight = nn.Parameter(torch.full((10,), 1e9))
+    with WithoutRandomWeights():
+        nn.init.trunc_normal_(weight, mean=1.0, std=0.5, a=bounds[0], b=bounds[1])
+    assert weight.abs().max() < 1e9
 
 
 def test_a_state_dict_alone_needs_no_names(tmp_path):

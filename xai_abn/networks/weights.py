@@ -42,19 +42,23 @@ class WeightsWarning(XaiAbnWarning):
 class WithoutRandomWeights(TorchFunctionMode):
     """A context in which networks are built without drawing weights, which are then loaded from a file.
 
-    Weights that would be drawn are not set, which saves a third of the time, and torch's random state does not change.
+    Weights that would be drawn are all set to the mean, which saves time, and torch's random state does not change.
+    They have to be set, because ``trunc_normal_`` of torch draws again until all values are within its bounds.
     """
 
-    _DRAWS = frozenset(("uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_", "trunc_normal_"))
+    _DRAWS = frozenset(("uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_"))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Return the tensor as it is from a function that draws; call any other."""
+        """Return the tensor filled from a function that draws; call any other."""
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in self._DRAWS:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name not in self._DRAWS:
+            return func(*args, **kwargs)
+        tensor: Tensor = args[0] if args else kwargs["tensor"]
+        tensor.detach().fill_(kwargs.get("mean", args[1] if len(args) > 1 else 0) if name == "normal_" else 0)
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -234,17 +238,31 @@ def _what_it_is(path: Path) -> str:
     )
 
 
-def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a network on the meta device, where its weights take no memory.
+class _LargeOnMeta(TorchFunctionMode):
+    """A context in which large tensors are made on the meta device, where they take no memory.
 
-    Networks that compute with numbers while they are built cannot be there; their weights are on the CPU, not drawn.
+    Small ones are real, because networks compute with some while they are built, such as rates of dropout.
     """
-    with WithoutRandomWeights():
-        try:
-            with torch.device("meta"):
-                return build()
-        except NotImplementedError:  # torch's answer to a meta tensor that is asked for its numbers
-            return build()
+
+    _MAKES = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
+    _LARGE = 2**20
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Return a large tensor without memory from a function that makes tensors; call any other."""
+        kwargs = kwargs or {}
+        if func in self._MAKES and kwargs.get("device") is None:
+            made = func(*args, **{**kwargs, "device": "meta"})
+            if made.numel() >= self._LARGE:
+                return made
+        return func(*args, **kwargs)
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network whose large tensors are on the meta device; its weights are not drawn."""
+    with WithoutRandomWeights(), _LargeOnMeta():
+        return build()
 
 
 def load_network(build: Callable[[], nn.Module], state: Mapping[str, Tensor], source: str) -> nn.Module:
