@@ -42,7 +42,7 @@ class WeightsWarning(XaiAbnWarning):
 class WithoutRandomWeights(TorchFunctionMode):
     """A context in which networks are built without drawing weights, which are then loaded from a file.
 
-    Weights that would be drawn are all set to the mean, which saves time, and torch's random state does not change.
+    Weights that would be drawn are set to their mean, which saves time, and torch's random state does not change.
     They have to be set, because ``trunc_normal_`` of torch draws again until all values are within its bounds.
     """
 
@@ -54,6 +54,8 @@ class WithoutRandomWeights(TorchFunctionMode):
         """Return the tensor filled from a function that draws; call any other."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if func in (torch.rand, torch.randn):
+            return torch.zeros(*args, **{key: value for key, value in kwargs.items() if key != "generator"})
         if name not in self._DRAWS:
             return func(*args, **kwargs)
         tensor: Tensor = args[0] if args else kwargs["tensor"]
