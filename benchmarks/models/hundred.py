@@ -1,6 +1,6 @@
 """Are the maps of a hundred networks those of plain autograd? Grad-CAM and HiResCAM, random weights.
 
-    python benchmarks/models/hundred.py [--only TEXT]
+    python -m benchmarks.models.hundred [--only TEXT]
 
 For every network the target layer that xai-abn finds is hooked by hand, the logit of one class is differentiated by
 ``torch.autograd.grad``, and the map is formed as in the papers. Weights are drawn again, so that no branch is switched
@@ -10,7 +10,6 @@ off by an initial weight of 0, and the networks compute in float64, so that roun
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ import transformers
 from torch import Tensor, nn
 
 import xai_abn
+from benchmarks._harness import machine, make_parser
 from xai_abn.errors import XaiAbnError
 
 CLASSES, TARGET = 7, 3
@@ -352,9 +352,10 @@ def measure(make: Callable[[], Case]) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--only", default="", help="measure only networks whose name holds this text")
     arguments = parser.parse_args()
+    machine()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     print("| network | target layer and grid | Grad-CAM / HiResCAM, largest difference |\n|---|---|---|")

@@ -50,7 +50,7 @@ def write_image(path, size, seed):
 
 @pytest.fixture
 def data(tmp_path):
-    """``imagenet_val`` and ``coco_multi`` as /work/shared has them, with eight images each."""
+    """``imagenet_val`` and ``coco_multi`` as the benchmarks expect them, with eight images each."""
     make_images(tmp_path / "coco_multi")
     for number in range(8):
         write_image(tmp_path / "imagenet_val" / "images" / f"{number}.png", (40, 60), number)
@@ -66,6 +66,10 @@ ALONE = {
     "cam_family.agreement": ["--networks", "resnet18", "--methods", "grad-cam", "kpca-cam", "ablation-cam"],
     "cam_family.memory": ["--calls", "5", "--methods", "grad-cam"],
     "cam_family.speed": ["--networks", "resnet50", "--batches", "1", "--repeats", "1", "--channels", "2"],
+    "models.hundred": ["--only", "two heads"],
+    "robustness.fuzz": ["--images", "8", "--checkpoints", "2", "--annotations", "8"],
+    "robustness.kills": ["--benchmark", "1", "--training", "0"],
+    "robustness.load": ["--requests", "4", "--explanations", "20"],
     "speed.run": ["--networks", "lite0", "--batches", "1", "--repeats", "1", "--explanations", "10"],
     "speed.startup": ["--repeats", "1"],
     "training_speed.run": ["--archs", "resnet20", "--rounds", "1"],
