@@ -26,7 +26,7 @@ class XaiAbnError(Exception):
     """Base class: anything a user can cause and mend."""
 
     def __str__(self) -> str:
-        """Return the message alone (OSError and LookupError would decorate it)."""
+        """Return the message alone (OSError and KeyError would decorate it)."""
         return str(self.args[0]) if self.args else type(self).__name__
 
     @property
@@ -79,7 +79,7 @@ class OutputError(XaiAbnError, OSError):
     """Raised when a result cannot be written, or would replace a file made by something else."""
 
 
-class UnknownNameError(XaiAbnError, LookupError):
+class UnknownNameError(XaiAbnError, KeyError):
     """Raised when a name is not known; the message gives the nearest known ones.
 
     Attributes:
