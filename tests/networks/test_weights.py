@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 import xai_abn
 from tests.support import call, make_images
 from xai_abn.errors import CheckpointError, InvalidInputError, UnknownNameError
+from xai_abn.networks.released_code import convert_file
 from xai_abn.networks.weights import WeightsWarning, WithoutRandomWeights, on_meta, read_weights
 
 LABELS = ("cat", "dog", "kite")
@@ -370,3 +371,21 @@ def test_a_state_dict_alone_needs_no_names(tmp_path):
     """For networks whose names are not those of the file."""
     save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     assert torch.equal(read_weights(tmp_path / "a.safetensors")["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"att_conv.weight": torch.tensor(1.0)},
+        {"att_conv.weight": torch.zeros(10)},
+        {"att_conv3.weight": torch.zeros(3)},
+        {"att_conv.weight": torch.zeros(10, 64, 1, 1), "module.other": torch.zeros(1)},
+    ],
+)
+def test_converting_odd_tensors_is_one_error(changes, tmp_path):
+    """A scalar, one axis instead of four, a name too many."""
+    state = {"att_conv.weight": torch.zeros(10, 64, 1, 1), "att_conv3.weight": torch.zeros(1, 10, 3, 3), **changes}
+    torch.save({"state_dict": state, "best_acc": np.float64(0.9)}, tmp_path / "released.pth.tar")
+    with pytest.raises(CheckpointError, match=r"released\.pth\.tar: "):
+        convert_file(tmp_path / "released.pth.tar", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
