@@ -3,7 +3,7 @@
     python -m benchmarks.robustness.kills [--benchmark N] [--training N] [--seed S]
 
 Each run is made once whole, then again with SIGKILL after a random time, resumed, and killed again until it ends. The
-values of the benchmark and the weights and the log of the training run are compared, bit by bit.
+values of the benchmark and the weights of the training run are compared, bit by bit.
 """
 
 from __future__ import annotations

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+import xai_abn
 from xai_abn import AttentionBranchNetwork
 from xai_abn.errors import CheckpointError, InvalidInputError, OutputError, UnknownNameError, UnsupportedModelError
 from xai_abn.models.zoo import load_model
@@ -233,3 +236,26 @@ def test_foreign_files_are_refused_and_never_executed(tmp_path):
         convert_file(tmp_path / "bad.pth", tmp_path / "out.safetensors")
     assert not (tmp_path / "sprung").exists()
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("pit_xs_distilled_224", "transformers.1"), ("visformer_tiny", None), ("eva02_tiny_patch14_224", None)],
+)
+def test_transformers_that_cannot_be_cut_are_refused(name, layer, capfd):
+    """With one error of the package, and nothing printed by torch.fx."""
+    network = timm.create_model(name, num_classes=3).eval()
+    with pytest.raises(UnsupportedModelError):
+        xai_abn.abn_from(network, layer=layer)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_abn_is_exported_as_a_program_with_its_map():
+    """torch.export writes and reads it."""
+    network = xai_abn.abn_from(timm.create_model("resnet18", num_classes=3).eval(), input_size=64)
+    images = torch.randn(1, 3, 64, 64)
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(network, (images,)), buffer)
+    buffer.seek(0)
+    found = torch.export.load(buffer).module()(images)
+    torch.testing.assert_close(found.attention_map, network(images).attention_map)

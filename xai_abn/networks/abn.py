@@ -40,6 +40,9 @@ class ABNOutput(NamedTuple):
     class_maps: Tensor
 
 
+# so that torch.export.save can write a program that gives one
+torch.utils._pytree._register_namedtuple(ABNOutput, serialized_type_name="xai_abn.networks.abn.ABNOutput")
+
 #: More averages of a map than this make one blot of it.
 MAX_SMOOTHING = 100
 #: What is changed in a convolution or pooling so that its stage keeps its size.

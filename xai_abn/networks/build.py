@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+from contextlib import redirect_stderr
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -13,7 +15,7 @@ from xai_abn.networks.abn import ABNDescription, AttentionBranchNetwork, initial
 from xai_abn.networks.assembly import join, split
 from xai_abn.networks.dilation import plan_windows
 from xai_abn.networks.splitting import find_cut
-from xai_abn.networks.tracing import evaluating, find_classifier
+from xai_abn.networks.tracing import as_unsupported, evaluating, find_classifier
 from xai_abn.networks.vit_abn import assemble_vit, describe_vit, linear_head
 
 #: Kinds of attention maps that :func:`abn_from` takes as ``maps``.
@@ -92,12 +94,13 @@ def abn_from(
         classifier = linear_head(backbone)
         network = assemble_vit(backbone, description)
     else:
-        cut = find_cut(backbone, layer, stage, input_size)
-        classifier = find_classifier(backbone)
-        copied = copy.deepcopy(backbone)
-        with evaluating(copied), torch.no_grad():
-            parts = split(copied, cut)
-            windows = plan_windows(parts.last_stage, parts.feature_extractor(sample), dilate)
+        with as_unsupported(f"{type(backbone).__name__} cannot be cut after {layer or 'a layer that is found'!r}"):
+            cut = find_cut(backbone, layer, stage, input_size)
+            classifier = find_classifier(backbone)
+            copied = copy.deepcopy(backbone)
+            with evaluating(copied), torch.no_grad():
+                parts = split(copied, cut)
+                windows = plan_windows(parts.last_stage, parts.feature_extractor(sample), dilate)
         description = ABNDescription(**vars(cut), windows=windows, mechanism=mechanism, maps=maps, smoothing=smoothing)
         network = join(parts, description, classifier.out_features)
     if start == "random":
@@ -112,7 +115,7 @@ def abn_from(
 
 def _check_runs(network: AttentionBranchNetwork, sample: Tensor, layer: str) -> None:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), redirect_stderr(io.StringIO()):  # torch.fx prints the code that fails
             network(sample)
     except Exception as error:  # the network's modules can raise anything
         raise UnsupportedModelError(

@@ -57,12 +57,18 @@ def default_split_layer(backbone: nn.Module, sample: Tensor) -> str:
     """
     size = f"{sample.shape[2]}x{sample.shape[3]}"
     with as_unsupported(f"{type(backbone).__name__} does not take an image of {size}; give another input_size"):
-        outputs = spatial_layers(trace_outputs(backbone, sample))
+        traced = trace_outputs(backbone, sample)
+    outputs = spatial_layers(traced)
     if not outputs:
         raise UnsupportedModelError("the model has no spatial feature maps to split after")
     final = min(o.shape[2] * o.shape[3] for o in outputs)
     larger = [o for o in outputs if o.shape[2] * o.shape[3] > final]
     last_size = min((o.shape[2] * o.shape[3] for o in larger), default=0)
+    if not last_size and any(o.sequence for o in traced):
+        raise UnsupportedModelError(
+            f"{type(backbone).__name__} computes on tokens; of transformers only timm's VisionTransformer can become "
+            "an ABN"
+        )
     if not last_size:
         raise UnsupportedModelError("the model never downsamples; name the layer to split after")
     stage = [o for o in larger if o.shape[2] * o.shape[3] == last_size]
