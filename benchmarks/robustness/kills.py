@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.torch import load_file
 
 from benchmarks._harness import machine, make_parser
 
@@ -95,9 +96,8 @@ def start(command: list[str], output: Path) -> subprocess.Popen[bytes]:
 def contents(kind: str, output: Path) -> object:
     """Return what a run holds, without times."""
     if kind == "training":
-        return [
-            (output / name).read_bytes() for name in ("final.safetensors", "result.json") if (output / name).exists()
-        ]
+        parts = [load_file(output / name) for name in ("best.safetensors", "final.safetensors")]
+        return [{name: tensor.numpy().tobytes() for name, tensor in part.items()} for part in parts]
     with sqlite3.connect(output) as store:
         values = store.execute("SELECT key, value, curve FROM results ORDER BY key").fetchall()
         return values, store.execute("SELECT key, map FROM maps ORDER BY key").fetchall()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -28,7 +29,7 @@ from xai_abn.benchmark.scoring import Scorer
 from xai_abn.benchmark.store import Batch, FailureRow
 from xai_abn.datasets import Sample, read_dataset
 from xai_abn.datasets.grids import make_grids
-from xai_abn.errors import DatasetError, InvalidInputError, OutputError, RunError, UnknownNameError
+from xai_abn.errors import DatasetError, InvalidInputError, OutputError, RunError, UnknownNameError, XaiAbnError
 from xai_abn.heatmaps import unit_range
 from xai_abn.metrics import average_drop, upsample
 from xai_abn.metrics.base import METRICS as REGISTERED
@@ -563,3 +564,35 @@ def test_a_new_curve_is_one_record(lerf, gap_net, images, tmp_path):
             with torch.no_grad():
                 expected = gap_net.module(image).softmax(dim=1)[0, row.target].item()
             assert row.curve[point] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE results SET value = 'text'",
+        "UPDATE results SET curve = x'00'",
+        "UPDATE maps SET map = x'0102'",
+        "UPDATE run SET value = '[]' WHERE name = 'identity'",
+        "UPDATE run SET value = '5' WHERE name = 'sessions'",
+        "UPDATE metrics SET record = '[]'",
+        "UPDATE metrics SET record = '{}'",
+        "UPDATE methods SET record = '5'",
+        "UPDATE images SET objects = '5'",
+        "UPDATE images SET view = x''",
+    ],
+)
+def test_a_damaged_run_is_one_error(gap_net, images, tmp_path, statement):
+    """Whatever is wrong in it: report, merge and export answer, or refuse in one line."""
+    path = tmp_path / "run.sqlite"
+    benchmark(
+        gap_net, read_dataset(f"coco:{images}"), ["cam", "center"], ["deletion"], path, BenchmarkSettings(limit=2)
+    )
+    with sqlite3.connect(path) as connection:
+        connection.execute(statement)
+    for use in (
+        lambda: make_report([path]),
+        lambda: merge_runs(tmp_path / "merged.sqlite", [path]),
+        lambda: export_run(path, tmp_path / "table.csv"),
+    ):
+        with contextlib.suppress(XaiAbnError):
+            use()

@@ -23,7 +23,7 @@ from xai_abn.errors import (
 )
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.networks.abn import ABNDescription
-from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
+from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, read_tensors, save_checkpoint
 from xai_abn.training.state import Position, State, save_state
 
 CONFIG = CheckpointConfig(
@@ -251,3 +251,13 @@ def test_lite0_loads_offline_with_labels():
     model = xai_abn.load_model("lite0")
     assert model.labels[281] == "tabby"
     assert model.preprocess == Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def test_a_checkpoint_that_does_not_say_its_format_is_refused(tmp_path):
+    """The header has everything else."""
+    shipped = Path(xai_abn.__file__).parent / "weights" / "abn_cifar100.safetensors"
+    header, state = read_tensors(shipped)
+    del header["format_version"]
+    save_file(state, tmp_path / "x.safetensors", metadata=header)
+    with pytest.raises(CheckpointError, match="format version 'missing'"):
+        xai_abn.load_model(tmp_path / "x.safetensors")

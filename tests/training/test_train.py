@@ -38,7 +38,7 @@ from xai_abn.training.log import read_log
 from xai_abn.training.losses import classification_losses
 from xai_abn.training.ranks import synchronize_batch_norms
 from xai_abn.training.run_folder import STATE
-from xai_abn.training.settings import published_recipe
+from xai_abn.training.settings import TrainingSettings, published_recipe, read_settings
 from xai_abn.training.state import FORMAT, Position, State, read_state, save_state
 from xai_abn.training.supervised import BEST, FINAL, RESULT, LeftOutWarning, build_network, validation_key
 
@@ -679,3 +679,22 @@ def test_a_mistake_on_the_command_line_is_one_line(cifar, tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip().splitlines() == [done.stderr.strip()]
     assert "residual" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\nb: &b [*a, *a]\nmilestones: [*b, *b]",
+        "milestones: " + "[" * 2000 + "]" * 2000,
+        "seed: " + "9" * 6000,
+        "epochs: 1e999",
+        "\x00",
+    ],
+)
+def test_hostile_settings_are_one_error_at_once(tmp_path, text):
+    """Aliases that stand for more than memory holds, deep nesting, numbers of thousands of digits."""
+    (tmp_path / "config.yaml").write_text(text)
+    started = time.perf_counter()
+    with pytest.raises(InvalidInputError):
+        TrainingSettings(data="images:x", **read_settings(tmp_path / "config.yaml")[0])
+    assert time.perf_counter() - started < 5

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from xai_abn.benchmark.store import Batch, Store
+from xai_abn.benchmark.store import Batch, Store, as_damaged
 from xai_abn.errors import InvalidInputError, OutputError, RunError
 from xai_abn.files import replacing
 
@@ -53,7 +53,8 @@ def merge_runs(output: str | Path, parts: Sequence[str | Path]) -> tuple[int, in
         try:
             with Store.create(draft, identity) as joined:
                 for part in parts:
-                    _add(joined, part)
+                    with as_damaged(part):
+                        _add(joined, part)
                 return joined.count("images"), joined.count("results")
         finally:
             for end in ("-wal", "-shm"):
@@ -88,7 +89,7 @@ def export_run(run: str | Path, output: str | Path) -> int:
     output = Path(output)
     if output.suffix not in (".csv", ".parquet"):
         raise InvalidInputError(f"{output}: the file must end in .csv or .parquet")
-    with Store.read(run) as store:
+    with as_damaged(run), Store.read(run) as store:
         rows = list(_rows(store))
     with replacing(output) as draft:
         if output.suffix == ".csv":

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from xai_abn.benchmark.format_v1 import upgrade
-from xai_abn.errors import RunError
+from xai_abn.errors import RunError, XaiAbnError
 
 #: Format of the file. A newer format is refused, not guessed.
 FORMAT = 2
@@ -495,6 +495,25 @@ _ADVICE = {
     13: _FULL,  # SQLITE_FULL
     14: "it cannot be opened or created here; check its folder",  # SQLITE_CANTOPEN
 }
+
+
+@contextmanager
+def as_damaged(run: object) -> Iterator[None]:
+    """Turn what values of a wrong kind in a run lead to into one error.
+
+    Raises:
+        RunError: anything but an error of the package was raised inside.
+    """
+    try:
+        yield
+    except (XaiAbnError, MemoryError, OSError):
+        raise
+    except Exception as error:  # a table may hold anything
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"{run}: a value in the file is not of the kind that belongs there ({type(error).__name__}: {reason}); the "
+            "run is damaged, so measure again into another file"
+        ) from error
 
 
 def _tables(connection: sqlite3.Connection) -> int:

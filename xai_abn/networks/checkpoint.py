@@ -170,7 +170,7 @@ def refuse_newer(path: str | Path, header: Mapping[str, str], known: int) -> Non
     Raises:
         CheckpointError: it is newer, or does not say what it is.
     """
-    version = header.get("format_version", "0")
+    version = header.get("format_version", "missing")
     if not version.isdecimal():
         raise CheckpointError(f"{path}: the description is damaged (format version {version!r})")
     if len(version) > 9 or int(version) > known:

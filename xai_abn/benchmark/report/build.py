@@ -13,6 +13,7 @@ from typing import Any
 from xai_abn.benchmark.report import tables
 from xai_abn.benchmark.report.gallery import make_gallery
 from xai_abn.benchmark.report.reading import Run, Section, read_sections
+from xai_abn.benchmark.store import as_damaged
 from xai_abn.errors import OutputError
 from xai_abn.files import replacing
 
@@ -94,13 +95,16 @@ def make_report(runs: Sequence[str | Path], reference: str | None = None, galler
         >>> from xai_abn.benchmark.report.build import make_report
         >>> make_report(["run.sqlite"]).save("report")  # doctest: +SKIP
     """
-    found = read_sections([Path(run) for run in runs], reference)
-    sections, drawings = [], {}
-    for index, section in enumerate(found):
-        facts, drawn = _section(section, reference, gallery)
-        sections.append(facts)
-        drawings.update({(index, *place): uri for place, uri in drawn.items()})
-    return Report(tuple(_run(run) for section in found for run in section.runs), tuple(sections), drawings)
+    with as_damaged(", ".join(map(str, runs))):
+        found = read_sections([Path(run) for run in runs], reference)
+        sections, drawings = [], {}
+        for index, section in enumerate(found):
+            facts, drawn = _section(section, reference, gallery)
+            sections.append(facts)
+            drawings.update({(index, *place): uri for place, uri in drawn.items()})
+        made = Report(tuple(_run(run) for section in found for run in section.runs), tuple(sections), drawings)
+        made.html()  # what a template cannot show is found here, too
+    return made
 
 
 def _section(
