@@ -9,12 +9,14 @@ extremes, values of JSON, XML and CSV replaced. A file counts as a fault if read
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
-import multiprocessing
 import random
 import resource
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -33,6 +35,9 @@ from xai_abn.images.loading import load_image
 from xai_abn.models.zoo import load_model
 
 SECONDS, KILOBYTES = 5.0, 2**20
+#: What a process puts in front of an outcome; libraries print, too.
+MARK = "outcome: "
+ROOT = Path(__file__).parents[2]
 #: Files that one process reads before the next one begins.
 CHUNK = 250
 FORMATS = {
@@ -57,49 +62,43 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=1_000)
     parser.add_argument("--annotations", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.one:
+        kind, *numbers = arguments.one
+        tries(kind, *map(int, numbers))
+        return
     machine()
     print("| files | number | read | refused | faults |\n|---|---|---|---|---|")
-    kinds: list[tuple[str, int, Callable[[random.Random, Path], Callable[[], object]]]] = [
-        ("images", arguments.images, an_image),
-        ("checkpoints", arguments.checkpoints, a_checkpoint),
-        ("annotations", arguments.annotations, an_annotation),
-    ]
     faults: list[str] = []
-    for kind, number, make in kinds:
+    for kind in KINDS:
+        number = getattr(arguments, kind)
         counts: Counter[str] = Counter()
         for start in range(0, number, CHUNK):
-            for outcome in in_process(make, arguments.seed, start, min(start + CHUNK, number)):
+            for outcome in in_process(kind, arguments.seed, start, min(start + CHUNK, number)):
                 counts[outcome if outcome in ("read", "refused") else "faults"] += 1
                 faults += [f"{kind}: {outcome}"] if outcome not in ("read", "refused") else []
         print(f"| {kind} | {number} | {counts['read']} | {counts['refused']} | {counts['faults']} |", flush=True)
     print("\n".join(faults))
 
 
-def in_process(make: Callable[..., Any], seed: int, start: int, stop: int) -> list[str]:
+def in_process(kind: str, seed: int, start: int, stop: int) -> list[str]:
     """Return what became of each file, tried in a process of its own; the rest is a fault if the process dies."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=tries, args=(make, seed, start, stop, sender))
-    process.start()
-    sender.close()
-    outcomes: list[str] = []
-    try:
-        while len(outcomes) < stop - start:
-            outcomes.append(receiver.recv())
-    except EOFError:
+    command = [sys.executable, "-m", "benchmarks.robustness.fuzz", "--one", kind, str(seed), str(start), str(stop)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    outcomes = [json.loads(line[len(MARK) :]) for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if len(outcomes) < stop - start:
         outcomes.append(f"the process ended at file {start + len(outcomes)} of seed {seed}")
-    process.join()
     return outcomes
 
 
-def tries(make: Callable[..., Any], seed: int, start: int, stop: int, sender: Any) -> None:
-    """Make and read the files from one number to another, and send what became of each."""
+def tries(kind: str, seed: int, start: int, stop: int) -> None:
+    """Make and read the files from one number to another, and print what became of each."""
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as folder:
         for number in range(start, stop):
-            sender.send(one_try(make(random.Random(f"{seed}/{number}"), Path(folder) / str(number)), number))
-    sender.close()
+            read = KINDS[kind](random.Random(f"{seed}/{number}"), Path(folder) / str(number))
+            print(MARK + json.dumps(one_try(read, number)), flush=True)
 
 
 def one_try(read: Callable[[], object], number: int) -> str:
@@ -250,6 +249,12 @@ def an_annotation(draw: random.Random, path: Path) -> Callable[[], object]:
 
     return read
 
+
+KINDS: dict[str, Callable[[random.Random, Path], Callable[[], object]]] = {
+    "images": an_image,
+    "checkpoints": a_checkpoint,
+    "annotations": an_annotation,
+}
 
 if __name__ == "__main__":
     main()

@@ -439,15 +439,6 @@ def published_recipe(arch: str, preset: str = "published") -> dict[str, Any]:
     return dict(recipe)
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, which settings do not need and which can stand for more values than memory holds."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias (*name); write the value out")
-        return super().compose_node(parent, index)
-
-
 def read_settings(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a YAML or JSON file of settings, such as a run's ``config.yaml``; return settings and notes.
 
@@ -455,7 +446,10 @@ def read_settings(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         InvalidInputError: the file is missing, is not YAML, or holds no table of settings.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _PlainLoader)
+        text = Path(path).read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise yaml.YAMLError("it has an alias (*name), which can stand for any number of values; write them out")
+        values = yaml.safe_load(text)
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise InvalidInputError(f"{path} is not a readable YAML file ({' '.join(str(error).split())[:300]})") from error
     if not isinstance(values, dict):
