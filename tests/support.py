@@ -56,10 +56,10 @@ def make_images(folder, number=8):
 
 
 def call(*arguments):
-    """Run the command as main() does: a mistake is one line on stderr and exit code 1."""
+    """Run the command as main() does: a mistake is one line on stderr and its exit code."""
     result = runner.invoke(app, [str(a) for a in arguments])
     if isinstance(result.exception, XaiAbnError):
-        return 1, result.stdout, result.stderr + f"xai-abn: {result.exception.line}\n"
+        return result.exception.exit_code, result.stdout, result.stderr + f"xai-abn: {result.exception.line}\n"
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr

@@ -20,10 +20,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class XaiAbnError(Exception):
-    """Base class: anything a user can cause and mend."""
+    """Base class: anything a user can cause and mend.
+
+    Attributes:
+        exit_code: of the command line: 2 if the command itself is wrong, else 1.
+    """
+
+    exit_code: ClassVar[int] = 1
 
     def __str__(self) -> str:
         """Return the message alone (OSError and KeyError would decorate it)."""
@@ -45,6 +52,8 @@ class ImageLoadError(XaiAbnError, OSError):
 
 class InvalidInputError(XaiAbnError, ValueError):
     """Raised when an argument has the wrong shape, range, type or length."""
+
+    exit_code = 2
 
 
 class UnsupportedModelError(XaiAbnError, TypeError):
@@ -86,6 +95,8 @@ class UnknownNameError(XaiAbnError, KeyError):
         name: the name that was asked for.
         nearest: up to three known names that look like it, best first.
     """
+
+    exit_code = 2
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known = list(known)

@@ -51,8 +51,8 @@ def explain(
 
     Args:
         model: from :func:`xai_abn.load_model` or :func:`xai_abn.wrap`; a bare module is wrapped.
-        images: one or a sequence of: path or ``"example:cat"``, Pillow image, encoded bytes, uint8 array (H, W, 3),
-            uint8 tensor (3, H, W), or normalized float tensor (3, H, W) or (N, 3, H, W), used as it is.
+        images: one image or several: path or ``"example:cat"``, Pillow image, encoded bytes, open binary file, uint8
+            array (H, W, 3), uint8 tensor (3, H, W), or normalized float tensor (3, H, W) or (N, 3, H, W), used as is.
         methods: specifications such as ``"grad-cam"`` or ``"rise:masks=500"``, or :class:`Explainer` objects; default
             ``"abn"`` for an ABN that uses its map, else ``"grad-cam"``.
         targets: None for each image's top-1 class, or, for a multi-label model, all attributes that it is more likely
@@ -282,6 +282,8 @@ def _prepared(image: Any, preprocess: Preprocess, name: str) -> PreparedImage | 
             raise ImageLoadError(f"{name}: there is no image")
         if isinstance(image, (str, Path)):
             return preprocess(load_image(image))
+        if hasattr(image, "read"):
+            image = image.read()
         if isinstance(image, bytes):
             return preprocess(decode_image(image, name))
         if isinstance(image, Image.Image):
@@ -294,15 +296,15 @@ def _prepared(image: Any, preprocess: Preprocess, name: str) -> PreparedImage | 
             return preprocess.prepared_tensor(image, name)
     except XaiAbnError as error:
         return error
-    except OSError as error:  # a Pillow image reads its file only when asked for pixels
-        return ImageLoadError(f"{name}: damaged or cut short ({error})")
+    except OSError as error:
+        return ImageLoadError(f"{name}: cannot be read ({error.strerror or error})")
     return InvalidInputError(
-        f"{name}: expected a path, Pillow image, uint8 array or tensor, got {type(image).__name__}"
+        f"{name}: expected a path, file, Pillow image, uint8 array or tensor, got {type(image).__name__}"
     )
 
 
 def _listed(images: Any) -> list[Any]:
-    if isinstance(images, (str, Path, bytes, Image.Image, Mapping)):
+    if isinstance(images, (str, Path, bytes, Image.Image, Mapping)) or hasattr(images, "read"):
         return [images]
     if isinstance(images, (Tensor, np.ndarray)):
         return list(images) if images.ndim == 4 else [images]

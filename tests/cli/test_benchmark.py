@@ -71,24 +71,24 @@ def test_torchrun_itself_splits_the_work(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "message", "expected"),
     [
-        (("--data", "set"), "data must be KIND:PLACE"),
-        (("--data", "cocoo:set"), "did you mean 'coco'"),
-        (("--data", "coco:nowhere"), "nowhere"),
-        (("--methods", "cam,gradcam"), "did you mean 'grad-cam'"),
-        (("--metrics", "deletoin"), "did you mean 'deletion'"),
-        (("--shard", "3"), "--shard takes I/N"),
-        (("--shard", "3/2"), "1 <= I <= N"),
-        (("--crop", "round"), "unknown crop 'round'; known: squash, center"),
-        (("--grid", "2"), "grids need images with one class each"),
-        (("--output", "no/where.sqlite"), "check its folder"),
+        (("--data", "set"), "data must be KIND:PLACE", 1),
+        (("--data", "cocoo:set"), "did you mean 'coco'", 2),
+        (("--data", "coco:nowhere"), "nowhere", 1),
+        (("--methods", "cam,gradcam"), "did you mean 'grad-cam'", 2),
+        (("--metrics", "deletoin"), "did you mean 'deletion'", 2),
+        (("--shard", "3"), "--shard takes I/N", 2),
+        (("--shard", "3/2"), "1 <= I <= N", 2),
+        (("--crop", "round"), "unknown crop 'round'; known: squash, center", 2),
+        (("--grid", "2"), "grids need images with one class each", 1),
+        (("--output", "no/where.sqlite"), "check its folder", 1),
     ],
 )
-def test_mistakes_are_one_line(arguments, message):
-    """Wrong data, names, shards and places each give one line that says what to do."""
+def test_mistakes_are_one_line(arguments, message, expected):
+    """Wrong data, names, shards and places each give one line that says what to do; 2 is for a wrong command."""
     code, _, error = call(*BASE, *arguments)
-    assert code == 1
+    assert code == expected
     assert message in error
     assert len(error.strip().splitlines()) == 1
 

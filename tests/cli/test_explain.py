@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,9 +121,9 @@ def test_accepted_oddities_are_noted(tmp_path):
     ],
 )
 def test_wrong_names_are_one_line_with_the_nearest(image_file, arguments, message):
-    """Every unknown name is answered with one line, exit code 1, and nothing is written."""
+    """Every unknown name is answered with one line, exit code 2, and nothing is written."""
     code, out, err = explain(image_file, *arguments)
-    assert (code, out) == (1, "")
+    assert (code, out) == (1 if "abn" in arguments else 2, "")
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert not os.path.exists("explanations") or not os.listdir("explanations")
@@ -140,7 +141,7 @@ def test_wrong_names_are_one_line_with_the_nearest(image_file, arguments, messag
 def test_wrong_models_are_one_line(image_file, model, message):
     """An unknown model or missing checkpoint is answered with one line."""
     code, out, err = call("explain", image_file, "--model", model)
-    assert (code, out) == (1, "")
+    assert (code, out) == (1 if model.endswith(".safetensors") else 2, "")
     assert message in err
     assert len(err.strip().splitlines()) == 1
 
@@ -260,7 +261,7 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "xai-abn: interrupted; the files written so far are complete\n"
 
 
-def test_main_prints_one_line_and_exits_1(tmp_path):
+def test_main_prints_one_line_and_exits_2(tmp_path):
     """The installed entry point itself turns an error into one line, in a process of its own."""
     done = subprocess.run(
         [
@@ -268,7 +269,7 @@ def test_main_prints_one_line_and_exits_1(tmp_path):
             "-c",
             "from xai_abn.cli.main import main; main()",
             "explain",
-            "gone.jpg",
+            "example:cat",
             "--model",
             "nonsense",
         ],
@@ -277,6 +278,86 @@ def test_main_prints_one_line_and_exits_1(tmp_path):
         cwd=tmp_path,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("xai-abn: unknown model 'nonsense'")
     assert "Traceback" not in done.stderr
+
+
+def in_a_process(*arguments, **options):
+    """Run the command as its users do; its modules are those that it imports itself."""
+    code = (
+        "import sys\nfrom xai_abn.cli.main import main\n"
+        "try: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, check=False, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("image.jpg", "--method", "gradcam"), 2, "did you mean 'grad-cam'"),
+        (("image.jpg", "--method", "rise:masks=5,gradcam"), 2, "did you mean 'grad-cam'"),
+        (("image.jpg", "--method", "all"), 2, "xai-abn list methods"),
+        (("imige.jpg",), 1, "imige.jpg: no such file"),
+        (("https://example.com/cat.jpg",), 1, "https://example.com/cat.jpg: addresses are not read; download"),
+    ],
+)
+def test_typing_errors_are_found_before_torch_is_loaded(image_file, tmp_path, arguments, code, message):
+    """Loading torch and a model takes seconds; a wrong file or method is said at once."""
+    Image.open(image_file).save(tmp_path / "image.jpg")
+    done = in_a_process("explain", *arguments)
+    assert done.returncode == code
+    assert message in done.stderr.decode()
+    assert done.stderr.decode().endswith("\nFalse\n")
+
+
+def test_the_names_read_from_the_text_are_those_registered():
+    """None of the package's methods is refused before torch is loaded."""
+    from xai_abn.cli.options import method_names
+    from xai_abn.explainers.base import EXPLAINERS
+
+    own = {name for name, kind in EXPLAINERS.items() if kind.__module__.startswith("xai_abn.explainers")}
+    assert set(method_names()) == own
+
+
+def test_a_blank_after_a_comma_is_explained(image_file):
+    """``--method abn, cam`` makes cam an image; the message says so."""
+    code, _, err = explain(image_file, "cam", "--method", "grad-cam,")
+    assert code == 1
+    assert "cam: no such file; cam is a method: write --method A,B without blanks" in err
+
+
+def test_standard_input_is_an_image(image_file, tmp_path):
+    """``-`` and a pipe by its path are read."""
+    for name, made in (("-", "stdin"), ("/dev/stdin", "stdin")):
+        done = in_a_process(
+            "explain", name, "-m", "lite0", "-M", "cam", "-o", "out", "--overwrite", input=image_file.read_bytes()
+        )
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out" / f"{made}.cam.png").is_file()
+    assert b"damaged" in in_a_process("explain", "-", "-m", "lite0", input=image_file.read_bytes()[:200]).stderr
+
+
+def test_a_full_disk_ends_the_command_at_once(image, tmp_path, monkeypatch):
+    """The images that are done are told, and no other is tried."""
+    import errno
+
+    for number in range(5):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    write, done = Path.write_bytes, []
+
+    def fill(self, content):
+        if len(done) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done.append(self)
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    code, out, err = explain(*(f"{n}.png" for n in range(5)))
+    assert code == 1
+    assert out.count("grad-cam.png") == 2
+    assert "No space left on device; stopped after 2 of 5 images: make room" in err
+    assert err.count("No space") == 1
+    assert not list((tmp_path / "explanations").glob("*.part"))

@@ -4,11 +4,13 @@ import io
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
+import xai_abn
 from xai_abn.errors import ImageLoadError, InvalidInputError
 from xai_abn.images.loading import decode_image, find_images, load_image
 
@@ -92,3 +94,59 @@ def test_transparency_is_laid_on_white(tmp_path):
         assert loaded.image.getpixel((5, 5)) == (255, 255, 255)
         assert loaded.image.getpixel((0, 0)) == (color[:3] if mode == "RGBA" else (10, 10, 10))
         assert "transparency" in loaded.notes[0]
+
+
+def test_threads_keep_their_warnings_apart_and_leave_the_filters(tmp_path):
+    """Each thread notes what Pillow said of its own image; the process's filters and display stay."""
+    plain = tmp_path / "plain.jpg"
+    Image.new("RGB", (64, 64)).save(plain)
+    odd = tmp_path / "odd.tif"
+    Image.new("RGB", (64, 64)).save(odd, tiffinfo={270: "x" * 40})
+    before, show = list(warnings.filters), warnings.showwarning
+
+    class Talking(TiffImagePlugin.TiffImageFile):
+        def load(self):
+            exec(compile("import warnings; warnings.warn('odd file')", "x", "exec"), {"__name__": "PIL.Talking"})
+            return super().load()
+
+    Image.register_open("TIFF", Talking, lambda start: start[:4] in (b"II*\0", b"MM\0*"))
+    try:
+        with ThreadPoolExecutor(8) as pool, warnings.catch_warnings(record=True) as leaked:
+            loaded = list(pool.map(load_image, [plain, odd] * 40))
+    finally:
+        Image.register_open("TIFF", TiffImagePlugin.TiffImageFile, lambda start: start[:4] in (b"II*\0", b"MM\0*"))
+    assert [image.notes for image in loaded] == [(), ("odd file",)] * 40
+    assert not leaked
+    assert (list(warnings.filters), warnings.showwarning) == (before, show)
+
+
+def test_a_phone_s_hundred_megapixels_are_read(tmp_path):
+    """A JPEG of 101 million pixels is read; a progressive one, which takes more memory, and a PNG are refused."""
+    large = Image.new("L", (11600, 8700))
+    large.save(tmp_path / "a.jpg")
+    assert load_image(tmp_path / "a.jpg").image.size == large.size
+    large.save(tmp_path / "b.jpg", progressive=True)
+    large.save(tmp_path / "c.png", compress_level=1)
+    for name in ("b.jpg", "c.png"):
+        with pytest.raises(ImageLoadError, match="too large"):
+            load_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
+def test_half_an_image_of_pillow_s_is_one_error(gap_net, image, kind):
+    """As of an upload that was cut: Pillow reads the pixels only when asked."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    half = buffer.getvalue()[: len(buffer.getvalue()) * 2 // 3]
+    opened = Image.open(io.BytesIO(half))
+    with pytest.raises(ImageLoadError, match="damaged or cut short"):
+        xai_abn.explain(gap_net, opened, "cam")
+
+
+def test_open_files_are_images(gap_net, image_file):
+    """A file, a buffer and bytes give the same map."""
+    content = image_file.read_bytes()
+    with image_file.open("rb") as file:
+        results = [xai_abn.explain(gap_net, image, "cam")["cam"].map for image in (file, io.BytesIO(content), content)]
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])

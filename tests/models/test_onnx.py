@@ -118,5 +118,5 @@ def test_the_command_writes_what_the_ending_says(gap_net, tmp_path, monkeypatch)
     assert out.startswith("small.onnx: logits; any batch, any size\nlargest difference from PyTorch: logits ")
     assert (tmp_path / "small.onnx").is_file()
     code, _, err = call("export", "small", "small.pt")
-    assert code == 1
+    assert code == 2
     assert err.startswith("xai-abn: small.pt: the file must end in .onnx")

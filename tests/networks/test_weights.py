@@ -303,7 +303,7 @@ def test_a_classifier_of_any_classes_is_explained_from_the_command_line(brought,
         (["--mean", "0.5,0.5"], "mean and std need three values"),
     ):
         code, _, err = call("explain", "example:cat", *brought, *wrong, "-o", tmp_path / "out")
-        assert code == 1
+        assert code == 2
         assert message in err
 
 

@@ -485,15 +485,15 @@ def _short(value: Any) -> str:
 
 _BUSY = "another process is writing it; wait for it, or use --shard with one file each"
 _FULL = "the disk is full; free some space and run the same command again, nothing measured is lost"
-#: What to do, by SQLite's primary result code (https://sqlite.org/rescode.html).
+#: What to do, by SQLite's text for its result codes, since Python 3.10 does not tell the code
+#: (https://sqlite.org/rescode.html).
 _ADVICE = {
-    0: "check the file and its folder",  # Python 3.10 does not tell the code
-    5: _BUSY,  # SQLITE_BUSY
-    6: _BUSY,  # SQLITE_LOCKED
-    8: "the file is read-only; make it writable or choose another --output",  # SQLITE_READONLY
-    10: _FULL,  # SQLITE_IOERR
-    13: _FULL,  # SQLITE_FULL
-    14: "it cannot be opened or created here; check its folder",  # SQLITE_CANTOPEN
+    "database is locked": _BUSY,
+    "database table is locked": _BUSY,
+    "attempt to write a readonly database": "the file is read-only; make it writable or choose another --output",
+    "disk I/O error": _FULL,
+    "database or disk is full": _FULL,
+    "unable to open database file": "it cannot be opened or created here; check its folder",
 }
 
 
@@ -536,6 +536,5 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        text, code = str(error), getattr(error, "sqlite_errorcode", 0) & 0xFF
-        advice = _ADVICE.get(code, "it is not a run of xai-abn, or it is damaged; choose another --output or delete it")
-        raise RunError(f"{path}: {text}; {advice}") from error
+        other = "it is not a run of xai-abn, or it is damaged; choose another --output or delete it"
+        raise RunError(f"{path}: {error}; {_ADVICE.get(str(error), other)}") from error

@@ -21,8 +21,10 @@ def progress_bar(text: str, *, hidden: bool = False, unit: str = "images") -> It
     said = TextColumn("{task.fields[said]}")
     columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), said)
     console = Console(stderr=True)
-    off = hidden or not console.is_terminal  # in a file the bar would be an empty line before the messages
-    with Progress(*columns, console=console, disable=off, transient=True) as progress:
+    if hidden or not console.is_terminal:  # in a file the bar would be an empty line before the messages
+        yield lambda *_: None
+        return
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None, rate="", said="")
 
         def update(done: int, total: int, said: str = "") -> None:

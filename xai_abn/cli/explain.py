@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import repeat
@@ -13,7 +15,7 @@ import typer
 
 from xai_abn.cli import options
 from xai_abn.cli._console import progress_bar
-from xai_abn.errors import InvalidInputError, XaiAbnError
+from xai_abn.errors import ImageLoadError, InvalidInputError, OutputError, XaiAbnError
 
 if TYPE_CHECKING:
     from xai_abn.cli.output import OutputFolder
@@ -22,10 +24,19 @@ if TYPE_CHECKING:
     from xai_abn.models.targets import Difference
 
 
+#: The argument that stands for an image on standard input.
+STDIN = "-"
+#: What ends the writing of every file, not only of one.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
 def command(
     images: Annotated[
         list[str],
-        typer.Argument(help="Image files, folders, globs, or bundled images such as example:cat.", metavar="IMAGE..."),
+        typer.Argument(
+            help="Image files, folders, globs, - for standard input, or bundled images such as example:cat.",
+            metavar="IMAGE...",
+        ),
     ],
     method: Annotated[
         list[str] | None,
@@ -72,13 +83,14 @@ def command(
     overwrite: Annotated[bool, typer.Option(help="Replace files that xai-abn did not make, too.")] = False,
 ) -> None:
     """Explain images: where did the classifier look?"""
-    from xai_abn.cli.output import OutputFolder
-
-    folder = OutputFolder(output, overwrite=overwrite, colormap=colormap, maps=save_maps)
+    options.check_methods(method or [])
     sources, failures = _expand(images)
     if not sources:
         _finish(failures, len(failures))
         return
+    from xai_abn.cli.output import OutputFolder
+
+    folder = OutputFolder(output, overwrite=overwrite, colormap=colormap, maps=save_maps)
     from xai_abn.models.zoo import load_model
 
     adapter = load_model(
@@ -105,23 +117,37 @@ def command(
 
 def _expand(images: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the paths of the images, each once, and the arguments that match no image."""
-    from xai_abn.cli.output import is_own_drawing
-    from xai_abn.images.loading import find_images
+    from xai_abn.images.loading import EXAMPLE_PREFIX, check_file, find_images
 
     sources: dict[str, None] = {}
     failures = []
     for argument in images:
         try:
-            found = find_images(argument) if argument.strip() else []
-            if not found:
+            if not argument.strip():
                 raise InvalidInputError("an image argument is empty; give a file, a folder or a glob")
-            kept = [path for path in found if found == [argument] or not is_own_drawing(path)]
-            if len(kept) < len(found):
-                typer.echo(f"note: {argument}: {len(found) - len(kept)} drawings of xai-abn are skipped", err=True)
-            sources.update(dict.fromkeys(kept))
+            found = find_images(argument)
+            if found != [argument]:
+                found = _without_drawings(argument, found)
+            elif not argument.startswith(EXAMPLE_PREFIX) and argument != STDIN:
+                check_file(argument)
+            sources.update(dict.fromkeys(found))
+        except ImageLoadError as error:
+            known = argument in options.method_names()
+            hint = f"; {argument} is a method: write --method A,B without blanks" if known else ""
+            failures.append((argument, error.line + hint))
         except XaiAbnError as error:
             failures.append((argument, error.line))
     return list(sources), failures
+
+
+def _without_drawings(argument: str, found: list[str]) -> list[str]:
+    """Leave out what an earlier run drew into the folder that is explained."""
+    from xai_abn.cli.output import is_own_drawing
+
+    kept = [path for path in found if not is_own_drawing(path)]
+    if len(kept) < len(found):
+        typer.echo(f"note: {argument}: {len(found) - len(kept)} drawings of xai-abn are skipped", err=True)
+    return kept
 
 
 def _run(
@@ -141,14 +167,20 @@ def _run(
     records: list[dict[str, Any]] = []
     failures: list[tuple[str, str]] = []
     with progress_bar("explaining", hidden=len(sources) < 2) as update:
-        results = explain_images(model, sources, chosen, repeat(wanted))
+        images = ({"bytes": sys.stdin.buffer.read(), "path": "stdin"} if s == STDIN else s for s in sources)
+        results = explain_images(model, images, chosen, repeat(wanted))
         for done, (source, result) in enumerate(zip(sources, results, strict=True), 1):
             try:
                 if isinstance(result, XaiAbnError):
                     raise result
-                records += _saved(folder, source, result)
+                records += _saved(folder, "stdin" if source == STDIN else source, result)
             except XaiAbnError as error:
-                failures.append((source, error.line))
+                cause = error.__cause__ if isinstance(error, OutputError) else None
+                full = isinstance(cause, OSError) and cause.errno in _FULL
+                rest = f"; stopped after {done - 1} of {len(sources)} images: make room and give the same command again"
+                failures.append((source, error.line + (rest if full else "")))
+                if full:
+                    break
             update(done, len(sources))
     return records, failures
 

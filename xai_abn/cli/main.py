@@ -47,7 +47,7 @@ def version_option(
 
 
 def main() -> None:
-    """Run the command; a mistake of the user's is one line on stderr and exit code 1."""
+    """Run the command; a mistake of the user's is one line on stderr and exit code 1, or 2 in the command itself."""
     warnings.showwarning = _show_warning
     signal.signal(signal.SIGTERM, _stop)
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no command
@@ -57,7 +57,7 @@ def main() -> None:
         app()
     except XaiAbnError as error:
         typer.echo(f"xai-abn: {error.line}", err=True)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except SystemExit as stop:
         if stop.code != INTERRUPTED:
             raise

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from importlib.resources import files
 from typing import Annotated
 
 import typer
 
-from xai_abn.errors import InvalidInputError
+from xai_abn.errors import InvalidInputError, UnknownNameError
 
 Model = Annotated[
     str,
@@ -51,3 +56,24 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise InvalidInputError(f"{option} takes numbers such as 0.5,0.5,0.5, got {text!r}") from error
+
+
+def method_names() -> list[str]:
+    """Return the names of the package's methods, read from its text, since importing torch takes seconds."""
+    texts = [file.read_text() for file in (files("xai_abn") / "explainers").iterdir() if file.name.endswith(".py")]
+    return [name for text in texts for name in re.findall(r'^@register\("([^"]+)"\)', text, re.MULTILINE)]
+
+
+def check_methods(texts: Sequence[str]) -> None:
+    """Refuse an unknown method before torch is imported and a model is loaded, unless a plug-in may have it.
+
+    Raises:
+        UnknownNameError: the message suggests the nearest names.
+    """
+    if "xai_abn.explainers" in sys.modules or entry_points(group="xai_abn.explainers"):
+        return
+    known = method_names()
+    for piece in filter(None, (piece.strip() for text in texts for piece in text.split(","))):
+        name = piece.partition(":")[0]
+        if "=" not in name and name not in known:
+            raise UnknownNameError("method", name, known, "See 'xai-abn list methods'.")

@@ -127,7 +127,7 @@ def _plain(label: str) -> str:
 def _is_ours(path: Path) -> bool:
     if path.suffix == ".npy":
         return path.read_bytes().endswith(NPY_MARK)
-    with Image.open(path) as image:
+    with Image.open(path, formats=["PNG"]) as image:
         return PNG_KEY in image.info
 
 

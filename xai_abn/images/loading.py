@@ -5,9 +5,11 @@ from __future__ import annotations
 import glob
 import io
 import os
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +36,8 @@ MIN_SIDE = 8
 MAX_SIDE = 16_384
 #: Images with more pixels are refused before decoding. This is Pillow's own limit for a decompression bomb.
 MAX_PIXELS = 89_478_485
+#: The same for a JPEG that is stored from top to bottom, which takes less memory: phones make 108 megapixels.
+MAX_JPEG_PIXELS = 120_000_000
 #: Formats that are decoded. Others, such as EPS, PDF and WMF, would start another program or draw a document.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 #: Rows of an image of high depth that are scaled to 8 bits at a time.
@@ -85,10 +89,9 @@ def load_image(source: str | Path, *, upright: bool = True) -> LoadedImage:
     text = str(source)
     if text.startswith(EXAMPLE_PREFIX):
         return load_example(text[len(EXAMPLE_PREFIX) :])
-    path = Path(source)
-    _check_file(path)
-    with path.open("rb") as file:
-        return _decoded(file, text, upright)
+    check_file(text)
+    with open(text, "rb") as file:
+        return _decoded(file, text, upright) if file.seekable() else decode_image(file.read(), text)
 
 
 def decode_image(content: bytes, source: str = "bytes") -> LoadedImage:
@@ -105,15 +108,12 @@ def decode_image(content: bytes, source: str = "bytes") -> LoadedImage:
 def _decoded(file: BinaryIO, text: str, upright: bool = True) -> LoadedImage:
     Image.init()
     try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-                _check_size(image.size, text)
-                image.load()
-                loaded = to_rgb(image, text, upright=upright)
-        notes = dict.fromkeys(" ".join(str(warning.message).split()) for warning in said)
-        return replace(loaded, notes=(*loaded.notes, *notes))
+        with (
+            _pillow_warnings.collected() as notes,
+            Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image,
+        ):
+            loaded = to_rgb(image, text, upright=upright)
+        return replace(loaded, notes=(*loaded.notes, *dict.fromkeys(notes)))
     except ImageLoadError:
         raise
     except UnidentifiedImageError as error:
@@ -128,9 +128,14 @@ def to_rgb(image: Image.Image, source: str, *, upright: bool = True) -> LoadedIm
     """Turn any Pillow image into an 8-bit RGB one, by default an upright one, noting what was done.
 
     Raises:
-        ImageLoadError: a side is shorter than ``MIN_SIDE`` or longer than ``MAX_SIDE``.
+        ImageLoadError: a side is shorter than ``MIN_SIDE`` or longer than ``MAX_SIDE``, or the file behind the image is
+            damaged.
     """
-    _check_size(image.size, source)
+    _check_size(image, source)
+    try:
+        image.load()  # a Pillow image reads its file only when asked for pixels
+    except Exception as error:  # decoders raise errors of many types on damaged files
+        raise ImageLoadError(f"{source}: damaged or cut short ({error})") from error
     notes = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
@@ -243,28 +248,90 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from (p for name in files if not name.startswith(".") and (p := Path(root, name)).is_file())
 
 
-def _check_file(path: Path) -> None:
+class _PillowWarnings:
+    """Collects what Pillow warns of while a thread decodes an image.
+
+    The filters of warnings belong to the process. So the first of the threads that decode sets them, and the last one
+    restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._threads = threading.Lock(), 0
+        self._of_thread = threading.local()
+        self._filters = warnings.catch_warnings()
+
+    @contextmanager
+    def collected(self) -> Iterator[list[str]]:
+        """Yield a list that receives the texts of the warnings of this thread."""
+        with self._lock:
+            self._threads += 1
+            if self._threads == 1:
+                self._start()
+        found: list[str] = []
+        self._of_thread.found = found
+        try:
+            yield found
+        finally:
+            self._of_thread.found = None
+            with self._lock:
+                self._threads -= 1
+                if self._threads == 0:
+                    self._filters.__exit__(None, None, None)
+
+    def _start(self) -> None:
+        self._filters = warnings.catch_warnings()
+        self._filters.__enter__()
+        warnings.filterwarnings("always", module=r"PIL\.")
+        show = warnings.showwarning
+
+        def collect(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            found = getattr(self._of_thread, "found", None)
+            if found is None:
+                show(message, category, *place, **more)
+            elif not issubclass(category, Image.DecompressionBombWarning):  # the size is checked below
+                found.append(" ".join(str(message).split()))
+
+        warnings.showwarning = collect
+
+
+_pillow_warnings = _PillowWarnings()
+
+
+def check_file(source: str) -> None:
+    """Refuse a path that cannot be that of an image, without decoding it.
+
+    Raises:
+        ImageLoadError: an address of the web, a folder, or a file that is missing, empty or cannot be read.
+    """
+    if "://" in source:
+        raise ImageLoadError(f"{source}: addresses are not read; download the image and give its file")
+    path = Path(source)
     if not _exists(path):
         raise ImageLoadError(f"{path}: no such file")
     if path.is_dir():
         raise ImageLoadError(f"{path}: a folder, not an image")
+    if not path.is_file():  # a pipe, which has no size and can be opened only once
+        return
     try:
-        if path.stat().st_size == 0:
-            raise ImageLoadError(f"{path}: the file is empty (0 bytes)")
+        empty = path.stat().st_size == 0
         with path.open("rb"):
             pass
-    except PermissionError as error:
-        raise ImageLoadError(f"{path}: cannot be read (permission denied)") from error
+    except OSError as error:
+        raise ImageLoadError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from error
+    if empty:
+        raise ImageLoadError(f"{path}: the file is empty (0 bytes)")
 
 
-def _check_size(size: tuple[int, int], source: str) -> None:
-    width, height = size
-    if min(size) < MIN_SIDE:
+def _check_size(image: Image.Image, source: str) -> None:
+    width, height = image.size
+    by_rows = image.format in ("JPEG", "MPO") and not image.info.get("progressive")
+    most = MAX_JPEG_PIXELS if by_rows else MAX_PIXELS
+    if min(image.size) < MIN_SIDE:
         raise ImageLoadError(f"{source}: {width}x{height} pixels is too small; each side needs at least {MIN_SIDE}")
-    if max(size) > MAX_SIDE or width * height > MAX_PIXELS:
+    if max(image.size) > MAX_SIDE or width * height > most:
         raise ImageLoadError(
             f"{source}: {width}x{height} pixels is too large (at most {MAX_SIDE} a side "
-            f"and {MAX_PIXELS:,} in all); shrink it first"
+            f"and {most:,} in all); shrink it first"
         )
 
 
