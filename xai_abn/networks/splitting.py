@@ -66,8 +66,8 @@ def default_split_layer(backbone: nn.Module, sample: Tensor) -> str:
     last_size = min((o.shape[2] * o.shape[3] for o in larger), default=0)
     if not last_size and any(o.sequence for o in traced):
         raise UnsupportedModelError(
-            f"{type(backbone).__name__} computes on tokens; of transformers only timm's VisionTransformer can become "
-            "an ABN"
+            f"{type(backbone).__name__} never downsamples and computes on tokens; of transformers only timm's "
+            "VisionTransformer can become an ABN"
         )
     if not last_size:
         raise UnsupportedModelError("the model never downsamples; name the layer to split after")

@@ -16,6 +16,8 @@ from xai_abn.settings import Settings
 
 #: ``mechanism`` of a classifier without an attention branch.
 PLAIN = "none"
+#: Settings are lists in a table, so nothing is nested deeper than this.
+MOST_NESTED = 10
 #: What a run's ``config.yaml`` holds beside the settings.
 NOTES = ("commands", "xai_abn_version")
 #: Names in files of version 1.
@@ -439,6 +441,19 @@ def published_recipe(arch: str, preset: str = "published") -> dict[str, Any]:
     return dict(recipe)
 
 
+def _check_plain(text: str) -> None:
+    """Refuse YAML that takes long to read: aliases, which can stand for any number of values, and deep nesting.
+
+    Raises:
+        yaml.YAMLError: it has one of these.
+    """
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > MOST_NESTED:
+            raise yaml.YAMLError("it has an alias (*name) or lists inside lists; write the values out")
+
+
 def read_settings(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a YAML or JSON file of settings, such as a run's ``config.yaml``; return settings and notes.
 
@@ -447,8 +462,7 @@ def read_settings(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise yaml.YAMLError("it has an alias (*name), which can stand for any number of values; write them out")
+        _check_plain(text)
         values = yaml.safe_load(text)
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise InvalidInputError(f"{path} is not a readable YAML file ({' '.join(str(error).split())[:300]})") from error
