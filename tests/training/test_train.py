@@ -673,10 +673,10 @@ def test_what_there_is_to_train_is_listed():
 
 
 def test_a_mistake_on_the_command_line_is_one_line(cifar, tmp_path):
-    """An unknown mechanism exits 1 with one line that names the nearest, and no traceback."""
+    """An unknown mechanism exits 2 with one line that names the nearest, and no traceback."""
     command = [*PROGRAM, *flags(cifar, tmp_path / "run", mechanism="residul")]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [done.stderr.strip()]
     assert "residual" in done.stderr
 
