@@ -324,3 +324,90 @@ def test_a_stored_image_is_not_turned(tmp_path):
     save(tmp_path / "a.jpg", orientation=6)
     assert load_image(tmp_path / "a.jpg").image.size == (120, 160)
     assert load_image(tmp_path / "a.jpg", upright=False).image.size == (160, 120)
+
+
+@pytest.mark.parametrize("extra", [["seg_pred/x.jpg"], ["single_prediction/x.jpg"], ["__MACOSX/x/y.jpg"], []])
+@pytest.mark.parametrize("kind", ["seg_{}", "{}set", "{}ing_set", "{}1", "{}_images"])
+def test_other_folders_beside_splits_make_no_classes_of_them(tmp_path, kind, extra):
+    """They are left out with a warning; the splits need not hold the same classes."""
+    train, test = kind.format("train"), kind.format("test")
+    place = folders(tmp_path, f"{train}/cat/a.jpg", f"{train}/dog/a.jpg", f"{test}/cat/b.jpg", *extra)
+    if extra:
+        with pytest.warns(UserWarning, match="not used"):
+            data = read_dataset(place)
+    else:
+        data = read_dataset(place)
+    assert data.class_names == ("cat", "dog")
+    assert {name: len(samples) for name, samples in data.splits.items()} == {"train": 2, "test": 1}
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["cat/train/a.jpg", "cat/test/b.jpg", "cow/train/a.jpg"],
+        ["one/cat/a.jpg", "one/dog/a.jpg", "two/cat/a.jpg", "two/dog/a.jpg", "three/cow/a.jpg"],
+        ["training_set/cat/a.jpg", "single_prediction/b.jpg"],
+    ],
+)
+def test_splits_in_other_places_are_refused(tmp_path, paths):
+    """Classes first, splits under names that say nothing, one split alone."""
+    with pytest.raises(DatasetError, match="look like splits or hold splits"):
+        read_dataset(folders(tmp_path, *paths))
+
+
+def test_a_folder_of_images_in_every_class_is_no_split(tmp_path):
+    """As in Tiny ImageNet."""
+    data = read_dataset(folders(tmp_path, "n01443537/images/a.jpg", "n01629819/images/b.jpg"))
+    assert data.class_names == ("n01443537", "n01629819")
+
+
+@pytest.mark.parametrize("column", ["is_train", "fold", "data_split", "Usage", "test"])
+def test_columns_that_may_be_splits_are_refused(tmp_path, column):
+    """They are no attributes to learn; with a capital letter, the known ones are read."""
+    celeba(tmp_path / "images")
+    rows = CELEBA.splitlines()
+    for name, words in ((column, ["1"] * 12), ("Partition", [str(p) for p in PARTITION])):
+        text = "\n".join(f"{row},{word}" for row, word in zip(rows, [name, *words], strict=True))
+        (tmp_path / "list.csv").write_text(text)
+        if name == column:
+            with pytest.raises(DatasetError, match="looks like a split"):
+                read_dataset(f"attributes:{tmp_path / 'list.csv'}")
+        else:
+            assert len(read_dataset(f"attributes:{tmp_path / 'list.csv'}").splits["test"]) == 3
+
+
+def test_boxes_as_shares_of_the_image_are_refused(tmp_path):
+    """They are not a pixel in the corner."""
+    save(tmp_path / "images" / "a.jpg")
+    summary = run(read_dataset(coco(tmp_path, (0.1, 0.1, 0.5, 0.5))), tmp_path)
+    assert "shares of the image" in summary.failed[0][1]
+
+
+def test_two_rows_of_one_name_in_two_folders_do_not_share_an_image(tmp_path):
+    """A name without its folder is used only if it is unique."""
+    save(tmp_path / "images" / "1.jpg")
+    rows = "file,wnid,boxes\na/1.jpg,n02123045,1 2 3 4\nb/1.jpg,n02123045,1 2 3 4\n"
+    (tmp_path / "boxes.csv").write_text(rows)
+    with pytest.raises(DatasetError, match=r"a/1\.jpg: no such file"):
+        read_dataset(f"imagenet-boxes:{tmp_path / 'boxes.csv'}")
+
+
+def test_a_damaged_annotation_of_voc_costs_its_image(tmp_path):
+    """And no other."""
+    place = voc(tmp_path, (1, 1, 9, 9))
+    save(tmp_path / "images" / "a.jpg")
+    save(tmp_path / "images" / "b.jpg")
+    (tmp_path / "Annotations" / "b.xml").write_text("<annotation><object>")
+    data = read_dataset(place)
+    assert len(data.samples) == 1
+    assert "damaged XML" in data.problems[0][1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of files are text there")
+def test_a_class_in_other_bytes_than_utf8_is_measured(tmp_path):
+    """As its images are."""
+    save(tmp_path / "images" / "cat" / "a.jpg")
+    folder = os.fsencode(tmp_path / "images")
+    os.rename(os.path.join(folder, b"cat"), os.path.join(folder, b"caf\xe9"))
+    summary = run(read_dataset(f"images:{tmp_path / 'images'}"), tmp_path, metrics=("gini",))
+    assert (summary.measured, summary.failed) == (1, [])

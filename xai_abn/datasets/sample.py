@@ -180,6 +180,10 @@ class Sample:
                 f"{self.source}: the annotation is of {self.size[1]}x{self.size[0]} pixels, the image has "
                 f"{width}x{height}; {what_to_do}"
             )
+        if self.objects and all(0 < max(thing.box) <= 1 for thing in self.objects):
+            raise DatasetError(
+                f"{self.source}: all boxes lie within 0 to 1 and look like shares of the image; give them in pixels"
+            )
         for thing in self.objects:
             left, top, right, bottom = thing.box
             where = f"{self.source}: box {left:g} {top:g} {right:g} {bottom:g} of {thing.label!r}"

@@ -39,9 +39,11 @@ def split_for(name: str) -> str | None:
 
 
 def split_within(name: str) -> str | None:
-    """Return the split that a longer name speaks of, such as ``"training_set"`` or ``"seg_test"``, or None."""
-    words = {split_for(word) for word in re.split(r"[^a-z]+", name.lower())} - {None}
-    return words.pop() if len(words) == 1 else None
+    """Return the split that a longer name speaks of, such as ``"seg_test"`` or ``"trainA"``, or None."""
+    words = re.split(r"[^a-z]+", name.lower())
+    plain = (re.sub(r"(?<=[tlgn])(sets?|data|images?|imgs?|[ab])$", "", word) for word in words)
+    found = {split_for(word) for word in plain} - {None}
+    return found.pop() if len(found) == 1 else None
 
 
 def find_splits(names: Iterable[str], source: str) -> dict[str, str]:

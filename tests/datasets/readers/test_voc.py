@@ -117,7 +117,7 @@ def test_bad_voc_annotations_are_refused(tmp_path, body, message):
     """One line names the file, the object and what was expected."""
     with pytest.raises(DatasetError, match=message) as caught:
         read_dataset(voc(tmp_path, a=body))
-    assert str(caught.value).startswith(str(tmp_path / "Annotations" / "a.xml"))
+    assert str(tmp_path / "Annotations" / "a.xml") in str(caught.value)
 
 
 @pytest.mark.parametrize(

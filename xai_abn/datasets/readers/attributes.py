@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from xai_abn.datasets.sample import READERS, Dataset, Sample, SampleSubset
-from xai_abn.datasets.splits import divide_by_group, split_for
+from xai_abn.datasets.splits import divide_by_group, split_for, split_within
 from xai_abn.errors import DatasetError
 
 #: Folders in which the files of a table may lie, from its own: as in CelebA's archives, and as on Kaggle.
@@ -21,6 +22,8 @@ _FOLDERS = (
 _FILE = ("file", "image_id")
 #: Names of the column of splits.
 _SPLIT = ("split", "partition", "subset", "set")
+#: Words of columns that are refused, since they may be splits.
+_LIKE_SPLIT = ("fold", "phase", "usage")
 _PARTITION = {"0": "train", "1": "validation", "2": "test"}
 #: Files of CelebA beside the table, without their ending, and the folders they may be in.
 _PARTS, _PEOPLE, _BESIDE = "list_eval_partition", "identity_CelebA", ("", "../Eval", "../Anno", "../eval", "../anno")
@@ -111,7 +114,13 @@ def _read_csv(path: Path) -> _Table:
             raise DatasetError(f"{path}, line {line}: {len(row)} values for {len(header)} columns")
     columns = {title: [row[i] for _, row in numbered[1:]] for i, title in enumerate(header)}
     files, people = columns.pop(name), columns.pop("identity", None)
-    given = [columns.pop(title) for title in _SPLIT if title in columns]
+    given = [columns.pop(title) for title in list(columns) if title.lower() in _SPLIT]
+    doubtful = [t for t in columns if split_within(t) or {*re.split(r"[^a-z]+", t.lower())} & {*_SPLIT, *_LIKE_SPLIT}]
+    if doubtful:
+        raise DatasetError(
+            f"{path}: the column {doubtful[0]!r} looks like a split and not like an attribute; call it 'split', with "
+            "train, validation and test, or rename or remove it"
+        )
     if len(given) > 1:
         raise DatasetError(f"{path}: it has several of the columns {', '.join(_SPLIT)}; keep the one of the splits")
     parts = given[0] if given else _column_beside(path, _PARTS, files)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 
 from xai_abn.datasets.imagenet_classes import own_wnids
@@ -34,7 +36,7 @@ def read_image_folder(place: str) -> Dataset:
         raise DatasetError(f"{place}: no such folder; give a folder of images")
     names = _folders_in(root)
     folders = {"train": root}
-    if any(map(split_for, names)) or (names and all(split_within(n) and _folders_in(root / n) for n in names)):
+    if any(map(split_for, names)) or len({split_within(name) for name in names} - {None}) > 1:
         folders = {part: _inner(root / name) for part, name in find_splits(names, str(root)).items()}
     else:
         _refuse_hidden_splits(root, names)
@@ -57,16 +59,19 @@ def _inner(folder: Path) -> Path:
 
 
 def _refuse_hidden_splits(root: Path, names: list[str]) -> None:
-    """Refuse folders that would be taken for classes, and hold the same folders each.
+    """Refuse folders that would be taken for classes and are rather splits, or hold splits.
 
     Raises:
-        DatasetError: there are such folders.
+        DatasetError: two of them hold two folders of the same names or a split, or one is called like a split.
     """
-    inside = {tuple(_folders_in(_inner(root / name))) for name in names}
-    if len(names) > 1 and len(inside) == 1 and inside != {()}:
+    inside = Counter(name for folder in names for name in _folders_in(_inner(root / folder)))
+    common = [name for name, number in inside.items() if number > 1]
+    called = [name for name in names if split_within(name) and _folders_in(root / name)]
+    if len(common) > 1 or any(map(split_for, inside)) or called:
+        reason = f"{called[0]} is called like a split" if called else f"their folders are called {', '.join(inside)}"
         raise DatasetError(
-            f"{root}: {', '.join(names[:3])} hold the same folders ({', '.join(inside.pop()[:3])}), so they look like "
-            "splits and not like classes; call them train, val and test, or give one of them alone"
+            f"{root}: {', '.join(names[:3])} look like splits or hold splits, not like classes ({reason[:200]}); make "
+            "folders train, val and test with a folder for each class, or give one of them alone"
         )
 
 
@@ -87,4 +92,10 @@ def _read_split(folder: Path) -> tuple[list[Sample], list[str]]:
         raise DatasetError(f"{folder}: no images in this folder (looked for {', '.join(sorted(EXTENSIONS))})")
     if not by_class:
         return [Sample(path) for path in loose], []
-    return [Sample(path, label=name) for name, paths in sorted(by_class.items()) for path in paths], loose
+    named = ((_as_text(name), paths) for name, paths in sorted(by_class.items()))
+    return [Sample(path, label=name) for name, paths in named for path in paths], loose
+
+
+def _as_text(name: str) -> str:
+    """Return the name of a folder, which may be any bytes, as text."""
+    return os.fsencode(name).decode(errors="backslashreplace")

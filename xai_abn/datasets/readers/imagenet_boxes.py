@@ -40,10 +40,12 @@ def read_imagenet_boxes(place: str, images: Path | None = None) -> Dataset:
     """
     file = Path(place)
     kaggle = [file.parent / "ILSVRC" / "Data" / "CLS-LOC" / part for part in ("val", "train")]
-    finder = ImageFinder([images] if images is not None else [file.parent / "images", file.parent, *kaggle])
+    rows = list(_rows(file))
+    folders = [images] if images is not None else [file.parent / "images", file.parent, *kaggle]
+    finder = ImageFinder(folders, [str(row.get("file")) for _, row in rows])
     samples, problems = [], []
     seen: dict[str, int] = {}
-    for line, row in _rows(file):
+    for line, row in rows:
         where = f"{file}, line {line}"
         name, wnid, boxes = _fields(row, where)
         if name in seen:

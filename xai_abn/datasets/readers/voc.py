@@ -57,11 +57,15 @@ def read_voc(place: str, images: Path | None = None) -> Dataset:
         if not file.is_file():
             problems.append((str(file), "no such file"))
             continue
-        tree = _parse(file)
+        try:
+            tree = _parse(file)
+            objects = tuple(_object(node, f"{file}: object {i}") for i, node in enumerate(tree.findall("object"), 1))
+        except DatasetError as error:
+            problems.append((str(file), error.line))
+            continue
         named = Path((tree.findtext("filename") or "").strip().replace("\\", "/")).name
         other = Path(named).stem if Path(named).suffix.lower() in EXTENSIONS else named
         image = files.get(stem) or (None if (annotations / f"{other}.xml").is_file() else files.get(other))
-        objects = tuple(_object(node, f"{file}: object {i}") for i, node in enumerate(tree.findall("object"), 1))
         if image is None:
             problems.append((str(file), f"no image called {stem} in {folder}, and none of its own called {named!r}"))
         else:
