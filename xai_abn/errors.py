@@ -3,14 +3,14 @@
 XaiAbnError
 ├── ImageLoadError(OSError)            a file cannot be read as an image
 ├── InvalidInputError(ValueError)      an argument has the wrong shape, range or length
-├── UnknownNameError(LookupError)      a name (method, model, layer, label) is not known
-├── UnsupportedModelError(TypeError)   a method or a recipe does not apply to this model
-├── WeightsError(OSError)              pretrained weights cannot be had
+├── UnknownNameError(KeyError)         a name (method, model, layer, label) is not known
+├── UnsupportedModelError(TypeError)   a method does not apply to a model, or no ABN can be made of it
+├── WeightsError(OSError)              pretrained weights cannot be downloaded, found or loaded
 ├── CheckpointError(ValueError)        a checkpoint is damaged, foreign or too new
-├── NonFiniteError(ArithmeticError)    a model answered with NaN or infinity
+├── NonFiniteError(ArithmeticError)    a model outputs NaN or infinity
 ├── UnusableMapError(ValueError)       a map is flat or not finite, so it cannot be scaled
 ├── DatasetError(ValueError)           a data set is missing, damaged or inconsistent
-├── RunError(ValueError)               a run is damaged, busy, or was made with something else
+├── RunError(ValueError)               a run is damaged, busy, or of another model or other data
 └── OutputError(OSError)               a result cannot be written, or would replace a foreign file
 
 Each is also a built-in error, so callers need not import this module to catch it.
@@ -24,10 +24,10 @@ from typing import ClassVar
 
 
 class XaiAbnError(Exception):
-    """Base class: anything a user can cause and mend.
+    """Base class of the errors that a user can cause and fix.
 
     Attributes:
-        exit_code: of the command line: 2 if the command itself is wrong, else 1.
+        exit_code: exit code of the command line: 2 if the command itself is wrong, else 1.
     """
 
     exit_code: ClassVar[int] = 1
@@ -43,7 +43,7 @@ class XaiAbnError(Exception):
 
 
 class XaiAbnWarning(UserWarning):
-    """Base class of warnings: something was skipped or is not used, and the work goes on."""
+    """Base class of warnings: something was skipped or is not used, and the work continues."""
 
 
 class ImageLoadError(XaiAbnError, OSError):
@@ -57,7 +57,7 @@ class InvalidInputError(XaiAbnError, ValueError):
 
 
 class UnsupportedModelError(XaiAbnError, TypeError):
-    """Raised when a method or a recipe does not apply to this model."""
+    """Raised when a method does not apply to a model, or no ABN can be made of it."""
 
 
 class WeightsError(XaiAbnError, OSError):
@@ -73,7 +73,7 @@ class NonFiniteError(XaiAbnError, ArithmeticError):
 
 
 class UnusableMapError(XaiAbnError, ValueError):
-    """Raised when a flat or non-finite map is asked for its heat map."""
+    """Raised when a flat or non-finite map cannot be scaled to a heatmap."""
 
 
 class DatasetError(XaiAbnError, ValueError):
@@ -81,18 +81,18 @@ class DatasetError(XaiAbnError, ValueError):
 
 
 class RunError(XaiAbnError, ValueError):
-    """Raised when a run is damaged, in use elsewhere, or was made with something else."""
+    """Raised when a run is damaged, in use elsewhere, or of another model or other data."""
 
 
 class OutputError(XaiAbnError, OSError):
-    """Raised when a result cannot be written, or would replace a file made by something else."""
+    """Raised when a result cannot be written, or would replace a file that xai-abn did not create."""
 
 
 class UnknownNameError(XaiAbnError, KeyError):
     """Raised when a name is not known; the message gives the nearest known ones.
 
     Attributes:
-        name: the name that was asked for.
+        name: the unknown name.
         nearest: up to three known names that look like it, best first.
     """
 

@@ -91,7 +91,7 @@ class Explanation:
 
         Raises:
             UnusableMapError: the map is flat or not finite.
-            InvalidInputError: a size of other proportions than the view, which would distort the map.
+            InvalidInputError: the size has other proportions than the view, which would distort the map.
         """
         height, width = size or self.view.shape[:2]
         seen = _box_of(self.region) if self.region is not None and (height, width) == self.image_size else None
@@ -100,7 +100,7 @@ class Explanation:
             raise InvalidInputError(
                 f"{self.source}: the network saw a part of {self.view.shape[1]}x{self.view.shape[0]} (width x height), "
                 f"which has other proportions than {width}x{height}; give the size of the image, {self.image_size}, to "
-                "have the map in its place"
+                "get the map in its place"
             )
         try:
             if seen is None:
@@ -156,8 +156,8 @@ class Explanation:
 class ImageExplanations(dict[str | tuple[str, str], Explanation]):
     """The explanations of one image.
 
-    Keys are the specifications of the methods, such as ``"grad-cam"``; of several targets (method, label) for methods
-    whose map depends on the target. :meth:`get` finds an explanation by method and target in both cases.
+    Keys are the specifications of the methods, such as ``"grad-cam"``; with several targets, (method, label) for
+    methods whose map depends on the target. :meth:`get` finds an explanation by method and target in both cases.
     """
 
     def get(self, method: str | tuple[str, str], target: str | int | None = None) -> Explanation | None:  # type: ignore[override]

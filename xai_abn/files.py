@@ -1,4 +1,4 @@
-"""Write files whole or not at all."""
+"""Atomic writing of files: whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xai_abn.errors import OutputError, XaiAbnError
 
 @contextlib.contextmanager
 def replacing(path: Path, kind: str = "") -> Iterator[Path]:
-    """Give a draft's path; the draft takes the place of ``path`` when the block ends, or is gone if it failed.
+    """Yield the path of a draft that replaces ``path`` when the block ends, and is removed if the block fails.
 
     Args:
         path: the file to make or replace.

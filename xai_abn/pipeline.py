@@ -1,4 +1,4 @@
-"""The one road from images to explanations: read, prepare, run once per batch, ask every method."""
+"""The only path from images to explanations: read, prepare, run once per batch, compute every method's maps."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from xai_abn.models.targets import (
 #: Images per forward pass.
 BATCH_SIZE = 8
 
-#: What to explain of one image: its targets (None for the default), or a function from its logits (K,) to them.
+#: The targets of one image (None for the default), or a function from its logits (K,) to them.
 ImageTargets: TypeAlias = Sequence[Target | None] | Callable[[Tensor], Sequence[Target | None]]
-#: What came of one image.
+#: The result for one image: its explanations, or the error that prevented them.
 Result: TypeAlias = ImageExplanations | XaiAbnError
 
 
@@ -100,7 +100,7 @@ def explain_images(
     batch_size: int = BATCH_SIZE,
     kind: str = "image",
 ) -> Iterator[Result]:
-    """Explain many images, read as they are needed; an image that fails gives its error, the others go on.
+    """Explain many images, read as they are needed; an image that fails gives its error and does not stop the others.
 
     Args:
         model: the model.
@@ -108,7 +108,7 @@ def explain_images(
         explainers: from :func:`xai_abn.explainers.make_explainers`.
         targets: one entry per image; default: each image's default targets.
         batch_size: images per forward pass.
-        kind: the word for an image without a name of its own, as in ``"image 3"``.
+        kind: the word for an image without a name, as in ``"image 3"``.
 
     Yields:
         One result per image, in order.
@@ -196,7 +196,7 @@ def _ask(
     results: Sequence[ImageExplanations],
     shared_seconds: float,
 ) -> None:
-    """Ask one method for the maps of all targets, one target per image at a time, and add them to the results."""
+    """Compute one method's maps of all targets, one target per image at a time, and add them to the results."""
     model, logits = forward_pass.model, forward_pass.logits
     top = logits.argmax(dim=1).tolist()
     if not explainer.is_class_specific(model):
@@ -250,7 +250,7 @@ def _explain_waiting(
     waiting: Sequence[tuple[PreparedImage | XaiAbnError, ImageTargets]],
     explainers: Sequence[Explainer],
 ) -> Iterator[Result]:
-    """Yield one result per entry: its error, or what came of its image."""
+    """Yield one result per entry: its error, or the result for its image."""
     readable = [(image, targets) for image, targets in waiting if isinstance(image, PreparedImage)]
     explained = iter(explain_batch(model, [i for i, _ in readable], explainers, [t for _, t in readable]))
     for image, _ in waiting:
@@ -263,7 +263,7 @@ def _read(image: Any, model: ModelAdapter, name: str) -> PreparedImage | XaiAbnE
     if isinstance(prepared, PreparedImage) and len(prepared.tensor) != model.channels:
         return InvalidInputError(
             f"{name}: expected a normalized float tensor ({model.channels}, H, W) for {model.name}, got "
-            f"{len(prepared.tensor)} channels; a network of other inputs needs wrap(..., example_input=...)"
+            f"{len(prepared.tensor)} channels; for a network with other inputs use wrap(..., example_input=...)"
         )
     return prepared
 
@@ -272,8 +272,8 @@ def _prepared(image: Any, preprocess: Preprocess, name: str) -> PreparedImage | 
     try:
         if isinstance(image, Mapping) and "bytes" not in image and "path" not in image:
             raise InvalidInputError(
-                f"{name}: expected a mapping with 'bytes' or 'path', got one with {', '.join(map(str, image))}; of a "
-                "processor's batch give the tensor in it, such as batch['pixel_values']"
+                f"{name}: expected a mapping with 'bytes' or 'path', got one with {', '.join(map(str, image))}; from a "
+                "processor's batch give its tensor, such as batch['pixel_values']"
             )
         if isinstance(image, Mapping):
             name = image.get("path") or name
@@ -332,8 +332,8 @@ def targets_per_image(targets: Any, number: int) -> list[list[Target | None]]:
     chosen = list(targets)
     if len(chosen) != number:
         raise InvalidInputError(
-            f"got {len(chosen)} targets for {number} images; give one for all, or one each (several as a list in the "
-            "list)"
+            f"got {len(chosen)} targets for {number} images; give one for all, or one per image (a list for several "
+            "targets of an image)"
         )
     return [_several(target) for target in chosen]
 

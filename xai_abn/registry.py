@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class PlugInWarning(XaiAbnWarning):
-    """Given when an installed plug-in cannot be used; everything else goes on without it."""
+    """Given when an installed plug-in cannot be used; everything else works without it."""
 
 
 class Registry(dict[str, T]):
@@ -75,7 +75,7 @@ class Registry(dict[str, T]):
         return self[name]
 
     def __contains__(self, name: object) -> bool:
-        """Return whether the name is known; plug-ins are loaded only if it is not one of ours."""
+        """Return whether the name is known; plug-ins are loaded only if the package does not have it."""
         return super().__contains__(name) or name in self.names()
 
     def __iter__(self) -> Iterator[str]:

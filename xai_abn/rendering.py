@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from xai_abn.errors import InvalidInputError, UnknownNameError
 from xai_abn.heatmaps import flaw_of
 
-#: Color maps by name, and OpenCV's constant. The first five are perceptually uniform.
+#: Colormaps by name, with OpenCV's constant. The first five are perceptually uniform.
 COLORMAPS = {
     "viridis": cv2.COLORMAP_VIRIDIS,
     "inferno": cv2.COLORMAP_INFERNO,
@@ -142,8 +142,8 @@ def _shown(map_: np.ndarray, size: tuple[int, int]) -> _Shown:
     """Return a map (h, w) without a flaw as it is drawn on an image of that size.
 
     From its smallest to its largest value; a map with negative values from minus to plus its largest magnitude, so that
-    0 is in the middle. Of a map as fine as the input the largest hundredth is cut off, as captum does: single pixels
-    would otherwise leave the rest in one color.
+    0 is in the middle. In a map as fine as the input, the largest hundredth of the values is clipped, as captum does:
+    otherwise single pixels would leave the rest in one color.
     """
     resized = np.asarray(cv2.resize(map_, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
     fine = map_.shape[0] * 2 >= size[0]
@@ -162,14 +162,14 @@ def blend(
     """Return an image (H, W, 3) uint8 with a map (h, w) over it in color, or bare if the map has a flaw.
 
     A map with negative values is red where it is positive and blue where it is negative, the stronger the further from
-    0. With another color map than the default, 0 has its middle color.
+    0. With a colormap other than the default, 0 has the middle color.
 
     Raises:
         UnknownNameError: unknown color map.
         InvalidInputError: ``opacity`` outside [0, 1].
     """
     if colormap not in COLORMAPS:
-        raise UnknownNameError("color map", colormap, COLORMAPS)
+        raise UnknownNameError("colormap", colormap, COLORMAPS)
     if not 0 <= opacity <= 1:
         raise InvalidInputError(f"opacity must lie in [0, 1], got {opacity}")
     if flaw_of(map_):
@@ -210,7 +210,7 @@ def _color_bar(
     colormap: str,
     view_size: tuple[int, int],
 ) -> None:
-    """Draw the colors of a map and what their ends stand for, or the reason why there are none."""
+    """Draw the colors of a map with the values at their ends, or why the map is not drawn."""
     left, top = corner
     flaw = flaw_of(map_)
     if flaw:
@@ -266,7 +266,8 @@ def write_line(
     fill: tuple[int, int, int],
 ) -> None:
     """Write one line, shortened with an ellipsis if it is too long; line breaks and the like become spaces."""
-    text = "".join(letter if letter.isprintable() else " " for letter in text[: width + 1])  # a letter has a pixel
+    # no more letters than pixels, since each is at least a pixel wide
+    text = "".join(letter if letter.isprintable() else " " for letter in text[: width + 1])
     font = _font(size, "".join(sorted({letter for letter in text if letter > "\u024f"})))
     if draw.textlength(text, font) > width:
         while text and draw.textlength(text + "…", font) > width:

@@ -25,7 +25,7 @@ _EXPECTED = {
     "int_from_float": "a whole number",
     "float_parsing": "a number",
     "float_type": "a number",
-    "string_type": "a text",
+    "string_type": "text",
     "tuple_type": "a list",
 }
 
@@ -60,7 +60,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_mixed_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse True for a number and 1 for a truth value, which pydantic would convert."""
+        """Refuse True for a number and 1 for true, which pydantic would convert."""
         kind = cls.model_fields[str(info.field_name)].annotation
         kinds = {kind, *get_args(kind)}
         if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
@@ -110,7 +110,7 @@ def parse_options(text: str) -> dict[str, str]:
 
 
 def _as_own_error(kind: type[Settings], error: ValidationError) -> XaiAbnError:
-    """Return the first problem pydantic found, as an error of the package."""
+    """Return the first problem that pydantic found as an error of the package."""
     problem: Mapping[str, Any] = error.errors(include_url=False)[0]
     inner = problem.get("ctx", {}).get("error")
     if isinstance(inner, XaiAbnError):  # raised by a validator of the subclass

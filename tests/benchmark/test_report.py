@@ -299,7 +299,7 @@ def test_a_report_replaces_reports_but_nothing_else(run):
     make_report([run]).save(folder)
     (folder / "report.md").write_text("my notes")
     (folder / "report.html").unlink()
-    with pytest.raises(OutputError, match=r"report\.md is there"):
+    with pytest.raises(OutputError, match=r"report\.md exists"):
         make_report([run]).save(folder)
     assert (folder / "report.md").read_text() == "my notes"
     assert not (folder / "report.html").exists()

@@ -180,7 +180,7 @@ def test_own_files_are_replaced_foreign_ones_are_not(image_file, tmp_path):
         (out / name).write_bytes(b"mine")
         code, _, err = explain(image_file, "--save-maps")
         assert code == 1
-        assert "not made by xai-abn" in err
+        assert "was not created by xai-abn" in err
         assert (out / name).read_bytes() == b"mine"
         assert explain(image_file, "--save-maps", "--overwrite")[0] == 0
         assert (out / name).read_bytes() != b"mine"
@@ -301,7 +301,7 @@ def in_a_process(*arguments, **options):
         (("image.jpg", "--method", "rise:masks=5,gradcam"), 2, "did you mean 'grad-cam'"),
         (("image.jpg", "--method", "all"), 2, "xai-abn list methods"),
         (("imige.jpg",), 1, "imige.jpg: no such file"),
-        (("https://example.com/cat.jpg",), 1, "https://example.com/cat.jpg: addresses are not read; download"),
+        (("https://example.com/cat.jpg",), 1, "https://example.com/cat.jpg: web addresses are not read; download"),
     ],
 )
 def test_typing_errors_are_found_before_torch_is_loaded(image_file, tmp_path, arguments, code, message):
@@ -326,7 +326,7 @@ def test_a_blank_after_a_comma_is_explained(image_file):
     """``--method abn, cam`` makes cam an image; the message says so."""
     code, _, err = explain(image_file, "cam", "--method", "grad-cam,")
     assert code == 1
-    assert "cam: no such file; cam is a method: write --method A,B without blanks" in err
+    assert "cam: no such file; cam is a method: write --method A,B without spaces" in err
 
 
 def test_standard_input_is_an_image(image_file, tmp_path):
@@ -358,6 +358,6 @@ def test_a_full_disk_ends_the_command_at_once(image, tmp_path, monkeypatch):
     code, out, err = explain(*(f"{n}.png" for n in range(5)))
     assert code == 1
     assert out.count("grad-cam.png") == 2
-    assert "No space left on device; stopped after 2 of 5 images: make room" in err
+    assert "No space left on device; stopped after 2 of 5 images: free some space" in err
     assert err.count("No space") == 1
     assert not list((tmp_path / "explanations").glob("*.part"))

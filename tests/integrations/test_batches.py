@@ -64,7 +64,7 @@ def test_mistakes_are_refused(gap_net, files):
     """A column that is missing or would be replaced, and unknown names."""
     with pytest.raises(InvalidInputError, match="no column 'image'; there are photo, label"):
         BatchExplainer(gap_net)({"photo": files, "label": [0, 1, 2]})
-    with pytest.raises(InvalidInputError, match="a column 'label' already"):
+    with pytest.raises(InvalidInputError, match="already has a column 'label'"):
         BatchExplainer(gap_net, "cam")({"image": files[:1], "label": [0]})
     with pytest.raises(InvalidInputError, match="errors must be raise or record"):
         BatchExplainer(gap_net, errors="ignore")

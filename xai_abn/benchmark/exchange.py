@@ -1,4 +1,4 @@
-"""Join runs, and write them as tables for other programs."""
+"""Joining of runs, and their export as tables for other programs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def merge_runs(output: str | Path, parts: Sequence[str | Path]) -> tuple[int, in
         The numbers of images and of values.
 
     Raises:
-        RunError: a part is missing, damaged, or was made with something else.
+        RunError: a part is missing, damaged, or of another model or other data.
         OutputError: ``output`` exists or cannot be written.
     """
     output = Path(output)

@@ -41,17 +41,18 @@ class BenchmarkSettings(Settings):
     )
     evaluations: int = Field(16, ge=1, description="Perturbed images per forward pass; limits memory.")
     bf16: bool = Field(False, description="Predict perturbed images in bfloat16.")
-    compile: bool = Field(False, description="Predict perturbed images through torch.compile, which is slow to start.")
+    compile: bool = Field(False, description="Predict perturbed images with torch.compile, which starts slowly.")
     crop: Literal["squash", "center"] = Field(
         "squash", description="'squash' shows the network the whole image, 'center' its usual crop."
     )
     shard: tuple[int, int] = Field(
         (1, 1), description="I/N measures every N-th image, starting with the I-th; 'benchmark merge' joins the files."
     )
-    limit: int | None = Field(None, ge=1, description="Measure only the first so many images.")
+    limit: int | None = Field(None, ge=1, description="Measure only this many images, from the first one on.")
     exif: Literal["apply", "ignore"] = Field(
         "apply",
-        description="'apply' turns images by their EXIF orientation, 'ignore' takes them as stored, if annotated so.",
+        description="'apply' rotates images by their EXIF orientation; 'ignore' uses the stored pixels, for "
+        "annotations that refer to these.",
     )
 
     @model_validator(mode="after")
@@ -64,17 +65,17 @@ class BenchmarkSettings(Settings):
 
 @dataclass
 class Summary:
-    """What one session of a run did.
+    """Summary of one session of a run.
 
     Attributes:
         output: the run's file.
-        images: that belong to this session's shard.
-        measured: images worked on now.
-        known: images that had been measured before.
+        images: number of images in this session's shard.
+        measured: number of images measured in this session.
+        known: number of images that were measured before.
         failed: (image, reason).
-        superseded: images whose content or annotations changed since an earlier session.
-        copies: images with the content and annotations of another, which are measured once.
-        unknown_classes: classes of the data set that the model does not know; their objects are not asked for.
+        superseded: number of images whose content or annotations changed since an earlier session.
+        copies: number of images with the content and annotations of another one, which are measured once.
+        unknown_classes: classes of the data set that the model does not know; their objects are left out.
         seconds: wall time.
     """
 
@@ -89,7 +90,7 @@ class Summary:
     seconds: float = 0.0
 
 
-#: Called with the images done and the images to do.
+#: Called with the number of images done and their total.
 Progress = Callable[[int, int], None]
 
 
@@ -104,17 +105,17 @@ def benchmark(
     command: str = "",
     progress: Progress | None = None,
 ) -> Summary:
-    """Score methods on annotated images and keep every value in one file, which a later call goes on with.
+    """Score methods on annotated images and keep every value in one file, which a later call can resume.
 
-    What the file holds already is not computed again; an image that cannot be read is recorded with its reason.
+    Values that the file already holds are not computed again. An image that cannot be read is recorded with the reason.
 
     Args:
         model: the model to explain.
         data: from :func:`xai_abn.datasets.read_dataset`.
         methods: names or :class:`~xai_abn.explainers.Explainer` objects.
-        metrics: names, with protocol or without; see :func:`xai_abn.metrics.names`.
-        output: the run's file, made if missing.
-        settings: how to run.
+        metrics: names, with or without protocol; see :func:`xai_abn.metrics.names`.
+        output: the run's file, created if missing.
+        settings: see :class:`BenchmarkSettings`.
         command: recorded with the run.
         progress: called after each batch.
 
@@ -122,7 +123,7 @@ def benchmark(
         UnknownNameError: a method or metric is not known.
         UnsupportedModelError: a method does not apply to the model.
         DatasetError: a metric needs annotations that the data set does not have.
-        RunError: the file is damaged, busy, or was made with something else.
+        RunError: the file is damaged, busy, or of another model or other data.
 
     Example:
         >>> import xai_abn
@@ -148,7 +149,7 @@ def benchmark(
 
 
 class _Run:
-    """One session: which values are missing, and how to get them."""
+    """One session of a run: finds the values that are missing and measures them."""
 
     def __init__(
         self,
@@ -211,7 +212,7 @@ class _Run:
                     waiting.append((self._load(key, position, name, annotated), work))
                 else:
                     summary.known += 1
-                    if key in superseded:  # the image is again what it was
+                    if key in superseded:  # the image was changed and restored
                         store.write(Batch(images=[_image_row(self._load(key, position, name, annotated))]))
             except RunError:
                 raise
@@ -228,7 +229,7 @@ class _Run:
                 progress(done, len(self.images))
 
     def _scorer(self) -> Scorer:
-        """Make the copy of the network for predictions only when something is to be measured."""
+        """Return a new scorer, which makes a fast copy of the network; called only if there is something to measure."""
         predictor = FastPredictor(self.model, bf16=self.settings.bf16, compile=self.settings.compile)
         return Scorer(self.model, self.preprocess, predictor, self.indices, self.settings.evaluations)
 
@@ -240,7 +241,7 @@ class _Run:
         return PreparedSample(key, name, position, annotated, self.preprocess(loaded), (height, width), region)
 
     def _missing(self, image: str, known: set[str]) -> Work:
-        """Return the methods still to be scored for each metric on the image of a key."""
+        """Return each metric with the methods that it has not scored on an image, given by its key."""
         work = []
         for metric in self.metrics:
             methods = tuple(m for m in self.methods if self.key(image, m, metric) not in known)
@@ -249,7 +250,7 @@ class _Run:
         return tuple(work)
 
     def key(self, image: str, method: str, metric: str) -> str:
-        """Return the key under which a metric of a method is measured on the image of a key."""
+        """Return the key of the measurement of a metric, for a method, on an image given by its key."""
         return key_of(
             image=image,
             method=self.method_records[method]["identity"],
@@ -294,7 +295,7 @@ Work = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 def _alike(waiting: list[tuple[PreparedSample, Work]]) -> Iterable[list[tuple[PreparedSample, Work]]]:
-    """Group images that miss the same values."""
+    """Group images that lack the same values."""
     groups: dict[Work, list[tuple[PreparedSample, Work]]] = {}
     for image, work in waiting:
         groups.setdefault(work, []).append((image, work))

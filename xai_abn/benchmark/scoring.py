@@ -33,12 +33,12 @@ Wanted = Sequence[tuple[Metric, Sequence[str]]]
 
 @dataclass(frozen=True, eq=False)
 class ScoredMap:
-    """A map as it is kept.
+    """A map as it is stored.
 
     Attributes:
-        trial: what was asked.
+        trial: the target and image of the map.
         method: specification of the method.
-        probability: of the trial's target.
+        probability: probability of the trial's target.
         flaw: why the map means nothing, or None.
         seconds: wall time.
         map: (h, w) float32, at most ``MAP_SIDE`` cells a side.
@@ -57,7 +57,7 @@ class ScoredValue:
     """A value of one metric for one method and trial.
 
     Attributes:
-        trial: what was asked; of an image without a trial for the metric, one without a name.
+        trial: the target and image; for an image without a trial for the metric, a trial without a name.
         method: specification of the method.
         metric: ``"name:protocol"``.
         value: None if there is none.
@@ -75,7 +75,7 @@ class ScoredValue:
 
 @dataclass
 class BatchScores:
-    """What came of one batch.
+    """The results of one batch.
 
     Attributes:
         errors: why an image could not be explained, by its position.
@@ -94,7 +94,7 @@ class Scorer:
     Args:
         model: the model to explain.
         preprocess: how its images were prepared.
-        predict: its logits for perturbed images.
+        predict: returns its logits for perturbed images.
         indices: the model's classes for each class of the data set.
         evaluations: perturbed images per batch.
     """
@@ -144,7 +144,7 @@ class _Maps:
 
 
 class _Batch:
-    """The maps of one batch and what is measured on them."""
+    """The maps of one batch, and the values measured on them."""
 
     def __init__(
         self, scorer: Scorer, images: Sequence[PreparedSample], methods: Mapping[str, Explainer], subjects: set[Subject]
@@ -209,7 +209,7 @@ class _Batch:
         return own, image.others(trial.name, at_image_size=metric.at_image_size)
 
     def _can_be_scored(self, metric: Metric, trial: Trial) -> bool:
-        """Whether the objects of a trial allow a value. If not, a flawed map is no miss."""
+        """Return whether the objects of a trial allow a value. If not, a flawed map does not count as a miss."""
         if metric.needs not in (Needs.OBJECTS, Needs.CLASS_OBJECTS):
             return True
         own, others = self._objects(metric, trial)
@@ -265,7 +265,7 @@ class _Batch:
         return self.inputs[rows].contiguous(memory_format=torch.channels_last)
 
     def values(self, metric: Metric, name: str, scores: Scores) -> list[ScoredValue]:
-        """Return one value per trial; an image without a trial gets one that says so, so that it counts as done."""
+        """Return one value per trial; an image without a trial gets an empty value, so that it counts as done."""
         found, trials = self.maps[metric.subject, name], self.trials[metric.subject]
         values = scores.values.double().tolist()
         curves = None if scores.curves is None else scores.curves.numpy().astype(np.float32)

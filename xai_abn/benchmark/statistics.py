@@ -1,7 +1,7 @@
-"""What the values of a run say, and how sure one can be: pure functions of arrays.
+"""Means, intervals and tests of a run's values: pure functions of arrays.
 
-The image is the independent unit throughout. Several maps of one image (one a class present) are averaged
-first, and every interval and test looks at images only.
+The image is the independent unit throughout. Several maps of one image (one per class present) are averaged first, and
+every interval and test looks at images only.
 
 Sources:
     interval of a share: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927;
@@ -21,16 +21,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-#: How often images are drawn again for an interval.
+#: Number of resamples of the images for an interval.
 RESAMPLES = 2000
 #: Share of the resampled means that an interval holds.
 LEVEL = 0.95
-#: Start of the random draws: the same run gives the same report.
+#: Seed of the resampling; it is fixed so that the same run gives the same report.
 SEED = 0
 #: Differences below this share of the largest value count as none: they are rounding errors.
 ROUNDING = 1e-9
 
-#: Most numbers held at once while resampling.
+#: Largest number of values in memory at once while resampling.
 _CHUNK = 4_000_000
 Aggregate = Callable[[np.ndarray, np.ndarray], float]
 
@@ -98,8 +98,8 @@ def per_image(
 def mean_interval(values: np.ndarray, seed: int = SEED) -> Estimate:
     """Return the mean of (P,) values, NaN left out, with its interval over images.
 
-    That is the percentile bootstrap's; of hits and misses, values of 0 and 1 alone, Wilson's, since a bootstrap of hits
-    alone would have no width.
+    The interval is the percentile bootstrap's. For hits and misses (values of 0 and 1 only) it is Wilson's, since a
+    bootstrap of hits alone would have no width.
     """
     values = values[np.isfinite(values)]
     if len(values) >= 2 and np.isin(values, (0, 1)).all():
@@ -132,7 +132,7 @@ def aggregate_interval(aggregate: Aggregate, curves: np.ndarray, images: np.ndar
 
     Args:
         aggregate: from curves (R, T) and weights (R,) that sum to 1.
-        curves: one a trial.
+        curves: one per trial.
         images: (R,) of each trial; the trials of an image share its weight.
         seed: of the resampling.
     """
@@ -180,10 +180,10 @@ def compare_aggregates(
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return Holm's adjusted p values: rejecting those below 0.05 errs at all with a chance below 0.05.
+    """Return Holm's adjusted p values: rejecting those below 0.05 rejects any wrongly with a probability below 0.05.
 
-    The k-th smallest of m is multiplied by m - k + 1, never falls below the one before, and ends at 1.
-    None stays None and does not count.
+    The k-th smallest of m is multiplied by m - k + 1, is at least the one before it, and at most 1. None stays None and
+    does not count.
     """
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -207,7 +207,7 @@ def rank_biserial(differences: np.ndarray) -> float | None:
 
 
 def agreement(a: np.ndarray, b: np.ndarray, higher_a: bool, higher_b: bool) -> tuple[float | None, int]:
-    """Return how far two metrics agree on what is better: Spearman's rank correlation, and the images used.
+    """Return Spearman's rank correlation of two metrics, which shows how far they agree, and the images used.
 
     Values (P, M) of M methods are centered on each image's own mean over the methods, and all images and
     methods are ranked together. Without that, images that are hard for every method would make any two
@@ -229,7 +229,7 @@ def agreement(a: np.ndarray, b: np.ndarray, higher_a: bool, higher_b: bool) -> t
 
 
 def _centered(values: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Return the values that are there, less their row's mean, as one row."""
+    """Return the values that are not missing, minus their row's mean, as one row."""
     means = np.where(there, values, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
     centered = (values - means[:, None])[there]
     return _without_rounding(centered, np.abs(values[there]).max(initial=0))

@@ -1,4 +1,4 @@
-"""The file of a benchmark run: one SQLite database with every value, found again by what it depends on.
+"""The file of a benchmark run: one SQLite database with every value under a hash of everything it depends on.
 
 docs/formats.md describes the file and which versions are read.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from xai_abn.benchmark.format_v1 import upgrade
 from xai_abn.errors import RunError, XaiAbnError
 
-#: Format of the file. A newer format is refused, not guessed.
+#: Format of the file. Newer formats are refused.
 FORMAT = 2
 #: Seconds to wait for another process that is writing.
 TIMEOUT = 10.0
@@ -130,7 +130,7 @@ class FailureRow:
 
 @dataclass
 class Batch:
-    """What one step of a run adds, in one transaction."""
+    """The rows that one step of a run adds in one transaction."""
 
     images: list[ImageRow] = field(default_factory=list)
     maps: list[MapRow] = field(default_factory=list)
@@ -169,7 +169,8 @@ class Store:
             fingerprint_v1: the model's fingerprint as format 1 has it, for a run that was begun in that format.
 
         Raises:
-            RunError: the file is no run, damaged, busy, of a newer format, or was made with something else.
+            RunError: the file is not a run, is damaged, busy or of a newer format, or is of another model or other
+                data.
         """
         path = Path(path)
         if not (path.exists() and path.stat().st_size) or _holds_nothing(path):
@@ -251,7 +252,7 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Close the file; one that was written to is then a single plain file, unless another still has it open."""
+        """Close the file. A run that was written to becomes one plain file, unless another process has it open."""
         with contextlib.suppress(sqlite3.Error):
             if self._writable:
                 self._connection.execute("PRAGMA journal_mode=DELETE")
@@ -265,12 +266,12 @@ class Store:
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
-        """Each time the run was worked on: command, start, environment."""
+        """The sessions of the run, each with command, start and environment."""
         result: list[dict[str, Any]] = self._entry("sessions")
         return result
 
     def add_session(self, record: Mapping[str, Any]) -> int:
-        """Note that the run is worked on now, and return the session's number."""
+        """Record a new session and return its number."""
         with self._transaction():
             sessions = [*self.sessions, dict(record)]
             self._connection.execute("UPDATE run SET value = ? WHERE name = 'sessions'", (json.dumps(sessions),))
@@ -284,7 +285,7 @@ class Store:
             self._connection.execute("UPDATE run SET value = ? WHERE name = 'sessions'", (json.dumps(sessions),))
 
     def describe(self, metrics: Mapping[str, Any], methods: Mapping[str, Any]) -> None:
-        """Store what the metrics and methods are, by name; descriptions of an earlier session are replaced.
+        """Store the records of metrics and methods by name; descriptions of an earlier session are replaced.
 
         Raises:
             RunError: a metric or method has another version, or a method another layer or other options.
@@ -401,7 +402,7 @@ class Store:
             yield from self._connection.execute(query, tuple(values))
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
-        """Refuse another identity than the run's; the name of the model and its file may differ.
+        """Refuse an identity that differs from the run's, except in the name and file of the model.
 
         Raises:
             RunError: the message names the first difference.
@@ -485,7 +486,7 @@ def _short(value: Any) -> str:
 
 _BUSY = "another process is writing it; wait for it, or use --shard with one file each"
 _FULL = "the disk is full; free some space and run the same command again, nothing measured is lost"
-#: What to do, by SQLite's text for its result codes, since Python 3.10 does not tell the code
+#: What to do, by SQLite's text for its result codes, since Python 3.10 does not give the code
 #: (https://sqlite.org/rescode.html).
 _ADVICE = {
     "database is locked": _BUSY,
@@ -499,10 +500,10 @@ _ADVICE = {
 
 @contextmanager
 def as_damaged(run: object) -> Iterator[None]:
-    """Turn what values of a wrong kind in a run lead to into one error.
+    """Turn every error that values of a wrong type in a run cause into one.
 
     Raises:
-        RunError: anything but an error of the package was raised inside.
+        RunError: an error that is not the package's was raised inside.
     """
     try:
         yield
@@ -511,8 +512,8 @@ def as_damaged(run: object) -> Iterator[None]:
     except Exception as error:  # a table may hold anything
         reason = " ".join(str(error).split())[:200]
         raise RunError(
-            f"{run}: a value in the file is not of the kind that belongs there ({type(error).__name__}: {reason}); the "
-            "run is damaged, so measure again into another file"
+            f"{run}: a value in the file has the wrong type ({type(error).__name__}: {reason}); the run is damaged, so "
+            "measure again into another file"
         ) from error
 
 
@@ -532,7 +533,7 @@ def _holds_nothing(path: Path) -> bool:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into one that says what to do."""
+    """Turn errors of SQLite into one that says what to do."""
     try:
         yield
     except sqlite3.Error as error:

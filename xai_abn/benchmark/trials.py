@@ -1,4 +1,4 @@
-"""What is explained and scored: the classes of an image that a model knows, and their objects as it saw them."""
+"""Trials: the classes of an image that a model knows, and their objects as the network sees them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xai_abn.images.preprocess import PreparedImage
 from xai_abn.metrics.objects import Objects
 from xai_abn.models.adapter import ModelAdapter
 
-#: Name of the trial that asks for the model's own answer.
+#: Name of the trial for the model's own prediction.
 TOP = "top-1"
 
 
@@ -27,7 +27,7 @@ class PreparedSample:
         key: hash of its content and annotations.
         name: its path below the data set's folder.
         position: in the data set.
-        annotated: what is known about it.
+        annotated: the sample with its annotations.
         prepared: what the network sees.
         size: (H, W) of the image.
         region: left, top, right, bottom of the part seen, in its pixels.
@@ -53,7 +53,7 @@ class PreparedSample:
         return self.objects([c for c in self.annotated.classes if c != name], at_image_size=at_image_size)
 
     def _of_class(self, name: str, at_image_size: bool) -> Objects | None:
-        """Draw the objects of one class, once."""
+        """Return the objects of one class, drawn once."""
         if (name, at_image_size) not in self._drawn:
             left, top, right, bottom = self.region
             own = (max(1, round(bottom - top)), max(1, round(right - left)))
@@ -65,7 +65,7 @@ class PreparedSample:
 
 @dataclass(frozen=True)
 class Trial:
-    """One question: row ``row`` of a batch, ``name`` of the class asked for (or ``TOP``), the model's ``target``."""
+    """A target of an image: its ``row`` in the batch, ``name`` of the class (or ``TOP``), the model's class index."""
 
     row: int
     name: str
@@ -98,7 +98,7 @@ def class_indices(model: ModelAdapter, data: Dataset, classes: int) -> dict[str,
     if not found:
         raise DatasetError(
             f"{model.name} knows none of the classes of {data.kind} ({', '.join(data.class_names[:3])} ...): give it "
-            "labels of the same names, or choose metrics that ask for the top-1 class alone"
+            "labels of the same names, or choose metrics that score only the top-1 class"
         )
     return found
 
@@ -106,8 +106,8 @@ def class_indices(model: ModelAdapter, data: Dataset, classes: int) -> dict[str,
 def trials_of(image: PreparedSample, row: int, logits: Tensor, indices: dict[str, tuple[int, ...]]) -> list[Trial]:
     """Return one trial for each class that is present, in view and known to the model.
 
-    If several of the model's classes correspond to one class, as 118 breeds to "dog", the one with the highest logit
-    is explained.
+    If several of the model's classes correspond to one class, such as 118 breeds to "dog", the one with the largest
+    logit is explained.
 
     Args:
         image: the image.

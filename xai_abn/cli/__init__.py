@@ -1,1 +1,1 @@
-"""The command line: one module a subcommand, each only parses, calls and prints."""
+"""The command line: one module per subcommand, which only parses, calls and prints."""

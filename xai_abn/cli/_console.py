@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-#: Called with the number done, the total, and a few words if there is something to say.
+#: Called with the number done, the total, and a short text, which may be empty.
 Update = Callable[..., None]
 
 

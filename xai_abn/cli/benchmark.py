@@ -32,7 +32,7 @@ def run(
     ],
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of the images, if it is not where the annotations say.", metavar="DIR"),
+        typer.Option(help="Folder of the images, if they are not where the annotations say.", metavar="DIR"),
     ] = None,
     methods: Annotated[
         str,
@@ -71,7 +71,8 @@ def run(
     exif: Annotated[
         str,
         typer.Option(
-            help="'apply' turns images by their EXIF orientation, 'ignore' takes them as stored, if annotated so."
+            help="'apply' rotates images by their EXIF orientation; 'ignore' uses the stored pixels, for annotations "
+            "that refer to these."
         ),
     ] = "apply",
     shard: Annotated[
@@ -81,12 +82,14 @@ def run(
             metavar="I/N",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Measure only the first so many images.", min=1)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Measure only this many images, from the first one on.", min=1)
+    ] = None,
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Predict perturbed images in bfloat16, if the processor supports it.")
     ] = False,
     compile_: Annotated[
-        bool, typer.Option("--compile", help="Predict perturbed images through torch.compile, which starts slowly.")
+        bool, typer.Option("--compile", help="Predict perturbed images with torch.compile, which starts slowly.")
     ] = False,
     batch_size: Annotated[
         int, typer.Option(help="Images per forward pass. An interrupted run loses at most one pass.", min=1)
@@ -216,10 +219,10 @@ def _print_summary(section: dict[str, Any]) -> None:
 
 
 def _report(summary: Summary) -> None:
-    """Say what was done and what failed; exit 1 if anything did."""
+    """Print what was measured and what failed; exit with 1 if anything failed."""
     typer.echo(
-        f"{summary.output}: {summary.measured} images measured in {summary.seconds:.0f} s, "
-        f"{summary.known} were known, {len(summary.failed)} failed"
+        f"{summary.output}: {summary.measured} images measured in {summary.seconds:.0f} s, {summary.known} were "
+        f"measured before, {len(summary.failed)} failed"
     )
     if summary.copies:
         typer.echo(f"note: {summary.copies} images are copies of others and were measured once", err=True)

@@ -10,7 +10,7 @@ import typer
 
 def command(
     source: Annotated[Path, typer.Argument(help="A .pth or .tar file of the released ABN code.", metavar="FILE")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to: a .safetensors file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write: a .safetensors file.")],
     arch: Annotated[
         str | None,
         typer.Option(help="Architecture, see xai-abn list architectures; default: inferred from the tensors."),

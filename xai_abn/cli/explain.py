@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: The argument that stands for an image on standard input.
 STDIN = "-"
-#: What ends the writing of every file, not only of one.
+#: Errors that prevent the writing of every file, not only of one.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -51,11 +51,15 @@ def command(
         typer.Option(
             "--target",
             "-t",
-            help="Class to explain, as label or index, repeatable. Default: the top-1 class, of attributes all found.",
+            help="Class to explain, as label or index; repeat the option for several. Default: the top-1 class, or all "
+            "attributes found.",
         ),
     ] = None,
     versus: Annotated[
-        str | None, typer.Option("--versus", help="Why the target and not this class? Label or index.")
+        str | None,
+        typer.Option(
+            "--versus", help="Class to compare the target with, as label or index: why the target and not this class?"
+        ),
     ] = None,
     model: options.Model = "abn-lite0",
     weights: options.Weights = None,
@@ -65,7 +69,10 @@ def command(
     mean: options.Mean = None,
     std: options.Std = None,
     layer: Annotated[
-        str | None, typer.Option("--layer", "-l", help="Layer to read; see 'xai-abn list layers'. Default: found.")
+        str | None,
+        typer.Option(
+            "--layer", "-l", help="Layer to read; see 'xai-abn list layers'. Default: a suitable one is found."
+        ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the overlays.")] = Path("explanations"),
     crop: Annotated[
@@ -77,10 +84,10 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     colormap: Annotated[
-        str, typer.Option(help="Colours of the map: viridis, inferno, magma, plasma, cividis, turbo, jet.")
+        str, typer.Option(help="Colormap of the overlays: viridis, inferno, magma, plasma, cividis, turbo, jet.")
     ] = "viridis",
     device: options.Device = "cpu",
-    overwrite: Annotated[bool, typer.Option(help="Replace files that xai-abn did not make, too.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Also replace files that xai-abn did not create.")] = False,
 ) -> None:
     """Explain images: where did the classifier look?"""
     options.check_methods(method or [])
@@ -133,7 +140,7 @@ def _expand(images: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
             sources.update(dict.fromkeys(found))
         except ImageLoadError as error:
             known = argument in options.method_names()
-            hint = f"; {argument} is a method: write --method A,B without blanks" if known else ""
+            hint = f"; {argument} is a method: write --method A,B without spaces" if known else ""
             failures.append((argument, error.line + hint))
         except XaiAbnError as error:
             failures.append((argument, error.line))
@@ -141,7 +148,7 @@ def _expand(images: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def _without_drawings(argument: str, found: list[str]) -> list[str]:
-    """Leave out what an earlier run drew into the folder that is explained."""
+    """Leave out the drawings that an earlier run wrote into the folder that is explained."""
     from xai_abn.cli.output import is_own_drawing
 
     kept = [path for path in found if not is_own_drawing(path)]
@@ -177,7 +184,8 @@ def _run(
             except XaiAbnError as error:
                 cause = error.__cause__ if isinstance(error, OutputError) else None
                 full = isinstance(cause, OSError) and cause.errno in _FULL
-                rest = f"; stopped after {done - 1} of {len(sources)} images: make room and give the same command again"
+                rest = f"; stopped after {done - 1} of {len(sources)} images: free some space and run the same command "
+                "again"
                 failures.append((source, error.line + (rest if full else "")))
                 if full:
                     break
@@ -236,7 +244,7 @@ def _of(record: dict[str, Any]) -> str:
 
 
 def _finish(failures: list[tuple[str, str]], total: int) -> None:
-    """Say what failed, one line each, and exit 1 if anything did."""
+    """Print each failure on one line, and exit with 1 if there are any."""
     for _, line in failures:
         typer.echo(f"xai-abn: {line}", err=True)
     if failures and total > 1:

@@ -1,4 +1,4 @@
-"""``xai-abn list``: what there is to choose from."""
+"""``xai-abn list``: names and options that the other commands take."""
 
 from __future__ import annotations
 

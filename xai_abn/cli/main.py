@@ -47,10 +47,10 @@ def version_option(
 
 
 def main() -> None:
-    """Run the command; a mistake of the user's is one line on stderr and exit code 1, or 2 in the command itself."""
+    """Run the command; a user's error is one line on stderr and exit code 1, or 2 if the command itself is wrong."""
     warnings.showwarning = _show_warning
     signal.signal(signal.SIGTERM, _stop)
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no command
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show does not end the command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _stop(number: int, _frame: object) -> None:
-    """End as Ctrl-C does: what is being written is finished or left as it was."""
+    """End as Ctrl-C does: every file is finished or left as it was."""
     _received.append(number)
     raise KeyboardInterrupt
 

@@ -24,7 +24,7 @@ Weights = Annotated[
     typer.Option(help="For timm: and torchvision: models: weights file, or 'random'.", metavar="FILE|random"),
 ]
 Classes = Annotated[
-    int | None, typer.Option(help="Number of classes. Default: that of the weights.", metavar="N", min=1)
+    int | None, typer.Option(help="Number of classes. Default: as many as the weights have.", metavar="N", min=1)
 ]
 Labels = Annotated[
     str | None,
@@ -41,9 +41,13 @@ Mean = Annotated[
     ),
 ]
 Std = Annotated[
-    str | None, typer.Option(help="Standard deviation of the same, such as 0.5,0.5,0.5.", metavar="NUMBERS")
+    str | None,
+    typer.Option(
+        help="Standard deviation by which the model's inputs are normalized, such as 0.5,0.5,0.5. Default: its own.",
+        metavar="NUMBERS",
+    ),
 ]
-Device = Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="Device to run the model on, such as cpu or cuda.")]
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...] | None:

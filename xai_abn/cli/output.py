@@ -1,4 +1,4 @@
-"""Write overlays, sheets and maps into a folder without harming what is there."""
+"""Writing of overlays, sheets and maps into a folder, without replacing files of others."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class OutputFolder:
 
     Args:
         path: created if missing.
-        overwrite: also replace files that xai-abn did not make.
+        overwrite: also replace files that xai-abn did not create.
         colormap: name of the colormap of the overlays.
         maps: also save raw maps as ``.npy``.
 
     Raises:
         OutputError: the folder cannot be made or written to.
-        UnknownNameError: unknown colour map.
+        UnknownNameError: unknown colormap.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False, colormap: str = "viridis", maps: bool = False) -> None:
         if colormap not in COLORMAPS:
-            raise UnknownNameError("colour map", colormap, COLORMAPS)
+            raise UnknownNameError("colormap", colormap, COLORMAPS)
         self.path, self.overwrite, self.colormap, self.maps = path, overwrite, colormap, maps
         self._stems: dict[str, str] = {}
         try:
@@ -58,7 +58,7 @@ class OutputFolder:
             For each explanation the files that show it: its overlay, then its map and the sheet if made.
 
         Raises:
-            OutputError: a file cannot be written, or is there and not ours; then none is written.
+            OutputError: a file cannot be written, or exists and was not created by xai-abn; then none is written.
         """
         stem = self._stem(source)
         files: list[list[Path]] = [[] for _ in explanations]
@@ -107,7 +107,7 @@ class OutputFolder:
             ours = False
         if not ours:
             raise OutputError(
-                f"{path} is there and was not made by xai-abn; choose another --output or give --overwrite"
+                f"{path} exists and was not created by xai-abn; choose another --output or give --overwrite"
             )
 
 

@@ -24,7 +24,7 @@ EXTENSIONS = frozenset(
     f".{ending}"
     for ending in "jpg jpeg jpe jfif png bmp gif webp tif tiff ppm pgm jp2 avif".split()  # noqa: SIM905
 )
-#: Endings of files that lie beside images and are skipped without a word.
+#: Endings of files that are common beside images and are skipped without a warning.
 _NO_IMAGES = frozenset(
     (".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".db", ".ini", ".log", ".py")
 ) | frozenset(
@@ -36,7 +36,7 @@ MIN_SIDE = 8
 MAX_SIDE = 16_384
 #: Images with more pixels are refused before decoding. This is Pillow's own limit for a decompression bomb.
 MAX_PIXELS = 89_478_485
-#: The same for a JPEG that is stored from top to bottom, which takes less memory: phones make 108 megapixels.
+#: The same for a JPEG that is not progressive, which takes less memory to decode: phones make 108 megapixels.
 MAX_JPEG_PIXELS = 120_000_000
 #: Formats that are decoded. Others, such as EPS, PDF and WMF, would start another program or draw a document.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
@@ -154,7 +154,7 @@ def to_rgb(image: Image.Image, source: str, *, upright: bool = True) -> LoadedIm
         colors = image.getchannel("L") if image.mode == "LA" else image.convert("RGB")
         image = Image.new(colors.mode, image.size, "white")
         image.paste(colors, mask=alpha)
-    if image.mode != "RGB" or image is own:  # always a copy, since a Pillow image of the caller's may change
+    if image.mode != "RGB" or image is own:  # always a copy, since the caller may change the image
         image = image.convert("RGB")
     return LoadedImage(image, source, tuple(notes))
 
@@ -236,7 +236,7 @@ def _exists(path: Path) -> bool:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield every file below a folder, also behind links, but for names that start with a dot."""
+    """Yield every file below a folder and its linked folders, except names that start with a dot."""
     seen: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
@@ -249,10 +249,10 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 class _PillowWarnings:
-    """Collects what Pillow warns of while a thread decodes an image.
+    """Collects the warnings that Pillow gives while a thread decodes an image.
 
-    The filters of warnings belong to the process. So the first of the threads that decode sets them, and the last one
-    restores them.
+    Warning filters belong to the process, so the first of the decoding threads sets them and the last one restores
+    them.
     """
 
     def __init__(self) -> None:
@@ -298,13 +298,13 @@ _pillow_warnings = _PillowWarnings()
 
 
 def check_file(source: str) -> None:
-    """Refuse a path that cannot be that of an image, without decoding it.
+    """Refuse a path that cannot be an image, without decoding it.
 
     Raises:
-        ImageLoadError: an address of the web, a folder, or a file that is missing, empty or cannot be read.
+        ImageLoadError: a web address, a folder, or a file that is missing, empty or cannot be read.
     """
     if "://" in source:
-        raise ImageLoadError(f"{source}: addresses are not read; download the image and give its file")
+        raise ImageLoadError(f"{source}: web addresses are not read; download the image and give its path")
     path = Path(source)
     if not _exists(path):
         raise ImageLoadError(f"{path}: no such file")

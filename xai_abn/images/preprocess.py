@@ -88,15 +88,18 @@ class Preprocess:
         if not isinstance(self.size, int):
             raise InvalidInputError(f"size must be a number; for a rectangle give size and width, got {self.size!r}")
         if min(self.height_and_width) < 1 or not 0 < self.crop_pct <= 1:
-            raise InvalidInputError(f"need size >= 1 and 0 < crop_pct <= 1, got {self.size} and {self.crop_pct}")
+            raise InvalidInputError(
+                f"size must be at least 1 and crop_pct in (0, 1], got {self.size} and {self.crop_pct}"
+            )
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean) or min(self.std) <= 0:
             raise InvalidInputError(
-                f"mean and std need three values, or one for gray images, std above 0; got {self.mean} and {self.std}"
+                f"mean and std must have three values, or one for gray images, with std above 0; got {self.mean} and "
+                f"{self.std}"
             )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """Rebuild from :meth:`to_dict`, ignoring nothing.
+        """Rebuild from :meth:`to_dict`.
 
         Raises:
             InvalidInputError: a field is unknown or its value wrong.
@@ -218,7 +221,7 @@ class Preprocess:
         return PreparedImage(tensor, np.ascontiguousarray(view), source, self._doubts(tensor))
 
     def _doubts(self, tensor: Tensor) -> tuple[str, ...]:
-        """Return a note if values of a tensor (C, H, W) can hardly be those of a normalized image."""
+        """Return a note if the values of a tensor (C, H, W) are unlikely for a normalized image."""
         lowest, highest = float(tensor.min()), float(tensor.max())
         black = min(-m / s for m, s in zip(self.mean, self.std, strict=True))
         white = max((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))

@@ -1,4 +1,4 @@
-"""Our methods where others are expected: captum, Quantus, Ray Data, Hugging Face datasets."""
+"""The methods under the interfaces of captum, Quantus, Ray Data and Hugging Face datasets."""
 
 from xai_abn.integrations.attribution import CaptumStyle, explain_func
 from xai_abn.integrations.batches import BatchExplainer

@@ -1,4 +1,4 @@
-"""Our methods, called as captum and Quantus call theirs."""
+"""The methods, called as captum and Quantus call theirs."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class CaptumStyle:
     def attribute(
         self, inputs: Tensor, target: int | Sequence[int] | Tensor | None = None, *, upsample_maps: bool = True
     ) -> Tensor:
-        """Return one map an image, detached, in the method's own units.
+        """Return one map per image, detached, in the method's own units.
 
         Args:
-            inputs: (N, 3, H, W), normalised.
-            target: one class index for all, one each, or None for each image's top-1 class.
-            upsample_maps: enlarge to (H, W), bilinear with half-pixel centres; else the method's own resolution.
+            inputs: (N, 3, H, W), normalized.
+            target: one class index for all images, one per image, or None for each image's top-1 class.
+            upsample_maps: enlarge to (H, W), bilinear with half-pixel centers; otherwise the method's own resolution.
 
         Returns:
             (N, 1, H, W), or (N, 1, h, w).
 
         Raises:
-            InvalidInputError: inputs or targets of another shape, or a class that is not there.
+            InvalidInputError: inputs or targets of another shape, or a class that does not exist.
             UnsupportedModelError: the method does not apply to the model.
         """
         if inputs.dim() != 4 or not inputs.is_floating_point():
@@ -72,15 +72,15 @@ def explain_func(
     device: str | torch.device | None = None,
     **settings: Any,
 ) -> np.ndarray:
-    """Explain as Quantus asks its ``explain_func``; give ``explain_func_kwargs={"method": "cam"}`` to choose.
+    """Return maps as Quantus expects of its ``explain_func``; give ``explain_func_kwargs={"method": "cam"}`` to choose.
 
     Args:
-        model: the network, or a :class:`~xai_abn.ModelAdapter`; used where it is.
-        inputs: (N, 3, H, W), normalised.
+        model: the network, or a :class:`~xai_abn.ModelAdapter`; it stays on its device.
+        inputs: (N, 3, H, W), normalized.
         targets: (N,) class indices.
         method: a name or an :class:`~xai_abn.explainers.Explainer`.
-        device: where Quantus wants the inputs; the model's own device counts.
-        settings: of a method given by name, such as ``layer="layer3"``.
+        device: ignored, since the inputs are moved to the model's own device; Quantus passes it.
+        settings: options of a method given by name, such as ``layer="layer3"``.
 
     Returns:
         (N, 1, H, W) float32 maps, enlarged to the input's size.
@@ -108,7 +108,7 @@ def _wrapped(module: nn.Module, inputs: Tensor) -> ModelAdapter:
 
 
 def _indices(target: int | Sequence[int] | Tensor | None, logits: Tensor, model: ModelAdapter) -> Tensor:
-    """Return (N,) indices of classes that are there."""
+    """Return (N,) indices of classes that exist."""
     number, classes = logits.shape
     if target is None:
         return logits.argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Columns in, columns out: for Ray Data's ``map_batches`` and Hugging Face's ``map(batched=True)``."""
+"""Explanation of tables by batches, for Ray Data's ``map_batches`` and Hugging Face's ``map(batched=True)``."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ _ERRORS = ("raise", "record")
 
 
 class BatchExplainer:
-    """Explains a batch of rows: a mapping from column names to values, to the same with columns added.
+    """Explains a batch of rows, given as a mapping from column names to values, and adds columns to it.
 
-    Added are ``label`` and ``probability`` of the class explained, a ``<method>_map`` (h, w) float32 for each method,
-    and with ``errors="record"`` an ``error``: None, or why the row's other new columns are None. Pickled, it holds the
-    model's name, not its weights; each process loads the model once, when the first batch comes.
+    The new columns are ``label`` and ``probability`` of the class explained, a ``<method>_map`` (h, w) float32 for each
+    method, and with ``errors="record"`` an ``error``: None, or the reason why the other new columns of the row are
+    None. Pickled, it holds the model's name, not its weights; each process loads the model once, when the first batch
+    comes.
 
     Args:
         model: a name for :func:`xai_abn.load_model`; an adapter is pickled whole.
         methods: names or :class:`~xai_abn.explainers.Explainer` objects.
-        image_column: of paths, encoded bytes, ``{"bytes": ..., "path": ...}``, uint8 arrays or Pillow images.
-        target: index or label of the class to explain in all; default: each image's top-1 class.
-        layer: read by every method given by name that reads a layer.
+        image_column: the column with paths, encoded bytes, ``{"bytes": ..., "path": ...}``, uint8 arrays or Pillow
+            images.
+        target: index or label of the class to explain in all images; default: each image's top-1 class.
+        layer: the layer for every method given by name that reads one.
         weights: see :func:`xai_abn.load_model`.
         device: see :func:`xai_abn.load_model`.
         batch_size: images per forward pass, regardless of the number of rows.
         errors: ``"raise"`` the error of the first bad image, or ``"record"`` the error of each.
-        prefix: of the names of all new columns.
-        keep: whether to return the given columns too. Ray wants them; Hugging Face keeps them itself.
+        prefix: prefix of the names of all new columns.
+        keep: whether to return the given columns, too. Ray needs them; Hugging Face keeps them itself.
 
     Raises:
         InvalidInputError: ``errors`` or ``batch_size`` is wrong.
@@ -89,7 +91,9 @@ class BatchExplainer:
         made = {self.prefix + name: column for name, column in self._columns(model, rows, methods).items()}
         taken = [name for name in made if name in batch]
         if taken:
-            raise InvalidInputError(f"there is a column {taken[0]!r} already; name the new ones with prefix='xai_'")
+            raise InvalidInputError(
+                f"the batch already has a column {taken[0]!r}; rename the new ones with prefix='xai_'"
+            )
         return {**batch, **made} if self.keep else made
 
     def _loaded(self) -> ModelAdapter:
@@ -137,5 +141,5 @@ def _stacked(maps: list[np.ndarray | None]) -> Any:
 
 
 def _listed(maps: list[np.ndarray | None]) -> list[list[list[float]] | None]:
-    """Return maps as nested lists: Arrow, beneath Ray and datasets, keeps no arrays beside None."""
+    """Return maps as nested lists: Arrow, which Ray and datasets use, cannot store arrays beside None."""
     return [None if m is None else m.tolist() for m in maps]

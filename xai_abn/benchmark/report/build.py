@@ -17,13 +17,13 @@ from xai_abn.benchmark.store import as_damaged
 from xai_abn.errors import OutputError
 from xai_abn.files import replacing
 
-#: Word that every file of a report holds near its start; files without it are not replaced.
+#: Text that every file of a report holds near its start; files without it are not replaced.
 MARK = "made by xai-abn"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What runs found.
+    """The results of runs, ready to be written.
 
     Attributes:
         runs: each run's files, identity and sessions.
@@ -36,7 +36,7 @@ class Report:
     drawings: dict[tuple[int, int, str], str] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the drawings as plain JSON values; what is not finite is None."""
+        """Return everything but the drawings as plain JSON values, with None for numbers that are not finite."""
         from xai_abn import __version__
 
         found = {"about": f"{MARK} {__version__}", "runs": list(self.runs), "sections": list(self.sections)}
@@ -50,7 +50,7 @@ class Report:
         return markdown(self.to_dict())
 
     def html(self) -> str:
-        """Return one page that needs nothing but itself."""
+        """Return one self-contained page."""
         from xai_abn.benchmark.report.page import page
 
         return page(self.to_dict(), self.drawings)
@@ -62,7 +62,7 @@ class Report:
             Their paths in that order.
 
         Raises:
-            OutputError: a file cannot be written, or is there and was not made by xai-abn; then none is written.
+            OutputError: a file cannot be written, or exists and was not created by xai-abn; then none is written.
         """
         folder = Path(folder)
         contents = {
@@ -78,7 +78,7 @@ class Report:
 
 
 def make_report(runs: Sequence[str | Path], reference: str | None = None, gallery: int = 12) -> Report:
-    """Read runs and work out their tables, intervals and tests.
+    """Read runs and compute their tables, intervals and tests.
 
     Runs of the same data and metrics are compared; others get a section of their own.
 
@@ -103,7 +103,7 @@ def make_report(runs: Sequence[str | Path], reference: str | None = None, galler
             sections.append(facts)
             drawings.update({(index, *place): uri for place, uri in drawn.items()})
         made = Report(tuple(_run(run) for section in found for run in section.runs), tuple(sections), drawings)
-        made.html()  # what a template cannot show is found here, too
+        made.html()  # rendered now, so that values a template cannot show are reported as damage
     return made
 
 
@@ -155,7 +155,7 @@ def _check_ours(path: Path) -> None:
     except OSError:
         ours = False
     if not ours:
-        raise OutputError(f"{path} is there and was not made by xai-abn; choose another --output or delete it")
+        raise OutputError(f"{path} exists and was not created by xai-abn; choose another --output or delete it")
 
 
 def _write(path: Path, content: str) -> None:

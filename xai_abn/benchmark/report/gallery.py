@@ -1,4 +1,4 @@
-"""The images on which methods differ most, as small images for a report."""
+"""Gallery of a report: small drawings of the images on which methods differ most."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xai_abn.rendering import blend
 #: Longer side of a drawing in pixels, and its JPEG quality: twelve images of eight methods stay below 8 MB.
 SIDE = 288
 QUALITY = 82
-#: What a metric needs where it tells the objects of the map's class from others.
+#: ``needs`` of the metrics that distinguish the objects of the map's class from others.
 _CLASS_OBJECTS = "class-objects"
 
 
@@ -36,10 +36,10 @@ class Gallery:
 
 
 def make_gallery(section: Section, reference: Method, number: int) -> Gallery | None:
-    """Return the images where methods differ most, or None if none is wanted or no metric can tell.
+    """Return the images where methods differ most, or None if none are wanted or no metric has a value for each image.
 
-    Images are chosen by the largest spread of one metric's per-image values between methods that are no
-    baselines; of several classes present, the one with the largest spread is shown.
+    Images are chosen by the largest spread of one metric's per-image values between methods, baselines excluded; of
+    several classes present, the one with the largest spread is shown.
     """
     metric = gallery_metric(section)
     if metric is None or number < 1:
@@ -154,7 +154,7 @@ def _drawn(image: ImageRow, row: MapRow) -> np.ndarray:
 
 
 def _boxes(image: ImageRow, entries: list[dict[str, Any]], trial: str) -> list[dict[str, Any]]:
-    """Return the objects' boxes; the largest of each class is named, or small objects would vanish under names."""
+    """Return the objects' boxes; the largest of each class is named, since more names would cover small objects."""
     targets = {trial, *(e["target"] for e in entries)}
     boxes = [box for thing in image.objects if (box := _box(thing, targets))]
     largest: dict[str, dict[str, Any]] = {}
@@ -166,7 +166,7 @@ def _boxes(image: ImageRow, entries: list[dict[str, Any]], trial: str) -> list[d
 
 
 def _box(thing: dict[str, Any], targets: set[str]) -> dict[str, Any] | None:
-    """Return an object's box in percent of the view, cut to it; None where none of it is in view."""
+    """Return an object's box in percent of the view, clipped to it; None if the object is out of view."""
     left, top, right, bottom = (min(max(float(edge), 0.0), 1.0) * 100 for edge in thing["box"])
     if right <= left or bottom <= top:
         return None

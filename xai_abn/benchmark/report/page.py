@@ -1,4 +1,4 @@
-"""A report as one HTML page: what the template needs beside the report's own values."""
+"""A report as one HTML page: functions that its template calls."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from xai_abn.benchmark.report import text
 
 #: Okabe and Ito's colors, which color-blind readers can tell apart, without those too pale on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-#: Dashes of the lines, taken in turn with the colors: no line is told by its color alone.
+#: Dashes of the lines, taken in turn with the colors, so that no two lines differ by color alone.
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "1 5", "9 3 2 3 2 3")
-#: Colour of the baselines' lines.
+#: Color of the baselines' lines.
 GRAY = "#8a8f98"
 
 #: Size of a figure and its plot's edges, in SVG units.
@@ -50,7 +50,7 @@ def by_method(section: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def column_scale(section: dict[str, Any], metric: str) -> tuple[float, float] | None:
-    """Return the least and largest end of one metric's intervals, or None where nothing can be drawn."""
+    """Return the smallest and largest end of one metric's intervals, or None if nothing can be drawn."""
     ends = [c[end] for c in section["summary"] if c["metric"] == metric for end in ("low", "value", "high")]
     ends = [end for end in ends if end is not None]
     return (min(ends), max(ends)) if ends and max(ends) > min(ends) else None
@@ -98,7 +98,7 @@ def _line(series: dict[str, Any], x_ends: tuple[float, float], y_ends: tuple[flo
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Return round numbers in [low, high], some ``about`` of them."""
+    """Return approximately ``about`` round numbers in [low, high]."""
     if high <= low:
         return [low]
     raw = (high - low) / about

@@ -1,4 +1,4 @@
-"""Read run files for a report: shards are put together, and what may be compared is kept apart from the rest."""
+"""Reading of run files for a report: shards are joined, and runs that can be compared are grouped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xai_abn.benchmark.statistics import ImageValues, per_image
 from xai_abn.benchmark.store import FailureRow, ImageRow, MapRow, ResultRow, Store
 from xai_abn.errors import RunError, UnknownNameError
 
-#: The method that others are compared with where none is chosen and there is one of this name.
+#: The default reference method, if the run has it.
 USUAL_REFERENCE = "abn"
 
 
@@ -25,7 +25,7 @@ class Run:
 
     Attributes:
         paths: the files.
-        images: images that count, by key.
+        images: images whose values count, by key.
         results: by (metric, method), each by (image, trial), so that shards that overlap count once.
         seconds: time of each map by method.
         flaws: number of maps by method and flaw.
@@ -65,7 +65,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A method as the report names it."""
+    """A method under its name in the report."""
 
     name: str
     bare: str
@@ -74,12 +74,12 @@ class Method:
 
     @property
     def baseline(self) -> bool:
-        """A baseline that shows what chance or a fixed image reaches."""
+        """Whether the method is a baseline, which shows what chance or a fixed map reaches."""
         return bool(self.record.get("baseline", False))
 
     @property
     def class_specific(self) -> bool:
-        """False where the map is the same for every class."""
+        """Whether the map depends on the class."""
         return bool(self.record.get("class_specific", True))
 
 
@@ -94,7 +94,7 @@ class Section:
 
     @property
     def compared(self) -> list[Method]:
-        """The methods that are no baselines."""
+        """The methods without the baselines."""
         return [m for m in self.methods if not m.baseline]
 
     def rows(self, metric: str, method: Method) -> dict[tuple[str, str], ResultRow]:
@@ -113,7 +113,7 @@ class Section:
     def curves(self, metric: str, method: Method) -> tuple[np.ndarray, np.ndarray]:
         """Return the curves (R, T) of one metric and method that count, and the index (R,) of their images.
 
-        A flawed map's curve counts where flawed maps count at all and the metric gave it a curve.
+        The curve of a flawed map counts if the metric counts flawed maps and gave this one a curve.
         """
         flawed_count = self.metrics[metric].get("flat_counts_as") is not None
         rows = [r for r in self.rows(metric, method).values() if r.flaw is None or flawed_count]
@@ -123,13 +123,13 @@ class Section:
         return stacked, self._index([r for r, _ in pairs])
 
     def image(self, key: str) -> ImageRow:
-        """Return an image as the first run that has it stored it."""
+        """Return an image from the first run that has it."""
         return next(run.images[key] for run in self.runs if key in run.images)
 
     def reference(self, name: str | None) -> Method | None:
         """Return the method that others are compared with: the one named, else ``abn``, else the first.
 
-        A name without a model will do where it fits only one method. None if the name fits no method here.
+        The model may be left out of the name if only one method fits. None if no method of this section fits.
         """
         if name is None:
             usual = [m for m in self.compared if m.bare == USUAL_REFERENCE]
@@ -150,7 +150,7 @@ def read_sections(paths: Sequence[Path], reference: str | None = None) -> list[S
     """Read run files into sections that can be compared.
 
     Raises:
-        RunError: no run, or one without results, or files of one identity that contradict each other.
+        RunError: a file is not a run or has no results, or files of one identity contradict each other.
         UnknownNameError: no section has the reference method.
     """
     runs: dict[str, Run] = {}
@@ -237,7 +237,7 @@ def _section(runs: list[Run]) -> Section:
 
 
 def _model_labels(runs: list[Run]) -> list[str]:
-    """Name the models; where two share a name, add what tells them apart."""
+    """Name the models; if two share a name, add what distinguishes them."""
     labels = [run.model for run in runs]
     tellers = (
         lambda run: str(run.identity.get("precision", "")),

@@ -13,12 +13,12 @@ from xai_abn.benchmark.report.reading import Method, Section
 from xai_abn.benchmark.statistics import Aggregate, Comparison, Estimate
 from xai_abn.errors import UnknownNameError
 
-#: A difference counts as shown where Holm's adjusted p is below this.
+#: A difference is significant if Holm's adjusted p is below this.
 SIGNIFICANCE = 0.05
 
 
 def method_table(section: Section) -> list[dict[str, Any]]:
-    """Return what each method is, with the median time of its maps and the number of flawed ones."""
+    """Return the record of each method, with the median time of its maps and the number of flawed ones."""
     rows = []
     for method in section.methods:
         seconds = method.run.seconds.get(method.bare, [])
@@ -31,7 +31,7 @@ def method_table(section: Section) -> list[dict[str, Any]]:
 
 
 def metric_table(section: Section) -> list[dict[str, Any]]:
-    """Return what each metric is: its record under its full name."""
+    """Return the record of each metric under its full name."""
     table = []
     for full_name, record in section.metrics.items():
         name, _, protocol = full_name.partition(":")
@@ -51,7 +51,7 @@ def metric_table(section: Section) -> list[dict[str, Any]]:
 def summary_table(section: Section) -> list[dict[str, Any]]:
     """Return each metric's value for each method, with its interval and the number of flawed maps.
 
-    ``best`` marks the best of the methods that are no baselines; ``beats_best`` a baseline at least as good.
+    ``best`` marks the best method, baselines excluded; ``beats_best`` marks a baseline that is at least as good.
     """
     table: list[dict[str, Any]] = []
     for metric, record in section.metrics.items():
@@ -112,9 +112,9 @@ def _compared(section: Section, metric: str, method: Method, reference: Method) 
 
 
 def _verdict(comparison: Comparison, p: float | None, higher: bool | None) -> str:
-    """Say in one word what the test shows about the method: better, worse, higher, lower, or nothing.
+    """Return what the test shows about the method: better, worse, higher, lower, or no difference.
 
-    The side is that of the rank sums, which is what the test looks at.
+    The direction is that of the rank sums, on which the test is based.
     """
     if p is None:
         return "not tested"
@@ -127,9 +127,9 @@ def _verdict(comparison: Comparison, p: float | None, higher: bool | None) -> st
 
 
 def agreement_table(section: Section) -> dict[str, Any]:
-    """Return how far each two metrics agree on what is better, over the methods that are no baselines.
+    """Return how far each pair of metrics agrees on which methods are better.
 
-    Baselines are left out: that random maps lose everywhere says nothing of the choice among methods.
+    Baselines are left out: that random maps lose under every metric does not help to choose a method.
     """
     names = [m for m, r in section.metrics.items() if r.get("higher_is_better") is not None]
     names = [m for m in names if not _over_data_set(section, m) and section.compared]
@@ -167,7 +167,7 @@ def _series(section: Section, metric: str, method: Method) -> dict[str, Any] | N
 
 
 def class_table(section: Section) -> list[dict[str, Any]]:
-    """Return for each metric of the classes present the mean of each class and method.
+    """Return the mean of each class and method, for each metric that scores the classes present.
 
     ``over_classes`` is the mean of a method's class means, in which rare classes count as much as common ones.
     """
@@ -195,7 +195,7 @@ def _class_cell(section: Section, metric: str, method: Method, trial: str) -> di
 
 
 def failure_table(section: Section) -> list[dict[str, Any]]:
-    """Return the reasons of failures, the commonest first, each with one example."""
+    """Return the reasons of failures, the most common first, each with one example."""
     several = len(section.runs) > 1
     groups: dict[tuple[str, str], list[str]] = {}
     for run in section.runs:

@@ -7,26 +7,30 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 #: Words for a metric's better direction, and its arrow.
-DIRECTIONS = {True: ("higher is better", "↑"), False: ("lower is better", "↓"), None: ("neither end is better", "")}
+DIRECTIONS = {
+    True: ("higher is better", "↑"),
+    False: ("lower is better", "↓"),
+    None: ("neither direction is better", ""),
+}
 
-#: What the numbers of a report mean; each is shown where it matters.
+#: Explanations of a report's numbers, shown beside them.
 NOTES = {
-    "summary": "Mean over images with its 95 % bootstrap interval (2000 resamples of images; of hits and misses "
-    "Wilson's interval). The maps of one image "
-    "are averaged first. Flagged maps count as their metric says, or are left out; means can then rest on different "
-    "images.",
-    "comparisons": "On the images that both have: mean difference (method minus reference) with its 95 % bootstrap "
+    "summary": "Mean over images with its 95 % bootstrap interval (2000 resamples of images; Wilson's interval for "
+    "hits and misses). The maps of one image are averaged first. Flagged maps count as their metric defines, or are "
+    "left out; means can then be over different images.",
+    "comparisons": "On the images that both methods have: mean difference (method minus reference) with its 95 % "
+    "bootstrap "
     "interval, Wilcoxon's signed-rank test (two-sided; zero differences ranked as Pratt proposed) with Holm's "
     "correction over all methods of one metric, and the matched-pairs rank-biserial correlation as effect (above 0: "
-    "the method's values are larger). Better and worse need an adjusted p below 0.05. Metrics that only a whole data "
-    "set has are not tested; look whether the interval holds 0.",
+    "the method's values are larger). Better and worse need an adjusted p below 0.05. Metrics with one value for the "
+    "whole data set are not tested; check whether the interval contains 0.",
     "agreement": "Spearman's rank correlation over images and methods, values centered on each image's own mean. 1: "
-    "the metrics prefer the same methods on the same images; 0: they have nothing to do with each other; "
-    "\N{MINUS SIGN}1: they contradict each other. Baselines are left out.",
+    "the metrics prefer the same methods on the same images; 0: they are unrelated; \N{MINUS SIGN}1: they contradict "
+    "each other. Baselines are left out.",
     "curves": "Mean over images; the band is the 95 % bootstrap interval at each point.",
-    "time": "Time is the median a map, including the image's share of the forward pass.",
+    "time": "Time is the median per map, including the image's share of the forward pass.",
 }
-#: Stands where there is no value.
+#: Shown where there is no value.
 NONE = "\N{EN DASH}"
 
 
@@ -49,7 +53,7 @@ def p_value(p: float | None) -> str:
 
 
 def flaws(counts: dict[str, int]) -> str:
-    """Return such as ``2 flat, 1 not finite``."""
+    """Return counts of flaws as text, such as ``2 flat, 1 not finite``."""
     return ", ".join(f"{n} {flaw}" for flaw, n in counts.items())
 
 
@@ -61,18 +65,18 @@ def seconds(value: float | None) -> str:
 
 
 def percent(share: float) -> str:
-    """Return such as ``63.0 %``, kept on one line."""
+    """Return a share as text, such as ``63.0 %``, that does not break across lines."""
     return f"{share * 100:.1f}\N{NO-BREAK SPACE}%"
 
 
 def span(ends: Sequence[float | None]) -> str:
-    """Return such as ``0 to 1``; an end that is None is without limit."""
+    """Return a range as text, such as ``0 to 1``; None means no limit."""
     low, high = ("any" if end is None else f"{end:g}" for end in ends)
     return f"{low} to {high}"
 
 
 def plural(count: int, word: str) -> str:
-    """Return such as ``1 image`` or ``2 images``."""
+    """Return a count with its noun, such as ``1 image`` or ``2 images``."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
@@ -82,7 +86,7 @@ def title(section: dict[str, Any]) -> str:
 
 
 def overview(section: dict[str, Any]) -> list[str]:
-    """Say in sentences what was measured and what came out."""
+    """Return sentences on what was measured and what the results are."""
     baselines = sum(m["baseline"] for m in section["methods"])
     methods = plural(len(section["methods"]) - baselines, "method") + (
         f" and {plural(baselines, 'baseline')}" if baselines else ""
@@ -95,14 +99,14 @@ def overview(section: dict[str, Any]) -> list[str]:
     maps = sum(m["maps"] for m in methods_maps)
     if maps:
         what = f"{flat} of {maps} maps are" if flat else f"None of {maps} maps is"
-        lines[0] += f" {what} flat or not finite, baselines aside."
+        lines[0] += f" {what} flat or not finite, baselines excluded."
     if section["superseded"]:
         lines[0] += f" {plural(section['superseded'], 'image')} changed since and no longer count."
     return lines + _leaders(section) + _warnings(section)
 
 
 def _leaders(section: dict[str, Any]) -> list[str]:
-    """Say which method leads where."""
+    """Return sentences on which method leads on which metrics."""
     leads: dict[str, list[str]] = {}
     names = _short_names(section)
     for cell in section["summary"]:
@@ -129,13 +133,13 @@ def _short_names(section: dict[str, Any]) -> dict[str, str]:
 
 
 def outcomes(section: dict[str, Any]) -> str:
-    """Count what the paired tests show."""
+    """Return a sentence with the counts of the paired tests' verdicts."""
     verdicts = Counter(c["verdict"] for c in section["comparisons"] if not c["baseline"])
     words = [f"{verdicts[v]} {v}" for v in ("better", "worse", "higher", "lower") if verdicts[v]]
     words += [f"{verdicts[v]} {v}" for v in ("no difference shown", "not tested") if verdicts[v]]
     if not words:
         return "Only baselines to compare with."
-    return f"{plural(sum(verdicts.values()), 'comparison')} with methods, baselines aside: {', '.join(words)}."
+    return f"{plural(sum(verdicts.values()), 'comparison')} with methods, baselines excluded: {', '.join(words)}."
 
 
 def cell_text(cell: dict[str, Any] | None, bold: bool = False) -> str:
