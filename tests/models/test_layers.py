@@ -88,7 +88,7 @@ class Queries(nn.Module):
 @pytest.mark.parametrize("method", ["grad-cam", "eigen-cam"])
 def test_columns_are_no_patches(method):
     """Sixteen columns are not read as a grid of 4x4."""
-    with pytest.raises(UnsupportedModelError, match="fit no grid of patches"):
+    with pytest.raises(UnsupportedModelError, match="do not fit a grid of patches"):
         xai_abn.explain(wrapped(Columns()), noise(1, 3, 64, 64), method)
 
 

@@ -264,5 +264,5 @@ def test_a_network_that_checkpoints_by_itself_is_explained_or_refused(image):
     plain = xai_abn.explain(model, image, "grad-cam")["grad-cam"].map
     vit.blocks[2] = Checkpointed(vit.blocks[2])
     np.testing.assert_allclose(xai_abn.explain(model, image, "grad-cam")["grad-cam"].map, plain, atol=1e-6)
-    with pytest.raises(UnsupportedModelError, match=r"torch\.utils\.checkpoint\); switch that off"):
+    with pytest.raises(UnsupportedModelError, match=r"torch\.utils\.checkpoint\); switch this off"):
         xai_abn.explain(xai_abn.wrap(vit, preprocess=SMALL), image, "attention-relevance")

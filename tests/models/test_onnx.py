@@ -59,7 +59,7 @@ def test_the_file_says_how_to_use_it(gap_net, tmp_path):
     ("pool", "reason"),
     [
         (nn.Identity(), "not accept other sizes"),
-        (nn.AdaptiveAvgPool2d(3), "no adaptive pooling to 3, which 1 does"),
+        (nn.AdaptiveAvgPool2d(3), "1 pools adaptively to 3, which ONNX"),
     ],
 )
 def test_a_network_that_needs_its_size_gets_it(pool, reason, tmp_path):

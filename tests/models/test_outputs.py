@@ -113,7 +113,7 @@ def test_labels_are_those_of_the_explained_output(output, number):
     labels = [f"label {i}" for i in range(number)]
     model = wrapped(Heads(), output=output, labels=labels)
     assert xai_abn.explain(model, images(), "grad-cam", 1)[0]["grad-cam"].label == "label 1"
-    with pytest.raises(InvalidInputError, match=f"3 labels for a model with {number}"):
+    with pytest.raises(InvalidInputError, match=f"has {number} classes, got 3 labels"):
         wrapped(Heads(), output=output, labels=["a", "b", "c"])
 
 

@@ -104,7 +104,7 @@ AVERAGED = {
 def test_averaged_weights_are_taken_and_said(kind, network, other, tmp_path):
     """As timm's loader does; the warning names what was taken and what was not."""
     torch.save(AVERAGED[kind](other, network.state_dict()), tmp_path / "ema.pth")
-    with pytest.warns(WeightsWarning, match=r"averaged weights .*ema.* are taken, not "):
+    with pytest.warns(WeightsWarning, match=r"averaged weights .*ema.* are used, not "):
         model = loaded(tmp_path / "ema.pth")
     assert same(model, network)
 
@@ -113,7 +113,7 @@ def test_averaged_weights_that_are_incomplete_are_not_taken_silently(network, ot
     """An average of the parameters alone lacks the statistics of BatchNorm."""
     parameters = {name: other[name] for name, _ in small().named_parameters()}
     torch.save({"state_dict": network.state_dict(), "ema": parameters}, tmp_path / "ema.pth")
-    with pytest.warns(WeightsWarning, match=r"state_dict is taken; ema lacks \d+ of the weights"):
+    with pytest.warns(WeightsWarning, match=r"state_dict is used; ema lacks \d+ of the weights"):
         model = loaded(tmp_path / "ema.pth")
     assert same(model, network)
 
@@ -122,10 +122,10 @@ def test_tensors_beside_the_network_are_named(network, tmp_path):
     """Those of a criterion or a metric in a Lightning module; the counter of torch's own average."""
     state = {**prefixed(network.state_dict(), "model."), "criterion.weight": torch.ones(3)}
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
-    with pytest.warns(WeightsWarning, match=r"state_dict with prefix model\. is taken; 1 .*criterion\.weight"):
+    with pytest.warns(WeightsWarning, match=r"state_dict with prefix model\. is used; 1 .*criterion\.weight"):
         assert same(loaded(tmp_path / "last.ckpt"), network)
     torch.save(AveragedModel(network).state_dict(), tmp_path / "swa.pth")
-    with pytest.warns(WeightsWarning, match=r"prefix module\. is taken; 1 .*n_averaged"):
+    with pytest.warns(WeightsWarning, match=r"prefix module\. is used; 1 .*n_averaged"):
         assert same(loaded(tmp_path / "swa.pth"), network)
 
 
@@ -256,7 +256,7 @@ def test_classes_and_labels_are_checked(network, tmp_path):
     assert loaded(path, classes=3, labels=LABELS).labels == LABELS
     with pytest.raises(InvalidInputError, match="has 3 classes, not 4"):
         loaded(path, classes=4)
-    with pytest.raises(InvalidInputError, match="2 labels for a model with 3 classes"):
+    with pytest.raises(InvalidInputError, match="has 3 classes, got 2 labels"):
         loaded(path, labels=["a", "b"])
     with pytest.raises(InvalidInputError, match=r"has 1000 classes, not 2; .*weights=FILE"):
         xai_abn.load_model("lite0", classes=2)

@@ -21,7 +21,7 @@ from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.explainers.captum_methods import CaptumMethod
 from xai_abn.explainers.perturbation import similarity, superpixels
 from xai_abn.images.preprocess import Preprocess
-from xai_abn.models.captum_copy import SeparateWindows, separate_windows, unshared
+from xai_abn.models.captum_copy import UnfoldedMaxPool, hookable_copy, unfold_max_pooling
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.seeding import seeded
 
@@ -268,7 +268,7 @@ def test_deep_lift_adds_up(shared_net, images):
     maps = explainer.explain(shared_pass(model, explainer, images), TARGETS)
     expected = completed(model, images)
     torch.testing.assert_close(maps.sum(dim=(1, 2)), expected, rtol=1e-3, atol=1e-4)
-    raw = captum.attr.DeepLift(unshared(model.module, images, explainer.kinds))
+    raw = captum.attr.DeepLift(hookable_copy(model.module, images, explainer.kinds))
     without = raw.attribute(images.clone().requires_grad_(), 0, target=TARGETS).sum(dim=(1, 2, 3)).detach()
     assert not torch.allclose(without, expected, rtol=1e-2, atol=1e-3)
 
@@ -399,8 +399,8 @@ def test_the_private_copy_gives_the_same_logits(kind):
     """Bit for bit at every call, with all activations and poolings replaced."""
     model = seeded_model(kind)
     inputs = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    own = unshared(model.module, inputs[:1], explainers.DeepLIFT.kinds)
-    separate_windows(own)
+    own = hookable_copy(model.module, inputs[:1], explainers.DeepLIFT.kinds)
+    unfold_max_pooling(own)
     with torch.no_grad():
         expected = model.module(inputs)
         assert torch.equal(own(inputs), expected)
@@ -415,7 +415,7 @@ def test_separate_windows_pool_the_same(settings, size):
     kernel, stride, padding, dilation, ceil = settings
     pooling = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil)
     inputs = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(4))
-    assert torch.equal(SeparateWindows(pooling)(inputs), pooling(inputs))
+    assert torch.equal(UnfoldedMaxPool(pooling)(inputs), pooling(inputs))
 
 
 def test_copying_while_another_thread_hooks_is_safe():
@@ -431,7 +431,7 @@ def test_copying_while_another_thread_hooks_is_safe():
     thread.start()
     try:
         for _ in range(5):
-            unshared(model.module, torch.zeros(1, 3, 32, 32), (nn.ReLU,))
+            hookable_copy(model.module, torch.zeros(1, 3, 32, 32), (nn.ReLU,))
     finally:
         done.set()
         thread.join()

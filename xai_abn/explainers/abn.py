@@ -17,7 +17,7 @@ class _AttentionBranchMap(Explainer):
     reads_layer = False
 
     def check(self, model: ModelAdapter) -> None:
-        """Refuse a layer, a network without an attention branch, and a score for which there is no class map."""
+        """Refuse a layer, a network without an attention branch, and a score without a class map."""
         super().check(model)
         if not model.is_abn:
             raise UnsupportedModelError(
@@ -38,7 +38,7 @@ class _AttentionBranchMap(Explainer):
 
 @register("abn")
 class ABN(_AttentionBranchMap):
-    """The attention map M that weighted the features in this very prediction, in [0, 1].
+    """The attention map M that weighted the features in this prediction, in [0, 1].
 
     Class-agnostic: one map per image, whatever the target. It costs nothing beyond the prediction.
     The published loss does not determine its sign (see docs/guide.md); that of the shipped model is measured.

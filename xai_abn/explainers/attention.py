@@ -23,7 +23,7 @@ class _AttentionExplainer(Explainer):
         """Refuse a layer, networks without self-attention, and Attention Branch Networks."""
         super().check(model)
         if not model.attention_blocks:
-            reason = "attends in another way than once in each block" if model.attends else "has no self-attention"
+            reason = "does not attend exactly once in each block" if model.attends else "has no self-attention"
             raise UnsupportedModelError(
                 f"{self.name} needs a Vision Transformer, and {model.name} {reason}; use grad-cam"
             )
@@ -57,7 +57,7 @@ class _AttentionExplainer(Explainer):
     def read_out(self, forward_pass: ForwardPass, relevance: Tensor) -> Tensor:
         """Return maps (N, h, w) from relevance (N, T, T): that of the class token, or the mean over all patches.
 
-        Which one depends on what the head reads. A distillation token is ignored.
+        Which one is used depends on what the head reads. A distillation token is ignored.
         """
         layout = self.patches(forward_pass)
         from_class = forward_pass.model.reads_class_token

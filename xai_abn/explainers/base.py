@@ -132,7 +132,7 @@ def _option_text(value: object) -> str:
 
 
 def _named_class(name: str, item: object) -> str:
-    """Tell a class the name of its entry point, and refuse anything else than a subclass of Explainer."""
+    """Give a class the name of its entry point, and refuse anything but a subclass of Explainer."""
     if not (isinstance(item, type) and issubclass(item, Explainer)):
         raise InvalidInputError(f"{name!r} must be a subclass of xai_abn.explainers.Explainer, got {item!r}")
     item.name = vars(item).get("name") or name

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.captum_copy import Turns, separate_windows, unshared
+from xai_abn.models.captum_copy import PerCallModules, hookable_copy, unfold_max_pooling
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.nonlinear import nonlinear_steps
 from xai_abn.models.targets import target_scores
@@ -276,7 +276,7 @@ class _ModifiedGradient(CaptumMethod):
         self.network(model)
 
     def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
-        """Return the maps as :meth:`Explainer.explain` does; making the copy is also the check of the model."""
+        """Return the maps as :meth:`Explainer.explain` does; making the copy also checks the model."""
         return self.compute(forward_pass, targets)
 
     def network(self, model: ModelAdapter) -> nn.Module:
@@ -286,7 +286,7 @@ class _ModifiedGradient(CaptumMethod):
             UnsupportedModelError: the rule does not apply to the network; the message says why and what to use.
         """
         super().check(model)
-        copy = unshared(model.module, model.example, self.kinds)
+        copy = hookable_copy(model.module, model.example, self.kinds)
         self.refuse(model, copy, nonlinear_steps(copy, model.example, self.kinds, model.logits_of))
         return copy
 
@@ -313,9 +313,9 @@ class _Guided(_ModifiedGradient):
         """Refuse a network that runs no ReLU modules, or other rectifiers."""
         others = sorted(steps & RECTIFIERS)
         problem = f"computes {', '.join(others)} outside of nn.ReLU modules" if others else "runs no nn.ReLU"
-        if others or not any(isinstance(member, Turns) for member in copy.modules()):
+        if others or not any(isinstance(member, PerCallModules) for member in copy.modules()):
             raise UnsupportedModelError(
-                f"{self.name} only changes the gradient of nn.ReLU modules and {model.name} {problem}; use "
+                f"{self.name} only changes the gradient of nn.ReLU modules, and {model.name} {problem}; use "
                 "smooth-grad, which works with any network"
             )
 
@@ -395,7 +395,7 @@ class DeepLIFT(_ModifiedGradient):
                 "cannot represent; convert the network to single precision with module.float()"
             )
         copy = super().network(model)
-        separate_windows(copy)
+        unfold_max_pooling(copy)
         return copy
 
     def refuse(self, model: ModelAdapter, copy: nn.Module, steps: set[str]) -> None:

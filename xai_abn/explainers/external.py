@@ -230,7 +230,7 @@ class TorchCAMExplainer(LibraryExplainer):
 
 
 class _TargetLogit(nn.Module):
-    """What grad-cam differentiates: the logit of a class, or the weighted sum of the logits (K,) of a direction."""
+    """The score that grad-cam differentiates: a class's logit, or the sum of logits (K,) weighted by a direction."""
 
     def __init__(self, target: Tensor) -> None:
         super().__init__()
@@ -325,7 +325,7 @@ class MapFolder(ExternalExplainer):
         if len(forward_pass.sources) != len(forward_pass):
             raise InvalidInputError(
                 f"{self.name} finds maps by the names of the images, and these images have none; explain files, and "
-                "leave out metrics that change images or the model and explain again"
+                "leave out metrics that explain changed images or a changed model"
             )
         maps = [self._read(source) for source in forward_pass.sources]
         for source, values in zip(forward_pass.sources, maps, strict=True):

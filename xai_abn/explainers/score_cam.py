@@ -64,7 +64,7 @@ class ScoreCAM(Explainer):
         return target_scores(forward_pass.predict(inputs), target)
 
     def scored_channels(self, channels: Tensor) -> Tensor:
-        """Return the indices of the channels (C, h, w) that need a forward pass of their own: those not constant."""
+        """Return the indices of the channels (C, h, w) that need a forward pass: all but the constant ones."""
         flat = channels.flatten(1)
         return (flat.amax(dim=1) > flat.amin(dim=1)).nonzero()[:, 0]
 

@@ -1,1 +1,1 @@
-"""Networks: the ABN, cutting and wrapping classifiers, the shared forward pass, checkpoints, names."""
+"""Models ready to be explained: adapters, forward passes, targets, fast copies, ONNX export, models by name."""

@@ -1,4 +1,4 @@
-"""A classifier with all that explaining it needs: preprocessing, labels, target layer."""
+"""A classifier with everything needed to explain it: preprocessing, labels, target layer."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from xai_abn.networks.tracing import (
 )
 from xai_abn.seeding import seeded
 
-#: Where the logits are in what a network answers: None if they are the answer, a key or attribute, a position, or a
-#: function of the answer that gives logits (N, K) or one score an image (N,).
+#: Where the logits are in a network's output: None if they are the output itself, a key or attribute, a position, or
+#: a function of the output that gives logits (N, K) or one score per image (N,).
 Output: TypeAlias = str | int | Callable[[Any], Tensor] | None
 
 
@@ -53,15 +53,15 @@ class ModelAdapter:
         name: its name in results.
         preprocess: how images become inputs.
         labels: K names; without them, classes are called by number.
-        layer: the target layer of CAM methods; default: found, see :attr:`target_layer`.
-        weights: where the weights are from, for the record.
+        layer: the target layer of CAM methods; default: see :attr:`target_layer`.
+        weights: where the weights come from, for the record.
         output: where the logits are in the network's output; see ``Output``.
         multi_label: whether classes are attributes that can hold at once, each with a probability of its own (the
             sigmoid of its logit, not a share of a softmax); always so of a multi-task ABN.
         scores_only: whether the output is a user-defined score, so that class probabilities are undefined.
-        example_input: (1, C, H, W) input that the network takes, with which its layers are looked for; default: zeros
-            of the size of the preprocessing.
-        assumed_preprocessing: whether the network has a preprocessing of its own, which is not known.
+        example_input: (1, C, H, W) input that the network accepts, used to find its layers; default: zeros of the size
+            of the preprocessing.
+        assumed_preprocessing: whether the network's own preprocessing is unknown and ImageNet's is assumed.
     """
 
     module: nn.Module
@@ -98,18 +98,18 @@ class ModelAdapter:
 
     @cached_property
     def example(self) -> Tensor:
-        """An input (1, C, H, W) that the network takes: the given example, or zeros at the size of the preprocessing.
+        """An input (1, C, H, W) that the network accepts: the given example, or zeros of the size of the preprocessing.
 
         Raises:
-            UnsupportedModelError: the network does not take it; the message says what it raised, and what to do.
+            UnsupportedModelError: the network does not accept it; the message says what it raised and what to do.
         """
         given = self.example_input
         example = torch.zeros(1, *self.preprocess.shape) if given is None else given[:1].detach().float().cpu()
         shape, inputs = "x".join(map(str, example.shape)), on_device(example, self.module)
         with (
             as_unsupported(
-                f"{self.name} does not take an input of {shape}; give one that it takes, as "
-                "xai_abn.wrap(..., example_input=tensor of (1, C, H, W)) or preprocess=Preprocess(size=...)"
+                f"{self.name} does not accept an input of {shape}; give one that it accepts, as xai_abn.wrap(..., "
+                "example_input=tensor of (1, C, H, W)) or preprocess=Preprocess(size=...)"
             ),
             evaluating(self.module),
         ):
@@ -124,10 +124,10 @@ class ModelAdapter:
 
     @cached_property
     def needs_gradients(self) -> bool:
-        """Whether the network cannot run under ``torch.no_grad()``, as one that registers hooks on tensors."""
+        """Whether the network cannot run under ``torch.no_grad()``, such as one that registers hooks on tensors."""
         try:
             _ = self.example
-        except UnsupportedModelError:  # seen when the network is run on the real input
+        except UnsupportedModelError:  # reported when the network is run on the real input
             return False
         return self.module in NEED_GRADIENTS
 
@@ -140,8 +140,8 @@ class ModelAdapter:
     def memory_format(self) -> torch.memory_format:
         """Memory format for batches: channels-last, which is faster, unless the network needs contiguous feature maps.
 
-        It follows the weights if they are channels-last. Otherwise an example tells, once per model, whether the
-        network accepts it: one that calls ``view`` on feature maps does not.
+        It is channels-last if the weights are. Otherwise the network is tried once on an example, because a network
+        that calls ``view`` on feature maps does not accept channels-last.
         """
         weights = [m.weight for m in self.module.modules() if isinstance(m, nn.Conv2d)]
         if any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights):
@@ -159,9 +159,10 @@ class ModelAdapter:
 
     @cached_property
     def target_layer(self) -> str:
-        """Name of the layer CAM methods read: the given one, or the last with a spatial output.
+        """Name of the layer that CAM methods read: the given one, or the last with a spatial output.
 
-        Of a multi-task ABN the last of the feature extractor: those behind the maps run once for each attribute.
+        In a multi-task ABN it is the last of the feature extractor, as layers behind the maps run once for each
+        attribute.
 
         Raises:
             UnsupportedModelError: none was given and none can be found.
@@ -191,12 +192,12 @@ class ModelAdapter:
 
     @cached_property
     def prefix_tokens(self) -> int | None:
-        """How many of a transformer's tokens are no patches, where it says so."""
+        """How many of a transformer's tokens are not patches; None if the network does not say."""
         return prefix_tokens(self.module)
 
     @cached_property
     def reads_class_token(self) -> bool:
-        """Whether a transformer's answer is read from its class token: behind its last attention no patch counts."""
+        """Whether a transformer predicts from its class token, so that no patch counts behind the last attention."""
         if not self.attention_blocks:
             return False
         found, last = self._found_layer, self.attention_blocks[-1]
@@ -217,11 +218,11 @@ class ModelAdapter:
         return replace(self, module=module, weights="other")
 
     def check_layer(self, name: str) -> None:
-        """Refuse the name of a layer that is not there, or whose output has no row for each image.
+        """Refuse the name of a layer that does not exist, or whose output does not have one row per image.
 
         Raises:
-            UnknownNameError: the message gives the nearest.
-            UnsupportedModelError: the layer is of a multi-task ABN and behind its maps.
+            UnknownNameError: there is no such layer; the message suggests the nearest.
+            UnsupportedModelError: the layer is behind the maps of a multi-task ABN.
         """
         try:
             known = self.module.get_submodule(name) is not self.module
@@ -231,50 +232,52 @@ class ModelAdapter:
             raise UnknownNameError("layer", name, [n for n, _ in self.module.named_modules() if n])
         if self.is_multi_task and name.split(".")[0] in ("perception_branch", "mechanism"):
             raise UnsupportedModelError(
-                f"layer {name!r} of {self.name} runs once for each attribute, so it has no one output an image; name "
-                f"one in front of the maps, such as {self._found_layer!r}, or use abn"
+                f"layer {name!r} of {self.name} runs once for each attribute, so it does not have one output per "
+                f"image; name one in front of the maps, such as {self._found_layer!r}, or use abn"
             )
 
     def check_labels(self, classes: int) -> None:
-        """Refuse labels of another number than that of the classes that the network scores.
+        """Refuse labels that are not as many as the classes of the network.
 
         Raises:
             InvalidInputError: there are fewer or more.
         """
         if self.labels is not None and len(self.labels) != classes:
-            raise InvalidInputError(f"got {len(self.labels)} labels for a model with {classes} classes, {self.name}")
+            raise InvalidInputError(
+                f"{self.name} has {classes} classes, got {len(self.labels)} labels; give one label per class"
+            )
 
     @cached_property
     def has_probabilities(self) -> bool:
-        """Whether the outputs say how probable classes are: not a user's score, nor a single output of some kind.
+        """Whether the outputs give probabilities of classes.
 
-        The single output of a binary classifier is known by ``multi_label``.
+        A user-defined score does not. A single output does if ``multi_label`` says that it is a class's logit.
         """
         return not self.scores_only and (self.multi_label or self.number_of_classes > 1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return logits (N, K) as probabilities.
 
-        The softmax, or the sigmoid of each attribute's; the outputs themselves where the network ends in a softmax or
-        sigmoid of its own; NaN where there are no probabilities.
+        The softmax, or the sigmoid for attributes; the outputs themselves if the network ends in a softmax or sigmoid
+        of its own; NaN if there are no probabilities.
         """
         if self.scores_only or (logits.shape[1] == 1 and not self.multi_label):
             return logits * float("nan")
-        if self.gives(logits) == "probabilities":
+        if self.output_kind(logits) == "probabilities":
             return logits
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
 
-    def gives(self, logits: Tensor) -> str:
-        """Return what the outputs (N, K) are: ``"logits"``, ``"probabilities"`` or ``"log-probabilities"``.
+    def output_kind(self, logits: Tensor) -> str:
+        """Return the kind of the outputs (N, K): ``"logits"``, ``"probabilities"`` or ``"log-probabilities"``.
 
-        Outputs that look like probabilities are of a network that ends in a softmax or sigmoid if they also do on an
-        example and on noise.
+        Outputs that look like probabilities count as such only if the network's outputs also do on an example and on
+        noise.
         """
         kind = "logits" if self.scores_only else _kind_of_outputs(logits, self.multi_label)
-        return kind if kind == "logits" or kind == self._gives else "logits"
+        return kind if kind == "logits" or kind == self._usual_kind else "logits"
 
     @cached_property
-    def _gives(self) -> str:
+    def _usual_kind(self) -> str:
         with seeded(0):
             inputs = [self.example, *(torch.randn_like(self.example) for _ in range(3))]
         with evaluating(self.module), without_gradients(self.module):
@@ -282,10 +285,11 @@ class ModelAdapter:
         return _kind_of_outputs(torch.cat(found), self.multi_label)
 
     def notes(self, logits: Tensor) -> tuple[str, ...]:
-        """Return what a reader should know of the outputs (N, K) and of the preprocessing."""
+        """Return notes for a reader on the outputs (N, K) and the preprocessing."""
         notes = []
-        if self.gives(logits) != "logits":
-            notes.append(f"{self.name} gives {self.gives(logits)}, so the map explains them and not logits")
+        kind = self.output_kind(logits)
+        if kind != "logits":
+            notes.append(f"{self.name} outputs {kind}, so the map explains these and not logits")
         if logits.shape[1] == 1 and not (self.multi_label or self.scores_only):
             notes.append(
                 f"{self.name} has one output, shown as a score; if it is the logit of a class, wrap it with "
@@ -293,8 +297,8 @@ class ModelAdapter:
             )
         if self.assumed_preprocessing:
             notes.append(
-                f"the preprocessing of {self.name} is not known and taken to be ImageNet's; give "
-                "wrap(..., preprocess=...), such as its image processor"
+                f"the preprocessing of {self.name} is unknown and assumed to be ImageNet's; give wrap(..., "
+                "preprocess=...), such as its image processor"
             )
         return tuple(notes)
 
@@ -310,7 +314,7 @@ class ModelAdapter:
         return self.outputs((self.example.shape[2], self.example.shape[3]))
 
     def outputs(self, size: tuple[int, int]) -> list[LayerOutput]:
-        """Return what every module gives for an input of that size (H, W), from one trace for each size."""
+        """Return the outputs of every module for an input of that size (H, W), traced once per size."""
         if size not in self._traces:
             self._traces[size] = trace_outputs(self.module, self._sample(size))
         return self._traces[size]
@@ -324,37 +328,37 @@ class ModelAdapter:
         return {}
 
     def layout_of_tokens(self, length: int, size: tuple[int, int]) -> Layout | None:
-        """Return how so many tokens are arranged as patches for an input of that size (H, W); None if they are not."""
+        """Return how ``length`` tokens are arranged as patches for an input of ``size`` (H, W); None if not."""
         layouts = [o.layout for o in self.outputs(size) if o.sequence and max(o.shape[:2]) == length]
         return next((layout for layout in layouts if layout is not None), None)
 
     def output_of(self, layer: str, size: tuple[int, int]) -> LayerOutput:
         """Return the output of a layer that belongs to the image, for an input of that size (H, W).
 
-        Of a layer that runs several times: that of the only call that depends on the image, or, where each call goes
-        into the next, of the last one.
+        For a layer that runs several times, this is the output of the only call that depends on the image; or, if each
+        call feeds the next, of the last call.
 
         Raises:
-            UnsupportedModelError: the layer runs several times side by side on the image, or gives no tensor.
+            UnsupportedModelError: the layer runs several times side by side on the image, or does not output a tensor.
         """
         outputs = [o for o in self.outputs(size) if o.name == layer]
         found = of_the_image(outputs) or outputs
         if not found or (len(found) > 1 and not runs_in_series(self.module, self._sample(size), layer)):
-            problem = f"runs {len(found)} times side by side on an image" if found else "gives no tensor"
+            problem = f"runs {len(found)} times side by side on an image" if found else "outputs no tensor"
             raise UnsupportedModelError(
                 f"layer {layer!r} of {self.name} {problem}, so it has no single map; choose another layer"
             )
         return found[-1]
 
-    def logits_of(self, answer: object) -> Tensor:
-        """Return the logits (N, K) in what the network answers.
+    def logits_of(self, output: object) -> Tensor:
+        """Return the logits (N, K) in the network's output.
 
         Raises:
             UnsupportedModelError: there are none; the message says what came and what to do.
         """
-        own = getattr(answer, "logits", None)
-        named = isinstance(answer, ABNOutput) or (self.output is None and isinstance(own, Tensor) and own.dim() == 2)
-        found = own if named else answer
+        own = getattr(output, "logits", None)
+        named = isinstance(output, ABNOutput) or (self.output is None and isinstance(own, Tensor) and own.dim() == 2)
+        found = own if named else output
         if callable(self.output):
             found = self.output(found)
         elif self.output is not None:
@@ -364,24 +368,24 @@ class ModelAdapter:
         if not isinstance(found, Tensor) or found.dim() != 2:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise UnsupportedModelError(
-                f"{self.name} must answer with logits (N, K), got {shape}; say where they are with "
-                "xai_abn.wrap(..., output=...): a key, a position, or a function of the answer"
+                f"{self.name} must output logits (N, K), got {shape}; say where they are with xai_abn.wrap(..., "
+                "output=...): a key, a position, or a function of the output"
             )
         return found
 
-    def _part(self, answer: object, place: str | int) -> object:
+    def _part(self, output: object, place: str | int) -> object:
         try:
-            if isinstance(place, str) and hasattr(answer, place):
-                return getattr(answer, place)
-            return answer[place]  # type: ignore[index]
+            if isinstance(place, str) and hasattr(output, place):
+                return getattr(output, place)
+            return output[place]  # type: ignore[index]
         except (LookupError, TypeError) as error:
-            known = f" with {', '.join(map(str, answer))}" if isinstance(answer, dict) else ""
+            known = f" with {', '.join(map(str, output))}" if isinstance(output, dict) else ""
             raise UnsupportedModelError(
-                f"{self.name} answers with {type(answer).__name__}{known}, which has no {place!r}"
+                f"{self.name} outputs {type(output).__name__}{known}, which has no {place!r}"
             ) from error
 
     def with_output(self, score: Callable[[Any], Tensor], name: str) -> ModelAdapter:
-        """Return this model seen through a score (N,) of its output; it has one class, called ``name``."""
+        """Return this model with a score (N,) of its output as its only class, called ``name``."""
 
         def one_per_image(output: object) -> Tensor:
             found = score(self.logits_of(output) if self.output is not None else output)
@@ -397,15 +401,16 @@ class ModelAdapter:
         return self.labels[index] if self.labels is not None and index < len(self.labels) else f"class {index}"
 
     def target_index(self, target: int | str, classes: int) -> int:
-        """Return the index of a class given by index or by label text (upper and lower case alike).
+        """Return the index of a class given by index or by label text (case is ignored).
 
         Args:
-            target: an index from 0, a label, or digits, which are the label spelt so or else an index.
+            target: an index from 0, a label, or digits, which mean the label spelled so if there is one, else the
+                index.
             classes: number of classes K the model scores.
 
         Raises:
-            InvalidInputError: the index is out of range, or the label is carried by several classes.
-            UnknownNameError: no class has this label; the message gives the nearest.
+            InvalidInputError: the index is out of range, or several classes have the label.
+            UnknownNameError: no class has this label; the message suggests the nearest.
         """
         if isinstance(target, str) and target.strip().isdigit() and target.strip() not in (self.labels or ()):
             target = int(target)
@@ -430,7 +435,7 @@ class ModelAdapter:
 
 
 def _kind_of_outputs(values: Tensor, multi_label: bool) -> str:
-    """Return what outputs (N, K) look like: ``"logits"``, ``"probabilities"`` or ``"log-probabilities"``."""
+    """Return what kind the outputs (N, K) look like: ``"logits"``, ``"probabilities"`` or ``"log-probabilities"``."""
     if bool(((values >= 0) & (values <= 1)).all()):
         if multi_label or bool(((values.sum(dim=1) - 1).abs() < 1e-3).all()):
             return "probabilities"
@@ -459,17 +464,17 @@ def wrap(
         preprocess: how images become inputs: a :class:`Preprocess`, the ``transforms()`` of torchvision's weights, a
             data configuration of timm or open_clip, or an image processor of Hugging Face; default: what a network of
             timm or open_clip carries, else 224 pixels, ImageNet's mean and deviation.
-        layer: the target layer of CAM methods, or its name; default: found.
-        name: how to call it in results; default: its class name.
-        output: where the logits are in what it answers, if they are not the answer or its ``logits``: a key or
-            attribute, a position in a tuple, or a function of the answer.
-        multi_label: whether classes are attributes that may hold at once: probabilities are then sigmoids.
-        example_input: (1, C, H, W) input that the network takes, for networks that do not take RGB images of the size
-            of the preprocessing: rectangles, or one, four or more channels. Layers are looked for with it.
+        layer: the target layer of CAM methods, or its name; default: see :attr:`ModelAdapter.target_layer`.
+        name: its name in results; default: its class name.
+        output: where the logits are in its output, if they are not the output itself or its ``logits``: a key or
+            attribute, a position in a tuple, or a function of the output.
+        multi_label: whether classes are attributes that can hold at once; probabilities are then sigmoids.
+        example_input: (1, C, H, W) input that the network accepts, for networks that do not accept RGB images of the
+            size of the preprocessing: rectangles, or one, four or more channels. It is used to find layers.
 
     Raises:
         UnsupportedModelError: not a module, weights on the meta device, or a scripted module.
-        InvalidInputError: fewer or more labels than the network has outputs, or an argument of another kind.
+        InvalidInputError: fewer or more labels than the network has outputs, or an argument of a wrong type.
         UnknownNameError: there is no such layer.
 
     Example:
@@ -516,16 +521,16 @@ def _checked_example(example: object) -> Tensor | None:
         return example
     got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
     raise InvalidInputError(
-        f"example_input must be a tensor (1, C, H, W), got {got}; a network with several inputs is explained inside a "
-        "module whose forward takes the image and gives the network the other inputs"
+        f"example_input must be a tensor (1, C, H, W), got {got}; put a network with several inputs into a module "
+        "whose forward takes the image and passes the other inputs on"
     )
 
 
 def plain_module(module: nn.Module) -> nn.Module:
     """Return the network inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``.
 
-    Hooks inside a compiled graph are not called, and replicas of a parallel wrapper are not seen; the network inside
-    has the same weights.
+    Hooks inside a compiled graph are not called, and those on a parallel wrapper's replicas are lost; the network
+    inside has the same weights.
 
     Raises:
         UnsupportedModelError: not a module, a TorchScript module, or weights on the meta device.
@@ -541,7 +546,8 @@ def plain_module(module: nn.Module) -> nn.Module:
         raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(module).__name__}")
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedModelError(
-            "a TorchScript module does not let its layers be seen or differentiated; give the network it was made of"
+            "the layers of a TorchScript module cannot be read or differentiated; give the network that it was made "
+            "from"
         )
     if any(p.is_meta for p in module.parameters()):
         raise UnsupportedModelError(

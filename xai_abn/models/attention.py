@@ -1,4 +1,4 @@
-"""See the self-attention of transformers while they run, without changing them."""
+"""Access to the self-attention of transformers while they run, without changing them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
 
 class AttentionWatch(TorchFunctionMode):
-    """While active in a thread, hands every attention matrix to a function and goes on with what that returns.
+    """While active in a thread, passes every attention matrix to a function and continues with the matrix it returns.
 
-    Sees ``F.scaled_dot_product_attention`` (timm), ``nn.MultiheadAttention`` (torchvision) and softmax over square
-    matrices (attention written out). Computes the weights that fused kernels never form, so it costs memory.
+    Handles ``F.scaled_dot_product_attention`` (timm), ``nn.MultiheadAttention`` (torchvision) and softmax over square
+    matrices (attention written out). It computes the weights that fused kernels never store, so it costs memory.
 
     Args:
         seen: called with weights (N, heads, T, T), after softmax; returns the weights to use.
-        other: called at attention of another form: of some tokens to others, within windows, or causal.
+        other: called at attention of another form: between different sets of tokens, within windows, or causal.
     """
 
     def __init__(self, seen: Callable[[Tensor], Tensor], other: Callable[[], object] = lambda: None) -> None:
@@ -92,6 +92,6 @@ class AttentionWatch(TorchFunctionMode):
 
 
 def _over_last_axis(args: Any, kwargs: Any, axes: int) -> bool:
-    """Return whether a softmax with these arguments, of a tensor with so many axes, is over the last one."""
+    """Return whether a softmax with these arguments is over the last of a tensor's ``axes`` axes."""
     axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
     return axis in (-1, axes - 1)

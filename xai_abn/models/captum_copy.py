@@ -1,4 +1,4 @@
-"""A private copy of a network in which each activation runs once a forward pass, on a tensor of its own."""
+"""A copy of a network for captum's hooks: each activation runs once per forward pass, on a tensor of its own."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from xai_abn.networks.tracing import NEED_GRADIENTS, copied, on_device, without_gradients
 
 
-class Turns(nn.Module):
-    """Stands in for a module that runs several times a forward pass: the n-th call goes to the n-th instance.
+class PerCallModules(nn.Module):
+    """Replaces a module that runs several times per forward pass: the n-th call goes to the n-th instance.
 
-    Each instance reads a view of its own. A hook on its input then sees the gradient of that path alone where others
-    read the same tensor; and it cannot come after the hook on the output of the activation before, which would take
-    the gradient too early.
+    Each instance reads a view of its own. A hook on its input therefore sees the gradient of that path alone, even if
+    others read the same tensor. It also runs before the hook on the output of the previous activation, which would
+    otherwise take the gradient too early.
     """
 
     def __init__(self, module: nn.Module, calls: int) -> None:
@@ -26,15 +26,15 @@ class Turns(nn.Module):
         self._turn = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return what the module whose turn it is makes of the inputs."""
+        """Return the output of the next instance."""
         instance = self.instances[self._turn]
         self._turn = (self._turn + 1) % len(self.instances)
         result: Tensor = instance(inputs.view_as(inputs))
         return result
 
 
-class SeparateWindows(nn.Module):
-    """Max pooling whose windows overlap, as max pooling of windows laid side by side. The values are the same."""
+class UnfoldedMaxPool(nn.Module):
+    """Max pooling with overlapping windows, computed on copies of the windows side by side. The values are equal."""
 
     def __init__(self, pooling: nn.MaxPool2d) -> None:
         super().__init__()
@@ -58,15 +58,15 @@ class SeparateWindows(nn.Module):
         return result
 
     def _behind(self, axis: int, number: int, size: int) -> int:
-        """Return how much to pad (or, below 0, to cut) behind, so that ``number`` windows fit exactly."""
+        """Return how much to pad (or, if negative, to crop) at the end, so that ``number`` windows fit exactly."""
         reach = (number - 1) * self.stride[axis] + self.dilation[axis] * (self.kernel[axis] - 1) + 1
         return reach - size - self.padding[axis]
 
 
-def unshared(network: nn.Module, sample: Tensor, kinds: Sequence[type[nn.Module]]) -> nn.Module:
+def hookable_copy(network: nn.Module, sample: Tensor, kinds: Sequence[type[nn.Module]]) -> nn.Module:
     """Return a frozen copy, in evaluation mode, that gives the same logits and is safe to hook.
 
-    No activation works in place; each module of exactly one of ``kinds`` that runs is put behind :class:`Turns`.
+    No activation works in place; each module of exactly one of ``kinds`` that runs becomes :class:`PerCallModules`.
 
     Args:
         network: it is not changed.
@@ -80,20 +80,20 @@ def unshared(network: nn.Module, sample: Tensor, kinds: Sequence[type[nn.Module]
         if isinstance(getattr(member, "inplace", None), bool):
             member.inplace = False  # type: ignore[assignment]
     calls = _calls(own, sample, kinds)
-    stand_ins = {member: Turns(member, number) for member, number in calls.items()}
+    replacements = {member: PerCallModules(member, number) for member, number in calls.items()}
     for parent in list(own.modules()):
         for name, child in parent.named_children():
-            if child in stand_ins:
-                setattr(parent, name, stand_ins[child])
-    return stand_ins.get(own, own)
+            if child in replacements:
+                setattr(parent, name, replacements[child])
+    return replacements.get(own, own)
 
 
-def separate_windows(network: nn.Module) -> None:
-    """Replace, in place, every max pooling whose windows overlap by :class:`SeparateWindows`."""
+def unfold_max_pooling(network: nn.Module) -> None:
+    """Replace, in place, every max pooling with overlapping windows by :class:`UnfoldedMaxPool`."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.MaxPool2d and _overlap(child):
-                setattr(parent, name, SeparateWindows(child))
+                setattr(parent, name, UnfoldedMaxPool(child))
 
 
 def _overlap(pooling: nn.MaxPool2d) -> bool:
@@ -106,7 +106,7 @@ def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def _calls(network: nn.Module, sample: Tensor, kinds: Sequence[type[nn.Module]]) -> dict[nn.Module, int]:
-    """Return how often each module of the kinds runs in one forward pass of a network; those that do not are left."""
+    """Return how often each module of the kinds runs in one forward pass; those that do not run are left out."""
     calls: dict[nn.Module, int] = {}
 
     def count(module: nn.Module, _inputs: object, _output: object) -> None:

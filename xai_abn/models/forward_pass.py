@@ -1,4 +1,4 @@
-"""One forward pass, shared by every explainer that looks at it."""
+"""One forward pass, shared by all explainers."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from xai_abn.networks.tracing import as_unsupported, evaluating, on_device
 
 
 class ForwardPass:
-    """What a network computed for one batch: scores, activations, ABN's maps, gradients on demand.
+    """Everything that a network computed for one batch: scores, activations, ABN's maps, gradients on demand.
 
-    Everything in front of the first captured layer runs without autograd, the rest with it, and only
-    where gradients were asked for. Nothing is left on the model: no hook, no ``.grad``, no mode.
+    Layers before the first captured one run without autograd; the others run with it if gradients are requested.
+    Nothing on the model changes: no hook, no ``.grad``, no mode.
 
     Args:
         model: the model to run.
-        inputs: (N, 3, H, W), normalised, on any device.
+        inputs: (N, 3, H, W), normalized, on any device.
         layers: names of the layers whose outputs to keep.
         gradients: whether :meth:`gradients` will be called.
         attentions: whether to keep the attention weights of a transformer.
-        sources: names of the images, where known.
+        sources: names of the images, if known.
 
     Attributes:
         model: the model.
         inputs: (N, 3, H, W) on the model's device.
-        sources: names of the images, or nothing.
+        sources: names of the images, or empty.
         logits: (N, K) float32, detached.
-        attention_map: ABN's map (N, 1, h, w), of a multi-task ABN its maps (N, K, h, w), or None for another network.
+        attention_map: ABN's map (N, 1, h, w), or a multi-task ABN's maps (N, K, h, w); None for other networks.
         class_maps: the attention branch's class maps (N, K, h, w), or None.
-        classifier: the linear layer whose output the logits are, or None.
+        classifier: the linear layer that outputs the logits, or None.
         other_attention: with ``attentions``, how many times the network attended in another form than all tokens to
             all tokens.
 
     Raises:
-        UnknownNameError: no such layer; the message lists the nearest.
-        UnsupportedModelError: the network does not answer with (N, K) logits, or a layer not with a tensor.
-        InvalidInputError: gradients were asked for inside ``torch.inference_mode()``.
+        UnknownNameError: no such layer; the message suggests the nearest.
+        UnsupportedModelError: the network does not output logits (N, K), or a layer does not output a tensor.
+        InvalidInputError: gradients are requested inside ``torch.inference_mode()``.
 
     Example:
         >>> import torch, xai_abn
@@ -70,7 +70,7 @@ class ForwardPass:
     ) -> None:
         if gradients and torch.is_inference_mode_enabled():
             raise InvalidInputError(
-                "gradients cannot be had inside torch.inference_mode(); use torch.no_grad() or leave the block"
+                "gradients cannot be computed inside torch.inference_mode(); use torch.no_grad() or leave the block"
             )
         self.model = model
         self.inputs = on_device(inputs, model.module)
@@ -98,12 +98,13 @@ class ForwardPass:
             self.class_maps = output.class_maps.detach()
         with torch.set_grad_enabled(gradients):
             self._scores = model.logits_of(output)
-        self.classifier, self._pooled = self._giving(self._scores)
+        self.classifier, self._pooled = self._linear_layer_of(self._scores)
         self._linear_calls.clear()
         self.logits = self._scores.detach().float()
         if len(self.logits) != len(self.inputs):
             raise UnsupportedModelError(
-                f"{model.name} must answer with one row an image, got {tuple(self.logits.shape)} for {len(self.inputs)}"
+                f"{model.name} must output one row per image, got {tuple(self.logits.shape)} for {len(self.inputs)} "
+                "images"
             )
 
     def __len__(self) -> int:
@@ -121,7 +122,7 @@ class ForwardPass:
 
     @property
     def attentions(self) -> list[Tensor]:
-        """Attention weights (N, heads, T, T) of each self-attention, in order, detached; empty unless asked for."""
+        """Attention weights (N, heads, T, T) of each self-attention, in order, detached; empty unless requested."""
         return [a.detach() for a in self._attentions]
 
     def layout(self, layer: str) -> Layout:
@@ -136,7 +137,7 @@ class ForwardPass:
         found = self.model.output_of(layer, size).layout if len(shape) == 3 else grid_layout(shape, size)
         if found is None:
             raise UnsupportedModelError(
-                f"layer {layer!r} gives {shape}, in which no grid of positions is seen; choose another layer"
+                f"layer {layer!r} gives {shape}, which has no recognizable grid of positions; choose another layer"
             )
         if shape[found.batch_axis] != len(self.inputs):
             raise UnsupportedModelError(
@@ -148,7 +149,7 @@ class ForwardPass:
     def activations(self, layer: str) -> Tensor:
         """Return a captured layer's output as maps (N, C, h, w), detached; do not change it in place.
 
-        Of a transformer's tokens, the patches on their grid; class and register tokens are left out.
+        For a transformer, these are the patch tokens on their grid; class and register tokens are left out.
 
         Raises:
             InvalidInputError: the layer was not among ``layers``.
@@ -196,11 +197,11 @@ class ForwardPass:
         """Return d score / d attention weights, (N, heads, T, T) each; ``targets`` and errors as for gradients."""
         self._check_targets(targets)
         if not self._attentions:
-            raise InvalidInputError("this pass kept no attention; use forward_pass(..., attentions=True)")
+            raise InvalidInputError("this pass kept no attention; use ForwardPass(..., attentions=True)")
         return self._differentiate(self._attentions, targets.to(self._scores.device), "its attention")
 
     def attention_gradients_of(self, block_scores: Tensor) -> list[Tensor]:
-        """Return, for the scores (L,) of L blocks, the gradient of each by its own block's attention weights."""
+        """Return the gradient of each of the scores (L,) of L blocks by the attention weights of its own block."""
         pairs = zip(block_scores, self._attentions, strict=True)
         return [torch.autograd.grad(score, weights, retain_graph=True)[0] for score, weights in pairs]
 
@@ -243,9 +244,9 @@ class ForwardPass:
         return self._replaced(layer, image if self._reruns[layer] else image.expand(len(values), -1, -1, -1), values)
 
     def _accepts_rerun(self, layer: str) -> bool:
-        """Return whether a batch of one before the layer and of two behind it give what the network gives.
+        """Return whether the outputs stay the same with a batch of one before the layer and of two behind it.
 
-        They do not where tensors from before the layer are joined with its output, as inside a dense block.
+        They do not if tensors from before the layer are joined with its output, as inside a dense block.
         """
         values = self.raw_output(layer)[:1].detach()
         try:
@@ -288,7 +289,7 @@ class ForwardPass:
 
     def _check_targets(self, targets: Tensor) -> None:
         if not self._differentiable:
-            raise InvalidInputError("this pass was made without gradients; use forward_pass(..., gradients=True)")
+            raise InvalidInputError("this pass was made without gradients; use ForwardPass(..., gradients=True)")
         classes = self._scores.shape[1]
         directions = targets.is_floating_point()
         if tuple(targets.shape) != (tuple(self._scores.shape) if directions else (len(self),)):
@@ -307,8 +308,8 @@ class ForwardPass:
             found = torch.autograd.grad(output, wanted, seeds, retain_graph=True, create_graph=keep_history)
         except CheckpointError as error:
             raise UnsupportedModelError(
-                f"{self.model.name} runs parts of itself again for their gradients (torch.utils.checkpoint); switch "
-                "that off to explain it"
+                f"{self.model.name} recomputes parts of itself for gradients (torch.utils.checkpoint); switch this off "
+                "to explain it"
             ) from error
         except RuntimeError as error:
             if "not have been used" not in str(error) and "does not require grad" not in str(error):
@@ -320,10 +321,10 @@ class ForwardPass:
         return list(found)
 
     def _seeds(self, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return where to start differentiating, and with what.
+        """Return the tensors to differentiate, with their gradients.
 
-        Behind a final linear layer the derivative of a logit by the layer's input is a row of its weights. Looking
-        the row up spares a product of a one-hot vector with all K rows, which counts at batch 1.
+        Behind a final linear layer the derivative of a logit by the layer's input is a row of its weights. Using the
+        row directly saves the product of a one-hot vector with all K rows, a noticeable cost at batch size 1.
         """
         if self._pooled is not None and wanted.dim() > 2:
             assert self.classifier is not None
@@ -384,8 +385,8 @@ class ForwardPass:
 
         return hook
 
-    def _giving(self, logits: Tensor) -> tuple[nn.Linear | None, Tensor | None]:
-        """Return the linear layer that gave the logits, and its input if only its weights lie between the two."""
+    def _linear_layer_of(self, logits: Tensor) -> tuple[nn.Linear | None, Tensor | None]:
+        """Return the linear layer that output the logits, and its input if only its weights lie between the two."""
         for module, pooled, output, step in reversed(self._linear_calls):
             if output.shape != logits.shape or not torch.equal(output, logits):
                 continue

@@ -1,4 +1,4 @@
-"""Find the layer that class activation maps read, and the attention blocks of a transformer."""
+"""Search for the layer that class activation maps read, and for the attention blocks of a transformer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from xai_abn.networks.tracing import (
 )
 from xai_abn.seeding import seeded
 
-#: Layers are tried from the last one backwards, so many at a time.
+#: Number of layers that are tried at a time, from the last one backwards.
 TRIED_TOGETHER = 8
 
 
@@ -46,25 +46,25 @@ def find_target_layer(
     places: Sequence[AttentionPlace],
     scores: Callable[[object], Tensor],
 ) -> str:
-    """Return the name of the last layer with positions on which the scores depend: what CAM methods should look at.
+    """Return the name of the last layer with positions on which the scores depend, which CAM methods should read.
 
-    Of a CNN, that is the last module to finish whose output is (N, C, h, w) with more than one position and does not
-    come straight out of a pooling (``layer4`` of a ResNet, ``features.29`` of VGG16). Of a transformer, it is the last
-    one, as wide as the last tokens, on whose patches the scores depend: behind the last attention of a network that
-    reads its class token, they do not. Layers inside an attention are left out.
+    In a CNN, it is the last module to finish whose output is (N, C, h, w) with more than one position and does not come
+    directly from a pooling (``layer4`` of a ResNet, ``features.29`` of VGG16). In a transformer, it is the last one, as
+    wide as the last tokens, on whose patches the scores depend. They do not depend on patches behind the last attention
+    if the network reads its class token. Layers inside an attention are left out.
 
-    Of a segmentation network, whose scores are computed from a map of class scores, it is the last one of the coarsest
-    grid in front of the head that gives this map. A layer of the head would give the map of class scores again.
+    In a segmentation network, whose scores are computed from a map of class scores, it is the last one on the coarsest
+    grid in front of the head that computes this map. A layer of the head would only give the map of class scores.
 
     Args:
         module: the network.
         sample: (1, C, H, W) input.
-        outputs: of the network's modules for the sample; see :func:`xai_abn.networks.tracing.trace_outputs`.
+        outputs: outputs of the network's modules for the sample; see :func:`xai_abn.networks.tracing.trace_outputs`.
         places: where the network attends; see :func:`attention_places`.
-        scores: from the network's answer to scores (N, K).
+        scores: computes scores (N, K) from the network's output.
 
     Raises:
-        UnsupportedModelError: there is none, or the network computes on tokens that fit no grid of patches.
+        UnsupportedModelError: there is none, or the network computes on tokens that do not fit a grid of patches.
     """
     network = type(module).__name__
     inside = tuple(f"{place.module}." for place in places if place.module)
@@ -74,8 +74,8 @@ def find_target_layer(
     tokens = [o for o in of_the_image(tokens) if not o.name.startswith(inside)]
     if spatial and not tokens and any(o.sequence for o in behind):
         raise UnsupportedModelError(
-            f"{network} computes, behind its last spatial layer {spatial[-1].name!r}, on tokens that fit no grid of "
-            "patches, so no target layer can be chosen for it; name one with layer="
+            f"behind its last spatial layer {spatial[-1].name!r}, {network} computes on tokens that do not fit a grid "
+            "of patches, so no target layer can be chosen; name one with layer="
         )
     with seeded(0):
         noise = torch.randn_like(sample)
@@ -84,20 +84,19 @@ def find_target_layer(
         given = scores(answer)
         class_map = _class_map(answer, given)
     if class_map is not None:
-        found = _in_front_of_head(_that_count(module, noise, scores, [*spatial, *tokens]), class_map.shape[1])
+        found = _in_front_of_head(_relevant(module, noise, scores, [*spatial, *tokens]), class_map.shape[1])
     else:
-        features = [
-            o for o in tokens if o.kind != "Linear" or o.shape[2] != given.shape[1]
-        ]  # not class scores of each token
+        # without layers that output class scores of each token
+        features = [o for o in tokens if o.kind != "Linear" or o.shape[2] != given.shape[1]]
         rest, found = [o for o in features if o.shape[2] == features[-1].shape[2]] or spatial, []
         while rest and not found:
             rest, last = rest[:-TRIED_TOGETHER], rest[-TRIED_TOGETHER:]
-            found = _that_count(module, noise, scores, last)
+            found = _relevant(module, noise, scores, last)
     if found:
         return found[-1].name
     repeated = next((o for o in outputs if o.name and o.spatial and o.calls > 1), None)
     if spatial or tokens:
-        reason = f"has no layer on whose {'patches' if tokens else 'positions'} its scores depend differentiably"
+        reason = f"has no layer with {'patches' if tokens else 'positions'} on which its scores depend differentiably"
     elif repeated is not None:
         reason = f"runs {repeated.name!r} {repeated.calls} times on an image, so this layer has no single map"
     else:
@@ -106,14 +105,14 @@ def find_target_layer(
 
 
 def _class_map(answer: object, scores: Tensor) -> Tensor | None:
-    """Return the map of class scores (N, K, h, w) in a network's answer, if its scores are computed from one."""
+    """Return the map of class scores (N, K, h, w) in a network's output, if its scores are computed from one."""
     parts = list(_tensors(answer))
     maps = [part for part in parts if part.dim() == 4 and part.shape[2] * part.shape[3] > 1]
     return maps[0] if maps and not any(part is scores for part in parts) else None
 
 
 def _tensors(answer: object) -> Iterator[Tensor]:
-    """Yield every tensor in a network's answer."""
+    """Yield every tensor in a network's output."""
     if isinstance(answer, Tensor):
         yield answer
     elif isinstance(answer, (Mapping, list, tuple)):
@@ -134,13 +133,13 @@ def _in_front_of_head(outputs: list[LayerOutput], classes: int) -> list[LayerOut
     return []
 
 
-def _that_count(
+def _relevant(
     module: nn.Module, sample: Tensor, scores: Callable[[object], Tensor], outputs: Sequence[LayerOutput]
 ) -> list[LayerOutput]:
     """Return the outputs on whose positions the scores depend, by their gradient, in order of computing.
 
-    Where the gradient of the scores is 0 everywhere, as in a new network whose last layer has no weights yet, that of
-    what the last linear layer reads is taken instead.
+    If the gradient of the scores is 0 everywhere, as in a new network whose last layer is zero, the gradient of the
+    last linear layer's input is used instead.
     """
     ran: Counter[str] = Counter()
     kept: dict[str, Tensor] = {}

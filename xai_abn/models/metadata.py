@@ -1,4 +1,4 @@
-"""What a network says of itself, or its library's own objects say of it: preprocessing and labels."""
+"""Preprocessing and labels that a network, or an object of its library, carries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def as_preprocess(source: object) -> Preprocess:
             configuration of timm or open_clip, a dictionary; or an image processor of Hugging Face.
 
     Raises:
-        InvalidInputError: anything else, such as a ``Compose`` of transforms, or a value that cannot be followed.
+        InvalidInputError: anything else, such as a ``Compose`` of transforms, or a value that is not supported.
     """
     if isinstance(source, Preprocess):
         return source
@@ -47,7 +47,7 @@ def as_preprocess(source: object) -> Preprocess:
 
 
 def _of_config(config: Mapping[str, Any]) -> Preprocess:
-    """Return the preprocessing of a data configuration of timm, or of open_clip, which crops nothing from the sides."""
+    """Return the preprocessing of a data configuration of timm, or of open_clip, which crops only the longer side."""
     height, width = _pair(config["input_size"][-2:] if "input_size" in config else config["size"])
     mode = config.get("crop_mode") or config.get("resize_mode") or "center"
     return Preprocess(
@@ -78,7 +78,8 @@ def _of_hugging_face(processor: Any) -> Preprocess:
     factor = getattr(processor, "rescale_factor", 1 / 255)
     if getattr(processor, "do_rescale", True) and abs(factor - 1 / 255) > 1e-6:
         raise InvalidInputError(
-            f"{type(processor).__name__} rescales by {factor}, which xai-abn does not; give xai_abn.Preprocess(...)"
+            f"{type(processor).__name__} rescales by {factor}, which xai-abn does not support; give "
+            "xai_abn.Preprocess(...)"
         )
     size = dict(processor.size or {})
     crop = dict(getattr(processor, "crop_size", None) or {}) if getattr(processor, "do_center_crop", False) else {}
@@ -109,12 +110,12 @@ def own_preprocess(module: nn.Module) -> Preprocess | None:
     if len(configs) != 1:
         return None
     owner, config = configs[0]
-    size = getattr(getattr(owner, "patch_embed", None), "img_size", None)  # it may differ from that of the weights
+    size = getattr(getattr(owner, "patch_embed", None), "img_size", None)  # may differ from that of the weights
     return _of_config({**config, **({"input_size": (3, *_pair(size))} if size else {})})
 
 
 def own_labels(module: nn.Module) -> tuple[str, ...] | None:
-    """Return the labels that a network of timm or Hugging Face carries; not the placeholders ``LABEL_0`` and so on."""
+    """Return the labels that a network of timm or Hugging Face carries, except placeholders such as ``LABEL_0``."""
     config = getattr(module, "config", None)
     named = getattr(config, "id2label", None)
     if isinstance(named, Mapping) and named and not all(str(v) == f"LABEL_{k}" for k, v in named.items()):
@@ -129,7 +130,7 @@ def own_labels(module: nn.Module) -> tuple[str, ...] | None:
 
 
 def is_of_hugging_face(module: nn.Module) -> bool:
-    """Return whether the module is a network of Hugging Face, or holds one; its preprocessing is in a processor."""
+    """Return whether the module is a network of Hugging Face, or contains one; its preprocessing is in a processor."""
     return any(hasattr(getattr(m, "config", None), "model_type") for m in module.modules())
 
 

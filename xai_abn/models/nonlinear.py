@@ -1,4 +1,4 @@
-"""Which steps of a network's computation are not linear, read off the graph that autograd records."""
+"""Nonlinear steps of a network's computation, found in the graph that autograd records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: Steps linear in what depends on the input (up to a constant), whatever their inputs are.
+#: Steps that are linear in what depends on the input (up to a constant), whatever their inputs are.
 LINEAR = {
     "AccumulateGrad", "Add", "AdaptiveAvgPool2D", "Alias", "AsStrided", "AvgPool2D", "Cat", "Clone", "ConstantPadNd",
     "Expand", "Flip", "Im2Col", "Index", "IndexSelect", "Mean", "Narrow", "Neg", "Permute", "PixelShuffle",
@@ -16,25 +16,25 @@ LINEAR = {
     "SplitWithSizes", "Squeeze", "Stack", "Sub", "Sum", "T", "ToCopy", "Transpose", "Unbind", "UnsafeView",
     "Unsqueeze", "UpsampleBilinear2D", "UpsampleNearest2D", "View",
 }  # fmt: skip
-#: Steps linear only as long as one of their inputs depends on the input of the network: the first, for a quotient.
+#: Steps that are linear only if one of their inputs alone depends on the network's input: for a quotient, the first.
 PRODUCTS = {"Addmm", "Baddbmm", "Bmm", "Convolution", "Div", "Mm", "Mul", "Mv"}
-#: Steps linear in evaluation mode, where they use the statistics they learnt.
+#: Steps that are linear in evaluation mode, in which they use the statistics they learned.
 NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
 
 
 def nonlinear_steps(
     network: nn.Module, sample: Tensor, kinds: Sequence[type[nn.Module]], logits_of: Callable[[object], Tensor]
 ) -> set[str]:
-    """Return the names of the steps that are neither known as linear nor the doing of modules of the kinds.
+    """Return the names of the steps that are neither known to be linear nor computed by modules of ``kinds``.
 
-    The names are autograd's, such as ``"Gelu"``: a step is found wherever it is written, in a module, as a function,
-    or as an operator. ``"Mul"`` is a product of two things that both depend on the input.
+    The names are autograd's, such as ``"Gelu"``: a step is found whether it is written as a module, a function or an
+    operator. ``"Mul"`` is a product of two things that both depend on the input.
 
     Args:
-        network: its parameters must be frozen, so that the graph holds what depends on the input and nothing else.
+        network: its parameters must be frozen, so that the graph holds only what depends on the input.
         sample: (N, 3, H, W) input to run once.
         kinds: classes of modules, each of whose calls is one step.
-        logits_of: finds the logits in what the network answers.
+        logits_of: finds the logits in the network's output.
     """
     known: set[Any] = set()
 

@@ -22,7 +22,7 @@ from xai_abn.models.adapter import ModelAdapter
 
 #: ONNX operator set written.
 OPSET = 17
-#: Outputs must agree with PyTorch within this share of each output's largest value (at least 1).
+#: Outputs must agree with PyTorch up to this share of each output's largest value (at least 1).
 TOLERANCE = 1e-4
 _ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 #: Name of the input, (N, 3, H, W), normalized as the metadata's ``preprocess`` says.
@@ -101,11 +101,11 @@ class _Outputs(nn.Module):
 
 
 def _why_fixed(network: _Outputs, size: tuple[int, int]) -> str:
-    """Return why the input must be of that size (H, W), in the network or in ONNX; an empty text if it may differ."""
+    """Return why the network or ONNX requires inputs of that size (H, W); an empty text if other sizes work."""
     for name, module in network.network.named_modules():
         pooled = module.output_size if isinstance(module, _ADAPTIVE) else 1
         if any(side != 1 for side in (pooled if isinstance(pooled, tuple) else (pooled,))):
-            return f"ONNX has no adaptive pooling to {pooled}, which {name} does, except for one input size"
+            return f"{name} pools adaptively to {pooled}, which ONNX supports only for one input size"
     try:
         network(_noise(1, (size[0] + 32, size[1]), network.channels))
     except (RuntimeError, ValueError, AssertionError) as error:

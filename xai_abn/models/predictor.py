@@ -1,4 +1,4 @@
-"""A copy of a network made for answering quickly, not for gradients."""
+"""A copy of a network for fast predictions without gradients."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from xai_abn.errors import NonFiniteError, XaiAbnWarning
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.networks.tracing import NEED_GRADIENTS, copied, evaluating, on_device, trace_outputs, without_gradients
 
-#: With bfloat16, so many convolutions from the input on stay in float32: rounding there shifts every layer behind them,
-#: and was most of the error of deletion areas on lite0 (benchmarks/engine).
+#: With bfloat16, this many convolutions after the input stay in float32: rounding there shifts every layer behind them,
+#: and caused most of the error of deletion areas on lite0 (benchmarks/engine).
 FLOAT32_LAYERS = 3
 #: The copy must give the network's logits within this share of the largest one.
 TOLERANCE = 1e-3
 
 
 class SlowPrecisionWarning(XaiAbnWarning):
-    """Given when bfloat16 is asked for on a processor that has no units for it."""
+    """Given when bfloat16 is requested on a processor that has no units for it."""
 
 
 def check_bfloat16(device: torch.device) -> None:
@@ -36,23 +36,23 @@ def check_bfloat16(device: torch.device) -> None:
 
 
 class FastPredictor:
-    """Logits of a model, from a copy with folded batch normalisation in channels-last layout.
+    """Logits of a model, from a copy with folded batch normalization in channels-last layout.
 
-    The copy is compared with the network when it is made: if folding changes the logits by more than
-    rounding does, the layers are left as they are.
+    The copy is compared with the network when it is made: if folding changes the logits by more than rounding, the
+    layers are left as they are.
 
     Args:
         model: the model; it is not changed.
-        bf16: run in bfloat16 autocast, but for the first ``FLOAT32_LAYERS`` convolutions.
+        bf16: run in bfloat16 autocast, except the first ``FLOAT32_LAYERS`` convolutions.
         compile: also pass the copy through ``torch.compile``: slower to start, then faster.
 
     Attributes:
-        folded: how many batch normalisations were folded into the convolution before.
+        folded: how many batch normalizations were folded into the convolution before them.
         precision: ``"float32"`` or ``"bfloat16"``.
-        probabilities: logits (N, K) to the model's probabilities.
+        probabilities: converts logits (N, K) to the model's probabilities.
 
     Raises:
-        NonFiniteError: the network answers a blank input with NaN or infinity.
+        NonFiniteError: the network outputs NaN or infinity for a blank input.
     """
 
     def __init__(self, model: ModelAdapter, *, bf16: bool = False, compile: bool = False) -> None:
@@ -93,11 +93,11 @@ def _probe(blank: Tensor) -> Tensor:
 
 
 def _folded(plain: nn.Module, example: Tensor, model: ModelAdapter) -> tuple[nn.Module, int]:
-    """Return the network with batch normalisations folded where that changes nothing, and how many were."""
+    """Return the network with batch normalizations folded where that changes nothing, and how many were."""
     with without_gradients(model.module):
         expected = model.logits_of(plain(example))
         if not bool(torch.isfinite(expected).all()):
-            raise NonFiniteError(f"{model.name} answers with NaN or infinite scores; check its weights")
+            raise NonFiniteError(f"{model.name} outputs NaN or infinite scores; check its weights")
         pairs = _pairs(plain, example)
         folded = copied(plain)
         for convolution, norm in pairs:
@@ -107,7 +107,7 @@ def _folded(plain: nn.Module, example: Tensor, model: ModelAdapter) -> tuple[nn.
 
 
 def _pairs(network: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Name each convolution, run once, whose output a batch normalisation reads as it is, and that normalisation."""
+    """Return the names of convolutions, each with the batch normalization that reads its output; both run once."""
     made: dict[int, tuple[str, Tensor]] = {}
     runs: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
@@ -134,7 +134,7 @@ def _pairs(network: nn.Module, example: Tensor) -> list[tuple[str, str]]:
 
 
 def _fold(network: nn.Module, convolution: str, norm: str) -> None:
-    """Fold one normalisation away, in place; what a subclass does after it (timm's activation) stays."""
+    """Fold one normalization, in place; what a subclass does after it (timm's activation) stays."""
     old = network.get_submodule(norm)
     rest = [getattr(old, part) for part in ("drop", "act") if isinstance(getattr(old, part, None), nn.Module)]
     fused = fuse_conv_bn_eval(network.get_submodule(convolution), old)  # type: ignore[type-var, arg-type]

@@ -63,7 +63,7 @@ class ResolvedTarget:
         probabilities = model.probabilities(logits[None])[0]
         if self.versus is None or not bool(torch.isfinite(probabilities).all()):
             return float(probabilities[self.index])
-        if model.gives(logits[None]) == "probabilities":
+        if model.output_kind(logits[None]) == "probabilities":
             odds = probabilities / (1 - probabilities) if model.multi_label else probabilities
             return float(odds[self.index] / (odds[self.index] + odds[self.versus]))
         return float((logits[self.index] - logits[self.versus]).sigmoid())
@@ -73,7 +73,8 @@ def resolve_targets(model: ModelAdapter, targets: Sequence[Target | None], logit
     """Look up the targets of one image, each once.
 
     None stands for the default: the top-1 class; for a multi-label model all attributes that are more probable than
-    not, the most probable first, or the most probable alone. Different classes of one label get their index appended.
+    not, the most probable first, or the most probable alone. Different classes with the same label get their index
+    appended.
 
     Args:
         model: the model.

@@ -1,4 +1,4 @@
-"""Models by name: the shipped ABN, the offline classifier, timm, torchvision, checkpoints."""
+"""Models by name: the shipped ABNs, the offline classifier, timm, torchvision, checkpoints."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from xai_abn.networks.multi_task import MultiTaskABN
 from xai_abn.networks.weights import classes_of, is_safetensors, load_network, load_weights, on_meta, read_weights
 from xai_abn.registry import Registry
 
-#: The model used where none is named.
+#: The model that is used if none is named.
 DEFAULT_MODEL = "abn-lite0"
 #: ``weights=`` value for an untrained network.
 RANDOM = "random"
-#: The model in the folder of a run: of training the best on the validation split, or the last; of distillation.
+#: Names of the model's file in the folder of a run, best first.
 _IN_RUNS = ("best.safetensors", "final.safetensors", "model.safetensors")
 
 
 def _callable_name(name: str, item: object) -> str:
-    """Return the name of a plug-in's model, the entry point's."""
+    """Return the name of a plug-in's model, which is that of its entry point."""
     if not callable(item):
         raise InvalidInputError(f"{name!r} must be a function that returns a ModelAdapter, not {type(item).__name__}")
     return name
@@ -70,16 +70,16 @@ def load_model(
         weights: for ``timm:`` and ``torchvision:``: a file with weights of your own, of any number of classes (see
             :func:`xai_abn.networks.weights.read_weights`), or ``"random"`` for an untrained network; default: the
             library's own pretrained weights, which it downloads.
-        classes: number of classes K; default: that of the weights. Another number than theirs is refused.
+        classes: number of classes K; default: that of the weights. A number that differs from theirs is refused.
         labels: K names, or a text file with one in each line; default: those the model has.
-        size: height and width of the input in pixels; default: the model's own, as for the next two.
-        mean: by which inputs are normalized, per channel, in [0, 1].
-        std: likewise.
+        size: height and width of the input in pixels; default: the model's own.
+        mean: mean by which inputs are normalized, per channel, in [0, 1]; default: the model's own.
+        std: standard deviation by which inputs are normalized, likewise.
         device: where to put the model, such as ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        UnknownNameError: no such model; the message gives the nearest.
-        WeightsError: the pretrained weights cannot be had, as without a network.
+        UnknownNameError: no such model; the message suggests the nearest.
+        WeightsError: the pretrained weights cannot be downloaded or found.
         CheckpointError: a checkpoint or weights file is damaged or does not fit.
         InvalidInputError: ``weights`` for a model that has its own, another number of classes or labels than the
             model's, an unknown device, or a plug-in that returns something else.
@@ -90,14 +90,14 @@ def load_model(
             "network of your own, use xai_abn.wrap(network)"
         )
     names = None if labels is None else read_labels(labels)
-    adapter = _found(str(spec), weights, classes or (len(names) if names and weights == RANDOM else None))
+    adapter = _load_by_name(str(spec), weights, classes or (len(names) if names and weights == RANDOM else None))
     if names is not None:
         adapter = replace(adapter, labels=names)
         adapter.check_labels(adapter.number_of_classes)
     if classes is not None and classes != adapter.number_of_classes:
         raise InvalidInputError(
-            f"{spec} has {adapter.number_of_classes} classes, not {classes}; for another number give weights=FILE of a "
-            "network that was trained for it"
+            f"{spec} has {adapter.number_of_classes} classes, not {classes}; for another number give weights=FILE with "
+            "the weights of a network that has it"
         )
     changes: dict[str, Any] = {"mean": mean and tuple(mean), "std": std and tuple(std)}
     changes = {name: value for name, value in changes.items() if value is not None}
@@ -130,13 +130,13 @@ def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
     return as_labels(lines)
 
 
-def _found(spec: str, weights: str | Path | None, classes: int | None) -> ModelAdapter:
-    """Return the model that a name or path stands for."""
+def _load_by_name(spec: str, weights: str | Path | None, classes: int | None) -> ModelAdapter:
+    """Return the model of a name or path."""
     library, _, name = spec.partition(":")
     if library in _LIBRARIES and name:
         return _LIBRARIES[library](name, weights, classes)
     if spec in models:
-        return _built(spec, weights)
+        return _load_registered(spec, weights)
     path, called = spec, None
     if os.path.isdir(spec):
         held = [name for name in _IN_RUNS if os.path.isfile(os.path.join(spec, name))]
@@ -157,7 +157,7 @@ def _found(spec: str, weights: str | Path | None, classes: int | None) -> ModelA
     return loaded if called is None else replace(loaded, name=called)
 
 
-def _built(name: str, weights: object) -> ModelAdapter:
+def _load_registered(name: str, weights: object) -> ModelAdapter:
     if weights is not None:
         raise InvalidInputError(f"{name} has its own weights; weights= is for timm: and torchvision: models")
     adapter = models[name]()
@@ -217,9 +217,9 @@ def load_checkpoint(path: str | Path, name: str | None = None) -> ModelAdapter:
         ) from error
     except CheckpointError:
         raise
-    except Exception as error:  # a description of no network makes torch and timm raise anything
+    except Exception as error:  # torch and timm can raise anything for a wrong description
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: the description is of no network ({reason})") from error
+        raise CheckpointError(f"{path}: no network can be built from the description ({reason})") from error
     labels = imagenet_labels() if config.labels == "imagenet" else config.labels
     return ModelAdapter(
         module.eval().to(memory_format=torch.channels_last),
@@ -290,10 +290,11 @@ def _create(build: Callable[..., nn.Module], spec: str, weights: str | Path | No
     """Build a library's network with its pretrained weights, random ones, or those of a file.
 
     Args:
-        build: makes the network of a number of classes, or of the library's own number, and takes ``pretrained``.
+        build: makes the network for a number of classes, or for the library's own number if None, and takes
+            ``pretrained``.
         spec: name of the network, for messages.
         weights: see :func:`load_model`.
-        classes: see :func:`load_model`; of a file's weights, it is read from them.
+        classes: see :func:`load_model`; for weights from a file, it is read from them.
     """
     if weights == RANDOM:
         return build(classes).eval()
@@ -304,8 +305,8 @@ def _create(build: Callable[..., nn.Module], spec: str, weights: str | Path | No
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"the pretrained weights of {spec} cannot be had ({reason}); "
-            f"without a network give weights=FILE, or weights='{RANDOM}' for an untrained model"
+            f"the pretrained weights of {spec} cannot be loaded ({reason}); offline, give weights=FILE, or "
+            f"weights='{RANDOM}' for an untrained model"
         ) from error
 
 
@@ -321,7 +322,7 @@ def _with_file(build: Callable[..., nn.Module], path: str | Path) -> nn.Module:
         return load_network(lambda: build(number or 2), state, str(path))
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}; of a network that was changed, such as by another head, load them in Python and use "
+            f"{error}; if the network was changed, such as by another head, load the weights in Python and use "
             "xai_abn.wrap(network, labels=..., preprocess=...)"
         ) from error
 

@@ -1,1 +1,1 @@
-"""Networks: the Attention Branch Network, how it is made of a classifier, architectures by name, checkpoints."""
+"""Networks: the Attention Branch Network, its construction from a classifier, architectures by name, checkpoints."""

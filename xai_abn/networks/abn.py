@@ -1,4 +1,4 @@
-"""Attention Branch Network: the three parts, the block between them, and how they are put together.
+"""Attention Branch Network: its three parts, the mechanism between them, and the whole.
 
 Source: H. Fukui, T. Hirakawa, T. Yamashita, H. Fujiyoshi, "Attention Branch Network: Learning of
 Attention Mechanism for Visual Explanation", CVPR 2019, and the authors' released code, which
@@ -40,19 +40,19 @@ class ABNOutput(NamedTuple):
     class_maps: Tensor
 
 
-# so that torch.export.save can write a program that gives one
+# so that torch.export.save can write a program that returns one
 torch.utils._pytree._register_namedtuple(ABNOutput, serialized_type_name="xai_abn.networks.abn.ABNOutput")
 
-#: More averages of a map than this make one blot of it.
+#: Largest number of times a map can be averaged; more would blur it completely.
 MAX_SMOOTHING = 100
-#: What is changed in a convolution or pooling so that its stage keeps its size.
+#: Attributes of a convolution or pooling that are changed so that its stage keeps its size.
 _Change: TypeAlias = Annotated[str, Field(pattern="^(stride|dilation|padding|replicate)$")]
 _Numbers: TypeAlias = Annotated[list[Annotated[int, Field(ge=-1000, le=1000)]], Field(min_length=2, max_length=4)]
 
 
 @dataclass(frozen=True)
 class ABNDescription:
-    """How an ABN was made of a classifier: all that is needed to make it again without running anything.
+    """How an ABN was made of a classifier: everything needed to build it again without running anything.
 
     Attributes:
         layer: name of the module behind which the classifier is cut.
@@ -148,7 +148,7 @@ def smoothed(maps: Tensor, times: int) -> Tensor:
 
 
 class Mechanism(nn.Module):
-    """How features and attention map are combined. A subclass writes :meth:`forward`.
+    """How features and attention map are combined. A subclass implements :meth:`forward`.
 
     Args:
         channels: C of the features.
@@ -169,7 +169,7 @@ class Mechanism(nn.Module):
         raise NotImplementedError
 
     def match_scale(self, features: Tensor, attention: Tensor, momentum: float = 1.0) -> None:
-        """Adjust to the size of features that a pretrained perception branch expects; most mechanisms need not.
+        """Adjust to the magnitude of features that a pretrained perception branch expects; most mechanisms do nothing.
 
         Args:
             features: (N, C, h, w).
@@ -219,7 +219,7 @@ class Residual(Mechanism):
 class Product(Mechanism):
     """``g * M``, the published ablation (eq. 2). What M hides cannot reach the prediction.
 
-    The map of an untrained network lies around sigmoid(1), which lets most of the features through.
+    The map of an untrained network lies around sigmoid(1), which passes most of the features on.
     """
 
     initial_map_bias = 1.0
@@ -233,7 +233,7 @@ class Product(Mechanism):
 class Auxiliary(Mechanism):
     """``g``: the map is computed but not used, so the attention branch is an auxiliary classifier only.
 
-    This control shows how much of an ABN's accuracy comes from the second loss and how much from attending. The map
+    It serves to compare how much of an ABN's accuracy comes from the second loss and how much from the map. The map
     gets no gradient and keeps its initial weights.
     """
 
@@ -279,7 +279,7 @@ class AttentionBranchNetwork(nn.Module):
 
     Args:
         feature_extractor: image batch (N, 3, H, W) to features (N, C, h, w).
-        attention_branch: features to ``(attention_logits, attention_map, class_maps)``; any module that does.
+        attention_branch: any module from features to ``(attention_logits, attention_map, class_maps)``.
         perception_branch: attended features (N, C, h, w) to logits (N, K).
         mechanism: combines features and map; see ``mechanisms.names()``.
 

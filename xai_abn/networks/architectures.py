@@ -1,6 +1,6 @@
 """Untrained networks by name, each with the arguments of :func:`abn_from` that make its ABN.
 
-Split points are those of the released code (Fukui et al., CVPR 2019); for other networks they are found.
+Split points are those of the released code (Fukui et al., CVPR 2019); for other networks they are found automatically.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attention Branch Networks built from a description: nothing is run, and nothing is looked for.
+"""Attention Branch Networks built from a description, without running or searching anything.
 
 A classifier is cut on the graph of its own ``forward`` (torch.fx), so functional steps such as a ReLU or a flatten
 between modules stay where they are, and parameter names stay the same.

@@ -45,8 +45,8 @@ def abn_from(
     Args:
         backbone: a torchvision, timm or other CNN classifier (N, 3, H, W) -> (N, K), or a timm Vision Transformer,
             which is an experiment (:mod:`xai_abn.networks.vit_abn`).
-        mechanism: ``"residual"`` g(1+M) as published, ``"product"`` g*M, ``"concatenation"``, or ``"auxiliary"`` g,
-            the control that does not use the map; see ``xai_abn.networks.abn.mechanisms``.
+        mechanism: ``"residual"`` g(1+M) as published, ``"product"`` g*M, ``"concatenation"``, or ``"auxiliary"`` g, for
+            comparison, which does not use the map; see ``xai_abn.networks.abn.mechanisms``.
         layer: where to split. Default: the last module before the final downsampling, or the block before the last two
             of a Vision Transformer, such as ``"blocks.9"``.
         input_size: height and width of the blank image used to find shapes; a Vision Transformer needs none.
@@ -64,7 +64,7 @@ def abn_from(
 
     Returns:
         A network in evaluation mode whose perception branch computes the backbone's logits whenever the mechanism
-        passes the features on unchanged. Its ``description`` says how it was made.
+        passes the features on unchanged. Its ``description`` records how it was made.
 
     Raises:
         UnsupportedModelError: the model cannot be split, or is a Vision Transformer and ``maps`` is not ``"shared"``.
@@ -94,7 +94,8 @@ def abn_from(
         classifier = linear_head(backbone)
         network = assemble_vit(backbone, description)
     else:
-        with as_unsupported(f"{type(backbone).__name__} cannot be cut after {layer or 'a layer that is found'!r}"):
+        where = "automatically" if layer is None else f"after {layer!r}"
+        with as_unsupported(f"{type(backbone).__name__} cannot be cut {where}"):
             cut = find_cut(backbone, layer, stage, input_size)
             classifier = find_classifier(backbone)
             copied = copy.deepcopy(backbone)

@@ -66,13 +66,13 @@ def save_checkpoint(path: str | Path, module: nn.Module, config: CheckpointConfi
     """Write a checkpoint, replacing the file at once or not at all.
 
     Args:
-        path: where to.
+        path: the file to write.
         module: the network whose weights to save.
-        config: the rest.
+        config: everything except the weights.
         half: store floating-point weights as fp16.
 
     Raises:
-        InvalidInputError: the description could not be read again, such as labels of another number than the classes.
+        InvalidInputError: the description would be refused when read, such as one with more labels than classes.
         OutputError: the file cannot be written.
     """
     text = json.dumps(asdict(config), sort_keys=True)
@@ -151,7 +151,7 @@ def _checked(text: str) -> CheckpointConfig:
         raise InvalidInputError(f"preprocess: size must be at most {_MAX_SIZE}, got {config.preprocess.size}")
     labels = config.labels
     if labels is not None and config.classes != (1000 if isinstance(labels, str) else len(labels)):
-        raise InvalidInputError(f"labels must be as many as the classes, {config.classes}")
+        raise InvalidInputError(f"labels must be one per class, {config.classes}")
     return config
 
 
@@ -165,10 +165,10 @@ def _of_version_1(text: str, state: Mapping[str, Tensor]) -> CheckpointConfig:
 
 
 def refuse_newer(path: str | Path, header: Mapping[str, str], known: int) -> None:
-    """Refuse a file of a newer format than the one known.
+    """Refuse a file whose format is newer than ``known``.
 
     Raises:
-        CheckpointError: it is newer, or does not say what it is.
+        CheckpointError: it is newer, or does not state its format.
     """
     version = header.get("format_version", "missing")
     if not version.isdecimal():
@@ -193,7 +193,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def fingerprint(module: nn.Module) -> str:
     """Return a hash of a network's weights: names, types, shapes and values of its state dict, 32 hexadecimal digits.
 
-    Nothing of how a network or its layers print themselves enters, so another version of torch gives the same hash.
+    It does not depend on how a network prints itself, so it is the same in every version of torch.
     """
     content = hashlib.sha256()
     for name, values in module.state_dict().items():

@@ -20,7 +20,7 @@ from xai_abn.networks.abn import initialize
 
 
 class SEBasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision has no types
-    """A basic block whose output is weighed by channel before the shortcut is added.
+    """A basic block whose output is weighted by channel before the shortcut is added.
 
     Source: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018; reduction 16.
     """
@@ -43,8 +43,8 @@ class CifarResNet(nn.Module):
     the shape changes, as in the code ABN was released with; Xie et al., CVPR 2017, for ``groups``.
 
     Args:
-        block: torchvision's ``BasicBlock`` or ``Bottleneck``, or one called like them.
-        blocks: how many a stage.
+        block: torchvision's ``BasicBlock`` or ``Bottleneck``, or a class with the same interface.
+        blocks: number of blocks per stage.
         num_classes: K.
         planes: width of the first stage's blocks; each later stage has twice as many.
         groups: of the 3x3 convolution in a bottleneck.
@@ -146,7 +146,7 @@ class WideResNet(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """BN, ReLU, 1x1, BN, ReLU, 3x3; its output is put behind its input's channels."""
+    """BN, ReLU, 1x1, BN, ReLU, 3x3; its output is concatenated behind its input."""
 
     def __init__(self, inplanes: int, growth: int) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class CifarDenseNet(nn.Module):
 
     Args:
         depth: 6n + 4.
-        growth: k, channels a layer adds.
+        growth: k, the number of channels that each layer adds.
         num_classes: K.
     """
 

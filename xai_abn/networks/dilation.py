@@ -58,7 +58,7 @@ def _input_growth(stage: nn.Module, features: Tensor) -> dict[str, int]:
     that gives whole factors.
 
     Raises:
-        UnsupportedModelError: it does not.
+        UnsupportedModelError: it does not give whole factors.
     """
     large = features.new_zeros(1, features.shape[1], 4 * features.shape[2], 4 * features.shape[3])
     try:

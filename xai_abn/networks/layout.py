@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Class, distillation and register tokens beside the patches: at most so many are expected.
+#: Largest expected number of class, distillation and register tokens beside the patches.
 MOST_EXTRA_TOKENS = 16
-#: Tokens are patches if those at a changed part of the image change so many times as much as the others.
+#: Tokens are patches if those at a changed part of the image change this many times as much as the others.
 LOCALITY = 2.5
 
 
@@ -23,7 +23,7 @@ class Layout:
         kind: ``"channels-first"`` (N, C, h, w), ``"channels-last"`` (N, h, w, C) or ``"tokens"`` (N, T, C).
         grid: (h, w).
         prefix: number of tokens before the patches, such as a class token. T may be larger than ``prefix + h w``.
-        batch_axis: 1 for tokens (T, N, C), as ``nn.TransformerEncoder`` has them by default, else 0. The methods
+        batch_axis: 1 for tokens (T, N, C), which are the default of ``nn.TransformerEncoder``, else 0. The methods
             expect the batch first, see :meth:`batch_first`.
     """
 
@@ -33,7 +33,7 @@ class Layout:
     batch_axis: int = 0
 
     def batch_first(self, values: Tensor) -> Tensor:
-        """Return a layer's output with the batch as its first axis; also turns that back."""
+        """Return a layer's output with the batch as its first axis; the inverse is the same operation."""
         return values.transpose(0, self.batch_axis)
 
     def to_maps(self, values: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def token_layout(
         length: number of tokens T.
         grids: (h, w) of the spatial outputs and token grids before, in order of computing.
         size: (H, W) of the network's input.
-        extra: number of tokens that are not patches, if the network says so.
+        extra: number of tokens that are not patches, if the network states it.
         changes: for some parts of the image (rows and columns of pixels), how much each token changed with them, (T,).
     """
     for grid, others in _candidates(length, grids, size, extra):
@@ -123,7 +123,7 @@ def _candidates(
 def _locality(
     changes: Sequence[tuple[tuple[slice, slice], Tensor]], grid: tuple[int, int], front: int, size: tuple[int, int]
 ) -> float:
-    """Return how many times as much the tokens at a changed part of the image changed as the other patches."""
+    """Return by what factor the tokens at a changed part of the image changed more than the other patches."""
     rows, columns = grid
     inside_all, outside_all = 0.0, 0.0
     for (vertical, horizontal), change in changes:

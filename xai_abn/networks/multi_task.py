@@ -1,19 +1,19 @@
 """Multi-task Attention Branch Network: a classifier of T attributes with an attention map for each.
 
 Source: H. Fukui, T. Hirakawa, T. Yamashita, H. Fujiyoshi, "Attention Branch Network: Learning of Attention Mechanism
-for Visual Explanation", CVPR 2019, section 3.5, and the authors' released code for CelebA (Chainer). What differs here:
+    for Visual Explanation", CVPR 2019, section 3.5, and the authors' released code for CelebA (Chainer). Deviations:
 
 - Maps are ``sigmoid(BN(S_t))`` in [0, 1] and features ``g * (1 + M_t)`` by default, as in the single-task network. The
   released maps are ``S_t`` itself, signed and unbounded, and the features ``g * M_t``: ``maps="per-attribute-signed"``
-  with ``mechanism="product"`` of :func:`xai_abn.abn_from`. Without the batch normalization the sigmoid saturates: what
-  fills a thirtieth of an image must score thirty times its share of the mean.
+  with ``mechanism="product"`` of :func:`xai_abn.abn_from`. Without the batch normalization the sigmoid saturates: an
+  object that fills a thirtieth of an image must score thirty times its share of the mean.
 - The branch's scores are the mean of ``S_t``, so that each class map is an exact CAM. The released code takes the
   maximum, as the signed variant does here.
-- One logit an attribute with binary cross-entropy, not a softmax over two. Of the T logits that the classifier's own
-  head gives in pass t, the t-th counts: with M = 0 and g * (1 + M), the network is the classifier.
+- One logit per attribute with binary cross-entropy, not a softmax over two. In pass t, the t-th of the T logits of the
+  classifier's own head counts: with M = 0 and g * (1 + M), the network equals the classifier.
 - The 1x1 convolution has a bias, so that the branch can start as the classifier.
-- The T passes through the last stage run as one batch. While training, its batch normalization therefore takes one
-  mean over all attributes, where T passes one after the other would take T.
+- The T passes through the last stage run as one batch. In training, its batch normalization therefore computes one mean
+  over all attributes; T passes one after the other would give T means.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class AttributeBranch(nn.Module):
         channels: number of channels the stage gives.
         attributes: T.
         signed: the maps are S, without normalization and sigmoid, and the scores its maximum, as in the released code.
-        smoothing: how many times to average the maps over 3x3 neighbours; 0 as published.
+        smoothing: how many times to average the maps over 3x3 neighbors; 0 as published.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class AttributeBranch(nn.Module):
 class MultiTaskABN(AttentionBranchNetwork):
     """An Attention Branch Network with one map per attribute; the perception branch runs T times.
 
-    Called as any :class:`AttentionBranchNetwork`, with T maps in place of one: ``attention_map`` is (N, T, h, w), and
-    so is ``attention=``. The score of attribute t depends only on map t. Make one with
-    ``abn_from(backbone, maps="per-attribute")``; the modules are those of the single-task network, and the perception
-    branch, features (N, C, h, w) to logits (N, T), is shared by all attributes.
+    It is called like any :class:`AttentionBranchNetwork`, with T maps in place of one: ``attention_map`` and
+    ``attention=`` are (N, T, h, w). The score of attribute t depends only on map t. Make one with ``abn_from(backbone,
+    maps="per-attribute")``; the modules are those of the single-task network, and the perception branch, features (N,
+    C, h, w) to logits (N, T), is shared by all attributes.
 
     Attributes:
-        at_once: for how many attributes the perception branch runs at once outside training: less takes less memory.
+        at_once: for how many attributes the perception branch runs at once outside training; fewer take less memory.
             While training, all run at once, because batch normalization needs them all.
     """
 

@@ -1,7 +1,7 @@
-"""Read networks saved by the released ABN code (Fukui et al., CVPR 2019) into ours.
+"""Conversion of networks saved by the released ABN code (Fukui et al., CVPR 2019).
 
 The released networks keep three parts in one module; here each part is a module of its own whose weights keep their
-names. A file does not say which architecture it holds; the names and shapes of its tensors do.
+names. A file does not state its architecture, which is inferred from the names and shapes of its tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xai_abn.networks.architectures import architectures, create_model, find_arc
 from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
 from xai_abn.networks.weights import load_weights, read_weights
 
-#: Names of the released code, as patterns, and ours. The first rule that fits counts.
+#: Patterns of the released code's names, and the names here. The first rule that fits counts.
 _RENAMED = (
     # CIFAR ResNeXt: its stages, blocks and shortcuts have names of their own
     (r"stage_(\w+?)\.stage_\w+?_bottleneck_(\d+)\.(.+)", r"layer\1.\2.\3"),
@@ -51,11 +51,11 @@ _PREPROCESS = {
 
 @dataclass(frozen=True)
 class Converted:
-    """A network read from the released code's format.
+    """A network converted from the released code's format.
 
     Attributes:
         network: in evaluation mode.
-        arch: the architecture it was found to be.
+        arch: its architecture.
         classes: K.
         preprocess: how the released code prepares images for it.
     """
@@ -67,9 +67,9 @@ class Converted:
 
 
 def convert(state: Mapping[str, Tensor], arch: str | None = None, source: str = "the state dict") -> Converted:
-    """Build our network from a state dict of the released code.
+    """Build a network from a state dict of the released code.
 
-    In the released ResNeXt ``bn_att`` exists and is never called; ours becomes the identity.
+    In the released ResNeXt ``bn_att`` exists and is never called; here it becomes the identity.
 
     Args:
         state: names, with or without ``module.``, and tensors.
@@ -80,7 +80,7 @@ def convert(state: Mapping[str, Tensor], arch: str | None = None, source: str = 
         A network whose logits, attention logits and map equal those of the released network.
 
     Raises:
-        CheckpointError: it is not a released network, or not the one named.
+        CheckpointError: it is not a network of the released code, or not of ``arch``.
         UnsupportedModelError: a released SE-ResNet, whose map is not a sigmoid.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
@@ -111,7 +111,7 @@ def convert_file(path: str | Path, output: str | Path, arch: str | None = None) 
 
     Args:
         path: a torch file, which is read without running code in it, or ``.safetensors``.
-        output: where to.
+        output: the checkpoint to write.
         arch: see :func:`convert`.
 
     Raises:
@@ -138,7 +138,7 @@ def convert_file(path: str | Path, output: str | Path, arch: str | None = None) 
 
 
 def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under our names: one for each part that has it.
+    """Return the tensors under the names here, once for each part that has them.
 
     The attention branch's copy of the last stage, ``att_<stage>``, becomes ``attention_branch.stage.<stage>``, its
     head ``attention_branch.<name>``; all others keep their names, without the part they belong to.
@@ -173,7 +173,7 @@ def _counted(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
 
 
 def _complete(ours: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors under the network's full names, with our own of what the released code does not have."""
+    """Return the tensors under the network's full names, with the network's own where the released code has none."""
     full = {}
     for name, own in network.state_dict().items():
         part, _, rest = name.partition(".")

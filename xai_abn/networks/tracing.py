@@ -1,4 +1,4 @@
-"""Run a network without changing it, and see what each of its modules returns."""
+"""Runs of a network that leave it unchanged and record what each module outputs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from xai_abn.errors import UnsupportedModelError, XaiAbnError
 from xai_abn.networks.layout import Layout, grid_layout, token_layout
 from xai_abn.seeding import seeded
 
-#: What is switched off for a pass, where it is on.
+#: Switches that are turned off during a pass.
 _SWITCHES = ("training", "grad_checkpointing", "gradient_checkpointing", "memory_efficient")
-#: Networks in evaluation mode for a while: how many passes want that, and which submodules had which switch on.
+#: Networks that are in evaluation mode temporarily: the number of passes that need it, and each submodule's switches.
 _EVALUATING: weakref.WeakKeyDictionary[nn.Module, tuple[int, list[tuple[nn.Module, str]]]] = weakref.WeakKeyDictionary()
 _MODES = threading.Lock()
 #: Networks that need gradients in their own forward pass, such as one that registers a hook on a tensor there.
 NEED_GRADIENTS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-#: Class names of poolings: not those of PoolFormer's blocks.
+#: Class names of pooling modules, except PoolFormer's blocks.
 _POOLING = re.compile(r"pool(ing)?(\dd)?(same)?$", re.IGNORECASE)
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
@@ -38,7 +38,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     Blocks that would run again for their gradients (timm's checkpointing, torchvision's memory-efficient DenseNet) run
     once: hooks and watches are gone when they run again.
 
-    Of several passes at once, in different threads, the first sets the mode and the last sets it back.
+    If passes of several threads overlap, the first sets the mode and the last restores it.
     """
     with _MODES:
         passes, on = _EVALUATING.get(module, (0, []))
@@ -76,7 +76,7 @@ def as_unsupported(what: str) -> Iterator[None]:
 
 
 def copied(network: nn.Module) -> nn.Module:
-    """Return a deep copy with the hooks of this moment: another thread's pass may add its own meanwhile.
+    """Return a deep copy, with a snapshot of the hooks, since another thread's pass may add its own meanwhile.
 
     Tensors that the network keeps from an earlier pass are copied without their gradient history. Locks are shared.
     """
@@ -96,7 +96,7 @@ def copied(network: nn.Module) -> nn.Module:
 
 
 def _family(module: nn.Module) -> list[nn.Module]:
-    """Return the module and all below it: ``modules()`` ten times as fast, which counts on small networks."""
+    """Return the module and all below it: as ``modules()``, but ten times as fast, noticeable on small networks."""
     found = [module]
     for member in found:  # grows while it is walked
         if member._modules:
@@ -106,7 +106,7 @@ def _family(module: nn.Module) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class LayerOutput:
-    """What one module answered at one call in a forward pass.
+    """The output of one module at one call in a forward pass.
 
     Attributes:
         name: the module's qualified name (empty for the whole network).
@@ -114,7 +114,7 @@ class LayerOutput:
         shape: shape of its output.
         order: position in the order in which modules finished.
         identity: equal for modules that returned the very same tensor.
-        layout: where positions of the image are in it, or None.
+        layout: where the positions of the image are in the output, or None.
         pooling: whether the module pools.
         call: how many times the module ran before in the pass.
         calls: how many times the module ran in the pass.
@@ -161,28 +161,28 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
-    """Run a network once and return every tensor that its modules give, in order of finishing.
+    """Run a network once and return every tensor that its modules output, in order of finishing.
 
-    A network with sequences of vectors, or with modules that run several times, runs twice more, each time with
-    noise in another part of the image: to see which vectors are patches, and which calls depend on the image.
+    A network with sequences of vectors, or with modules that run several times, runs twice more, each time with noise
+    in another part of the image, to find which vectors are patches and which calls depend on the image.
 
     Args:
         module: the network; it is not changed.
         sample: (1, C, H, W).
     """
     size, extra = (sample.shape[2], sample.shape[3]), prefix_tokens(module)
-    answers = _answers(module, sample)
-    total, ran = Counter(name for name, _, _ in answers), Counter[str]()
+    first = _module_outputs(module, sample)
+    total, ran = Counter(name for name, _, _ in first), Counter[str]()
     changed: list[tuple[tuple[slice, slice], list[Tensor]]] = []
-    if any(is_sequence(a.shape) or (total[n] > 1 and a.dim() == 4) for n, _, a in answers):
+    if any(is_sequence(a.shape) or (total[n] > 1 and a.dim() == 4) for n, _, a in first):
         for region in _regions(size):
-            again = [tensor for _, _, tensor in _answers(module, _with_noise(sample, region))]
-            if [a.shape for a in again] == [a.shape for _, _, a in answers]:
+            again = [tensor for _, _, tensor in _module_outputs(module, _with_noise(sample, region))]
+            if [a.shape for a in again] == [a.shape for _, _, a in first]:
                 changed.append((region, again))
     grids: list[tuple[int, int]] = []
     known: dict[int, Layout] = {}
     found: list[LayerOutput] = []
-    for order, (name, kind, output) in enumerate(answers):
+    for order, (name, kind, output) in enumerate(first):
         shape = tuple(output.shape)
         pooling = bool(_POOLING.search(kind)) and next(module.get_submodule(name).parameters(), None) is None
         layout = grid_layout(shape, size) if shape[:1] == (len(sample),) else None
@@ -194,7 +194,7 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
             length = shape[1 - axis]
             if changed and not any(bool(change.any()) for _, change in changes):
                 if len(output.flatten(0, 1).unique(dim=0)) > 1:
-                    known.pop(length, None)  # such as learned queries: what is computed with them is checked again
+                    known.pop(length, None)  # such as learned queries; tokens computed with them are checked again
             elif length not in known and (layout := token_layout(length, grids, size, extra, changes)) is not None:
                 known[length] = layout
                 grids.append(layout.grid)
@@ -207,14 +207,14 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
     return found
 
 
-def _answers(module: nn.Module, sample: Tensor) -> list[tuple[str, str, Tensor]]:
-    """Run a network once and return name, class and output of every module that gives a tensor, in order."""
-    answers: list[tuple[str, str, Tensor]] = []
+def _module_outputs(module: nn.Module, sample: Tensor) -> list[tuple[str, str, Tensor]]:
+    """Run a network once and return name, class and output of every module that outputs a tensor, in order."""
+    outputs: list[tuple[str, str, Tensor]] = []
 
     def hook(name: str, kind: str) -> Callable[[nn.Module, object, object], None]:
         def record(_module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor):
-                answers.append((name, kind, output))
+                outputs.append((name, kind, output))
 
         return record
 
@@ -225,11 +225,11 @@ def _answers(module: nn.Module, sample: Tensor) -> list[tuple[str, str, Tensor]]
     finally:
         for handle in handles:
             handle.remove()
-    return answers
+    return outputs
 
 
 def _own_change(differences: Tensor) -> Tensor:
-    """Return how much each token changed, (T,), beyond what attention brings to all: from differences (T, C)."""
+    """Return how much each token changed, (T,), beyond what attention spreads to all, from differences (T, C)."""
     result: Tensor = (differences - differences.median(dim=0).values).norm(dim=1)
     return result
 
@@ -252,9 +252,10 @@ def _with_noise(sample: Tensor, region: tuple[slice, slice]) -> Tensor:
 
 
 def prefix_tokens(module: nn.Module) -> int | None:
-    """Return how many tokens come before the patches, or None if the network does not say.
+    """Return how many tokens come before the patches, or None if the network does not state it.
 
-    timm's transformers say so. Networks that say how many registers they have, such as DINOv2, also have a class token.
+    timm's transformers state it. Networks that state how many registers they have, such as DINOv2, also have a class
+    token.
     """
     number = getattr(module, "num_prefix_tokens", None)
     if isinstance(number, int):
@@ -279,7 +280,7 @@ def on_device(inputs: Tensor, module: nn.Module) -> Tensor:
 def spatial_layers(outputs: list[LayerOutput]) -> list[LayerOutput]:
     """Return the named layers with a spatial output of their own, leaving out pooling and pass-through modules.
 
-    Of a module that ran several times, only the call that depends on the image, if there is just one.
+    For a module that ran several times, this is only the call that depends on the image, if there is just one.
     """
     pooled = {o.identity for o in outputs if o.pooling}
     named = [o for o in outputs if o.name and o.spatial and o.identity not in pooled and not o.transparent]
@@ -287,7 +288,7 @@ def spatial_layers(outputs: list[LayerOutput]) -> list[LayerOutput]:
 
 
 def of_the_image(outputs: list[LayerOutput]) -> list[LayerOutput]:
-    """Return the outputs of modules that ran once, or once with something that depends on the image."""
+    """Return the outputs of modules that ran once, or of which one call depends on the image."""
     calls = Counter(o.name for o in outputs if o.from_image)
     return [o for o in outputs if o.calls == 1 or (o.from_image and calls[o.name] == 1)]
 

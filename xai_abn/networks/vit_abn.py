@@ -39,7 +39,7 @@ class Tokens(NamedTuple):
         return self.layout.to_maps(self.values)
 
     def with_maps(self, maps: Tensor) -> Tokens:
-        """Return these tokens with other patches, from (N, D, h, w)."""
+        """Return these tokens with the patches replaced by maps (N, D, h, w)."""
         patches = maps.flatten(2).transpose(1, 2)
         return self._replace(values=torch.cat([self.values[:, : self.layout.prefix], patches], dim=1))
 
@@ -127,7 +127,7 @@ def assemble_vit(vit: VisionTransformer, description: ABNDescription) -> Attenti
     size of the patch grid, also for image sizes other than the model's own where it takes them
     (``dynamic_img_size``).
 
-    Deviation from the published ABN: the map weights only patch tokens. What a class or register token has gathered
+    Deviation from the published ABN: the map weights only patch tokens. What a class or register token has collected
     before the split reaches the prediction regardless of the map.
     """
     blocks = len(vit.blocks) - 1 - int(description.layer.removeprefix("blocks."))

@@ -1,6 +1,6 @@
-"""Weights files that people bring: state dicts, alone or inside a training checkpoint, under any prefix.
+"""Weights files from other programs: state dicts, alone or inside a training checkpoint, under any prefix.
 
-A file is never executed. Tensors are found by the names of the network that they are for.
+A file is never executed. Tensors are found by the parameter names of the network.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from torch.overrides import TorchFunctionMode
 
 from xai_abn.errors import CheckpointError, XaiAbnWarning
 
-#: What torch itself puts into the names of a module that is compiled, sharded (FSDP) or recomputed.
+#: Parts that torch adds to the names of a module that is compiled, sharded (FSDP) or recomputed.
 _INSERTED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-#: In the key or prefix of weights that were averaged while training (exponential moving average).
+#: Words in the key or prefix of weights that were averaged while training (exponential moving average).
 _EMA = re.compile(r"(?<![a-z])ema(?![a-z])")
-#: How deep in a training checkpoint weights are looked for.
+#: Depth to which a training checkpoint is searched for weights.
 _DEPTH = 4
 
 
 class WeightsWarning(XaiAbnWarning):
-    """A weights file holds more than the weights that were taken."""
+    """Given when a weights file holds more than the weights that are used."""
 
 
 class WithoutRandomWeights(TorchFunctionMode):
@@ -107,10 +107,10 @@ def read_weights(path: str | Path, names: Collection[str] = ()) -> dict[str, Ten
     chosen = _chosen(path, whole)
     averaged = [s for s in fitting if _EMA.search(s.place) and 0 < s.missing < len(needed) / 2 and s is not chosen]
     if averaged:
-        _warn(path, f"{chosen.place} is taken; {averaged[0].place} lacks {averaged[0].missing} of the weights")
+        _warn(path, f"{chosen.place} is used; {averaged[0].place} lacks {averaged[0].missing} of the weights")
     if chosen.others and len(whole) == 1:
         unused = f"{len(chosen.others)} tensors beside it, such as {chosen.others[0]}, are not used"
-        _warn(path, f"{chosen.place} is taken; {unused}")
+        _warn(path, f"{chosen.place} is used; {unused}")
     return {name: value.clone() for name, value in chosen.tensors.items()}  # tensors of a file may share memory
 
 
@@ -131,7 +131,7 @@ def _tensors_by_name(content: Any, key: tuple[str, ...]) -> Iterator[tuple[tuple
 
 
 def _under_prefixes(key: tuple[str, ...], tensors: Mapping[str, Tensor], needed: set[str]) -> Iterator[_StateDict]:
-    """Yield what is under each prefix behind which names of the network follow."""
+    """Yield the tensors under each prefix that names of the network follow."""
     hits: Counter[str] = Counter()
     for name in tensors:
         parts = name.split(".")
@@ -150,10 +150,10 @@ def _under_prefixes(key: tuple[str, ...], tensors: Mapping[str, Tensor], needed:
 
 
 def _chosen(path: str | Path, fitting: list[_StateDict]) -> _StateDict:
-    """Return the one of several, the averaged one, or any if all are the same.
+    """Return the averaged one of several state dicts, or any of them if all are equal.
 
     Raises:
-        CheckpointError: several differ, and not one of them is averaged.
+        CheckpointError: they differ, and not exactly one of them is averaged.
     """
     averaged = [s for s in fitting if _EMA.search(s.place)]
     first = (averaged or fitting)[0]
@@ -165,7 +165,7 @@ def _chosen(path: str | Path, fitting: list[_StateDict]) -> _StateDict:
         )
     if len(fitting) > len(averaged) > 0:
         others = ", ".join(s.place for s in fitting if s is not first)
-        _warn(path, f"the averaged weights {first.place} are taken, not {others}")
+        _warn(path, f"the averaged weights {first.place} are used, not {others}")
     return first
 
 
@@ -182,7 +182,7 @@ def _load(path: Path) -> Any:
             return load_file(path)
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes torch raise anything, and its own words advise to execute it
+    except Exception as error:  # torch can raise anything for a damaged file, and its message advises to execute it
         raise CheckpointError(f"{path}: not a plain weights file ({_what_it_is(path)})") from error
 
 
@@ -209,7 +209,7 @@ def _harmless() -> list[Any]:
 
 
 def _what_it_is(path: Path) -> str:
-    """Return what a file is that cannot be read, and what to do."""
+    """Return what an unreadable file is, and what to do."""
     start = path.read_bytes()[:64] if path.stat().st_size < 1024 else b""
     if start.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS; fetch the file itself with: git lfs pull"
@@ -226,7 +226,7 @@ def _what_it_is(path: Path) -> str:
                 steps = list(pickletools.genops(file))
             with torch.serialization.safe_globals(_harmless()):
                 objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        except Exception:  # what is damaged can raise anything
+        except Exception:  # a damaged file can raise anything
             return "damaged"
     root = next((argument for step, argument, _ in steps if step.name != "PROTO"), None)
     if not objects:
@@ -243,7 +243,7 @@ def _what_it_is(path: Path) -> str:
 class _LargeOnMeta(TorchFunctionMode):
     """A context in which large tensors are made on the meta device, where they take no memory.
 
-    Small ones are real, because networks compute with some while they are built, such as rates of dropout.
+    Small ones are real, because networks compute with some while they are built, such as dropout rates.
     """
 
     _MAKES = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
@@ -288,11 +288,11 @@ def load_network(build: Callable[[], nn.Module], state: Mapping[str, Tensor], so
 def classes_of(weights: Mapping[str, Tensor], build: Callable[[int], nn.Module]) -> int | None:
     """Return the number of classes of the last layer in a network's weights; None if they lack that layer.
 
-    The last layer's tensors are those whose shapes follow the number of classes with which the network is built.
+    The last layer's tensors are those whose shapes change with the number of classes that the network is built for.
 
     Args:
         weights: see :func:`read_weights`.
-        build: makes the network of a number of classes.
+        build: makes the network for a number of classes.
     """
     two, three = (shapes(on_meta(partial(build, number)).state_dict()) for number in (2, 3))
     places = [(name, pair) for name in two for pair in enumerate(zip(two[name], three[name], strict=True))]
