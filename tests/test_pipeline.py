@@ -156,7 +156,7 @@ def test_wrap_checks_what_it_is_given(gap_net):
     """Not a module, a wrong number of labels, an unknown layer: refused at once."""
     with pytest.raises(UnsupportedModelError, match="function"):
         xai_abn.wrap(lambda x: x)
-    with pytest.raises(InvalidInputError, match="3 labels for a model with 5"):
+    with pytest.raises(InvalidInputError, match="has 5 classes, got 3 labels"):
         xai_abn.wrap(gap_net.module, labels=["a", "b", "c"])
     with pytest.raises(UnknownNameError, match="features"):
         xai_abn.wrap(gap_net.module, layer="feature")
