@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, XaiAbnWarning
 
@@ -102,3 +103,19 @@ def _complaint(point: EntryPoint, error: Exception) -> str:
     package = point.dist.name if point.dist is not None else point.module
     reason = str(error) if isinstance(error, InvalidInputError) else f"{type(error).__name__}: {error}"
     return f"the plug-in {package} cannot be used ({point.module}: {reason}); repair or uninstall it"
+
+
+def load_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a ``__getattr__`` that loads the public names of a package when they are first used.
+
+    Args:
+        package: its ``__name__``.
+        homes: by public name, the module of the package that defines it.
+    """
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    return find

@@ -59,6 +59,16 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
+    def _split_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take text for a list: one item, or numbers separated by commas."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        item = next((get_args(part)[0] for part in (kind, *get_args(kind)) if get_origin(part) is tuple), None)
+        if not isinstance(value, str) or item is None:
+            return value
+        return (value,) if item is str else tuple(value.split(","))
+
+    @field_validator("*", mode="before")
+    @classmethod
     def _refuse_mixed_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse True for a number and 1 for true, which pydantic would convert."""
         kind = cls.model_fields[str(info.field_name)].annotation
@@ -87,7 +97,8 @@ class Settings(BaseModel):
         """Return the name, the default as text (empty without one) and the description of each setting."""
         rows = []
         for name, field in cls.model_fields.items():
-            default = "" if field.is_required() or field.default in (None, ()) else str(field.default)
+            hidden = field.is_required() or field.default is None or isinstance(field.default, tuple)
+            default = "" if hidden else str(field.default)
             rows.append((name, default, field.description or ""))
         return rows
 

@@ -78,7 +78,7 @@ def test_torchrun_itself_splits_the_work(tmp_path):
         (("--data", "coco:nowhere"), "nowhere", 1),
         (("--methods", "cam,gradcam"), "did you mean 'grad-cam'", 2),
         (("--metrics", "deletoin"), "did you mean 'deletion'", 2),
-        (("--shard", "3"), "--shard takes I/N", 2),
+        (("--shard", "3"), "shard takes I/N", 2),
         (("--shard", "3/2"), "1 <= I <= N", 2),
         (("--crop", "round"), "unknown crop 'round'; known: squash, center", 2),
         (("--grid", "2"), "grids need images with one class each", 1),

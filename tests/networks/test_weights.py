@@ -299,7 +299,7 @@ def test_a_classifier_of_any_classes_is_explained_from_the_command_line(brought,
     assert '"label": "dog"' in out
     for wrong, message in (
         (["--classes", 4], "has 2 classes, not 4"),
-        (["--std", "a"], "--std takes numbers such as 0.5,0.5,0.5, got 'a'"),
+        (["--std", "a"], "std must be a number, got 'a'"),
         (["--mean", "0.5,0.5"], "mean and std must have three values"),
     ):
         code, _, err = call("explain", "example:cat", *brought, *wrong, "-o", tmp_path / "out")

@@ -211,15 +211,15 @@ def test_a_run_is_only_changed_on_request(settings, tmp_path, images, monkeypatc
     shutil.copytree(images, tmp_path / "fewer", ignore=shutil.ignore_patterns("03.png", "04.png"))
     with pytest.raises(RunError, match="made with other images"):
         run_distillation(run, changed(settings, images=(str(tmp_path / "fewer"),)), resume=True)
-    build = distillation.load_model
+    build = DistillationSettings.load
 
-    def other(*arguments, **more):
-        adapter = build(*arguments, **more)
+    def other(*arguments):
+        adapter = build(*arguments)
         with torch.no_grad():
             next(adapter.module.parameters()).add_(1)
         return adapter
 
-    monkeypatch.setattr(distillation, "load_model", other)
+    monkeypatch.setattr(DistillationSettings, "load", other)
     with pytest.raises(RunError, match="another classifier"):
         run_distillation(run, settings, resume=True)
     monkeypatch.undo()

@@ -530,7 +530,7 @@ def test_the_learning_rate_follows_its_schedule():
         ({"milestones": (-1.0,)}, InvalidInputError, "milestones must lie within the 2 epochs"),
         ({"warmup": 5.0}, InvalidInputError, "warmup and milestones must lie within"),
         ({"seed": 10**23}, InvalidInputError, "seed must be "),
-        ({"milestones": 5}, InvalidInputError, "milestones must be a list of numbers"),
+        ({"milestones": 5}, InvalidInputError, "milestones must be a list"),
         ({"nesterov": True, "momentum": 0.0}, InvalidInputError, "nesterov needs momentum"),
         ({"mechanism": "none", "area_weight": 1.0}, InvalidInputError, "area_weight is for an attention branch"),
         ({"mechanism": "none", "maps": "per-attribute"}, InvalidInputError, "maps is for an attention branch"),

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import Field, model_validator
 
 from xai_abn import __version__
 from xai_abn.benchmark.scoring import Scorer
+from xai_abn.benchmark.settings import BenchmarkSettings
 from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store, key_of
 from xai_abn.benchmark.trials import PreparedSample, class_indices, short_names
 from xai_abn.datasets import Dataset, Sample
@@ -27,40 +27,9 @@ from xai_abn.metrics.base import get as get_metric
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.predictor import FastPredictor
 from xai_abn.networks.checkpoint import fingerprint, fingerprint_v1
-from xai_abn.settings import Settings
 
 #: Side of the images kept for the report, in pixels.
 VIEW = 320
-
-
-class BenchmarkSettings(Settings):
-    """How a benchmark is run. Only ``bf16`` and ``crop`` change values by more than rounding."""
-
-    batch_size: int = Field(
-        8, ge=1, description="Images per forward pass. An interrupted run loses at most the images of one pass."
-    )
-    evaluations: int = Field(16, ge=1, description="Perturbed images per forward pass; limits memory.")
-    bf16: bool = Field(False, description="Predict perturbed images in bfloat16.")
-    compile: bool = Field(False, description="Predict perturbed images with torch.compile, which starts slowly.")
-    crop: Literal["squash", "center"] = Field(
-        "squash", description="'squash' shows the network the whole image, 'center' its usual crop."
-    )
-    shard: tuple[int, int] = Field(
-        (1, 1), description="I/N measures every N-th image, starting with the I-th; 'benchmark merge' joins the files."
-    )
-    limit: int | None = Field(None, ge=1, description="Measure only this many images, from the first one on.")
-    exif: Literal["apply", "ignore"] = Field(
-        "apply",
-        description="'apply' rotates images by their EXIF orientation; 'ignore' uses the stored pixels, for "
-        "annotations that refer to these.",
-    )
-
-    @model_validator(mode="after")
-    def _check_shard(self) -> BenchmarkSettings:
-        index, number = self.shard
-        if not 1 <= index <= number:
-            raise InvalidInputError(f"a shard is I/N with 1 <= I <= N, got {index}/{number}")
-        return self
 
 
 @dataclass

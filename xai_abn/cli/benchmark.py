@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xai_abn.benchmark.settings import BenchmarkSettings
 from xai_abn.cli import options
 from xai_abn.cli._console import command_line, print_table, progress_bar
-from xai_abn.errors import InvalidInputError
+from xai_abn.cli.settings import with_settings
+from xai_abn.models.settings import ModelSettings
 
 if TYPE_CHECKING:
     from xai_abn.benchmark.runner import Summary
@@ -20,6 +22,7 @@ group = typer.Typer(help="Score methods on annotated images, join runs, report a
 
 
 @group.command("run")
+@with_settings({"model": ModelSettings, "protocol": BenchmarkSettings}, short={"model": "-m"})
 def run(
     data: Annotated[
         str,
@@ -30,6 +33,8 @@ def run(
             metavar="KIND:PLACE",
         ),
     ],
+    model: dict[str, Any],
+    protocol: dict[str, Any],
     images: Annotated[
         Path | None,
         typer.Option(help="Folder of the images, if they are not where the annotations say.", metavar="DIR"),
@@ -49,13 +54,6 @@ def run(
             help="Metrics to compute, separated by commas: NAME or NAME:PROTOCOL. 'xai-abn list metrics' shows all."
         ),
     ] = "deletion,insertion",
-    model: options.Model = "abn-lite0",
-    weights: options.Weights = None,
-    classes: options.Classes = None,
-    labels: options.Labels = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
     output: Annotated[
         Path,
         typer.Option(
@@ -65,60 +63,18 @@ def run(
     grid: Annotated[
         int | None, typer.Option(help="Arrange images of one class each in N x N grids first.", metavar="N", min=2)
     ] = None,
-    crop: Annotated[
-        str, typer.Option(help="'squash' shows the network the whole image, 'center' its usual crop.")
-    ] = "squash",
-    exif: Annotated[
-        str,
-        typer.Option(
-            help="'apply' rotates images by their EXIF orientation; 'ignore' uses the stored pixels, for annotations "
-            "that refer to these."
-        ),
-    ] = "apply",
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            help="Measure every N-th image, starting with the I-th. 'xai-abn benchmark merge' joins the files.",
-            metavar="I/N",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Measure only this many images, from the first one on.", min=1)
-    ] = None,
-    bf16: Annotated[
-        bool, typer.Option("--bf16", help="Predict perturbed images in bfloat16, if the processor supports it.")
-    ] = False,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Predict perturbed images with torch.compile, which starts slowly.")
-    ] = False,
-    batch_size: Annotated[
-        int, typer.Option(help="Images per forward pass. An interrupted run loses at most one pass.", min=1)
-    ] = 8,
     device: options.Device = "cpu",
 ) -> None:
     """Score methods on annotated images. Values that the run already holds are not computed again."""
-    from xai_abn.benchmark import BenchmarkSettings, benchmark
+    settings = BenchmarkSettings(**{"shard": _share(), **protocol})
+    from xai_abn.benchmark import benchmark
     from xai_abn.datasets import read_dataset
-    from xai_abn.models.zoo import load_model
 
-    part = _shard(shard)
-    settings = BenchmarkSettings(
-        batch_size=batch_size, bf16=bf16, compile=compile_, crop=crop, shard=part, limit=limit, exif=exif
-    )
     dataset = read_dataset(data, images)
-    adapter = load_model(
-        model,
-        weights=weights,
-        classes=classes,
-        labels=labels,
-        size=size,
-        mean=options.numbers(mean, "--mean"),
-        std=options.numbers(std, "--std"),
-        device=device,
-    )
+    adapter = ModelSettings(**model).load(device)
     dataset = _in_grids(dataset, grid, adapter.preprocess.side)
     names = [name.strip() for name in metrics.split(",") if name.strip()]
-    file = shard_file(output, part)
+    file = shard_file(output, settings.shard)
     with progress_bar("measuring") as progress:
         summary = benchmark(
             adapter, dataset, [methods], names, file, settings, command=command_line(), progress=progress
@@ -181,14 +137,9 @@ def shard_file(output: Path, part: tuple[int, int]) -> Path:
     return output if number == 1 else output.with_name(f"{output.stem}.{index}-of-{number}{output.suffix}")
 
 
-def _shard(text: str | None) -> tuple[int, int]:
-    """Return (i, n) from I/N, else from torchrun's environment, else the whole."""
-    if text is None:
-        return int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1))
-    index, slash, number = text.partition("/")
-    if not (slash and index.isdigit() and number.isdigit()):
-        raise InvalidInputError(f"--shard takes I/N, such as 2/8, got {text!r}")
-    return int(index), int(number)
+def _share() -> tuple[int, int]:
+    """Return the share of this process under torchrun, else the whole."""
+    return int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _in_grids(dataset: Dataset, grid: int | None, size: int) -> Dataset:

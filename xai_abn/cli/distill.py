@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from xai_abn.training.distillation import DistillationSummary
 
 
-@with_settings(DistillationSettings, required="images", short={"images": "-i", "model": "-m"})
+@with_settings({"settings": DistillationSettings}, required="images", short={"images": "-i", "model": "-m"})
 def command(
     output: Output,
+    settings: dict[str, Any],
     config: Config = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
-    **settings: Any,
 ) -> None:
     """Turn a classifier into an Attention Branch Network on unlabeled images, and check its map."""
     chosen = DistillationSettings(**{**settings_file(output, config, resume), **settings})

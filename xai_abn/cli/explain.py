@@ -15,7 +15,9 @@ import typer
 
 from xai_abn.cli import options
 from xai_abn.cli._console import progress_bar
+from xai_abn.cli.settings import with_settings
 from xai_abn.errors import ImageLoadError, InvalidInputError, OutputError, XaiAbnError
+from xai_abn.models.settings import ModelSettings
 
 if TYPE_CHECKING:
     from xai_abn.cli.output import OutputFolder
@@ -30,6 +32,7 @@ STDIN = "-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
+@with_settings({"model": ModelSettings}, short={"model": "-m"})
 def command(
     images: Annotated[
         list[str],
@@ -38,6 +41,7 @@ def command(
             metavar="IMAGE...",
         ),
     ],
+    model: dict[str, Any],
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,13 +65,6 @@ def command(
             "--versus", help="Class to compare the target with, as label or index: why the target and not this class?"
         ),
     ] = None,
-    model: options.Model = "abn-lite0",
-    weights: options.Weights = None,
-    classes: options.Classes = None,
-    labels: options.Labels = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
     layer: Annotated[
         str | None,
         typer.Option(
@@ -98,18 +95,7 @@ def command(
     from xai_abn.cli.output import OutputFolder
 
     folder = OutputFolder(output, overwrite=overwrite, colormap=colormap, maps=save_maps)
-    from xai_abn.models.zoo import load_model
-
-    adapter = load_model(
-        model,
-        weights=weights,
-        classes=classes,
-        labels=labels,
-        size=size,
-        mean=options.numbers(mean, "--mean"),
-        std=options.numbers(std, "--std"),
-        device=device,
-    )
+    adapter = ModelSettings(**model).load(device)
     if crop is not None:
         adapter = replace(adapter, preprocess=replace(adapter.preprocess, crop=crop))
     records, failed = _run(adapter, method or None, layer, (target or [], versus), sources, folder)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from xai_abn.cli import options
+from xai_abn.cli.settings import with_settings
 from xai_abn.errors import InvalidInputError
+from xai_abn.models.settings import ModelSettings
 
 
+@with_settings({"settings": ModelSettings})
 def command(
     model: Annotated[
         str,
@@ -19,12 +21,7 @@ def command(
         ),
     ],
     output: Annotated[Path, typer.Argument(help="File to write, with the ending .onnx.", metavar="FILE.onnx")],
-    weights: options.Weights = None,
-    classes: options.Classes = None,
-    labels: options.Labels = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
+    settings: dict[str, Any],
 ) -> None:
     """Write a model as ONNX. An Attention Branch Network also outputs its maps."""
     if output.suffix != ".onnx":
@@ -32,17 +29,8 @@ def command(
             f"{output}: the file must end in .onnx; a benchmark run is exported by 'xai-abn benchmark export'"
         )
     from xai_abn.models.onnx import export_onnx
-    from xai_abn.models.zoo import load_model
 
-    adapter = load_model(
-        model,
-        weights=weights,
-        classes=classes,
-        labels=labels,
-        size=size,
-        mean=options.numbers(mean, "--mean"),
-        std=options.numbers(std, "--std"),
-    )
+    adapter = ModelSettings(model=model, **settings).load()
     made = export_onnx(adapter, output)
     height, width = adapter.preprocess.height_and_width
     shape = "any size" if made.any_size else f"only {width}x{height} pixels"

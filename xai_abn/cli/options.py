@@ -11,55 +11,9 @@ from typing import Annotated
 
 import typer
 
-from xai_abn.errors import InvalidInputError, UnknownNameError
+from xai_abn.errors import UnknownNameError
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", help="abn-lite0, lite0, timm:NAME, torchvision:NAME, a checkpoint or the folder of a run."
-    ),
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(help="For timm: and torchvision: models: weights file, or 'random'.", metavar="FILE|random"),
-]
-Classes = Annotated[
-    int | None, typer.Option(help="Number of classes. Default: as many as the weights have.", metavar="N", min=1)
-]
-Labels = Annotated[
-    str | None,
-    typer.Option(help="Text file with the name of one class in each line, in the model's order.", metavar="FILE"),
-]
-Size = Annotated[
-    int | None, typer.Option(help="Height and width of the model's input in pixels. Default: its own.", min=1)
-]
-Mean = Annotated[
-    str | None,
-    typer.Option(
-        help="Mean by which the model's inputs are normalized, such as 0.5,0.5,0.5. Default: its own.",
-        metavar="NUMBERS",
-    ),
-]
-Std = Annotated[
-    str | None,
-    typer.Option(
-        help="Standard deviation by which the model's inputs are normalized, such as 0.5,0.5,0.5. Default: its own.",
-        metavar="NUMBERS",
-    ),
-]
 Device = Annotated[str, typer.Option(help="Device to run the model on, such as cpu or cuda.")]
-
-
-def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    """Return the numbers of an option such as ``0.5,0.5,0.5``, or None.
-
-    Raises:
-        InvalidInputError: a part is not a number.
-    """
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise InvalidInputError(f"{option} takes numbers such as 0.5,0.5,0.5, got {text!r}") from error
 
 
 def method_names() -> list[str]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from pydantic.fields import FieldInfo
 
 from xai_abn.errors import InvalidInputError
+from xai_abn.settings import Settings
 from xai_abn.training.run_folder import RunFolder
-from xai_abn.training.settings import RunSettings, read_settings
+from xai_abn.training.settings import read_settings
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.", metavar="RUN")]
 Config = Annotated[
@@ -30,49 +30,65 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar
 
 
 def with_settings(
-    settings: type[RunSettings], required: str, short: Mapping[str, str] | None = None
+    groups: Mapping[str, type[Settings]], required: str | None = None, short: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that adds an option for each setting to a command.
 
-    The command receives the settings that were given as keywords.
+    A setting that has the name of one of the command's own parameters gets no option.
 
     Args:
-        settings: its fields give type, default and help of the options; those of the class itself come first.
+        groups: by the command's parameter that receives the settings that were given, as a dictionary: the class whose
+            fields give type, default and help of the options; those of the class itself come first.
         required: the setting that a run needs, from the command line or a file.
         short: short names of options, such as ``{"model": "-m"}``.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        fields = settings.model_fields
-        names = dict.fromkeys([required, *(n for n in inspect.get_annotations(settings) if n in fields), *fields])
-        options = [_option(name, fields[name], name == required, (short or {}).get(name)) for name in names]
+        parameters = inspect.signature(command, eval_str=True).parameters
+        own = {n: p.replace(kind=p.KEYWORD_ONLY) for n, p in parameters.items() if n not in groups}
+        fields = {group: [n for n in _ordered(kind, required) if n not in own] for group, kind in groups.items()}
+        options = [
+            _option(groups[group], name, name == required, (short or {}).get(name))
+            for group, names in fields.items()
+            for name in names
+        ]
 
         def call(**values: Any) -> None:
-            command(**{name: value for name, value in values.items() if name not in fields or value not in (None, [])})
+            given = {
+                group: {name: value for name in names if (value := values.pop(name)) not in (None, [])}
+                for group, names in fields.items()
+            }
+            command(**values, **given)
 
-        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own] + options
-        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {p.name: p.annotation for p in parameters}
+        shown = [*own.values(), *options]
+        call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in shown}
         call.__doc__ = command.__doc__
         return call
 
     return decorate
 
 
-def _option(name: str, field: FieldInfo, required: bool, short: str | None) -> inspect.Parameter:
-    kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if kind is not type(None)]
-    kind = next((kind for kind in kinds if kind in (bool, int, float)), str)
+def _ordered(kind: type[Settings], required: str | None) -> list[str]:
+    fields = kind.model_fields
+    first = [required, *inspect.get_annotations(kind)]
+    return list(dict.fromkeys([*(name for name in first if name in fields), *fields]))
+
+
+def _option(settings: type[Settings], name: str, required: bool, short: str | None) -> inspect.Parameter:
+    annotation = settings.model_fields[name].annotation
+    kinds = [kind for kind in (annotation, *get_args(annotation)) if kind is not type(None)]
+    item = next((get_args(part)[0] for part in kinds if get_origin(part) is tuple), None)
+    kind = next((kind for kind in kinds if kind in (bool, int, float)), str) if item is None else str
     metavar = {bool: None, int: "INTEGER", float: "NUMBER", str: "TEXT"}[kind]
-    many = next((get_args(part)[0] for part in kinds if get_origin(part) is tuple), None)
-    if many is float:
-        kind, metavar = str, "NUMBERS"
+    if item is float:
+        metavar = "NUMBERS"
     literal = next((part for part in kinds if get_origin(part) is Literal), None)
     if literal is not None:
         metavar = "|".join(get_args(literal))
     flag = name.replace("_", "-")
     flags = [f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}", *([short] if short else [])]
-    default = "" if field.is_required() or field.default in (None, ()) else str(field.default)
+    default, description = next((default, text) for other, default, text in settings.describe() if other == name)
     note = (
         " \\[required, unless --config or --resume gives it]"
         if required
@@ -80,10 +96,10 @@ def _option(name: str, field: FieldInfo, required: bool, short: str | None) -> i
         if default
         else ""
     )
-    option = typer.Option(*flags, help=f"{field.description}{note}", metavar=metavar, show_default=False)
-    annotation = list[str] if many is str else kind
+    option = typer.Option(*flags, help=f"{description}{note}", metavar=metavar, show_default=False)
+    value = list[str] if item is str else kind
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, option]
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[value | None, option]
     )
 
 

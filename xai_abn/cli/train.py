@@ -13,9 +13,10 @@ from xai_abn.cli.settings import Config, Output, Overwrite, Quiet, Resume, setti
 from xai_abn.training.settings import TrainingSettings, make_training_settings
 
 
-@with_settings(TrainingSettings, required="data")
+@with_settings({"settings": TrainingSettings}, required="data")
 def command(
     output: Output,
+    settings: dict[str, Any],
     config: Config = None,
     preset: Annotated[
         str | None,
@@ -26,7 +27,6 @@ def command(
     resume: Resume = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
-    **settings: Any,
 ) -> None:
     """Train an Attention Branch Network, or a plain classifier, on labeled images.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from xai_abn.registry import load_names
 
 if TYPE_CHECKING:
     from xai_abn.training.distillation import distill, run_distillation
@@ -21,9 +22,4 @@ _HOMES = {
 
 __all__ = ["DistillationSettings", "TrainingSettings", "distill", "make_training_settings", "run_distillation", "train"]
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name on first use."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'xai_abn.training' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"xai_abn.training.{_HOMES[name]}"), name)
+__getattr__ = load_names(__name__, _HOMES)

@@ -24,7 +24,7 @@ from xai_abn.datasets.splits import find_samples, hold_out
 from xai_abn.errors import CheckpointError, ImageLoadError, InvalidInputError, UnsupportedModelError
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.metadata import imagenet_labels
-from xai_abn.models.zoo import load_checkpoint, load_model
+from xai_abn.models.zoo import load_checkpoint
 from xai_abn.networks.abn import AttentionBranchNetwork
 from xai_abn.networks.build import abn_from
 from xai_abn.networks.checkpoint import (
@@ -47,8 +47,6 @@ from xai_abn.training.settings import DistillationSettings
 from xai_abn.training.state import Position
 
 MODEL = "model.safetensors"
-#: Settings that are arguments of ``load_model``.
-_CLASSIFIER = ("weights", "classes", "labels", "size", "mean", "std", "device")
 
 
 @dataclass(frozen=True)
@@ -146,10 +144,7 @@ def run_distillation(
     resuming = folder.check(settings, resume=resume, overwrite=overwrite)
     samples = find_samples(settings.images, settings.exclude)
     with seeded(settings.seed):  # for weights that do not come from the classifier
-        classifier = load_model(
-            settings.model,
-            **{name: getattr(settings, name) for name in _CLASSIFIER},
-        )
+        classifier = settings.load(settings.device)
         student = make_student(classifier, settings)
     held = hold_out(samples, classifier.preprocess, settings.held_out)
     if held.unreadable and settings.on_unreadable == "stop":

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from xai_abn.errors import InvalidInputError, UnknownNameError
+from xai_abn.models.settings import ModelSettings
 from xai_abn.settings import Settings
 
 #: ``mechanism`` of a classifier without an attention branch.
@@ -186,11 +187,6 @@ class TrainingSettings(RunSettings):
     )
     tensorboard: bool = Field(False, description="Also write the log as TensorBoard files.")
 
-    @field_validator("milestones", mode="before")
-    @classmethod
-    def _split_numbers(cls, value: Any) -> Any:
-        return _numbers("milestones", value)
-
     @model_validator(mode="after")
     def _check_combinations(self) -> TrainingSettings:
         if self.warmup > self.epochs or not all(0 <= drop < self.epochs for drop in self.drops):
@@ -224,7 +220,7 @@ class TrainingSettings(RunSettings):
         return self.lr * self.gamma ** sum(epoch >= drop for drop in self.drops)
 
 
-class DistillationSettings(RunSettings):
+class DistillationSettings(ModelSettings, RunSettings):
     """Settings of :func:`xai_abn.training.run_distillation`; :func:`xai_abn.training.distill` uses some of them."""
 
     verb = "distill"
@@ -234,26 +230,6 @@ class DistillationSettings(RunSettings):
 
     model: str = Field(
         "lite0", description="Classifier to distill: lite0, timm:NAME, torchvision:NAME or the path of a checkpoint."
-    )
-    weights: str | None = Field(
-        None,
-        description="File with weights of a timm or torchvision model, or 'random' for an untrained one. Without it "
-        "the library downloads its pretrained weights.",
-    )
-    classes: int | None = Field(
-        None, ge=1, description="Number of classes of the classifier. Without it that of the weights."
-    )
-    labels: str | None = Field(
-        None, description="Text file with the name of one class in each line, in the classifier's order."
-    )
-    size: int | None = Field(
-        None, ge=1, description="Height and width of the classifier's input in pixels. Without it the classifier's own."
-    )
-    mean: tuple[float, ...] | None = Field(
-        None, description="Mean by which its inputs are normalized, such as 0.5,0.5,0.5. Without it its own."
-    )
-    std: tuple[float, ...] | None = Field(
-        None, description="Standard deviation by which its inputs are normalized, such as 0.5,0.5,0.5."
     )
     device: str = Field("cpu", description="Device to train on, such as cpu or cuda.")
     images: tuple[str, ...] = Field(
@@ -350,16 +326,6 @@ class DistillationSettings(RunSettings):
     )
     half: bool = Field(False, description="Store the weights of the model file as 16-bit floating-point numbers.")
 
-    @field_validator("images", "exclude", mode="before")
-    @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("mean", "std", mode="before")
-    @classmethod
-    def _split_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        return _numbers(str(info.field_name), value)
-
     @model_validator(mode="after")
     def _check_rates(self) -> DistillationSettings:
         if not (self.lr or self.perception_lr or self.map_lr):
@@ -375,15 +341,6 @@ class DistillationSettings(RunSettings):
         """Return the share of the highest learning rates at a step counted from 0."""
         warmup = max(1, round(self.warmup * self.steps))
         return warm_up_and_cosine(step + 1 if step < warmup else step, self.steps, warmup)
-
-
-def _numbers(name: str, value: Any) -> Any:
-    """Return a setting that lists numbers, which may be text such as 150,225."""
-    if isinstance(value, str):
-        return tuple(value.split(","))
-    if value is None or isinstance(value, list | tuple):
-        return value
-    raise InvalidInputError(f"{name} must be a list of numbers, got {value!r}")
 
 
 def warm_up_and_cosine(time: float, total: float, warmup: float) -> float:

@@ -1,0 +1,51 @@
+"""Which classifier a command works on. Importing this does not import torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from xai_abn.settings import Settings
+
+if TYPE_CHECKING:
+    from xai_abn.models.adapter import ModelAdapter
+
+
+class ModelSettings(Settings):
+    """The classifier: arguments of :func:`xai_abn.load_model` that commands take and distillation records."""
+
+    model: str = Field(
+        "abn-lite0",
+        description="abn-lite0, lite0, timm:NAME, torchvision:NAME, the path of a checkpoint or the folder of a run.",
+    )
+    weights: str | None = Field(
+        None,
+        description="File with weights of a timm or torchvision model, or 'random' for an untrained one. Without it "
+        "the library downloads its pretrained weights.",
+    )
+    classes: int | None = Field(
+        None, ge=1, description="Number of classes of the model. Without it as many as the weights have."
+    )
+    labels: str | None = Field(
+        None, description="Text file with the name of one class in each line, in the model's order."
+    )
+    size: int | None = Field(
+        None, ge=1, description="Height and width of the model's input in pixels. Without it the model's own."
+    )
+    mean: tuple[float, ...] | None = Field(
+        None,
+        description="Mean by which the model's inputs are normalized, such as 0.5,0.5,0.5. Without it the model's own.",
+    )
+    std: tuple[float, ...] | None = Field(
+        None,
+        description="Standard deviation by which the model's inputs are normalized, such as 0.5,0.5,0.5. Without it "
+        "the model's own.",
+    )
+
+    def load(self, device: str = "cpu") -> ModelAdapter:
+        """Return the classifier on a device; see :func:`xai_abn.load_model` for the errors."""
+        from xai_abn.models.zoo import load_model
+
+        arguments = {name: getattr(self, name) for name in ModelSettings.model_fields if name != "model"}
+        return load_model(self.model, device=device, **arguments)
