@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from xai_abn.errors import InvalidInputError, UnusableMapError
 
 #: A map whose values differ by no more than this share of its largest magnitude counts as flat.
 FLAT_TOLERANCE = 1e-6
+#: Percentile from which the values of a fine map are clipped when it is drawn.
+CLIPPED = 99
 
 
 def flaw_of(map_: np.ndarray) -> str | None:
@@ -40,6 +44,41 @@ def heatmap_of(map_: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if high <= low:
         raise UnusableMapError(f"the map is flat at {height}x{width} pixels; ask for a larger size")
     return (resized - low) / (high - low)
+
+
+@dataclass(frozen=True, eq=False)
+class DisplayScale:
+    """A map as it is drawn.
+
+    Attributes:
+        values: (H, W) float32: in [0, 1], or for a map with negative values in [-1, 1].
+        low: what the smallest of these stands for, in the units of the map.
+        high: what 1 stands for.
+        signed: whether the map has negative values.
+    """
+
+    values: np.ndarray
+    low: float
+    high: float
+    signed: bool
+
+
+def display_scale(map_: np.ndarray, size: tuple[int, int]) -> DisplayScale:
+    """Return a map (h, w) without a flaw as it is drawn on an image of (height, width).
+
+    From its smallest to its largest value; a map with negative values from minus to plus its largest magnitude, so that
+    0 is in the middle. In a map as fine as the input, the largest hundredth of the values is clipped, as captum does:
+    otherwise single pixels would leave the rest in one color.
+    """
+    resized = np.asarray(cv2.resize(map_, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
+    fine = map_.shape[0] * 2 >= size[0]
+    if float(map_.min()) < 0:
+        limit = float(np.percentile(np.abs(resized), CLIPPED) if fine else np.abs(resized).max())
+        limit = limit or float(np.abs(resized).max())
+        return DisplayScale(np.clip(resized / limit, -1, 1), -limit, limit, True)
+    low, high = float(resized.min()), float(np.percentile(resized, CLIPPED) if fine else resized.max())
+    high = high if high > low else float(resized.max())
+    return DisplayScale(np.clip((resized - low) / max(high - low, 1e-30), 0, 1), low, high, False)
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from xai_abn.errors import InvalidInputError, UnknownNameError
-from xai_abn.heatmaps import flaw_of
+from xai_abn.heatmaps import DisplayScale, display_scale, flaw_of
 
 #: Colormaps by name, with OpenCV's constant. The first five are perceptually uniform.
 COLORMAPS = {
@@ -30,8 +30,6 @@ COLORMAPS = {
 DEFAULT_COLORMAP = "viridis"
 #: Share of the map in the blend of map and image, in [0, 1].
 DEFAULT_OPACITY = 0.6
-#: Percentile of a fine map's values that gets the last color.
-_SHARE = 99
 #: Colors of positive and negative values.
 _POSITIVE, _NEGATIVE = (202, 0, 32), (5, 103, 190)
 #: Columns of a sheet before it continues below.
@@ -74,7 +72,10 @@ def overlay(panel: Panel, *, colormap: str = DEFAULT_COLORMAP, opacity: float = 
         UnknownNameError: unknown color map.
         InvalidInputError: ``opacity`` outside [0, 1].
     """
-    pixels = panel.view if panel.map is None else blend(panel.view, panel.map, colormap, opacity)
+    flaw = None if panel.map is None else flaw_of(panel.map)
+    shown = None if panel.map is None or flaw else display_scale(panel.map, panel.view.shape[:2])
+    _check(colormap, opacity)
+    pixels = panel.view if shown is None else _colored(panel.view, shown, colormap, opacity)
     enlarged = max(1, round(_WIDTH / pixels.shape[1]))
     pixels = pixels.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
     height, width = pixels.shape[:2]
@@ -85,9 +86,11 @@ def overlay(panel: Panel, *, colormap: str = DEFAULT_COLORMAP, opacity: float = 
     for row, (text, size, fill) in enumerate(lines):
         write_line(draw, (_MARGIN, _MARGIN // 2 + row * _LINE), text, width, size, fill)
     page.paste(Image.fromarray(pixels), (_MARGIN, top))
-    if panel.map is not None:
-        place = (_MARGIN, top + height + 8)
-        _color_bar(page, draw, panel.map, place, width, colormap, panel.view.shape[:2])
+    below = (_MARGIN, top + height + 8)
+    if flaw:
+        write_line(draw, below, f"the map is {flaw}: nothing to show", width, 14, _WARNING)
+    elif shown is not None:
+        _color_bar(page, draw, shown, below, width, colormap)
     return page
 
 
@@ -122,40 +125,6 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-@dataclass(frozen=True, eq=False)
-class _Shown:
-    """A map as it is drawn.
-
-    Attributes:
-        values: (H, W): in [0, 1], or for a map with negative values in [-1, 1].
-        low, high: what the ends stand for, in the units of the map.
-        signed: whether the map has negative values.
-    """
-
-    values: np.ndarray
-    low: float
-    high: float
-    signed: bool
-
-
-def _shown(map_: np.ndarray, size: tuple[int, int]) -> _Shown:
-    """Return a map (h, w) without a flaw as it is drawn on an image of that size.
-
-    From its smallest to its largest value; a map with negative values from minus to plus its largest magnitude, so that
-    0 is in the middle. In a map as fine as the input, the largest hundredth of the values is clipped, as captum does:
-    otherwise single pixels would leave the rest in one color.
-    """
-    resized = np.asarray(cv2.resize(map_, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
-    fine = map_.shape[0] * 2 >= size[0]
-    if float(map_.min()) < 0:
-        limit = float(np.percentile(np.abs(resized), _SHARE) if fine else np.abs(resized).max())
-        limit = limit or float(np.abs(resized).max())
-        return _Shown(np.clip(resized / limit, -1, 1), -limit, limit, True)
-    low, high = float(resized.min()), float(np.percentile(resized, _SHARE) if fine else resized.max())
-    high = high if high > low else float(resized.max())
-    return _Shown(np.clip((resized - low) / max(high - low, 1e-30), 0, 1), low, high, False)
-
-
 def blend(
     view: np.ndarray, map_: np.ndarray, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY
 ) -> np.ndarray:
@@ -168,13 +137,18 @@ def blend(
         UnknownNameError: unknown color map.
         InvalidInputError: ``opacity`` outside [0, 1].
     """
+    _check(colormap, opacity)
+    return view if flaw_of(map_) else _colored(view, display_scale(map_, view.shape[:2]), colormap, opacity)
+
+
+def _check(colormap: str, opacity: float) -> None:
     if colormap not in COLORMAPS:
         raise UnknownNameError("colormap", colormap, COLORMAPS)
     if not 0 <= opacity <= 1:
         raise InvalidInputError(f"opacity must lie in [0, 1], got {opacity}")
-    if flaw_of(map_):
-        return view
-    shown = _shown(map_, view.shape[:2])
+
+
+def _colored(view: np.ndarray, shown: DisplayScale, colormap: str, opacity: float) -> np.ndarray:
     if shown.signed and colormap == DEFAULT_COLORMAP:
         return _two_colors(view, shown.values, opacity)
     return blend_heatmap(view, (shown.values + 1) / 2 if shown.signed else shown.values, colormap, opacity)
@@ -204,23 +178,16 @@ def _colors(values: np.ndarray, colormap: str) -> np.ndarray:
 def _color_bar(
     page: Image.Image,
     draw: ImageDraw.ImageDraw,
-    map_: np.ndarray,
+    shown: DisplayScale,
     corner: tuple[int, int],
     width: int,
     colormap: str,
-    view_size: tuple[int, int],
 ) -> None:
-    """Draw the colors of a map with the values at their ends, or why the map is not drawn."""
+    """Draw the colors of a map with the values at their ends."""
     left, top = corner
-    flaw = flaw_of(map_)
-    if flaw:
-        write_line(draw, corner, f"the map is {flaw}: nothing to show", width, 14, _WARNING)
-        return
-    shown = _shown(map_, view_size)
-    ramp = np.repeat(np.linspace(0, 1, width, dtype=np.float32)[None], 10, axis=0)
+    ramp = np.repeat(np.linspace(-1 if shown.signed else 0, 1, width, dtype=np.float32)[None], 10, axis=0)
     paper = np.full((*ramp.shape, 3), 255, np.uint8)
-    two = shown.signed and colormap == DEFAULT_COLORMAP
-    bar = _two_colors(paper, 2 * ramp - 1, 1.0) if two else _colors(ramp, colormap)
+    bar = _colored(paper, replace(shown, values=ramp), colormap, 1.0)
     page.paste(Image.fromarray(bar), (left, top))
     font = _font(12)
     low, high = f"{shown.low:.3g}", f"{shown.high:.3g}"
