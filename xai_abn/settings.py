@@ -120,6 +120,22 @@ def parse_options(text: str) -> dict[str, str]:
     return options
 
 
+def split_specs(text: str) -> list[str]:
+    """Split comma-separated specifications; a piece ``option=value`` belongs to the method before it.
+
+    Example:
+        >>> split_specs("rise:masks=500,seed=1,cam")
+        ['rise:masks=500,seed=1', 'cam']
+    """
+    specs: list[str] = []
+    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        if specs and "=" in piece and ":" not in piece:
+            specs[-1] += ("," if ":" in specs[-1] else ":") + piece
+        else:
+            specs.append(piece)
+    return specs
+
+
 def _as_own_error(kind: type[Settings], error: ValidationError) -> XaiAbnError:
     """Return the first problem that pydantic found as an error of the package."""
     problem: Mapping[str, Any] = error.errors(include_url=False)[0]

@@ -17,9 +17,10 @@ from xai_abn.benchmark import Store, benchmark
 from xai_abn.cli.main import app
 from xai_abn.datasets import read_dataset
 from xai_abn.errors import InvalidInputError, UnknownNameError
-from xai_abn.explainers import RISE, Explainer, make_explainers, parse_spec, split_specs
+from xai_abn.explainers import RISE, Explainer, make_explainers, parse_spec
 from xai_abn.explainers.base import EXPLAINERS
 from xai_abn.models import zoo
+from xai_abn.settings import split_specs
 
 
 def test_an_option_is_a_validated_field():

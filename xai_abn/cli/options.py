@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from xai_abn.errors import UnknownNameError
+from xai_abn.settings import split_specs
 
 Device = Annotated[str, typer.Option(help="Device to run the model on, such as cpu or cuda.")]
 
@@ -31,7 +32,6 @@ def check_methods(texts: Sequence[str]) -> None:
     if "xai_abn.explainers" in sys.modules or entry_points(group="xai_abn.explainers"):
         return
     known = method_names()
-    for piece in filter(None, (piece.strip() for text in texts for piece in text.split(","))):
-        name = piece.partition(":")[0]
-        if "=" not in name and name not in known:
+    for name in (spec.partition(":")[0] for text in texts for spec in split_specs(text)):
+        if name not in known:
             raise UnknownNameError("method", name, known, "See 'xai-abn list methods'.")

@@ -10,7 +10,6 @@ from xai_abn.explainers.base import (
     parse_spec,
     register,
     run_pass,
-    split_specs,
 )
 from xai_abn.explainers.baselines import Center, Random7, Random14, Sobel, Uniform
 from xai_abn.explainers.cam import CAM
@@ -91,5 +90,4 @@ __all__ = [
     "parse_spec",
     "register",
     "run_pass",
-    "split_specs",
 ]

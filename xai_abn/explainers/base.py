@@ -14,7 +14,7 @@ from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.networks.tracing import as_unsupported
 from xai_abn.registry import Registry
-from xai_abn.settings import Settings, parse_options
+from xai_abn.settings import Settings, parse_options, split_specs
 
 
 class Explainer(Settings, ABC):
@@ -197,22 +197,6 @@ def parse_spec(spec: str, layer: str | None = None) -> Explainer:
         return kind(**({"layer": layer} | options))
     except InvalidInputError as error:
         raise InvalidInputError(f"{name}: {error}") from None
-
-
-def split_specs(text: str) -> list[str]:
-    """Split comma-separated specifications; a piece ``option=value`` belongs to the method before it.
-
-    Example:
-        >>> split_specs("rise:masks=500,seed=1,cam")
-        ['rise:masks=500,seed=1', 'cam']
-    """
-    specs: list[str] = []
-    for piece in filter(None, (piece.strip() for piece in text.split(","))):
-        if specs and "=" in piece and ":" not in piece:
-            specs[-1] += ("," if ":" in specs[-1] else ":") + piece
-        else:
-            specs.append(piece)
-    return specs
 
 
 def make_explainers(

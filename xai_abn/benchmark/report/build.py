@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ class Report:
 
     def html(self) -> str:
         """Return one self-contained page."""
+        return self._page
+
+    @cached_property
+    def _page(self) -> str:
         from xai_abn.benchmark.report.page import page
 
         return page(self.to_dict(), self.drawings)
