@@ -184,7 +184,7 @@ def test_a_value_of_the_whole_data_set_comes_from_the_metric_itself(tmp_path):
     from xai_abn.metrics import base
 
     overall = base.Metric(
-        "largest", "test", function=lambda maps: maps, needs=base.Needs.MAPS, higher_is_better=True, range=(0, 1),
+        "largest", "test", function=lambda maps: maps, higher_is_better=True, range=(0, 1),
         units="share", source="here", definition="largest mean", aggregate=lambda c, w: float((w @ c).max()),
     )  # fmt: skip
     records = {"largest:test": overall.to_dict(), "lost:test": {**overall.to_dict(), "name": "lost"}}

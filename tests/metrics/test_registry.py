@@ -11,7 +11,7 @@ from torch import nn
 
 from xai_abn import metrics
 from xai_abn.errors import InvalidInputError, UnknownNameError
-from xai_abn.metrics import Metric, Needs, Objects, Scores, Subject
+from xai_abn.metrics import Metric, Objects, Scores, Subject
 
 NAMES = metrics.names()
 BLACK = {"black": torch.tensor([-2.1, -2.0, -1.8])}
@@ -38,14 +38,10 @@ def random_case(metric, seed):
         return (gradient * features).sum(dim=1).detach()
 
     own, others = [boxes() for _ in range(3)], [boxes() for _ in range(3)]
-    arguments = {
-        Needs.MAPS: (maps,),
-        Needs.MODEL: (net, inputs, maps, targets),
-        Needs.OBJECTS: (maps, own),
-        Needs.CLASS_OBJECTS: (maps, own, others),
-        Needs.EXPLAIN: (explain, net, inputs, targets, 4),
-    }[metric.needs]
-    return metric.function(*arguments, **(BLACK if metric.protocol == "pid-2022" else {}))
+    known = {"maps": maps, "inputs": inputs, "targets": targets, "predict": net, "objects": own, "others": others}
+    known |= {"explain": explain, "module": net, "classes": 4}
+    given = {name: known[name] for name in metric.arguments}
+    return metric.function(**given, **(BLACK if metric.protocol == "pid-2022" else {}))
 
 
 def test_names_are_unique_and_hold_a_protocol():
@@ -104,7 +100,6 @@ def test_the_record_is_strict_json(name):
     record = metric.to_dict()
     assert json.loads(json.dumps(record, allow_nan=False)) == json.loads(json.dumps(record))
     assert (record["name"], record["protocol"]) == (metric.name, metric.protocol)
-    assert record["needs"] in [n.value for n in Needs]
     assert record["subject"] in [s.value for s in Subject]
     assert record["aggregated"] in ("mean", "data-set")
     assert len(record["range"]) == 2
@@ -179,3 +174,12 @@ def test_everything_public_exists():
     assert sorted(metrics.__all__) == list(metrics.__all__)
     for name in metrics.__all__:
         assert hasattr(metrics, name)
+
+
+def test_the_function_of_a_metric_names_what_it_needs():
+    """Parameters with a default are options; any other name is refused when the metric is made."""
+    fields = {"higher_is_better": None, "range": (0, 1), "units": "1", "source": "here", "definition": "A test."}
+    made = Metric("some", "test", function=lambda maps, objects, share=0.2: maps, **fields)
+    assert made.arguments == ("maps", "objects")
+    with pytest.raises(InvalidInputError, match=r"some:test must name what it needs, out of maps, .*; got 'heatmaps'"):
+        Metric("some", "test", function=lambda heatmaps: heatmaps, **fields)

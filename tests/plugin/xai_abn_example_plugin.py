@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import xai_abn
 from xai_abn.datasets import Dataset, Sample
 from xai_abn.explainers import Explainer
-from xai_abn.metrics import Metric, Needs
+from xai_abn.metrics import Metric
 from xai_abn.models.forward_pass import ForwardPass
 
 
@@ -30,7 +30,6 @@ MEAN_VALUE = Metric(
     name="mean-value",
     protocol="example",
     function=lambda maps: maps.mean(dim=(1, 2)),
-    needs=Needs.MAPS,
     higher_is_better=None,
     range=(float("-inf"), float("inf")),
     units="the map's own",

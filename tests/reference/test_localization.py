@@ -12,7 +12,6 @@ import torch
 from xai_abn import metrics
 from xai_abn.errors import InvalidInputError
 from xai_abn.metrics import (
-    Needs,
     Objects,
     accuracy_at_best_threshold,
     all_objects_found,
@@ -438,13 +437,13 @@ def test_grid_pointing_is_the_share_in_the_cells():
 
 # ---------------------------------------------------------------- flat maps, registry, refusals
 
-LOCAL = [name for name in metrics.names() if metrics.get(name).needs in (Needs.OBJECTS, Needs.CLASS_OBJECTS)]
+LOCAL = [name for name in metrics.names() if "objects" in metrics.get(name).arguments]
 
 
 def score(name, maps, objects, others):
     metric = metrics.get(name)
-    extra = (others,) if metric.needs is Needs.CLASS_OBJECTS else ()
-    found = metric.function(maps, objects, *extra)
+    more = {"others": others} if "others" in metric.arguments else {}
+    found = metric.function(maps=maps, objects=objects, **more)
     return found.values if isinstance(found, metrics.Scores) else found
 
 

@@ -15,7 +15,6 @@ from torch import nn
 from xai_abn import metrics
 from xai_abn.errors import InvalidInputError
 from xai_abn.metrics import (
-    Needs,
     average_drop,
     entropy,
     flaws,
@@ -622,12 +621,14 @@ def test_polarity_refuses_what_does_not_fit():
 
 # ---------------------------------------------------------------- maps that mean nothing, and refusals
 
-ON_MODEL = [name for name in metrics.names() if metrics.get(name).needs is Needs.MODEL]
+ON_MODEL = [name for name in metrics.names() if "predict" in metrics.get(name).arguments]
 BLACK = {"black": torch.tensor([-2.1, -2.0, -1.8])}
 
 
 def score(name, predict, inputs, maps, targets):
-    found = metrics.get(name).function(predict, inputs, maps, targets, **(BLACK if "pid" in name else {}))
+    found = metrics.get(name).function(
+        predict=predict, inputs=inputs, maps=maps, targets=targets, **(BLACK if "pid" in name else {})
+    )
     return found.values if isinstance(found, metrics.Scores) else found
 
 

@@ -22,7 +22,7 @@ from xai_abn.benchmark.trials import PreparedSample, class_indices, short_names
 from xai_abn.datasets import Dataset, Sample
 from xai_abn.errors import DatasetError, InvalidInputError, RunError, XaiAbnError
 from xai_abn.explainers import Explainer, make_explainers
-from xai_abn.metrics.base import Metric, Needs, Subject
+from xai_abn.metrics.base import Metric, Subject
 from xai_abn.metrics.base import get as get_metric
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.predictor import FastPredictor
@@ -272,7 +272,7 @@ def _alike(waiting: list[tuple[PreparedSample, Work]]) -> Iterable[list[tuple[Pr
 
 
 def _check_annotations(data: Dataset, metrics: Sequence[Metric]) -> None:
-    needy = [m.full_name for m in metrics if m.needs in (Needs.OBJECTS, Needs.CLASS_OBJECTS)]
+    needy = [m.full_name for m in metrics if "objects" in m.arguments]
     if needy and not any(image.objects for image in data.samples):
         raise DatasetError(f"{', '.join(needy)} need annotated objects, and {data.kind} has none; leave them out")
 

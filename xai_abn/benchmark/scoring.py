@@ -17,7 +17,7 @@ from xai_abn.errors import XaiAbnError
 from xai_abn.explainers import Explainer, run_pass
 from xai_abn.heatmaps import flaws, upsample
 from xai_abn.images.preprocess import Preprocess
-from xai_abn.metrics.base import Metric, Needs, Scores, Subject
+from xai_abn.metrics.base import Metric, Scores, Subject
 from xai_abn.metrics.objects import Objects
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.predictor import FastPredictor
@@ -183,56 +183,38 @@ class _Batch:
                 self.maps[subject, name] = _Maps(stacked, flaws(stacked), [e.seconds for e in records])
 
     def scores(self, metric: Metric, name: str) -> Scores:
-        """Return one metric of one method for all trials of its subject."""
-        trials, maps = self.trials[metric.subject], self.maps[metric.subject, name].maps
-        if not trials:
-            return Scores(torch.zeros(0))
-        rows, targets = torch.tensor([t.row for t in trials]), torch.tensor([t.target for t in trials])
-        if metric.needs is Needs.MAPS:
-            found = metric.function(maps)
-        elif metric.needs is Needs.MODEL:
-            found = metric.function(self.scorer.predict, self._inputs_of(rows), maps, targets)
-        elif metric.needs is Needs.EXPLAIN:
-            module = self.scorer.model.module
-            inputs = on_device(self._inputs_of(rows), module)
-            found = metric.function(_ExplainCall(self, name), module, inputs, targets.to(inputs.device), self.classes)
-        else:
-            found = self._with_objects(metric, maps, trials)
-        return found if isinstance(found, Scores) else Scores(found.cpu())
-
-    def _objects(self, metric: Metric, trial: Trial) -> tuple[Objects | None, Objects | None]:
-        """Return the objects in view of a trial's class, of any class for the prediction, and of the other classes."""
-        image, classes = self.images[trial.row], None if trial.name == TOP else [trial.name]
-        own = image.objects(classes, at_image_size=metric.at_image_size)
-        if metric.needs is not Needs.CLASS_OBJECTS:
-            return own, None
-        return own, image.others(trial.name, at_image_size=metric.at_image_size)
-
-    def _can_be_scored(self, metric: Metric, trial: Trial) -> bool:
-        """Return whether the objects of a trial allow a value. If not, a flawed map does not count as a miss."""
-        if metric.needs not in (Needs.OBJECTS, Needs.CLASS_OBJECTS):
-            return True
-        own, others = self._objects(metric, trial)
-        return own is not None and (metric.applies is None or metric.applies(own, others))
-
-    def _with_objects(self, metric: Metric, maps: Tensor, trials: Sequence[Trial]) -> Scores:
-        """Score the trials whose objects are in view; the others have no value."""
-        pairs = [self._objects(metric, trial) for trial in trials]
-        seen = [i for i, (own, _) in enumerate(pairs) if own is not None]
-        if not seen:
-            return Scores(torch.full((len(trials),), math.nan))
-        arguments = [[pairs[i][0] for i in seen]]
-        if metric.needs is Needs.CLASS_OBJECTS:
-            arguments.append([pairs[i][1] for i in seen])
-        found = metric.function(maps[seen], *arguments)
-        found = found if isinstance(found, Scores) else Scores(found)
+        """Return one metric of one method for all trials of its subject; without objects in view there is no value."""
+        trials = self.trials[metric.subject]
+        seen = [i for i, t in enumerate(trials) if "objects" not in metric.arguments or self.objects(metric, t)]
         values = torch.full((len(trials),), math.nan)
-        values[seen] = found.values.float()
+        if not seen:
+            return Scores(values)
+        given = _Arguments(self, metric, name, seen)
+        found = metric.function(**{argument: getattr(given, argument) for argument in metric.arguments})
+        found = found if isinstance(found, Scores) else Scores(found)
+        values[seen] = found.values.float().cpu()
         if found.curves is None:
             return Scores(values)
         curves = torch.full((len(trials), found.curves.shape[1]), math.nan)
-        curves[seen] = found.curves.float()
+        curves[seen] = found.curves.float().cpu()
         return Scores(values, curves)
+
+    def objects(self, metric: Metric, trial: Trial) -> Objects | None:
+        """Return the objects in view of a trial's class, or of any class for the prediction."""
+        classes = None if trial.name == TOP else [trial.name]
+        return self.images[trial.row].objects(classes, at_image_size=metric.at_image_size)
+
+    def others(self, metric: Metric, trial: Trial) -> Objects | None:
+        """Return the objects in view of the other classes."""
+        return self.images[trial.row].others(trial.name, at_image_size=metric.at_image_size)
+
+    def _can_be_scored(self, metric: Metric, trial: Trial) -> bool:
+        """Return whether the objects of a trial allow a value. If not, a flawed map does not count as a miss."""
+        if "objects" not in metric.arguments:
+            return True
+        own = self.objects(metric, trial)
+        others = self.others(metric, trial) if "others" in metric.arguments else None
+        return own is not None and (metric.applies is None or metric.applies(own, others))
 
     def family_values(self, members: Sequence[Metric], names: Sequence[str]) -> list[ScoredValue]:
         """Return the values of metrics of one family for all methods, from common batches of perturbed images."""
@@ -246,7 +228,7 @@ class _Batch:
             scores = family.compute(
                 [metric.family for metric in members],
                 self.scorer.predict,
-                self._inputs_of(rows),
+                self.inputs_of(rows),
                 maps,
                 targets,
                 batch_size=self.scorer.evaluations,
@@ -259,7 +241,8 @@ class _Batch:
                 found += self.values(metric, name, Scores(score.values[:, i], curves))
         return found
 
-    def _inputs_of(self, rows: Tensor) -> Tensor:
+    def inputs_of(self, rows: Tensor) -> Tensor:
+        """Return the inputs of these rows, channels-last."""
         if torch.equal(rows, torch.arange(len(self.images))):
             return self.inputs
         return self.inputs[rows].contiguous(memory_format=torch.channels_last)
@@ -297,11 +280,36 @@ def _small(map_: Tensor) -> Tensor:
     return F.interpolate(map_[None, None], size, mode="area")[0, 0]
 
 
+class _Arguments:
+    """What the function of a metric is given for some trials, by name; see ``xai_abn.metrics.base.ARGUMENTS``."""
+
+    def __init__(self, batch: _Batch, metric: Metric, method: str, seen: list[int]) -> None:
+        self._batch, self._metric, self._model = batch, metric, batch.scorer.model
+        self._trials = [batch.trials[metric.subject][i] for i in seen]
+        self.maps = batch.maps[metric.subject, method].maps[seen]
+        self.targets = torch.tensor([t.target for t in self._trials])
+        self.predict, self.module, self.classes = batch.scorer.predict, self._model.module, batch.classes
+        self.explain = _ExplainCall(self._model, batch.methods[method])
+
+    @property
+    def inputs(self) -> Tensor:
+        inputs = self._batch.inputs_of(torch.tensor([t.row for t in self._trials]))
+        return on_device(inputs, self.module) if "explain" in self._metric.arguments else inputs
+
+    @property
+    def objects(self) -> list[Objects | None]:
+        return [self._batch.objects(self._metric, trial) for trial in self._trials]
+
+    @property
+    def others(self) -> list[Objects | None]:
+        return [self._batch.others(self._metric, trial) for trial in self._trials]
+
+
 class _ExplainCall:
     """A method as ``explain(inputs, targets, module=None)``, for sanity and stability metrics."""
 
-    def __init__(self, batch: _Batch, name: str) -> None:
-        self._model, self._explainer = batch.scorer.model, batch.methods[name]
+    def __init__(self, model: ModelAdapter, explainer: Explainer) -> None:
+        self._model, self._explainer = model, explainer
 
     def __call__(self, inputs: Tensor, targets: Tensor, module: nn.Module | None = None) -> Tensor:
         model = self._model if module is None else self._model.with_module(module)

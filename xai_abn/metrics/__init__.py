@@ -1,7 +1,7 @@
 """Metrics of explanations: functions that give one value per image, each under a named protocol."""
 
 from xai_abn.heatmaps import flaws, upsample
-from xai_abn.metrics.base import Metric, Needs, Scores, Subject, get, names, register
+from xai_abn.metrics.base import Metric, Scores, Subject, get, names, register
 from xai_abn.metrics.complexity import entropy, gini
 from xai_abn.metrics.curves import Curve, PerturbationProtocol, curve_metric, perturbation_curves
 from xai_abn.metrics.deletion_insertion import deletion, insertion
@@ -24,7 +24,6 @@ from xai_abn.metrics.wsol import accuracy_at_best_threshold, max_box_accuracy, p
 __all__ = [
     "Curve",
     "Metric",
-    "Needs",
     "Objects",
     "PerturbationProtocol",
     "Scores",

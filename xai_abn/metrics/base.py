@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from functools import cached_property
 from math import isfinite
 from typing import Any
 
@@ -26,15 +28,18 @@ class Subject(str, Enum):
     CLASSES = "classes"
 
 
-class Needs(str, Enum):
-    """What a metric's function is given; see :class:`Metric`."""
-
-    MAPS = "maps"
-    MODEL = "model"
-    OBJECTS = "objects"
-    CLASS_OBJECTS = "class-objects"
-    EXPLAIN = "explain"
-
+#: What the function of a metric may ask for, by the name of its parameter.
+ARGUMENTS = {
+    "maps": "(N, h, w), the maps of one method, in their own units.",
+    "inputs": "(N, 3, H, W), normalized.",
+    "targets": "(N,) class indices.",
+    "predict": "inputs (B, 3, H, W) to logits (B, K); see :func:`probabilities_of`.",
+    "objects": "N :class:`Objects`: those of the class, or of any class for the map of the prediction.",
+    "others": "N :class:`Objects` or None: those of the other classes.",
+    "explain": "makes maps of other inputs, targets or weights; see :class:`xai_abn.metrics.sanity.Explain`.",
+    "module": "the network.",
+    "classes": "K, the number of its classes.",
+}
 
 #: Inputs (B, 3, H, W) to logits (B, K); see also :func:`probabilities_of`.
 Predict = Callable[[Tensor], Tensor]
@@ -103,14 +108,8 @@ class Metric:
     Attributes:
         name: such as ``"deletion"``.
         protocol: such as ``"rise-2018"``. It fixes every choice, so that equal names mean equal values.
-        function: computes one value per image. Its arguments, by ``needs``:
-            ``MAPS``: ``f(maps)``;
-            ``MODEL``: ``f(predict, inputs, maps, targets)``;
-            ``OBJECTS``: ``f(maps, objects)``;
-            ``CLASS_OBJECTS``: ``f(maps, objects of the class, objects of the other classes or None)``.
-            ``EXPLAIN``: ``f(explain, module, inputs, targets, number of classes)``, see :mod:`xai_abn.metrics.sanity`.
-            Returns :class:`Scores`, or a tensor (N,) where there are no curves.
-        needs: what the function is given.
+        function: computes one value per image. Its parameters without a default name what it is given, out of
+            ``ARGUMENTS``. Returns :class:`Scores`, or a tensor (N,) where there are no curves.
         subject: which maps a benchmark scores.
         higher_is_better: None where neither end is better.
         range: the least and the largest value.
@@ -129,12 +128,14 @@ class Metric:
         reads_probabilities: whether values depend on the model's probabilities, which are sigmoids for a multi-label
             model.
         axis_label: what the points of the curves are, for the report.
+
+    Raises:
+        InvalidInputError: the function has a parameter that is not one of ``ARGUMENTS``.
     """
 
     name: str
     protocol: str
     function: Callable[..., Any]
-    needs: Needs
     higher_is_better: bool | None
     range: tuple[float, float]
     units: str
@@ -150,6 +151,20 @@ class Metric:
     version: int = 1
     reads_probabilities: bool = False
     axis_label: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.arguments if name not in ARGUMENTS]
+        if unknown:
+            raise InvalidInputError(
+                f"the function of the metric {self.full_name} must name what it needs, out of {', '.join(ARGUMENTS)}; "
+                f"got {unknown[0]!r}"
+            )
+
+    @cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of what the function is given."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return tuple(p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD)
 
     @property
     def full_name(self) -> str:
@@ -169,9 +184,7 @@ class Metric:
         """Return the description as plain JSON values, for the report."""
         left_out = ("function", "applies", "aggregate", "family")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
-        values.update(
-            needs=self.needs.value, subject=self.subject.value, range=[v if isfinite(v) else None for v in self.range]
-        )
+        values.update(subject=self.subject.value, range=[v if isfinite(v) else None for v in self.range])
         values["parameters"] = dict(self.parameters)
         values["aggregated"] = "data-set" if self.aggregate else "mean"
         return values

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import usable
-from xai_abn.metrics.base import Metric, Needs, register
+from xai_abn.metrics.base import Metric, register
 
 
 def gini(maps: Tensor) -> Tensor:
@@ -78,7 +78,6 @@ for _name, _function, _definition, _source in (
             name=_name,
             protocol="raw-map",
             function=_of_usable(_function),
-            needs=Needs.MAPS,
             higher_is_better=None,
             range=(0, 1),
             units="1",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import upsample, usable
-from xai_abn.metrics.base import Family, Metric, Needs, Predict, Scores, probabilities_of
+from xai_abn.metrics.base import Family, Metric, Predict, Scores, probabilities_of
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,6 @@ def curve_metric(curve: Curve, protocol: PerturbationProtocol, definition: str, 
         name=curve.name,
         protocol=protocol.name,
         function=function,
-        needs=Needs.MODEL,
         higher_is_better=curve.higher_is_better,
         range=(0, 1),
         units="probability",

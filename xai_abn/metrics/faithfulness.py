@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import unit_range, upsample, usable
-from xai_abn.metrics.base import Metric, Needs, Predict, probabilities_of, register
+from xai_abn.metrics.base import Metric, Predict, probabilities_of, register
 
 
 def average_drop(predict: Predict, inputs: Tensor, maps: Tensor, targets: Tensor, *, divided: bool = True) -> Tensor:
@@ -134,7 +134,6 @@ for _protocol, _divided, _definition, _source in (
             name="average-drop",
             protocol=_protocol,
             function=partial(average_drop, divided=_divided),
-            needs=Needs.MODEL,
             reads_probabilities=True,
             higher_is_better=False,
             range=(0, 1),
@@ -149,7 +148,6 @@ register(
         name="increase-in-confidence",
         protocol="grad-cam++-2018",
         function=increase_in_confidence,
-        needs=Needs.MODEL,
         reads_probabilities=True,
         higher_is_better=True,
         range=(0, 1),
@@ -164,7 +162,6 @@ register(
         name="polarity",
         protocol="top-20%",
         function=polarity,
-        needs=Needs.MODEL,
         reads_probabilities=True,
         higher_is_better=True,
         range=(-1, 1),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import flaws, upsample
-from xai_abn.metrics.base import Metric, Needs, Scores, Subject, register
+from xai_abn.metrics.base import Metric, Scores, Subject, register
 from xai_abn.metrics.objects import Objects
 
 #: TorchRay's tolerance around the objects, in pixels.
@@ -178,7 +178,6 @@ def register_localization(
 ) -> None:
     """Register a metric of maps and objects with values in [0, 1]; by default of each class, higher is better."""
     defaults: dict[str, Any] = {
-        "needs": Needs.OBJECTS,
         "subject": Subject.CLASSES,
         "higher_is_better": True,
         "range": (0.0, 1.0),
@@ -206,7 +205,6 @@ register_localization(
     pointing_game_difficult,
     "As pointing-game, only where the class covers less than a quarter of the image and another class is present.",
     "Zhang et al., 2016, by its rule; TorchRay ships lists",
-    needs=Needs.CLASS_OBJECTS,
     applies=lambda own, others: _has_easy_object(own) and _is_difficult(own, others),
     at_image_size=True,
     units="share of trials",

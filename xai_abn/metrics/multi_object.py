@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
-from xai_abn.metrics.base import Needs, Subject
+from xai_abn.metrics.base import Subject
 from xai_abn.metrics.localization import check_same_number, each_map, register_localization
 from xai_abn.metrics.objects import Objects
 
@@ -88,14 +88,14 @@ def energy_confusion(maps: Tensor, objects: Sequence[Objects], others: Sequence[
     return torch.cat(values) if values else torch.zeros(0)
 
 
-def grid_pointing(maps: Tensor, cells: Sequence[Objects]) -> Tensor:
+def grid_pointing(maps: Tensor, objects: Sequence[Objects]) -> Tensor:
     """Return the share of the map's positive values in the cells of its class, on a grid of single-class images.
 
     Chance is the cells' share of the grid. A map whose positive values sum to at most 1e-7 scores 0, as published.
 
     Args:
         maps: (N, h, w), each of one class.
-        cells: N, the grid's cells that show that class.
+        objects: N, the grid's cells that show that class.
 
     Returns:
         (N,) in [0, 1]; NaN for a non-finite map.
@@ -108,7 +108,7 @@ def grid_pointing(maps: Tensor, cells: Sequence[Objects]) -> Tensor:
         total = float(positive.sum())
         return float((positive * present.mask).sum()) / total if total > 1e-7 else 0.0
 
-    return each_map(maps, cells, share, score_flat=True)
+    return each_map(maps, objects, share, score_flat=True)
 
 
 def _top(map_: Tensor, share: float) -> Tensor:
@@ -149,7 +149,6 @@ register_localization(
     energy_confusion,
     "Of a class map's positive values on annotated objects, the share on objects of other classes only.",
     "this project",
-    needs=Needs.CLASS_OBJECTS,
     applies=lambda own, others: others is not None,
     higher_is_better=False,
     flat_counts_as=None,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import upsample, usable
-from xai_abn.metrics.base import Metric, Needs, Predict, register
+from xai_abn.metrics.base import Metric, Predict, register
 from xai_abn.metrics.curves import scattered_ranks
 from xai_abn.metrics.faithfulness import check_numbers, probabilities
 
@@ -128,7 +128,6 @@ register(
         name="road",
         protocol="combined-ranked",
         function=road,
-        needs=Needs.MODEL,
         reads_probabilities=True,
         higher_is_better=True,
         range=(-0.5, 0.5),

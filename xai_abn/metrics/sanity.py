@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.heatmaps import upsample, usable
-from xai_abn.metrics.base import Metric, Needs, Predict, register
+from xai_abn.metrics.base import Metric, Predict, register
 from xai_abn.metrics.faithfulness import check_numbers, check_targets
 from xai_abn.metrics.similarity import rank_correlation
 from xai_abn.seeding import content_generator, seeded
@@ -199,20 +199,11 @@ def _logits(predict: Predict, inputs: Tensor, target: Tensor) -> Tensor:
     return logits
 
 
-def _mean_over_stages(explain: Explain, module: nn.Module, inputs: Tensor, targets: Tensor, classes: int) -> Tensor:
+def _mean_over_stages(explain: Explain, module: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     return model_parameter_randomization(explain, module, inputs, targets).nanmean(dim=1)
 
 
-def _random_logit(explain: Explain, module: nn.Module, inputs: Tensor, targets: Tensor, classes: int) -> Tensor:
-    return random_logit(explain, inputs, targets, classes)
-
-
-def _sensitivity(explain: Explain, module: nn.Module, inputs: Tensor, targets: Tensor, classes: int) -> Tensor:
-    return sensitivity_max(explain, inputs, targets)
-
-
-_Benchmarked = Callable[[Explain, nn.Module, Tensor, Tensor, int], Tensor]
-_TABLE: tuple[tuple[str, str, _Benchmarked, bool | None, tuple[float, float], str, str], ...] = (
+_TABLE: tuple[tuple[str, str, Callable[..., Tensor], bool | None, tuple[float, float], str, str], ...] = (
     (
         "model-parameter-randomization",
         "cascading-5",
@@ -226,7 +217,7 @@ _TABLE: tuple[tuple[str, str, _Benchmarked, bool | None, tuple[float, float], st
     (
         "random-logit",
         "spearman",
-        _random_logit,
+        random_logit,
         None,
         (-1, 1),
         "Spearman correlation with the map of a random class. Near 1 means that the map ignores the class, as maps of "
@@ -236,7 +227,7 @@ _TABLE: tuple[tuple[str, str, _Benchmarked, bool | None, tuple[float, float], st
     (
         "sensitivity-max",
         "captum",
-        _sensitivity,
+        sensitivity_max,
         False,
         (0, float("inf")),
         "Largest relative change of the map under ten samples of uniform noise of radius 0.02.",
@@ -249,7 +240,6 @@ for _name, _protocol, _function, _better, _range, _definition, _source in _TABLE
             name=_name,
             protocol=_protocol,
             function=_function,
-            needs=Needs.EXPLAIN,
             higher_is_better=_better,
             range=_range,
             units="1",
@@ -262,7 +252,6 @@ register(
         name="infidelity",
         protocol="captum",
         function=infidelity,
-        needs=Needs.MODEL,
         higher_is_better=False,
         range=(0, float("inf")),
         units="logit squared",

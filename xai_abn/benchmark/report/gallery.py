@@ -18,8 +18,6 @@ from xai_abn.rendering import blend
 #: Longer side of a drawing in pixels, and its JPEG quality: twelve images of eight methods stay below 8 MB.
 SIDE = 288
 QUALITY = 82
-#: ``needs`` of the metrics that distinguish the objects of the map's class from others.
-_CLASS_OBJECTS = "class-objects"
 
 
 @dataclass(frozen=True)
@@ -55,14 +53,11 @@ def make_gallery(section: Section, reference: Method, number: int) -> Gallery | 
 
 
 def gallery_metric(section: Section) -> str | None:
-    """Return the first class-object or deletion metric, else the first that has a value for each image."""
+    """Return the first metric that has a value for each image and a better end, else the first with values."""
     usable = [m for m, r in section.metrics.items() if r.get("aggregated", "mean") == "mean"]
     usable = [m for m in usable if any(section.rows(m, method) for method in section.methods)]
-    for metric in usable:
-        record = section.metrics[metric]
-        if record.get("needs") == _CLASS_OBJECTS or metric.partition(":")[0] == "deletion":
-            return metric
-    return usable[0] if usable else None
+    ranking = [m for m in usable if section.metrics[m].get("higher_is_better") is not None]
+    return next(iter(ranking or usable), None)
 
 
 def _choose(section: Section, metric: str, number: int) -> list[tuple[str, str, float]]:
