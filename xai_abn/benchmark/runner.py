@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from xai_abn.metrics.base import Metric, Subject
 from xai_abn.metrics.base import get as get_metric
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.predictor import FastPredictor
-from xai_abn.networks.checkpoint import fingerprint, fingerprint_v1
+from xai_abn.networks.checkpoint import fingerprint, fingerprints_v1
 
 #: Side of the images kept for the report, in pixels.
 VIEW = 320
@@ -103,7 +104,7 @@ def benchmark(
     """
     started, settings = time.perf_counter(), settings or BenchmarkSettings()
     run = _Run(model, data, methods, metrics, settings)
-    with Store.create(output, run.identity, run.fingerprint_v1) as store:
+    with Store.create(output, run.identity, partial(fingerprints_v1, model.module)) as store:
         store.describe(run.metric_records, run.method_records)
         summary = Summary(Path(output), images=len(run.images), unknown_classes=run.unknown_classes)
         session = {"command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_environment()}
@@ -157,7 +158,6 @@ class _Run:
             "precision": "bfloat16" if settings.bf16 else "float32",
             "data": {"kind": data.kind},
         }
-        self.fingerprint_v1 = fingerprint_v1(model.module)
         size = self.preprocess.side
         self.metric_records = {n: _metric_record(model, m, size) for n, m in self.metrics.items()}
         self.method_records = {name: _method_record(model, e) for name, e in self.methods.items()}

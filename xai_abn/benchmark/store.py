@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,13 +160,16 @@ class Store:
         self._writable = writable
 
     @classmethod
-    def create(cls, path: str | Path, identity: Mapping[str, Any], fingerprint_v1: str = "") -> Store:
+    def create(
+        cls, path: str | Path, identity: Mapping[str, Any], fingerprints_v1: Callable[[], set[str]] = set
+    ) -> Store:
         """Create a new file, or open one of the same identity to continue it.
 
         Args:
             path: of the file; its folder must exist.
             identity: what all values of a run share: model, preprocessing, precision, data.
-            fingerprint_v1: the model's fingerprint as format 1 has it, for a run that was begun in that format.
+            fingerprints_v1: returns the fingerprints that format 1 may have of the model; called for a run that was
+                begun in that format.
 
         Raises:
             RunError: the file is not a run, is damaged, busy or of a newer format, or is of another model or other
@@ -177,7 +180,7 @@ class Store:
             cls._make(path, identity)
         store = cls.open(path)
         try:
-            store._adopt_fingerprint(identity, fingerprint_v1)
+            store._adopt_fingerprint(identity, fingerprints_v1)
             store.check_identity(identity)
         except RunError:
             store.close()
@@ -415,11 +418,11 @@ class Store:
                     f"{_short(now.get(part))}); values are never mixed: choose another --output"
                 )
 
-    def _adopt_fingerprint(self, identity: Mapping[str, Any], fingerprint_v1: str) -> None:
+    def _adopt_fingerprint(self, identity: Mapping[str, Any], fingerprints_v1: Callable[[], set[str]]) -> None:
         """Replace the model's fingerprint of format 1 by the present one, if it is the same model."""
         known = self.identity
         model = known.get("model", {})
-        if fingerprint_v1 and model.get("fingerprint_v1") == fingerprint_v1:
+        if "fingerprint_v1" in model and model["fingerprint_v1"] in fingerprints_v1():
             with self._transaction() as change:
                 value = json.dumps({**known, "model": identity["model"]})
                 change.execute("UPDATE run SET value = ? WHERE name = 'identity'", (value,))

@@ -202,13 +202,16 @@ def fingerprint(module: nn.Module) -> str:
     return content.hexdigest()[:32]
 
 
-def fingerprint_v1(module: nn.Module) -> str:
-    """Return the hash that benchmark runs of format 1 hold, which also depends on how the network is printed."""
-    content = hashlib.sha256(f"{type(module).__name__} {module}".encode())
-    for name, values in module.state_dict().items():
-        content.update(name.encode())
-        content.update(_bytes_of(values))
-    return content.hexdigest()[:32]
+def fingerprints_v1(module: nn.Module) -> set[str]:
+    """Return the hashes that files of version 1 may hold of a network, which also depend on how torch printed it.
+
+    Later versions of torch print whether a normalization has a bias.
+    """
+    printed = f"{type(module).__name__} {module}"
+    without = printed.replace("affine=True, bias=True", "affine=True")
+    weights = b"".join(name.encode() + _bytes_of(values) for name, values in module.state_dict().items())
+    texts = (printed, without, without.replace("affine=True", "affine=True, bias=True"))
+    return {hashlib.sha256(text.encode() + weights).hexdigest()[:32] for text in texts}
 
 
 def _bytes_of(tensor: Tensor) -> bytes:

@@ -30,7 +30,7 @@ from xai_abn.networks.build import abn_from
 from xai_abn.networks.checkpoint import (
     CheckpointConfig,
     fingerprint,
-    fingerprint_v1,
+    fingerprints_v1,
     read_checkpoint,
     save_checkpoint,
 )
@@ -428,10 +428,9 @@ class CheckedDistillation(DistillationObjective):
             "classifier": fingerprint(nn.ModuleList([self.network.feature_extractor, self.teacher])),
         }
 
-    def origin_v1(self) -> Mapping[str, str]:
-        """Return the origin with the classifier's fingerprint of version 1."""
-        parts = nn.ModuleList([self.network.feature_extractor, self.teacher])
-        return {**self.origin, "classifier": fingerprint_v1(parts)}
+    def origin_v1(self) -> Mapping[str, set[str]]:
+        """Return the classifier's fingerprints of version 1."""
+        return {"classifier": fingerprints_v1(nn.ModuleList([self.network.feature_extractor, self.teacher]))}
 
     def check(self, position: Position, means: Mapping[str, float]) -> dict[str, Any]:
         """Check the map, and save the model."""

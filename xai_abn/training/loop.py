@@ -103,9 +103,9 @@ class Objective(ABC):
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Load what :meth:`tensors` returned."""
 
-    def origin_v1(self) -> Mapping[str, str]:
-        """Return :attr:`origin` as states of version 1 hold it."""
-        return self.origin
+    def origin_v1(self) -> Mapping[str, set[str]]:
+        """Return what states of version 1 may hold in place of :attr:`origin`, where that differs."""
+        return {}
 
     def after_step(self) -> None:  # noqa: B027 (optional)
         """Update what follows the weights, such as their average."""
@@ -160,8 +160,9 @@ class TrainingLoop:
             raise RunError(f"{folder.state} was written by xai-abn {state.kind}; resume it with that command")
         if state.settings is not None:
             folder.refuse_changes(state.settings, objective.settings)
-        for name, value in (objective.origin if state.version > 1 else objective.origin_v1()).items():
-            if state.origin.get(name, value) != value:
+        earlier = objective.origin_v1() if state.version == 1 else {}
+        for name, value in objective.origin.items():
+            if state.origin.get(name, value) not in earlier.get(name, {value}):
                 raise RunError(f"{folder.path}: the run was made with {_CHANGES[name]}; restore it, or start a new run")
         try:
             objective.load(state.tensors)
