@@ -16,9 +16,7 @@ from xai_abn.models.settings import ModelSettings
 def command(
     model: Annotated[
         str,
-        typer.Argument(
-            help="abn-lite0, lite0, timm:NAME, torchvision:NAME, a checkpoint or the folder of a run.", metavar="MODEL"
-        ),
+        typer.Argument(help=ModelSettings.model_fields["model"].description, metavar="MODEL"),
     ],
     output: Annotated[Path, typer.Argument(help="File to write, with the ending .onnx.", metavar="FILE.onnx")],
     settings: dict[str, Any],

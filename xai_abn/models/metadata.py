@@ -104,8 +104,33 @@ def _of_hugging_face(processor: Any) -> Preprocess:
     )
 
 
+def image_processor(name: str, *, local: bool = False) -> Any:
+    """Return the image processor that Hugging Face saved with a model, or None if there is none.
+
+    Args:
+        name: of the model on the hub, or its folder.
+        local: look in the folder or the download cache alone.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(name, local_files_only=local)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, ImportError):
+        return None
+
+
 def own_preprocess(module: nn.Module) -> Preprocess | None:
-    """Return the preprocessing that a network of timm or open_clip, or the only one inside a module, carries."""
+    """Return the preprocessing that a network, or the only one inside a module, carries.
+
+    Networks of timm and open_clip hold it. That of a network of Hugging Face is in the folder it was loaded from.
+
+    Raises:
+        InvalidInputError: the preprocessing is not supported.
+    """
+    place = getattr(getattr(module, "config", None), "_name_or_path", "")
+    if place and is_of_hugging_face(module):
+        processor = image_processor(place, local=True)
+        return None if processor is None else as_preprocess(processor)
     configs = [(m, c) for m, c in _configs(module, "pretrained_cfg", "preprocess_cfg") if {"mean", "std"} <= set(c)]
     if len(configs) != 1:
         return None

@@ -65,8 +65,9 @@ def load_model(
     Args:
         spec: ``"abn-lite0"`` (an ImageNet-1k ABN, shipped), ``"lite0"`` (the classifier it was made from,
             EfficientNet-Lite0), ``"abn-cifar100"`` (a small ABN for 32x32 images, shipped), the name of a plug-in's
-            model, ``"timm:NAME"``, ``"torchvision:NAME"``, or the path of a checkpoint or of a training run's folder,
-            whose ``best.safetensors`` is loaded, else ``final.safetensors`` or ``model.safetensors``.
+            model, ``"timm:NAME"``, ``"torchvision:NAME"``, ``"hf:NAME"`` or ``"hf:DIR"`` (an image classifier of
+            Hugging Face transformers), or the path of a checkpoint or of a training run's folder, whose
+            ``best.safetensors`` is loaded, else ``final.safetensors`` or ``model.safetensors``.
         weights: for ``timm:`` and ``torchvision:``: a file with weights of your own, of any number of classes (see
             :func:`xai_abn.networks.weights.read_weights`), or ``"random"`` for an untrained network; default: the
             library's own pretrained weights, which it downloads.
@@ -139,12 +140,14 @@ def _load_by_name(spec: str, weights: str | Path | None, classes: int | None) ->
         return _load_registered(spec, weights)
     path, called = spec, None
     if os.path.isdir(spec):
+        if os.path.isfile(os.path.join(spec, "config.json")):
+            raise CheckpointError(f"{spec} is a model of Hugging Face; give hf:{spec}")
         held = [name for name in _IN_RUNS if os.path.isfile(os.path.join(spec, name))]
         if not held:
             raise CheckpointError(f"{spec}: a folder without a model; expected one of {', '.join(_IN_RUNS)} in it")
         path, called = os.path.join(spec, held[0]), Path(spec).resolve().name
     if not path.endswith(".safetensors") and not os.path.isfile(path):
-        hint = "Or give timm:NAME, torchvision:NAME, the path of a .safetensors checkpoint or the folder of a run."
+        hint = "Or give timm:NAME, torchvision:NAME, hf:NAME, the path of a checkpoint or the folder of a run."
         raise UnknownNameError("model", spec, [*models, *(f"{lib}:NAME" for lib in _LIBRARIES)], hint)
     if weights is not None:
         raise InvalidInputError(f"{spec} holds its own weights; weights= is for timm: and torchvision: models")
@@ -280,9 +283,16 @@ def _from_torchvision(name: str, weights: str | Path | None, classes: int | None
     return _adapter(module, f"torchvision:{name}", as_preprocess(chosen.transforms()), number, weights)
 
 
+def _from_hugging_face(name: str, weights: str | Path | None, classes: int | None) -> ModelAdapter:
+    from xai_abn.models.hugging_face import load_hugging_face
+
+    return load_hugging_face(name, weights, classes)
+
+
 _LIBRARIES: dict[str, Callable[[str, str | Path | None, int | None], ModelAdapter]] = {
     "timm": _from_timm,
     "torchvision": _from_torchvision,
+    "hf": _from_hugging_face,
 }
 
 

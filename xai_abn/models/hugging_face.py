@@ -1,0 +1,92 @@
+"""Image classifiers of Hugging Face transformers by name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xai_abn.errors import InvalidInputError, WeightsError
+from xai_abn.models.adapter import ModelAdapter, wrap
+from xai_abn.models.metadata import as_preprocess, image_processor
+
+
+def load_hugging_face(name: str, weights: str | Path | None, classes: int | None) -> ModelAdapter:
+    """Load an image classifier with its labels and the preprocessing of its image processor.
+
+    Args:
+        name: of a model on the hub, which is downloaded, or a folder made by ``save_pretrained``.
+        weights: ``"random"`` for an untrained network, else None.
+        classes: number of classes of an untrained network; default: the model's own.
+
+    Raises:
+        InvalidInputError: transformers is not installed, or ``weights`` is a file.
+        WeightsError: the model cannot be loaded, or is not an image classifier.
+    """
+    auto = _transformers()
+    if weights not in (None, "random"):
+        raise InvalidInputError(
+            f"hf:{name} is loaded with the weights in its folder, got weights={str(weights)!r}; save a fine-tuned "
+            "model with model.save_pretrained(DIR) and give hf:DIR"
+        )
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise WeightsError(f"hf:{name}: no such folder")
+    with _quiet(auto), _as_weights_error(name):
+        config = auto.AutoConfig.from_pretrained(name)
+        if weights is None:
+            module, report = auto.AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
+            missing = sorted(report["missing_keys"])
+        else:
+            if classes is not None:
+                config = copy.deepcopy(config)
+                config.num_labels = classes
+            module, missing = auto.AutoModelForImageClassification.from_config(config), []
+        processor = image_processor(name)
+    if missing:
+        raise WeightsError(
+            f"hf:{name} has no weights for {', '.join(missing[:3])}, so it is not a trained image classifier; give one "
+            "that was fine-tuned to classify"
+        )
+    preprocess = None if processor is None else as_preprocess(processor)
+    adapter = wrap(module.eval().to(memory_format=torch.channels_last), preprocess=preprocess, name=f"hf:{name}")
+    return replace(adapter, weights=str(weights or "pretrained"))
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise InvalidInputError("hf: models need transformers: pip install 'xai-abn[transformers]'") from error
+    return transformers
+
+
+@contextmanager
+def _as_weights_error(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the library raises many kinds
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        raise WeightsError(
+            f"hf:{name} cannot be loaded ({reason}); give the name of an image classifier on the hub, or a folder made "
+            "by model.save_pretrained(DIR) and processor.save_pretrained(DIR)"
+        ) from error
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep reports and progress bars of the library off the terminal; what matters is an error or a note of ours."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
