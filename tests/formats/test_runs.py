@@ -37,7 +37,10 @@ def expected(sources):
 
 
 def check_values(path, sources):
-    """The run holds the expected values of these images, up to rounding."""
+    """The run holds the expected values of these images, up to rounding.
+
+    Rounding can move a pixel to the other side of a threshold, which changes pxap by a little more.
+    """
     with Store.read(path) as store:
         names = {i.image: i.source for i in store.images()}
         found = {(names[r.image], r.method, r.trial, r.metric): (r.value, r.flaw) for r in store.results()}
@@ -47,7 +50,8 @@ def check_values(path, sources):
         assert found[key][1] == flaw, key
         assert (found[key][0] is None) == (value is None), key
         if value is not None:
-            assert found[key][0] == pytest.approx(value, abs=1e-4), key
+            tolerance = 1e-3 if key[3].startswith("pxap") else 1e-4
+            assert found[key][0] == pytest.approx(value, abs=tolerance), key
 
 
 FIRST = ["0.png", "1.png", "2.png"]

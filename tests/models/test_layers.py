@@ -352,7 +352,8 @@ def test_the_size_of_the_image_does_not_change_the_target_layer(size):
     torch.manual_seed(0)
     network = transformers.SegformerForImageClassification(transformers.SegformerConfig(num_labels=5)).eval()
     model = xai_abn.wrap(network, output="logits", preprocess=xai_abn.Preprocess(size=size))
-    assert model.target_layer == "segformer.stages.3"
+    names = ("segformer.stages.3", "segformer.encoder.layer_norm.3")  # versions of transformers differ
+    assert model.target_layer in names
 
 
 # Every block is seen.

