@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from xai_abn.models.adapter import ModelAdapter, wrap
     from xai_abn.models.forward_pass import ForwardPass
     from xai_abn.models.targets import Difference
+    from xai_abn.models.zero_shot import zero_shot
     from xai_abn.models.zoo import load_model
     from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
     from xai_abn.networks.architectures import create_model
@@ -35,6 +36,7 @@ _HOMES = {
     "explain": "xai_abn.pipeline",
     "load_model": "xai_abn.models.zoo",
     "wrap": "xai_abn.models.adapter",
+    "zero_shot": "xai_abn.models.zero_shot",
 }
 _MODULES = ("errors", "explainers", "images", "metrics", "models", "rendering", "training")
 
@@ -51,6 +53,7 @@ __all__ = [
     "explain",
     "load_model",
     "wrap",
+    "zero_shot",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,21 +11,28 @@ from typing import Any
 
 import torch
 
-from xai_abn.errors import InvalidInputError, WeightsError
+from xai_abn.errors import InvalidInputError, WeightsError, XaiAbnError
 from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.metadata import as_preprocess, image_processor
+from xai_abn.models.zero_shot import zero_shot
 
 
-def load_hugging_face(name: str, weights: str | Path | None, classes: int | None) -> ModelAdapter:
+def load_hugging_face(
+    name: str, weights: str | Path | None, classes: int | None, labels: Sequence[str] | None
+) -> ModelAdapter:
     """Load an image classifier with its labels and the preprocessing of its image processor.
+
+    A network that compares images with texts, such as CLIP, becomes a classifier of ``labels``; see
+    :func:`xai_abn.zero_shot`.
 
     Args:
         name: of a model on the hub, which is downloaded, or a folder made by ``save_pretrained``.
         weights: ``"random"`` for an untrained network, else None.
         classes: number of classes of an untrained network; default: the model's own.
+        labels: the texts that images are compared with.
 
     Raises:
-        InvalidInputError: transformers is not installed, or ``weights`` is a file.
+        InvalidInputError: transformers is not installed, ``weights`` is a file, or there are no texts.
         WeightsError: the model cannot be loaded, or is not an image classifier.
     """
     auto = _transformers()
@@ -38,6 +45,12 @@ def load_hugging_face(name: str, weights: str | Path | None, classes: int | None
         raise WeightsError(f"hf:{name}: no such folder")
     with _quiet(auto), _as_weights_error(name):
         config = auto.AutoConfig.from_pretrained(name)
+        if _compares_with_texts(auto, config):
+            if labels is None:
+                raise InvalidInputError(f"hf:{name} compares images with texts; give them as labels=[...] or --labels")
+            network = auto.AutoModel.from_pretrained(name) if weights is None else auto.AutoModel.from_config(config)
+            processor = auto.AutoProcessor.from_pretrained(name)
+            return zero_shot(network.eval(), processor, labels, name=f"hf:{name}")
         if weights is None:
             module, report = auto.AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
             missing = sorted(report["missing_keys"])
@@ -65,10 +78,17 @@ def _transformers() -> Any:
     return transformers
 
 
+def _compares_with_texts(transformers: Any, config: Any) -> bool:
+    kinds = transformers.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING
+    return type(config) in kinds and config.architectures == [kinds[type(config)].__name__]
+
+
 @contextmanager
 def _as_weights_error(name: str) -> Iterator[None]:
     try:
         yield
+    except XaiAbnError:
+        raise
     except Exception as error:  # the library raises many kinds
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
         raise WeightsError(

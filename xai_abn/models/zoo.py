@@ -91,7 +91,7 @@ def load_model(
             "network of your own, use xai_abn.wrap(network)"
         )
     names = None if labels is None else read_labels(labels)
-    adapter = _load_by_name(str(spec), weights, classes or (len(names) if names and weights == RANDOM else None))
+    adapter = _load_by_name(str(spec), weights, classes or (len(names) if names and weights == RANDOM else None), names)
     if names is not None:
         adapter = replace(adapter, labels=names)
         adapter.check_labels(adapter.number_of_classes)
@@ -131,11 +131,17 @@ def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
     return as_labels(lines)
 
 
-def _load_by_name(spec: str, weights: str | Path | None, classes: int | None) -> ModelAdapter:
+def _load_by_name(
+    spec: str, weights: str | Path | None, classes: int | None, labels: Sequence[str] | None
+) -> ModelAdapter:
     """Return the model of a name or path."""
     library, _, name = spec.partition(":")
     if library in _LIBRARIES and name:
         return _LIBRARIES[library](name, weights, classes)
+    if library == "hf" and name:
+        from xai_abn.models.hugging_face import load_hugging_face
+
+        return load_hugging_face(name, weights, classes, labels)
     if spec in models:
         return _load_registered(spec, weights)
     path, called = spec, None
@@ -148,7 +154,7 @@ def _load_by_name(spec: str, weights: str | Path | None, classes: int | None) ->
         path, called = os.path.join(spec, held[0]), Path(spec).resolve().name
     if not path.endswith(".safetensors") and not os.path.isfile(path):
         hint = "Or give timm:NAME, torchvision:NAME, hf:NAME, the path of a checkpoint or the folder of a run."
-        raise UnknownNameError("model", spec, [*models, *(f"{lib}:NAME" for lib in _LIBRARIES)], hint)
+        raise UnknownNameError("model", spec, [*models, *(f"{lib}:NAME" for lib in (*_LIBRARIES, "hf"))], hint)
     if weights is not None:
         raise InvalidInputError(f"{spec} holds its own weights; weights= is for timm: and torchvision: models")
     if os.path.isfile(path) and not path.endswith(".safetensors") and not is_safetensors(path):
@@ -283,16 +289,9 @@ def _from_torchvision(name: str, weights: str | Path | None, classes: int | None
     return _adapter(module, f"torchvision:{name}", as_preprocess(chosen.transforms()), number, weights)
 
 
-def _from_hugging_face(name: str, weights: str | Path | None, classes: int | None) -> ModelAdapter:
-    from xai_abn.models.hugging_face import load_hugging_face
-
-    return load_hugging_face(name, weights, classes)
-
-
 _LIBRARIES: dict[str, Callable[[str, str | Path | None, int | None], ModelAdapter]] = {
     "timm": _from_timm,
     "torchvision": _from_torchvision,
-    "hf": _from_hugging_face,
 }
 
 
