@@ -18,6 +18,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from support import call as run_command
 
 from xai_abn import load_model
 from xai_abn.datasets import read_training_data
@@ -277,6 +278,41 @@ def test_two_ranks_do_what_one_does(cifar, tmp_path):
     results = [json.loads((tmp_path / n / RESULT).read_text()) for n in ("one", "two")]
     assert [r["ranks"] for r in results] == [1, 2]
     assert results[1]["final"]["validation_loss"] == pytest.approx(results[0]["final"]["validation_loss"], rel=1e-3)
+
+
+def test_a_finished_run_goes_on_to_more_epochs(run, cifar, tmp_path):
+    """To the bits of a run that had as many from the start, if its steps had the learning rates they would have had."""
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    result = train(settings(cifar, epochs=3), folder, resume=True)
+    train(settings(cifar, epochs=3), tmp_path / "whole")
+    assert result["epochs"] == 3
+    ends = [load_file(path / FINAL) for path in (folder, tmp_path / "whole")]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert [line["epoch"] for line in read_log(folder / "log.jsonl", "epoch")] == [1, 2, 3]
+    assert "xai-abn train --resume --epochs 3 --output RUN" in (folder / "config.yaml").read_text()
+    for other, message in (
+        ({"epochs": 4, "milestones": (1,)}, r"would have had another learning rate; keep it with milestones 1\.5"),
+        ({"epochs": 4, "milestones": None}, r"keep it with milestones 1\.5"),
+        ({"epochs": 1}, r"the run has done 3 epochs; it cannot end after 1"),
+    ):
+        with pytest.raises(RunError, match=message):
+            train(settings(cifar, **other), folder, resume=True)
+    cosine = settings(cifar, epochs=1, schedule="cosine")
+    train(cosine, tmp_path / "cosine")
+    with pytest.raises(RunError, match="a cosine schedule cannot be extended, so start a new run"):
+        train(cosine.replace(epochs=2), tmp_path / "cosine", resume=True)
+
+
+def test_more_epochs_on_the_command_line_leave_the_milestones(cifar, tmp_path):
+    """Also those that followed from the number of epochs; a note says so."""
+    short = ["--validation", "0", "--maps-every", "0"]
+    start = [*flags(cifar, tmp_path / "run", epochs=1), *short]
+    for command in (start, ["train", "--output", str(tmp_path / "run"), "--resume", "--epochs", "2", "--quiet"]):
+        code, _, err = run_command(*command)
+        assert code == 0, err
+    assert "note: 2 epochs; the learning rate falls after epochs 0.5 and 0.75, as before" in err
+    rates = [line["lr"] for line in read_log(tmp_path / "run/log.jsonl", "step")]
+    assert rates[-1] == pytest.approx(0.02 * 0.1 * 0.1)
 
 
 def test_a_run_is_only_replaced_on_request(run, cifar, tmp_path):

@@ -10,7 +10,7 @@ import typer
 
 from xai_abn.cli._console import progress_bar
 from xai_abn.cli.settings import Config, Output, Overwrite, Quiet, Resume, settings_file, with_settings
-from xai_abn.training.settings import TrainingSettings, make_training_settings
+from xai_abn.training.settings import TrainingSettings, make_training_settings, resumed_settings
 
 
 @with_settings({"settings": TrainingSettings}, required="data")
@@ -32,10 +32,14 @@ def command(
 
     Start it with torchrun to train on several GPUs.
     """
-    chosen = make_training_settings(settings_file(output, config, resume, preset), settings, preset=preset)
+    start = settings_file(output, config, resume, preset)
+    chosen = resumed_settings(start, settings) if resume else make_training_settings(start, settings, preset=preset)
     from xai_abn.training.supervised import train
 
     first = int(os.environ.get("RANK", "0")) == 0
+    if first and resume and chosen.epochs != start.get("epochs", chosen.epochs):
+        drops = " and ".join(f"{drop:g}" for drop in chosen.drops)
+        typer.echo(f"note: {chosen.epochs} epochs; the learning rate falls after epochs {drops}, as before", err=True)
     with progress_bar("training", hidden=quiet or not first, unit="steps") as update:
         result = train(chosen, output, resume=resume, overwrite=overwrite, progress=update)
     if first:

@@ -169,6 +169,9 @@ class TrainingLoop:
             restore_optimizer(objective.optimizer, state.tensors.get("optimizer", {}))
         except (IndexError, KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{folder.state} does not fit the network: {error}") from error
+        saved = type(objective.settings)(**(state.settings or folder.read_settings()[0]))
+        steps = objective.steps_per_epoch
+        objective.settings.check_resumed(saved, state.position.epoch * steps + state.position.step, steps)
         self.position = state.position
 
     def run(self) -> None:

@@ -104,8 +104,10 @@ class RunFolder:
         Raises:
             OutputError: the file cannot be written.
         """
-        earlier = self.read_settings()[1].get("commands", [])
-        self._write(settings, [*earlier, f"xai-abn {settings.verb} --resume --output RUN"])
+        saved, notes = self.read_settings()
+        epochs = getattr(settings, "epochs", None)
+        more = f" --epochs {epochs}" if epochs != saved.get("epochs", epochs) else ""
+        self._write(settings, [*notes.get("commands", []), f"xai-abn {settings.verb} --resume{more} --output RUN"])
 
     def _write(self, settings: RunSettings, commands: list[str]) -> None:
         notes = {"commands": commands, "xai_abn_version": __version__}

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import Field, model_validator
 
-from xai_abn.errors import InvalidInputError, UnknownNameError
+from xai_abn.errors import InvalidInputError, RunError, UnknownNameError
 from xai_abn.models.settings import ModelSettings
 from xai_abn.settings import Settings
 
@@ -34,7 +34,7 @@ class RunSettings(Settings):
 
     #: Name of the command.
     verb: ClassVar[str]
-    #: Settings that may change when a run is resumed: they do not change the weights.
+    #: Settings that may change when a run is resumed: they do not change what is done; see :meth:`check_resumed`.
     free: ClassVar[frozenset[str]]
     #: Settings that say where things are on one machine, and those that may name a file.
     local: ClassVar[frozenset[str]]
@@ -55,6 +55,13 @@ class RunSettings(Settings):
     on_unreadable: Literal["skip", "stop"] = Field(
         "skip", description="'skip' leaves unreadable images out and counts them. 'stop' ends the run at the first."
     )
+
+    def check_resumed(self, saved: RunSettings, steps: int, steps_per_epoch: int) -> None:
+        """Refuse to resume a run with these settings if they change the ``steps`` that are done.
+
+        Raises:
+            RunError: they do.
+        """
 
     def portable(self) -> dict[str, Any]:
         """Return the settings as plain values without folders of this machine: files by name, no places of images."""
@@ -93,7 +100,9 @@ class TrainingSettings(RunSettings):
     """Settings of :func:`xai_abn.training.train`."""
 
     verb = "train"
-    free = frozenset(("data", "log_every", "maps_every", "save_minutes", "tensorboard", "workers"))
+    free = frozenset(
+        ("data", "epochs", "log_every", "maps_every", "milestones", "save_minutes", "tensorboard", "workers")
+    )
     local = frozenset(("data",))
     files = frozenset(("weights",))
 
@@ -212,6 +221,24 @@ class TrainingSettings(RunSettings):
     def drops(self) -> tuple[float, ...]:
         """Epochs after which the ``"step"`` schedule lowers the learning rate."""
         return self.milestones if self.milestones is not None else (self.epochs / 2, self.epochs * 3 / 4)
+
+    def check_resumed(self, saved: RunSettings, steps: int, steps_per_epoch: int) -> None:
+        """Refuse other epochs or milestones if the steps that are done would have had another learning rate."""
+        assert isinstance(saved, TrainingSettings)
+        if self.epochs * steps_per_epoch < steps:
+            raise RunError(f"the run has done {steps / steps_per_epoch:.4g} epochs; it cannot end after {self.epochs}")
+        times = (step / steps_per_epoch for step in range(steps))
+        if all(self.rate(time) == saved.rate(time) for time in times):
+            return
+        advice = (
+            f"keep it with milestones {', '.join(f'{drop:g}' for drop in saved.drops)}"
+            if self.schedule == "step"
+            else "a cosine schedule cannot be extended, so start a new run"
+        )
+        raise RunError(
+            f"with epochs {self.epochs} instead of {saved.epochs} the {steps} steps that are done would have had "
+            f"another learning rate; {advice}"
+        )
 
     def rate(self, epoch: float) -> float:
         """Return the learning rate at a time in epochs since the start."""
@@ -369,6 +396,19 @@ def make_training_settings(*sources: Mapping[str, Any], preset: str | None = Non
     if preset is not None:
         values = _merge(published_recipe(str(values.get("arch", "resnet20")), preset), values)
     return TrainingSettings(**values)
+
+
+def resumed_settings(saved: Mapping[str, Any], given: Mapping[str, Any]) -> TrainingSettings:
+    """Return the settings of a run that is resumed with some of them changed.
+
+    With another number of epochs, the milestones stay where they were.
+
+    Raises:
+        UnknownNameError, InvalidInputError: as for :func:`make_training_settings`.
+    """
+    run = TrainingSettings(**saved)
+    moved = given.get("epochs", run.epochs) != run.epochs and run.schedule == "step"
+    return TrainingSettings(**{**saved, **({"milestones": run.drops} if moved else {}), **given})
 
 
 def _merge(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
