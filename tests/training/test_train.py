@@ -164,6 +164,36 @@ def test_a_killed_run_resumes_to_the_same_bits(run, cifar, tmp_path):
     assert timeless[0] == timeless[1]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals are those of Unix")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_saves_the_step_and_says_how_to_go_on(images, tmp_path, number, code):
+    """Ctrl-C, which the process that reads images gets too, and SIGTERM; resumed, it ends with the same bits."""
+    folder = tmp_path / "run"
+    options = ["--arch", "resnet20", "--size", "32", "--epochs", "40", "--batch-size", "8", "--milestones", "1,1.5"]
+    options += ["--log-every", "1000", "--save-minutes", "1000", "--maps-every", "0", "--workers", "1", "--quiet"]
+    command = [*PROGRAM, "train", "--data", f"images:{images}", "--output", str(folder), *options]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not ((folder / STATE).exists() and read_state(folder / STATE).position.epoch > 0):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    before = read_state(folder / STATE).position
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    after = read_state(folder / STATE).position
+    assert (after.epoch, after.step) > (before.epoch, before.step)
+    step = after.epoch * (32 // 8) + after.step
+    advice = f"go on with 'xai-abn train --resume --output {folder}'"
+    assert said.splitlines()[-1] == f"xai-abn: interrupted; the state after step {step} is saved; {advice}"
+    assert "Traceback" not in said
+    saved = make_training_settings(read_settings(folder / "config.yaml")[0])
+    short = saved.replace(epochs=after.epoch + 1)
+    train(short, folder, resume=True)
+    train(short, tmp_path / "whole")
+    assert same(folder / FINAL, tmp_path / "whole" / FINAL)
+
+
 class Cut(BaseException):
     """Stands for a kill."""
 

@@ -76,9 +76,12 @@ def run(
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     file = shard_file(output, settings.shard)
     with progress_bar("measuring") as progress:
-        summary = benchmark(
-            adapter, dataset, [methods], names, file, settings, command=command_line(), progress=progress
-        )
+        try:
+            summary = benchmark(
+                adapter, dataset, [methods], names, file, settings, command=command_line(), progress=progress
+            )
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"the images measured so far are in {file}; the same command goes on") from stop
     _report(summary)
 
 

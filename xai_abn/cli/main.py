@@ -58,11 +58,21 @@ def main() -> None:
     except XaiAbnError as error:
         typer.echo(f"xai-abn: {error.line}", err=True)
         sys.exit(error.exit_code)
-    except SystemExit as stop:
-        if stop.code != INTERRUPTED:
+    except (SystemExit, KeyboardInterrupt) as stop:
+        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
             raise
-        typer.echo("xai-abn: interrupted; the files written so far are complete", err=True)
+        for number in (signal.SIGINT, signal.SIGTERM):  # another one would end the clean-up with a traceback
+            signal.signal(number, signal.SIG_IGN)
+        advice = _advice(stop) or "the files written so far are complete"
+        typer.echo(f"xai-abn: interrupted; {advice}", err=True)
         sys.exit(TERMINATED if signal.SIGTERM in _received else INTERRUPTED)
+
+
+def _advice(stop: BaseException | None) -> str:
+    """Return the text of the interruption that led to an exit: how to go on."""
+    while stop is not None and not (isinstance(stop, KeyboardInterrupt) and str(stop)):
+        stop = stop.__cause__ or stop.__context__
+    return str(stop or "")
 
 
 def _stop(number: int, _frame: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -220,6 +221,7 @@ class LazySplit:
             collate_fn=self._stack,
             pin_memory=pinned,
             generator=torch.Generator(),  # else it would draw from torch's global state
+            worker_init_fn=ignore_interrupts,
         )
         for pixels, kept, problems in loader:
             if problems and self.options.on_unreadable == "stop":
@@ -369,3 +371,8 @@ def digest(*contents: bytes | memoryview) -> str:
     for content in contents:
         found.update(content)
     return found.hexdigest()
+
+
+def ignore_interrupts(_worker: int) -> None:
+    """Let Ctrl-C, which a terminal sends to every process, end the run and not first the process that reads images."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -8,6 +8,8 @@ made, and two ranks do what one does.
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -187,19 +189,23 @@ class TrainingLoop:
             writes = self.accelerator.is_main_process
             self.log = RunLog(self.folder.log, at.log_length, self.step, writes=writes, tensorboard=board)
         gpus = [objective.device] if objective.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=gpus), objective.training():
+        with torch.random.fork_rng(devices=gpus), objective.training(), _SignalsHeldBack(self._can_stop()) as signals:
             self._clock = self._logged = time.monotonic()
             self._save()
             if self.step == 0 and objective.check_start:
                 self._check()
             while at.epoch < objective.epochs:
-                self._train_epoch()
+                self._train_epoch(signals)
                 at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
                 self._save()
         if self.log is not None:
             self.log.close()
 
-    def _train_epoch(self) -> None:
+    def _can_stop(self) -> bool:
+        """Return whether a signal may end the run after any step; several ranks would stop at different steps."""
+        return self.folder is not None and self.accelerator.num_processes == 1
+
+    def _train_epoch(self, signals: _SignalsHeldBack) -> None:
         objective, at = self.objective, self.position
         pending: list[dict[str, Tensor]] = []
         for batch in objective.batches(at.epoch, at.step):
@@ -209,15 +215,20 @@ class TrainingLoop:
             at.step += 1
             ends = at.step == objective.steps_per_epoch
             check = objective.check_every > 0 and (ends or at.step % objective.check_every == 0)
-            if check or ends or at.step % objective.log_every == 0:
+            if check or ends or signals.received or at.step % objective.log_every == 0:
                 self._log_steps(pending)
                 pending.clear()
                 if check:
                     self._check()
                 if ends:
                     break
-                if check or time.monotonic() - self._saved >= 60 * objective.save_minutes:
+                if check or signals.received or time.monotonic() - self._saved >= 60 * objective.save_minutes:
                     self._save()
+                if signals.received and self.folder is not None:
+                    signals.act(
+                        f"the state after step {self.step} is saved; go on with 'xai-abn {objective.settings.verb} "
+                        f"--resume --output {self.folder.path}'"
+                    )
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the weights once; return the losses and what else is logged."""
@@ -307,3 +318,43 @@ class TrainingLoop:
         tensors = {**objective.tensors(), "optimizer": optimizer_tensors(objective.optimizer)}
         settings = objective.settings.to_dict()
         save_state(self.folder.state, State(objective.kind, tensors, self.position, settings, objective.origin))
+
+
+class _SignalsHeldBack:
+    """Holds back the first SIGINT or SIGTERM in a block, so that the state can be saved; a second one acts at once.
+
+    Args:
+        wanted: hold back at all; in a thread other than the main one, signals are left alone.
+
+    Attributes:
+        received: number of the signal, or 0.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        self.received = 0
+        self._wanted = wanted and threading.current_thread() is threading.main_thread()
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> _SignalsHeldBack:
+        if self._wanted:
+            self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self.received:
+            self.act("")
+        self.received = number
+
+    def act(self, advice: str) -> None:
+        """Do what the signal does outside the block; a ``KeyboardInterrupt`` gets the advice."""
+        number, self.received = self.received, 0
+        self.__exit__()
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(advice) from stop
