@@ -1,4 +1,4 @@
-"""Atomic writing of files: whole or not at all."""
+"""Atomic writing of files, whole or not at all; names of files as text."""
 
 from __future__ import annotations
 
@@ -33,3 +33,8 @@ def replacing(path: Path, kind: str = "") -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def name_as_text(name: str) -> str:
+    """Return the name of a file, which may be any bytes, as text that can be printed and stored."""
+    return os.fsencode(name).decode(errors="backslashreplace")

@@ -12,7 +12,8 @@ from torch import nn
 import xai_abn
 from xai_abn.benchmark import BenchmarkSettings, benchmark
 from xai_abn.benchmark.report.build import make_report
-from xai_abn.datasets import read_dataset
+from xai_abn.benchmark.trials import class_indices
+from xai_abn.datasets import Dataset, Sample, read_dataset
 from xai_abn.errors import DatasetError, InvalidInputError
 from xai_abn.images.loading import SkippedFilesWarning, find_images, load_image
 
@@ -132,6 +133,23 @@ def test_classes_that_the_model_does_not_know_are_told(tmp_path):
     summary = run(read_dataset(coco(tmp_path, (0, 0, 80, 60), names=("Tabby", "zebra"))), tmp_path)
     assert summary.unknown_classes == ("zebra",)
     assert len(values(tmp_path)) == 1
+
+
+def test_a_class_that_several_labels_have_is_left_out(tmp_path):
+    """ImageNet has two cranes; one of them would be explained for the other."""
+    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    cranes = xai_abn.wrap(net, labels=["crane", "dog", "crane"])
+    data = Dataset("coco", {"train": [Sample("a.jpg")]}, ("crane", "dog"))
+    assert class_indices(cranes, data, 3) == {"dog": (1,)}
+
+
+def test_a_link_that_leads_nowhere_is_told(tmp_path):
+    """A folder of links to a disk that is not mounted."""
+    save(tmp_path / "images" / "cat" / "a.jpg")
+    (tmp_path / "images" / "cat" / "b.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.warns(SkippedFilesWarning, match=r"1 links lead nowhere: .*b\.jpg"):
+        data = read_dataset(f"images:{tmp_path / 'images'}")
+    assert len(data.samples) == 1
 
 
 def test_an_image_without_objects_is_no_failure(tmp_path):

@@ -45,7 +45,8 @@ class Summary:
         failed: (image, reason).
         superseded: number of images whose content or annotations changed since an earlier session.
         copies: number of images with the content and annotations of another one, which are measured once.
-        unknown_classes: classes of the data set that the model does not know; their objects are left out.
+        unknown_classes: classes of the data set that no label of the model has, or several have; their objects are left
+            out.
         seconds: wall time.
     """
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xai_abn.datasets import Dataset, Sample
 from xai_abn.errors import DatasetError
+from xai_abn.files import name_as_text
 from xai_abn.images.preprocess import PreparedImage
 from xai_abn.metrics.objects import Objects
 from xai_abn.models.adapter import ModelAdapter
@@ -75,8 +76,8 @@ class Trial:
 def class_indices(model: ModelAdapter, data: Dataset, classes: int) -> dict[str, tuple[int, ...]]:
     """Return the model's classes that correspond to each class of a data set; those without are left out.
 
-    A class that has the name of one of the model's labels is that class; for a model of 1,000 ImageNet classes
-    the WordNet ids of the data set decide.
+    A class that has the name of one of the model's labels is that class, but not one that has the name of several,
+    such as the two cranes of ImageNet; for a model of 1,000 ImageNet classes the WordNet ids of the data set decide.
 
     Args:
         model: the model.
@@ -86,15 +87,18 @@ def class_indices(model: ModelAdapter, data: Dataset, classes: int) -> dict[str,
     Raises:
         DatasetError: no class corresponds.
     """
-    labels = {label.casefold(): i for i, label in enumerate(model.labels or ())}
+    labels: dict[str, list[int]] = {}
+    for index, label in enumerate(model.labels or ()):
+        labels.setdefault(label.casefold(), []).append(index)
     found: dict[str, tuple[int, ...]] = {}
     if classes == 1000 and data.wnids:
         from timm.data.imagenet_info import ImageNetInfo
 
-        index = {wnid: i for i, wnid in enumerate(ImageNetInfo().label_names())}
-        found = {name: tuple(index[w] for w in wnids) for name, wnids in data.wnids.items()}
+        numbers = {wnid: i for i, wnid in enumerate(ImageNetInfo().label_names())}
+        found = {name: tuple(numbers[w] for w in wnids) for name, wnids in data.wnids.items()}
     else:
-        found = {name: (labels[name.casefold()],) for name in data.class_names if name.casefold() in labels}
+        named = {name: tuple(labels.get(name.casefold(), ())) for name in data.class_names}
+        found = {name: indices for name, indices in named.items() if len(indices) == 1}
     if not found:
         raise DatasetError(
             f"{model.name} knows none of the classes of {data.kind} ({', '.join(data.class_names[:3])} ...): give it "
@@ -128,4 +132,4 @@ def short_names(samples: Iterable[Sample]) -> list[str]:
     paths = [sample.source for sample in samples]
     folder = os.path.commonpath([os.path.dirname(p) for p in paths]) if len(paths) > 1 else os.path.dirname(paths[0])
     names = [os.path.relpath(p, folder) if folder else p for p in paths]
-    return [os.fsencode(name).decode(errors="backslashreplace") for name in names]  # names of files may be any bytes
+    return [name_as_text(name) for name in names]

@@ -183,7 +183,10 @@ def _report(summary: Summary) -> None:
     if summary.unknown_classes:
         names = ", ".join(summary.unknown_classes[:5])
         more = f" and {len(summary.unknown_classes) - 5} others" if len(summary.unknown_classes) > 5 else ""
-        typer.echo(f"note: the model does not know the classes {names}{more}; their objects are left out", err=True)
+        typer.echo(
+            f"note: the model has no label, or several, for the classes {names}{more}; their objects are left out",
+            err=True,
+        )
     if summary.superseded:
         typer.echo(
             f"note: {summary.superseded} images changed since they were measured; their old values no longer count",

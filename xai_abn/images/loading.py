@@ -203,7 +203,8 @@ def find_images(source: str | Path) -> list[str]:
         return [text]
     there = _exists(path)
     if path.is_dir():
-        files = list(_files_below(path))
+        entries = list(_entries_below(path))
+        files = [p for p in entries if p.is_file()]
         found = sorted(str(p) for p in files if p.suffix.lower() in EXTENSIONS)
         others = Counter(p.suffix.lower() or "no ending" for p in files if p.suffix.lower() not in EXTENSIONS)
         skipped = {ending: number for ending, number in others.items() if ending not in _NO_IMAGES}
@@ -212,6 +213,9 @@ def find_images(source: str | Path) -> list[str]:
             hint = f"; it has {listed}" if listed else ""
             hint += "; for .heic install pillow-heif and convert them" if ".heic" in skipped else ""
             raise ImageLoadError(f"{text}: no images in this folder (looked for {', '.join(sorted(EXTENSIONS))}){hint}")
+        broken = [p for p in entries if p.is_symlink() and not p.exists()]
+        if broken:
+            warnings.warn(SkippedFilesWarning(f"{text}: {len(broken)} links lead nowhere: {broken[0]}"), stacklevel=2)
         if skipped:
             warnings.warn(
                 SkippedFilesWarning(f"{text}: {sum(skipped.values())} files are skipped by their ending: {listed}"),
@@ -235,8 +239,8 @@ def _exists(path: Path) -> bool:
         raise ImageLoadError(f"{shown!r}: cannot be the path of a file ({reason})") from error
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield every file below a folder and its linked folders, except names that start with a dot."""
+def _entries_below(folder: Path) -> Iterator[Path]:
+    """Yield every entry below a folder and its linked folders that is no folder, except names that start with a dot."""
     seen: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
@@ -245,7 +249,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (p for name in files if not name.startswith(".") and (p := Path(root, name)).is_file())
+        yield from (Path(root, name) for name in files if not name.startswith("."))
 
 
 class _PillowWarnings:

@@ -117,6 +117,15 @@ def test_bad_coco_annotations_are_refused(tmp_path, changes, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_bad_annotation_of_a_number_with_a_point_costs_its_image(tmp_path):
+    """Some tools write ids as 2.0."""
+    touch(tmp_path / "images", "b.jpg")
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2.0, "file_name": "b.jpg"}]
+    data = read_dataset(coco(tmp_path, annotation(), annotation(image_id=2.0, bbox=[1, 2]), images=images))
+    assert [Path(image.source).name for image in data.samples] == ["a.jpg"]
+    assert data.problems[0][0].endswith("b.jpg")
+
+
 def test_a_bad_annotation_costs_its_image_and_no_other(tmp_path):
     """One of a thousand polygons is odd in most data sets."""
     touch(tmp_path / "images", "b.jpg")

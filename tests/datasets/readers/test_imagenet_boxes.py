@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from support import touch
 
@@ -47,13 +50,33 @@ def test_imagenet_images_that_cannot_be_used_are_problems(tmp_path):
         ("b.JPEG,n02134084,1 2 nan 4", "expected four numbers"),
         ("b.JPEG,bear,1 2 3 4", "wnid is 'bear'; expected n and 8 digits"),
         (",n02134084,1 2 3 4", "the file is empty"),
-        ("a.JPEG,n02134084,1 2 3 4", "a.JPEG is on line 2 already"),
     ],
 )
-def test_bad_lines_are_numbered(tmp_path, line, message):
-    """A damaged line is refused with its number."""
-    with pytest.raises(DatasetError, match=rf"boxes\.csv, line 3: .*{message}"):
-        read_dataset(boxes_csv(tmp_path, "a.JPEG,n02134084,1 2 3 4", line))
+def test_a_bad_line_costs_its_image_and_no_other(tmp_path, line, message):
+    """It is among the problems, with its number."""
+    data = read_dataset(boxes_csv(tmp_path, "a.JPEG,n02134084,1 2 3 4", line))
+    assert [Path(sample.source).name for sample in data.samples] == ["a.JPEG"]
+    ((_, reason),) = data.problems
+    assert re.search(rf"boxes\.csv, line 3: .*{message}", reason)
+
+
+def test_an_image_on_two_lines_is_not_measured(tmp_path):
+    """Neither line has all of its boxes."""
+    lines = ("a.JPEG,n02134084,1 2 3 4", "b.JPEG,n02134084,1 2 3 4", "a.JPEG,n02134084,5 6 7 8")
+    data = read_dataset(boxes_csv(tmp_path, *lines))
+    assert [Path(sample.source).name for sample in data.samples] == ["b.JPEG"]
+    assert [Path(source).name for source, _ in data.problems] == ["a.JPEG", "a.JPEG"]
+    assert "listed twice; join the boxes of an image by ';'" in data.problems[0][1]
+
+
+def test_a_bad_line_of_kaggles_list_costs_its_image(tmp_path):
+    """Its name does not depend on the boxes."""
+    touch(tmp_path / "images", "ILSVRC2012_val_1.JPEG", "ILSVRC2012_val_2.JPEG")
+    text = "ImageId,PredictionString\nILSVRC2012_val_1,n02134084 1 2 3\nILSVRC2012_val_2,n02134084 1 2 3 4\n"
+    (tmp_path / "LOC_val_solution.csv").write_text(text)
+    data = read_dataset(f"imagenet-boxes:{tmp_path / 'LOC_val_solution.csv'}")
+    assert [Path(sample.source).name for sample in data.samples] == ["ILSVRC2012_val_2.JPEG"]
+    assert "line 2: PredictionString is 'n02134084 1 2 3'" in data.problems[0][1]
 
 
 @pytest.mark.parametrize("header", ["file,wnid", "1,2,3", ""])

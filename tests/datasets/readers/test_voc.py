@@ -143,3 +143,12 @@ def test_voc_entities_cannot_hide_in_another_encoding(tmp_path):
     (tmp_path / "Annotations" / "a.xml").write_bytes("<!DOCTYPE a><annotation/>".encode("utf-16"))
     with pytest.raises(DatasetError, match="cannot be read as UTF-8 text"):
         read_dataset(spec)
+
+
+def test_voc_takes_the_image_that_the_file_names_of_several(tmp_path):
+    """a.jpg and a.png have the same name without ending."""
+    spec = voc(tmp_path, a=f"<filename>a.png</filename>{SOFA}", b=CAT)
+    touch(tmp_path / "JPEGImages", "a.png", "b.png")
+    data = read_dataset(spec)
+    assert [Path(sample.source).name for sample in data.samples] == ["a.png"]
+    assert data.problems[0][1].startswith(f"b.jpg and b.png are in {tmp_path / 'JPEGImages'}, and its <filename> is ''")

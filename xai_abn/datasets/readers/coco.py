@@ -141,7 +141,7 @@ def read_coco(place: str, images: Path | None = None) -> Dataset:
                 raise DatasetError(f"{where} has category_id {read['category_id']}, which is not among the categories")
             objects[read["image_id"]].append(_object(read, names[read["category_id"]]))
         except DatasetError as error:
-            key = str(annotation.get("image_id"))
+            key = _image_of(annotation)
             if key not in listed:  # no one knows which image it costs
                 raise DatasetError(f"{file}: {error}") from error
             damaged.setdefault(key, str(error))
@@ -160,6 +160,14 @@ def read_coco(place: str, images: Path | None = None) -> Dataset:
 
 
 _ANNOTATION = TypeAdapter(_Annotation)
+
+
+def _image_of(annotation: dict[str, Any]) -> str | None:
+    """Return the id of the image that an annotation belongs to, also of a damaged one."""
+    try:
+        return _as_text(annotation.get("image_id"))
+    except ValueError:
+        return None
 
 
 def _read_annotation(annotation: dict[str, Any], where: str) -> _Annotation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from xai_abn.datasets.imagenet_classes import own_wnids
 from xai_abn.datasets.sample import READERS, Dataset, Sample
 from xai_abn.datasets.splits import find_splits, split_for, split_within
 from xai_abn.errors import DatasetError, ImageLoadError
+from xai_abn.files import name_as_text
 from xai_abn.images.loading import EXTENSIONS, find_images
 
 
@@ -92,10 +92,5 @@ def _read_split(folder: Path) -> tuple[list[Sample], list[str]]:
         raise DatasetError(f"{folder}: no images in this folder (looked for {', '.join(sorted(EXTENSIONS))})")
     if not by_class:
         return [Sample(path) for path in loose], []
-    named = ((_as_text(name), paths) for name, paths in sorted(by_class.items()))
+    named = ((name_as_text(name), paths) for name, paths in sorted(by_class.items()))
     return [Sample(path, label=name) for name, paths in named for path in paths], loose
-
-
-def _as_text(name: str) -> str:
-    """Return the name of a folder, which may be any bytes, as text."""
-    return os.fsencode(name).decode(errors="backslashreplace")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,31 +34,30 @@ def read_imagenet_boxes(place: str, images: Path | None = None) -> Dataset:
         images: folder of the images, if it is another.
 
     Returns:
-        The images in the order of the file. Images that are absent or have no box are among the problems.
+        The images in the order of the file. Images that are absent, have no box or a damaged line, or are listed twice
+        are among the problems.
 
     Raises:
-        DatasetError: there is no such file, or a line is damaged; the message gives its number.
+        DatasetError: there is no such file, or it has other columns.
     """
     file = Path(place)
     kaggle = [file.parent / "ILSVRC" / "Data" / "CLS-LOC" / part for part in ("val", "train")]
-    rows = list(_rows(file))
+    rows = [(line, row, _name(row) or f"{file}, line {line}") for line, row in _rows(file)]
     folders = [images] if images is not None else [file.parent / "images", file.parent, *kaggle]
-    finder = ImageFinder(folders, [str(row.get("file")) for _, row in rows])
+    finder = ImageFinder(folders, [name for _, _, name in rows])
+    times = Counter(name for _, _, name in rows)
     samples, problems = [], []
-    seen: dict[str, int] = {}
-    for line, row in rows:
-        where = f"{file}, line {line}"
-        name, wnid, boxes = _fields(row, where)
-        if name in seen:
-            raise DatasetError(f"{where}: {name} is on line {seen[name]} already; join the boxes of an image by ';'")
-        seen[name] = line
+    for line, row, name in rows:
         path = finder.find(name)
-        if path is None:
-            problems.append((name, finder.missing(name)))
-        elif not boxes:
-            problems.append((str(path), "no box"))
-        else:
+        try:
+            if times[name] > 1:
+                raise DatasetError(f"{file}, line {line}: {name} is listed twice; join the boxes of an image by ';'")
+            wnid, boxes = _fields(row, f"{file}, line {line}")
+            if path is None or not boxes:
+                raise DatasetError(finder.missing(name) if path is None else "no box")
             samples.append(Sample(str(path), tuple(AnnotatedObject(wnid, box) for box in boxes), wnid))
+        except DatasetError as error:
+            problems.append((name if path is None else str(path), error.line))
     names = tuple(sorted({str(sample.label) for sample in samples}))
     return Dataset("imagenet-boxes", {"train": samples}, names, own_wnids(names), tuple(problems))
 
@@ -69,38 +69,46 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
-            kaggle = set(KAGGLE) <= set(reader.fieldnames or ())
-            if missing := [c for c in COLUMNS if not kaggle and c not in (reader.fieldnames or ())]:
+            columns = reader.fieldnames or ()
+            if not set(KAGGLE) <= set(columns) and (missing := [c for c in COLUMNS if c not in columns]):
                 raise DatasetError(f"{file}, line 1: no column {missing[0]!r}; expected {','.join(COLUMNS)}")
             for row in reader:
-                yield reader.line_num, _from_kaggle(row, f"{file}, line {reader.line_num}") if kaggle else row
+                yield reader.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{file}: cannot be read as CSV ({error}); expected {','.join(COLUMNS)}") from error
 
 
-def _from_kaggle(row: dict[str, str], where: str) -> dict[str, str]:
-    """Return a line of Kaggle's list, ``wnid x1 y1 x2 y2 wnid x1 ...``, in our columns."""
-    name, text = ((row.get(column) or "").strip() for column in KAGGLE)
-    words = text.split()
-    groups = [words[i : i + 5] for i in range(0, len(words), 5)]
-    wnids = {group[0] for group in groups}
-    if not groups or len(groups[-1]) != 5 or len(wnids) != 1:
-        raise DatasetError(f"{where}: PredictionString is {text[:40]!r}; expected wnid x1 y1 x2 y2 of one class")
-    folder = f"{groups[0][0]}/" if "_" in name and name.startswith("n") else ""
-    boxes = ";".join(" ".join(group[1:]) for group in groups)
-    return {"file": f"{folder}{name}.JPEG", "wnid": groups[0][0], "boxes": boxes}
+def _name(row: dict[str, str]) -> str:
+    """Return the name of a line's image, or nothing; Kaggle's training images are in a folder for each class."""
+    image, text = (row.get(KAGGLE[0]) or "").strip(), (row.get(COLUMNS[0]) or "").strip()
+    folder = f"{image.partition('_')[0]}/" if re.match(r"n\d{8}_", image) else ""
+    return f"{folder}{image}.JPEG" if image else text
 
 
-def _fields(row: dict[str, str], where: str) -> tuple[str, str, list[Box]]:
-    """Return file, class and boxes of one line."""
+def _fields(row: dict[str, str], where: str) -> tuple[str, list[Box]]:
+    """Return class and boxes of one line.
+
+    Raises:
+        DatasetError: the line is damaged.
+    """
     if None in row or None in row.values():
         raise DatasetError(f"{where}: too many or too few columns; expected those of the first line")
-    name, wnid, boxes = (row[column].strip() for column in COLUMNS)
-    if not name:
+    if not _name(row):
         raise DatasetError(f"{where}: the file is empty; expected the name of an image")
+    wnid, boxes = _of_kaggle(row, where) if KAGGLE[1] in row else (row["wnid"].strip(), row["boxes"])
     if not re.fullmatch(r"n\d{8}", wnid):
         raise DatasetError(f"{where}: wnid is {wnid!r}; expected n and 8 digits, such as n02085620")
-    return name, wnid, [_box(text, where) for text in boxes.split(";") if text.strip()]
+    return wnid, [_box(text, where) for text in boxes.split(";") if text.strip()]
+
+
+def _of_kaggle(row: dict[str, str], where: str) -> tuple[str, str]:
+    """Return class and boxes of Kaggle's list, ``wnid x1 y1 x2 y2 wnid x1 ...``."""
+    text = row[KAGGLE[1]].strip()
+    words = text.split()
+    groups = [words[i : i + 5] for i in range(0, len(words), 5)]
+    if not groups or len(groups[-1]) != 5 or len({group[0] for group in groups}) != 1:
+        raise DatasetError(f"{where}: PredictionString is {text[:40]!r}; expected wnid x1 y1 x2 y2 of one class")
+    return groups[0][0], ";".join(" ".join(group[1:]) for group in groups)
 
 
 def _box(text: str, where: str) -> Box:

@@ -34,7 +34,7 @@ def read_voc(place: str, images: Path | None = None) -> Dataset:
     Returns:
         The images, also those without objects. Images that are listed but absent or not annotated are among the
         problems. An image is that with the name of the XML file, whatever its ending; or else the one that the file
-        names, unless that is the image of another XML file.
+        names, unless that is the image of another XML file. Of several endings, the file's own name decides.
 
     Raises:
         DatasetError: nothing is there, or a file is damaged or incomplete.
@@ -49,7 +49,10 @@ def read_voc(place: str, images: Path | None = None) -> Dataset:
     folder = images or next((root / name for name in FOLDERS if (root / name).is_dir()), annotations)
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder of images")
-    files = {p.stem: p for p in sorted(folder.iterdir(), reverse=True) if p.suffix.lower() in EXTENSIONS}
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in EXTENSIONS:
+            files.setdefault(path.stem, []).append(path)
     samples, problems = [], []
     part, stems = _listed(root, annotations)
     for stem in stems:
@@ -65,11 +68,15 @@ def read_voc(place: str, images: Path | None = None) -> Dataset:
             continue
         named = Path((tree.findtext("filename") or "").strip().replace("\\", "/")).name
         other = Path(named).stem if Path(named).suffix.lower() in EXTENSIONS else named
-        image = files.get(stem) or (None if (annotations / f"{other}.xml").is_file() else files.get(other))
-        if image is None:
-            problems.append((str(file), f"no image called {stem} in {folder}, and none of its own called {named!r}"))
+        images_of = files.get(stem) or ([] if (annotations / f"{other}.xml").is_file() else files.get(other, []))
+        chosen = [image for image in images_of if len(images_of) == 1 or image.name == named]
+        if chosen:
+            samples.append(Sample(str(chosen[0]), objects, size=_size(tree)))
+        elif images_of:
+            several = " and ".join(image.name for image in images_of)
+            problems.append((str(file), f"{several} are in {folder}, and its <filename> is {named!r}, neither of them"))
         else:
-            samples.append(Sample(str(image), objects, size=_size(tree)))
+            problems.append((str(file), f"no image called {stem} in {folder}, and none of its own called {named!r}"))
     names = tuple(sorted({thing.label for sample in samples for thing in sample.objects}))
     wnids = {name: wnids_of(name) for name in names if wnids_of(name)} | own_wnids(names)
     return Dataset("voc", {part: samples}, names, wnids, tuple(problems))
