@@ -23,6 +23,12 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 
+def shown(value: object, length: int = 80) -> str:
+    """Return a value as a message shows it: on one line, cut to so many characters; text as it is."""
+    line = " ".join((value if isinstance(value, str) else repr(value)).split())
+    return line if len(line) <= length else f"{line[: length - 3]}..."
+
+
 class XaiAbnError(Exception):
     """Base class of the errors that a user can cause and fix.
 
@@ -104,11 +110,13 @@ class UnknownNameError(XaiAbnError, KeyError):
         by_folded = {k.casefold(): k for k in known}
         close = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.5)
         self.nearest = [by_folded[k] for k in close]
-        message = f"unknown {kind} {name!r}"
+        message = f"unknown {kind} {shown(repr(name))}"
         if self.nearest:
             message += f"; did you mean {', '.join(map(repr, self.nearest))}?"
         if len(known) <= 12:
             message += f" Known: {', '.join(known)}." if self.nearest else f"; known: {', '.join(known)}"
+        elif not self.nearest:
+            message += f"; there are {len(known)} known, such as {', '.join(known[:3])}"
         if hint and message[-1] not in ".?":
             message += "."
         super().__init__(f"{message} {hint}".rstrip())

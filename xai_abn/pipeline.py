@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import repeat
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from xai_abn import __version__
-from xai_abn.errors import ImageLoadError, InvalidInputError, NonFiniteError, XaiAbnError
+from xai_abn.errors import ImageLoadError, InvalidInputError, NonFiniteError, XaiAbnError, shown
 from xai_abn.explainers import Explainer, make_explainers, run_pass
 from xai_abn.explanation import Explanation, Explanations, ImageExplanations
 from xai_abn.images.loading import decode_image, from_array, load_image, to_rgb
@@ -27,6 +26,7 @@ from xai_abn.models.targets import (
     ResolvedTarget,
     ScoreFunction,
     Target,
+    can_be_explained,
     resolve_targets,
     target_directions,
     target_scores,
@@ -164,7 +164,7 @@ def explain_batch(
     resolved: list[list[ResolvedTarget]] = []
     for image, wanted, logits in zip(prepared, targets, forward_pass.logits, strict=True):
         try:
-            if bool(logits.isnan().any() or (logits == math.inf).any() or logits.isneginf().all()):
+            if not bool(can_be_explained(logits[None])):
                 raise NonFiniteError(
                     f"{image.source}: {model.name} outputs NaN or infinite scores; check its weights and preprocessing"
                 )
@@ -272,8 +272,9 @@ def _prepared(image: Any, preprocess: Preprocess, name: str) -> PreparedImage | 
     try:
         if isinstance(image, Mapping) and "bytes" not in image and "path" not in image:
             raise InvalidInputError(
-                f"{name}: expected a mapping with 'bytes' or 'path', got one with {', '.join(map(str, image))}; from a "
-                "processor's batch give its tensor, such as batch['pixel_values']"
+                f"{name}: expected a mapping with 'bytes' or 'path', got one with "
+                f"{', '.join(map(str, image)) or 'nothing'}; from a processor's batch give its tensor, such as "
+                "batch['pixel_values']"
             )
         if isinstance(image, Mapping):
             name = image.get("path") or name
@@ -298,6 +299,10 @@ def _prepared(image: Any, preprocess: Preprocess, name: str) -> PreparedImage | 
         return error
     except OSError as error:
         return ImageLoadError(f"{name}: cannot be read ({error.strerror or error})")
+    except MemoryError:
+        raise
+    except Exception as error:  # a file or tensor of another library can raise anything
+        return ImageLoadError(f"{name}: cannot be read ({type(error).__name__}: {shown(str(error))})")
     return InvalidInputError(
         f"{name}: expected a path, file, Pillow image, uint8 array or tensor, got {type(image).__name__}"
     )
@@ -317,9 +322,12 @@ def targets_per_image(targets: Any, number: int) -> list[list[Target | None]]:
     """Return the targets of each of ``number`` images, given for all or one per image; see :func:`explain`.
 
     Raises:
-        InvalidInputError: another number of targets than images, an empty list, or a function among them.
+        InvalidInputError: another number of targets than images, an empty list, a function among them, or no targets.
     """
-    if isinstance(targets, (Tensor, np.ndarray, np.generic)):
+    shaped = isinstance(targets, (Tensor, np.ndarray, np.generic))
+    if shaped and targets.ndim > 2:
+        raise InvalidInputError(f"targets must be indices (N,) or (N, several), got the shape {tuple(targets.shape)}")
+    if shaped:
         targets = targets.tolist()
         rows = targets if isinstance(targets, list) and targets and isinstance(targets[0], list) else []
         if rows and len(rows[0]) > 1 and {value for row in rows for value in row} <= {0, 1}:
@@ -329,6 +337,11 @@ def targets_per_image(targets: Any, number: int) -> list[list[Target | None]]:
             )
     if targets is None or isinstance(targets, (int, float, str, Difference)):
         return [[targets]] * number  # type: ignore[list-item]
+    if not isinstance(targets, Iterable) or isinstance(targets, (Mapping, Set, bytes)):
+        raise InvalidInputError(
+            "targets must be an index, a label, a Difference, a function, or a list of one per image, got "
+            f"{type(targets).__name__}"
+        )
     chosen = list(targets)
     if len(chosen) != number:
         raise InvalidInputError(

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from xai_abn.errors import InvalidInputError, UnknownNameError, XaiAbnError
+from xai_abn.errors import InvalidInputError, UnknownNameError, XaiAbnError, shown
 
 S = TypeVar("S", bound="Settings")
 
@@ -49,7 +49,7 @@ class Settings(BaseModel):
         Blur(radius=5)
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -70,13 +70,15 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_mixed_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse True for a number and 1 for true, which pydantic would convert."""
+        """Refuse True for a number, 1 for true, and bytes for text, which pydantic would convert."""
         kind = cls.model_fields[str(info.field_name)].annotation
         kinds = {kind, *get_args(kind)}
         if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
             raise ValueError("a whole number" if int in kinds else "a number")
         if isinstance(value, int | float) and not isinstance(value, bool) and kind is bool:
             raise ValueError("true or false")
+        if isinstance(value, bytes) and str in kinds:
+            raise ValueError("text")
         return value
 
     def replace(self: S, **changes: Any) -> S:
@@ -154,4 +156,4 @@ def _as_own_error(kind: type[Settings], error: ValidationError) -> XaiAbnError:
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     bounds = {n: int(b) if isinstance(b, float) and b.is_integer() else b for n, b in problem.get("ctx", {}).items()}
     expected = _EXPECTED[problem["type"]].format(**bounds) if problem["type"] in _EXPECTED else message
-    return InvalidInputError(f"{name} must be {expected}, got {problem['input']!r}")
+    return InvalidInputError(f"{name} must be {expected}, got {shown(repr(problem['input']))}")

@@ -31,9 +31,9 @@ def test_attribute_gives_the_methods_maps_at_the_inputs_size(resnet18, inputs):
 def test_bad_calls_are_refused(resnet18, inputs):
     """Shapes, classes and settings are checked; a method that does not apply says so."""
     method = CaptumStyle(resnet18, "cam")
-    with pytest.raises(InvalidInputError, match=r"inputs must be floats \(N, 3, H, W\)"):
+    with pytest.raises(InvalidInputError, match=r"inputs must be a tensor of floats \(N, C, H, W\)"):
         method.attribute(inputs[0])
-    with pytest.raises(InvalidInputError, match=r"target must be class indices \(3,\), got torch.int64 \(2,\)"):
+    with pytest.raises(InvalidInputError, match=r"got 2 targets for 3 images"):
         method.attribute(inputs, target=[1, 2])
     with pytest.raises(InvalidInputError, match="target 1000 is out of range"):
         method.attribute(inputs, target=1000)

@@ -68,7 +68,7 @@ def test_mistakes_are_refused(gap_net, files):
         BatchExplainer(gap_net, "cam")({"image": files[:1], "label": [0]})
     with pytest.raises(InvalidInputError, match="errors must be raise or record"):
         BatchExplainer(gap_net, errors="ignore")
-    with pytest.raises(InvalidInputError, match="batch_size must be at least 1"):
+    with pytest.raises(InvalidInputError, match="batch_size must be a whole number of at least 1"):
         BatchExplainer(gap_net, batch_size=0)
     with pytest.raises(UnknownNameError, match="unknown model 'lite9'"):
         BatchExplainer("lite9")({"image": files[:1]})

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 from pydantic import Field
 from torch import Tensor
 
-from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
+from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError, shown
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.models.targets import checked_targets
 from xai_abn.networks.tracing import as_unsupported
 from xai_abn.registry import Registry
 from xai_abn.settings import Settings, parse_options, split_specs
+
+#: How many times something is done or drawn: bounded, so that a slip of the hand does not fill the memory.
+Count: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
+#: A seed of random numbers.
+Seed: TypeAlias = Annotated[int, Field(ge=-(2**31), lt=2**32)]
 
 
 class Explainer(Settings, ABC):
@@ -66,10 +73,26 @@ class Explainer(Settings, ABC):
 
         Raises:
             UnsupportedModelError: the method does not apply to this model; the message says why.
+            InvalidInputError: the targets have another shape, or one does not exist.
         """
-        self.check(forward_pass.model)
-        with as_unsupported(f"{self.name} fails on {forward_pass.model.name}"):
-            return self.compute(forward_pass, targets)
+        with self._running_on(forward_pass.model):
+            self.check(forward_pass.model)
+            return self._maps(forward_pass, targets)
+
+    def _maps(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+        """Return what :meth:`compute` does, for targets that exist, and refuse anything but a map for each image."""
+        maps = self.compute(forward_pass, checked_targets(targets, forward_pass.logits))
+        if not isinstance(maps, Tensor) or maps.dim() != 3 or len(maps) != len(forward_pass) or not maps.numel():
+            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            raise InvalidInputError(
+                f"{self.name} must compute maps (N, h, w), one of each of {len(forward_pass)} images, got {got}"
+            )
+        return maps
+
+    def _running_on(self, model: ModelAdapter) -> AbstractContextManager[None]:
+        """Return a context in which any exception of a network becomes an error that says what to try instead."""
+        other = "occlusion, which needs no gradients" if self.needs_gradient else "grad-cam, which runs it once"
+        return as_unsupported(f"{self.name} fails on {model.name}; try {other}")
 
     @abstractmethod
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
@@ -100,7 +123,7 @@ class Explainer(Settings, ABC):
 
     def layer_of(self, model: ModelAdapter) -> str:
         """Return the layer this explainer reads, or what it reads instead; recorded with its maps."""
-        return (self.layer or model.target_layer) if self.reads_layer else "input"
+        return "input" if not self.reads_layer else model.target_layer if self.layer is None else self.layer
 
     @property
     def options(self) -> dict[str, Any]:
@@ -184,6 +207,8 @@ def parse_spec(spec: str, layer: str | None = None) -> Explainer:
         UnknownNameError: an unknown method or option; the message suggests the nearest names.
         InvalidInputError: the value of an option has the wrong type or is out of range.
     """
+    if not isinstance(spec, str):
+        raise _no_method(spec)
     name, _, text = spec.partition(":")
     kind = get(name.strip())
     try:
@@ -191,12 +216,21 @@ def parse_spec(spec: str, layer: str | None = None) -> Explainer:
         known = [row[0] for row in kind.describe()]
         for option in options:
             if option not in kind.model_fields and not known:
-                raise InvalidInputError(f"it has no options, got {option}")
+                raise InvalidInputError(f"it has no options, leave out {option}")
             if option not in kind.model_fields:
                 raise UnknownNameError(f"option of {name}", option, known)
         return kind(**({"layer": layer} | options))
     except InvalidInputError as error:
         raise InvalidInputError(f"{name}: {error}") from None
+
+
+def _no_method(given: object) -> InvalidInputError:
+    """Return the error for something that does not name a method."""
+    instead = f"; give {given.__name__}()" if isinstance(given, type) and issubclass(given, Explainer) else ""
+    return InvalidInputError(
+        f"a method must be a specification such as 'grad-cam' or an Explainer such as GradCAM(), got {shown(given)}"
+        f"{instead}"
+    )
 
 
 def make_explainers(
@@ -217,22 +251,18 @@ def make_explainers(
     """
     if methods is None:
         methods = "abn" if model.uses_attention_map else "grad-cam"
-    listed = [methods] if isinstance(methods, (str, Explainer)) or not isinstance(methods, Iterable) else list(methods)
-    wrong = next((m for m in listed if not isinstance(m, (str, Explainer))), None)
-    if wrong is not None:
-        called = f"{wrong.__name__}()" if isinstance(wrong, type) else repr(wrong)
-        raise InvalidInputError(
-            f"a method is a specification such as 'grad-cam' or an Explainer such as GradCAM(), got {wrong!r}"
-            + (f"; give {called}" if isinstance(wrong, type) and issubclass(wrong, Explainer) else "")
-        )
+    several = isinstance(methods, Iterable) and not isinstance(methods, (str, bytes, Explainer, Mapping))
+    listed: list[Any] = list(methods) if several else [methods]
     made: list[Explainer] = []
     for method in listed:
-        made += [method] if isinstance(method, Explainer) else [parse_spec(s, layer) for s in split_specs(method)]
+        parts = split_specs(method) if isinstance(method, str) else [method]
+        made += [part if isinstance(part, Explainer) else parse_spec(part, layer) for part in parts]
     specs = [explainer.spec for explainer in made]
     if not made or len(set(specs)) < len(specs):
         raise InvalidInputError(f"give at least one method and each only once, got {', '.join(specs) or 'none'}")
     for explainer in made:
-        explainer.check(model)
+        with explainer._running_on(model):
+            explainer.check(model)
     return made
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xai_abn.errors import UnsupportedModelError
-from xai_abn.explainers.base import Explainer, register
+from xai_abn.explainers.base import Count, Explainer, Seed, register
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.captum_copy import PerCallModules, hookable_copy, unfold_max_pooling
 from xai_abn.models.forward_pass import ForwardPass
@@ -161,8 +161,8 @@ class IntegratedGradients(CaptumMethod):
     source = "Sundararajan et al., ICML 2017"
     captum_class = "IntegratedGradients"
 
-    steps: int = Field(32, ge=1, description="Number of points on the path.")
-    batch_size: int = Field(8, ge=1, exclude=True, description="Number of points per pass; limits memory.")
+    steps: int = Field(32, ge=1, le=1000, description="Number of points on the path.")
+    batch_size: Count = Field(8, exclude=True, description="Number of points per pass; limits memory.")
 
     def arguments(self, image: Tensor) -> dict[str, Any]:
         """Return the number of steps and the batch size."""
@@ -177,10 +177,10 @@ class _Noisy(CaptumMethod):
 
     needs_gradient = True
 
-    samples: int = Field(25, ge=1, description="Number of noisy versions of the image.")
+    samples: Count = Field(25, description="Number of noisy versions of the image.")
     noise: float = Field(0.15, ge=0, description="Standard deviation of the noise, as a share of the image's range.")
-    seed: int = Field(0, description="Seed of the noise.")
-    batch_size: int = Field(8, ge=1, description="Number of noisy versions per pass; limits memory.")
+    seed: Seed = Field(0, description="Seed of the noise.")
+    batch_size: Count = Field(8, description="Number of noisy versions per pass; limits memory.")
 
     def deviation(self, image: Tensor) -> float:
         """Return the standard deviation of the noise for an image, in units of the normalized input."""
@@ -277,7 +277,8 @@ class _ModifiedGradient(CaptumMethod):
 
     def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps as :meth:`Explainer.explain` does; making the copy also checks the model."""
-        return self.compute(forward_pass, targets)
+        with self._running_on(forward_pass.model):
+            return self._maps(forward_pass, targets)
 
     def network(self, model: ModelAdapter) -> nn.Module:
         """Return a copy on which captum may set hooks, where each activation is a module of its own.

@@ -20,13 +20,14 @@ def first_component(values: Tensor) -> Tensor:
 
     A component has no sign. It is chosen so that the largest magnitude is positive.
     """
-    centered = _centered(values)
+    scale = values.abs().amax(dim=(1, 2, 3), keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny)
+    centered = _centered(values.float() / scale)  # so that squares neither overflow nor vanish
     if centered.shape[1] <= centered.shape[2]:
         projected = _scaled_eigenvector(centered @ centered.mT)
     else:
         direction = _scaled_eigenvector(centered.mT @ centered)
         projected = (centered @ torch.nn.functional.normalize(direction, dim=1).to(centered)[..., None])[..., 0]
-    return _as_maps(projected, values)
+    return _as_maps(projected * scale[:, 0, 0], values)
 
 
 def _centered(values: Tensor) -> Tensor:

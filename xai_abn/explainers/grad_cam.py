@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from xai_abn.explainers.base import Explainer, register
+from xai_abn.explainers.base import Count, Explainer, register
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.targets import target_scores
 
@@ -145,7 +145,7 @@ class FinerCAM(GradCAM):
 
     source = "Zhang et al., CVPR 2025"
 
-    references: int = Field(3, ge=1, description="Number of similar classes to compare with.")
+    references: Count = Field(3, description="Number of similar classes to compare with.")
     strength: float = Field(0.6, description="Weight of the comparison; 0 gives Grad-CAM.")
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
-from xai_abn.explainers.base import Explainer, get, register
+from xai_abn.explainers.base import Count, Explainer, Seed, get, register
 from xai_abn.explainers.grad_cam import GradientCAM, weighted_sum
 from xai_abn.heatmaps import unit_range, upsample
 from xai_abn.models.adapter import ModelAdapter
@@ -31,11 +31,11 @@ class SmoothGradCAMPlusPlus(Explainer):
     needs_gradient = True
     source = "Omeiza et al., 2019"
 
-    samples: int = Field(8, ge=1, description="Number of noisy copies of the image.")
+    samples: Count = Field(8, description="Number of noisy copies of the image.")
     deviation: float = Field(
         0.3, ge=0, description="Standard deviation of the noise, in units of the normalized input."
     )
-    seed: int = Field(0, description="Seed of the noise, which is the same for every image.")
+    seed: Seed = Field(0, description="Seed of the noise, which is the same for every image.")
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of ``targets``, (N, h, w), at least 0."""
@@ -80,8 +80,8 @@ class RefineCAM(Explainer):
     @field_validator("layers")
     @classmethod
     def _check_layers(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value is not None and len(value) < 2:
-            raise InvalidInputError(f"layers must name at least two layers, got {', '.join(value) or 'none'}")
+        if value is not None and len(set(value)) < 2:
+            raise InvalidInputError(f"layers must name at least two different layers, got {', '.join(value) or 'none'}")
         return value
 
     @field_validator("base")

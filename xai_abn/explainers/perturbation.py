@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
-from xai_abn.explainers.base import register
+from xai_abn.explainers.base import Count, Seed, register
 from xai_abn.explainers.captum_methods import CaptumMethod, TargetScore
 
 
@@ -51,7 +51,7 @@ class _Blanking(CaptumMethod):
     channels = "first"
     constants: ClassVar[dict[str, Any]] = {"baselines": 0}
 
-    batch_size: int = Field(16, ge=1, exclude=True, description="Number of blanked images per forward pass.")
+    batch_size: Count = Field(16, exclude=True, description="Number of blanked images per forward pass.")
 
     def arguments(self, image: Tensor) -> dict[str, Any]:
         """Return the blank value and the batch size."""
@@ -89,7 +89,7 @@ class Occlusion(_Blanking):
 class _OverSuperpixels(_Blanking):
     """A method that blanks superpixels."""
 
-    segments: int = Field(50, ge=1, description="Approximate number of superpixels.")
+    segments: Count = Field(50, description="Approximate number of superpixels.")
 
     def arguments(self, image: Tensor) -> dict[str, Any]:
         """Return the superpixels."""
@@ -112,8 +112,8 @@ class FeatureAblation(_OverSuperpixels):
 class _Surrogate(_OverSuperpixels):
     """The weights of a linear model of the logit, fitted to random selections of superpixels."""
 
-    samples: int = Field(200, ge=1, description="Number of random selections; each costs one forward pass.")
-    seed: int = Field(0, description="Seed of the random selections.")
+    samples: Count = Field(200, description="Number of random selections; each costs one forward pass.")
+    seed: Seed = Field(0, description="Seed of the random selections.")
 
     def arguments(self, image: Tensor) -> dict[str, Any]:
         """Return the number of samples."""

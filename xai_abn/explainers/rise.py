@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from xai_abn.errors import UnsupportedModelError
-from xai_abn.explainers.base import Explainer, register
+from xai_abn.explainers.base import Count, Explainer, Seed, register
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.targets import target_scores
@@ -31,11 +31,11 @@ class RISE(Explainer):
     source = "Petsiuk et al., BMVC 2018"
     reads_layer = False
 
-    masks: int = Field(2000, ge=1, description="Number of masks; each costs one forward pass.")
-    side: int = Field(7, ge=1, description="Number of cells along each side of the coarse grid of a mask.")
+    masks: Count = Field(2000, description="Number of masks; each costs one forward pass.")
+    side: int = Field(7, ge=1, le=256, description="Number of cells along each side of the coarse grid of a mask.")
     keep: float = Field(0.5, gt=0, le=1, description="Probability that a cell stays visible.")
-    seed: int = Field(0, description="Seed of the random masks.")
-    batch_size: int = Field(32, ge=1, exclude=True, description="Number of masks per forward pass; limits memory.")
+    seed: Seed = Field(0, description="Seed of the random masks.")
+    batch_size: Count = Field(32, exclude=True, description="Number of masks per forward pass; limits memory.")
 
     def check(self, model: ModelAdapter) -> None:
         """Also refuse a model whose output is a score without a probability."""

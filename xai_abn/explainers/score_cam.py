@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from xai_abn.explainers.base import Explainer, register
+from xai_abn.explainers.base import Count, Explainer, Seed, register
 from xai_abn.explainers.grad_cam import weighted_sum
 from xai_abn.heatmaps import unit_range
 from xai_abn.models.forward_pass import ForwardPass
@@ -32,9 +32,8 @@ class ScoreCAM(Explainer):
 
     source = "Wang et al., CVPR Workshops 2020"
 
-    batch_size: int | None = Field(
+    batch_size: Count | None = Field(
         None,
-        ge=1,
         exclude=True,
         description="Number of masked images per forward pass; default: 8 on a CPU, which has small caches, else 32.",
     )
@@ -88,9 +87,9 @@ class SSCAM(ScoreCAM):
 
     source = "Wang et al., 2020 (SS-CAM)"
 
-    samples: int = Field(10, ge=1, description="Number of noise samples per channel.")
+    samples: Count = Field(10, description="Number of noise samples per channel.")
     deviation: float = Field(2.0, ge=0, description="Standard deviation of the noise on masks in [0, 1].")
-    seed: int = Field(0, description="Seed of the noise, which is the same for every image.")
+    seed: Seed = Field(0, description="Seed of the noise, which is the same for every image.")
 
     def scored_channels(self, channels: Tensor) -> Tensor:
         """Return all channels, because noise makes an empty mask visible."""
@@ -113,7 +112,7 @@ class ISCAM(ScoreCAM):
 
     source = "Naidu et al., 2020"
 
-    steps: int = Field(10, ge=1, description="Number of masks per channel.")
+    steps: Count = Field(10, description="Number of masks per channel.")
 
     def variants(self, masks: Tensor, channels: Tensor) -> Iterator[Tensor]:
         """Yield the masks at each brightness."""

@@ -211,7 +211,7 @@ class Preprocess:
             )
         tensor = tensor.detach().float().cpu()
         if not bool(torch.isfinite(tensor).all()):
-            raise InvalidInputError(f"{source}: the tensor holds NaN or infinity")
+            raise InvalidInputError(f"{source}: expected finite values, the tensor holds NaN or infinity")
         if len(tensor) == len(self.mean):
             pixels = (tensor * _channels(self.std) + _channels(self.mean)).clamp(0, 1)
         else:

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xai_abn.errors import InvalidInputError
+from xai_abn.errors import InvalidInputError, shown
 from xai_abn.explainers import Explainer, make_explainers, parse_spec, run_pass
 from xai_abn.heatmaps import upsample
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.adapter import ModelAdapter, wrap
+from xai_abn.models.forward_pass import check_inputs
+from xai_abn.pipeline import targets_per_image
 
 
 class CaptumStyle:
@@ -36,13 +38,17 @@ class CaptumStyle:
         self.model, self.method, self.layer = model, method, layer
 
     def attribute(
-        self, inputs: Tensor, target: int | Sequence[int] | Tensor | None = None, *, upsample_maps: bool = True
+        self,
+        inputs: Tensor,
+        target: int | str | Sequence[int | str] | np.ndarray | Tensor | None = None,
+        *,
+        upsample_maps: bool = True,
     ) -> Tensor:
         """Return one map per image, detached, in the method's own units.
 
         Args:
             inputs: (N, 3, H, W), normalized.
-            target: one class index for all images, one per image, or None for each image's top-1 class.
+            target: one class, by index or label, for all images, one per image, or None for each image's top-1 class.
             upsample_maps: enlarge to (H, W), bilinear with half-pixel centers; otherwise the method's own resolution.
 
         Returns:
@@ -52,8 +58,7 @@ class CaptumStyle:
             InvalidInputError: inputs or targets of another shape, or a class that does not exist.
             UnsupportedModelError: the method does not apply to the model.
         """
-        if inputs.dim() != 4 or not inputs.is_floating_point():
-            raise InvalidInputError(f"inputs must be floats (N, 3, H, W), got {inputs.dtype} {tuple(inputs.shape)}")
+        check_inputs(inputs)
         model = self.model if isinstance(self.model, ModelAdapter) else _wrapped(self.model, inputs)
         (explainer,) = make_explainers(model, self.method, self.layer)
         shared = run_pass(model, inputs, [explainer])
@@ -90,9 +95,13 @@ def explain_func(
         UnsupportedModelError: the method does not apply to the model.
     """
     chosen = _with_settings(method, settings)
-    images = torch.as_tensor(np.asarray(inputs) if not isinstance(inputs, Tensor) else inputs).float()
-    classes = torch.as_tensor(targets).flatten()
-    return CaptumStyle(model, chosen).attribute(images, classes).float().cpu().numpy()
+    try:
+        images = inputs if isinstance(inputs, Tensor) else torch.from_numpy(np.array(inputs, np.float32))
+        images = images.float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"{type(inputs).__name__} ({shown(str(error))})"
+        raise InvalidInputError(f"inputs must be numbers (N, C, H, W), got {got}") from error
+    return CaptumStyle(model, chosen).attribute(images, targets).float().cpu().numpy()
 
 
 def _with_settings(method: str | Explainer, settings: dict[str, Any]) -> Explainer:
@@ -107,15 +116,14 @@ def _wrapped(module: nn.Module, inputs: Tensor) -> ModelAdapter:
     return wrap(module, preprocess=Preprocess(size=max(inputs.shape[2:])))
 
 
-def _indices(target: int | Sequence[int] | Tensor | None, logits: Tensor, model: ModelAdapter) -> Tensor:
+def _indices(
+    target: int | str | Sequence[int | str] | np.ndarray | Tensor | None, logits: Tensor, model: ModelAdapter
+) -> Tensor:
     """Return (N,) indices of classes that exist."""
     number, classes = logits.shape
     if target is None:
         return logits.argmax(dim=1)
-    values = torch.as_tensor(target, device=logits.device)
-    values = values.expand(number) if values.dim() == 0 else values
-    if values.is_floating_point() or tuple(values.shape) != (number,):
-        raise InvalidInputError(f"target must be class indices ({number},), got {values.dtype} {tuple(values.shape)}")
-    for value in values.tolist():
-        model.target_index(value, classes)
-    return values.long()
+    wanted = targets_per_image(target, number)
+    if any(len(one) > 1 for one in wanted):
+        raise InvalidInputError("target must be one class per image, got several for an image; call once for each")
+    return torch.tensor([model.target_index(one, classes) for (one,) in wanted], device=logits.device)  # type: ignore[arg-type]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from xai_abn.errors import InvalidInputError, XaiAbnError
 from xai_abn.explainers import Explainer, make_explainers
-from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.targets import Target
 from xai_abn.models.zoo import load_model
 from xai_abn.pipeline import Result, explain_images
@@ -28,7 +29,7 @@ class BatchExplainer:
     comes.
 
     Args:
-        model: a name for :func:`xai_abn.load_model`; an adapter is pickled whole.
+        model: a name for :func:`xai_abn.load_model`; an adapter is pickled whole, and a bare module is wrapped.
         methods: names or :class:`~xai_abn.explainers.Explainer` objects.
         image_column: the column with paths, encoded bytes, ``{"bytes": ..., "path": ...}``, uint8 arrays or Pillow
             images.
@@ -42,7 +43,7 @@ class BatchExplainer:
         keep: whether to return the given columns, too. Ray needs them; Hugging Face keeps them itself.
 
     Raises:
-        InvalidInputError: ``errors`` or ``batch_size`` is wrong.
+        InvalidInputError: ``errors``, ``batch_size`` or ``prefix`` is wrong.
 
     Example:
         >>> from xai_abn.integrations import BatchExplainer
@@ -53,7 +54,7 @@ class BatchExplainer:
 
     def __init__(
         self,
-        model: str | Path | ModelAdapter = "abn-lite0",
+        model: str | Path | ModelAdapter | nn.Module = "abn-lite0",
         methods: str | Explainer | Sequence[str | Explainer] | None = None,
         image_column: str = "image",
         *,
@@ -68,8 +69,11 @@ class BatchExplainer:
     ) -> None:
         if errors not in _ERRORS:
             raise InvalidInputError(f"errors must be {' or '.join(_ERRORS)}, got {errors!r}")
-        if batch_size < 1:
-            raise InvalidInputError(f"batch_size must be at least 1, got {batch_size}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InvalidInputError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        if not isinstance(prefix, str):
+            raise InvalidInputError(f"prefix must be text, got {prefix!r}")
+        model = wrap(model) if isinstance(model, nn.Module) else model
         self.model, self.methods, self.image_column = model, methods, image_column
         self.target, self.layer, self.weights, self.device = target, layer, weights, device
         self.batch_size, self.errors, self.prefix, self.keep = batch_size, errors, prefix, keep
@@ -81,13 +85,21 @@ class BatchExplainer:
             InvalidInputError: no column of images, or a new column would replace one.
             XaiAbnError: an image cannot be read or explained, with ``errors="raise"``.
         """
+        if not isinstance(batch, Mapping):
+            raise InvalidInputError(f"a batch must be a mapping from columns to values, got {type(batch).__name__}")
         if self.image_column not in batch:
             raise InvalidInputError(
-                f"no column {self.image_column!r}; there are {', '.join(batch)}: choose with image_column=..."
+                f"no column {self.image_column!r}; there are {', '.join(map(str, batch)) or 'none'}: choose with "
+                "image_column=..."
+            )
+        images = batch[self.image_column]
+        if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
+            raise InvalidInputError(
+                f"column {self.image_column!r} must hold a sequence of images, got {type(images).__name__}"
             )
         model = self._loaded()
         methods = make_explainers(model, self.methods, self.layer)
-        rows = self._explained(model, methods, list(batch[self.image_column]))
+        rows = self._explained(model, methods, list(images))
         made = {self.prefix + name: column for name, column in self._columns(model, rows, methods).items()}
         taken = [name for name in made if name in batch]
         if taken:

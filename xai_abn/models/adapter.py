@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
+from types import NoneType
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
+from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError, shown
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.layers import (
     AttentionPlace,
@@ -105,7 +108,7 @@ class ModelAdapter:
         """
         given = self.example_input
         example = torch.zeros(1, *self.preprocess.shape) if given is None else given[:1].detach().float().cpu()
-        shape, inputs = "x".join(map(str, example.shape)), on_device(example, self.module)
+        shape = "x".join(map(str, example.shape))
         with (
             as_unsupported(
                 f"{self.name} does not accept an input of {shape}; give one that it accepts, as xai_abn.wrap(..., "
@@ -115,10 +118,10 @@ class ModelAdapter:
         ):
             try:
                 with torch.no_grad():
-                    self.module(inputs)
+                    self.module(on_device(example, self.module))
             except Exception:  # a network that uses gradients in its forward pass can raise anything
                 with torch.enable_grad():
-                    self.module(inputs)
+                    self.module(on_device(example, self.module))
                 NEED_GRADIENTS.add(self.module)
         return example
 
@@ -146,6 +149,8 @@ class ModelAdapter:
         weights = [m.weight for m in self.module.modules() if isinstance(m, nn.Conv2d)]
         if any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights):
             return torch.channels_last
+        if any(p.dim() == 5 for p in self.module.parameters()):  # a network of volumes has no such format
+            return torch.contiguous_format
         try:
             example = self.example
             with evaluating(self.module), without_gradients(self.module):
@@ -167,14 +172,15 @@ class ModelAdapter:
         Raises:
             UnsupportedModelError: none was given and none can be found.
         """
-        return self.layer or self._found_layer
+        return self._found_layer if self.layer is None else self.layer
 
     @cached_property
     def _found_layer(self) -> str:
         outputs = self._outputs
         if self.is_multi_task:
             outputs = [o for o in outputs if o.name.startswith("feature_extractor.")]
-        return find_target_layer(self.module, self.example, outputs, self._attention_places, self.logits_of)
+        with as_unsupported(f"no layer of {self.name} can be chosen; name one with layer="):
+            return find_target_layer(self.module, self.example, outputs, self._attention_places, self.logits_of)
 
     @cached_property
     def attention_blocks(self) -> tuple[str, ...]:
@@ -188,7 +194,12 @@ class ModelAdapter:
 
     @cached_property
     def _attention_places(self) -> list[AttentionPlace]:
-        return attention_places(self.module, self.example)
+        with self._tracing:
+            return attention_places(self.module, self.example)
+
+    @property
+    def _tracing(self) -> AbstractContextManager[None]:
+        return as_unsupported(f"{self.name} cannot be run with hooks on its layers; use a method that reads no layer")
 
     @cached_property
     def prefix_tokens(self) -> int | None:
@@ -225,11 +236,16 @@ class ModelAdapter:
             UnsupportedModelError: the layer is behind the maps of a multi-task ABN.
         """
         try:
-            known = self.module.get_submodule(name) is not self.module
+            layer = self.module.get_submodule(name)
         except AttributeError:
-            known = False
-        if not known:
+            layer = self.module
+        if layer is self.module:
             raise UnknownNameError("layer", name, [n for n, _ in self.module.named_modules() if n])
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"layer {name!r} of {self.name} is a TorchScript module, whose output cannot be read; name another "
+                "layer, or give the network that it was made from"
+            )
         if self.is_multi_task and name.split(".")[0] in ("perception_branch", "mechanism"):
             raise UnsupportedModelError(
                 f"layer {name!r} of {self.name} runs once for each attribute, so it does not have one output per "
@@ -316,7 +332,8 @@ class ModelAdapter:
     def outputs(self, size: tuple[int, int]) -> list[LayerOutput]:
         """Return the outputs of every module for an input of that size (H, W), traced once per size."""
         if size not in self._traces:
-            self._traces[size] = trace_outputs(self.module, self._sample(size))
+            with self._tracing:
+                self._traces[size] = trace_outputs(self.module, self._sample(size))
         return self._traces[size]
 
     def _sample(self, size: tuple[int, int]) -> Tensor:
@@ -343,7 +360,9 @@ class ModelAdapter:
         """
         outputs = [o for o in self.outputs(size) if o.name == layer]
         found = of_the_image(outputs) or outputs
-        if not found or (len(found) > 1 and not runs_in_series(self.module, self._sample(size), layer)):
+        with self._tracing:
+            in_series = len(found) < 2 or runs_in_series(self.module, self._sample(size), layer)
+        if not found or not in_series:
             problem = f"runs {len(found)} times side by side on an image" if found else "outputs no tensor"
             raise UnsupportedModelError(
                 f"layer {layer!r} of {self.name} {problem}, so it has no single map; choose another layer"
@@ -360,16 +379,18 @@ class ModelAdapter:
         named = isinstance(output, ABNOutput) or (self.output is None and isinstance(own, Tensor) and own.dim() == 2)
         found = own if named else output
         if callable(self.output):
-            found = self.output(found)
+            given = type(found).__name__
+            with as_unsupported(f"change the function for the logits or score of {self.name}; it fails on {given}"):
+                found = self.output(found)
         elif self.output is not None:
             found = self._part(found, self.output)
         if isinstance(found, Tensor) and found.dim() == 1 and callable(self.output):
             found = found[:, None]
-        if not isinstance(found, Tensor) or found.dim() != 2:
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if not isinstance(found, Tensor) or found.dim() != 2 or not found.shape[1] or not found.is_floating_point():
+            got = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise UnsupportedModelError(
-                f"{self.name} must output logits (N, K), got {shape}; say where they are with xai_abn.wrap(..., "
-                "output=...): a key, a position, or a function of the output"
+                f"{self.name} must output logits (N, K), got {got}; say where they are, as floats, with "
+                "xai_abn.wrap(..., output=...): a key, a position, or a function of the output"
             )
         return found
 
@@ -381,7 +402,7 @@ class ModelAdapter:
         except (LookupError, TypeError) as error:
             known = f" with {', '.join(map(str, output))}" if isinstance(output, dict) else ""
             raise UnsupportedModelError(
-                f"{self.name} outputs {type(output).__name__}{known}, which has no {place!r}"
+                f"{self.name} outputs {type(output).__name__}{known}, which has no {place!r}; give another output="
             ) from error
 
     def with_output(self, score: Callable[[Any], Tensor], name: str) -> ModelAdapter:
@@ -412,19 +433,19 @@ class ModelAdapter:
             InvalidInputError: the index is out of range, or several classes have the label.
             UnknownNameError: no class has this label; the message suggests the nearest.
         """
-        if isinstance(target, str) and target.strip().isdigit() and target.strip() not in (self.labels or ()):
+        if isinstance(target, str) and target.strip().isdecimal() and target.strip() not in (self.labels or ()):
             target = int(target)
         if isinstance(target, str):
             return self._labelled(target)
         if isinstance(target, bool) or not isinstance(target, int):
-            raise InvalidInputError(f"a target is an index or a label, got {type(target).__name__}")
+            raise InvalidInputError(f"a target must be an index or a label, got {type(target).__name__}")
         if not 0 <= target < classes:
             raise InvalidInputError(f"target {target} is out of range; {self.name} has classes 0 to {classes - 1}")
         return target
 
     def _labelled(self, text: str) -> int:
         if self.labels is None:
-            raise InvalidInputError(f"{self.name} has no labels, so a target must be an index, got {text!r}")
+            raise InvalidInputError(f"{self.name} has no labels, so a target must be an index, got {shown(repr(text))}")
         wanted = text.strip().casefold()
         found = [i for i, label in enumerate(self.labels) if label.casefold() == wanted]
         if not found:
@@ -473,7 +494,7 @@ def wrap(
             size of the preprocessing: rectangles, or one, four or more channels. It is used to find layers.
 
     Raises:
-        UnsupportedModelError: not a module, weights on the meta device, or a scripted module.
+        UnsupportedModelError: not a module, a scripted module, or weights that are missing or cannot be differentiated.
         InvalidInputError: fewer or more labels than the network has outputs, or an argument of a wrong type.
         UnknownNameError: there is no such layer.
 
@@ -484,10 +505,12 @@ def wrap(
         'layer4'
     """
     module = plain_module(module)
+    if not isinstance(name, (str, NoneType)):
+        raise InvalidInputError(f"name must be text, got {type(name).__name__}")
     own = own_preprocess(module) if preprocess is None else as_preprocess(preprocess)
     adapter = ModelAdapter(
         module,
-        name=name or type(module).__name__,
+        name=" ".join((name or type(module).__name__).split()),
         preprocess=own or Preprocess(),
         labels=own_labels(module) if labels is None else as_labels(labels),
         layer=_layer_name(module, layer),
@@ -511,18 +534,22 @@ def _layer_name(module: nn.Module, layer: object) -> str | None:
         raise InvalidInputError(f"layer must be the name of one layer, or the layer, got {type(layer).__name__}")
     found: str = next((n for n, m in module.named_modules() if m is layer), "")
     if not found:
-        raise InvalidInputError(f"the layer {type(layer).__name__} is not one of {type(module).__name__}")
+        raise InvalidInputError(f"the layer {type(layer).__name__} is not one of {type(module).__name__}; name one")
     return found
 
 
 def _checked_example(example: object) -> Tensor | None:
-    """Return an example input, or refuse anything that is not (1, C, H, W)."""
-    if example is None or (isinstance(example, Tensor) and example.dim() == 4 and len(example)):
-        return example
-    got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
+    """Return an example input, or refuse anything that is not (1, C, H, W) of finite numbers."""
+    if example is None:
+        return None
+    if isinstance(example, Tensor) and example.dim() == 4 and example.numel():
+        numbers = example.layout == torch.strided and not (example.is_meta or example.is_complex())
+        if numbers and bool(example.isfinite().all()):
+            return example
+    got = f"{example.dtype} {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
     raise InvalidInputError(
-        f"example_input must be a tensor (1, C, H, W), got {got}; put a network with several inputs into a module "
-        "whose forward takes the image and passes the other inputs on"
+        f"example_input must be a tensor (1, C, H, W) of finite numbers, got {got}; put a network with several inputs "
+        "into a module whose forward takes the image and passes the other inputs on"
     )
 
 
@@ -533,7 +560,8 @@ def plain_module(module: nn.Module) -> nn.Module:
     inside has the same weights.
 
     Raises:
-        UnsupportedModelError: not a module, a TorchScript module, or weights on the meta device.
+        UnsupportedModelError: not a module, a TorchScript module, or weights that are on the meta device, not yet
+            initialized, or made in inference mode.
     """
     while isinstance(module, nn.Module):
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -549,9 +577,19 @@ def plain_module(module: nn.Module) -> nn.Module:
             "the layers of a TorchScript module cannot be read or differentiated; give the network that it was made "
             "from"
         )
-    if any(p.is_meta for p in module.parameters()):
+    weights = [*module.parameters(), *module.buffers()]
+    if any(is_lazy(w) for w in weights):
+        raise UnsupportedModelError(
+            f"weights of {type(module).__name__} are not initialized yet; run it once on an input first"
+        )
+    if any(w.is_meta for w in weights):
         raise UnsupportedModelError(
             f"the weights of {type(module).__name__} are on the meta device, so there is nothing to compute with; load "
             "them first, as with module.to_empty(device=...) and load_state_dict"
+        )
+    if any(w.is_inference() for w in weights):
+        raise UnsupportedModelError(
+            f"weights of {type(module).__name__} were made inside torch.inference_mode(), so nothing can be "
+            "differentiated; give a copy made outside of it: copy.deepcopy(module)"
         )
     return module

@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from xai_abn.errors import UnsupportedModelError
-
 _SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
@@ -21,11 +19,13 @@ class AttentionWatch(TorchFunctionMode):
     """While active in a thread, passes every attention matrix to a function and continues with the matrix it returns.
 
     Handles ``F.scaled_dot_product_attention`` (timm), ``nn.MultiheadAttention`` (torchvision) and softmax over square
-    matrices (attention written out). It computes the weights that fused kernels never store, so it costs memory.
+    matrices (attention written out). It computes the weights that fused kernels never store, so it costs memory, and so
+    that there are second derivatives, which fused kernels do not have.
 
     Args:
         seen: called with weights (N, heads, T, T), after softmax; returns the weights to use.
-        other: called at attention of another form: between different sets of tokens, within windows, or causal.
+        other: called at attention of another form: between different sets of tokens, within windows, causal, or with
+            separate projections or added tokens.
     """
 
     def __init__(self, seen: Callable[[Tensor], Tensor], other: Callable[[], object] = lambda: None) -> None:
@@ -57,8 +57,10 @@ class AttentionWatch(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        if is_causal or enable_gqa or query.shape[-2] != key.shape[-2] or query.dim() != 4:  # not over all positions
+        over_all = query.dim() == 4 and query.shape[-2] == key.shape[-2] and not (is_causal or enable_gqa)
+        if not over_all:
             self._other()
+        if is_causal or enable_gqa:
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
@@ -66,20 +68,22 @@ class AttentionWatch(TorchFunctionMode):
         if attn_mask is not None:
             blocked = attn_mask.dtype == torch.bool
             scores = scores.masked_fill(~attn_mask, float("-inf")) if blocked else scores + attn_mask
-        return self._seen(scores.softmax(dim=-1)) @ value
+        weights = scores.softmax(dim=-1)
+        return (self._seen(weights) if over_all else weights) @ value
 
     def _multi_head(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         call = _MULTI_HEAD.bind(*args, **kwargs)
         call.apply_defaults()
         given = call.arguments
-        if given["query"].shape[0] != given["key"].shape[0]:
-            self._other()
-            return F.multi_head_attention_forward(*call.args, **call.kwargs)
-        if given["in_proj_weight"] is None or given["bias_k"] is not None or given["add_zero_attn"]:
-            raise UnsupportedModelError("attention with separate projections or added tokens is not supported")
         wanted, averaged = given["need_weights"], given["average_attn_weights"]
-        given["need_weights"], given["average_attn_weights"] = True, False
+        given["need_weights"] = True
         weights: Any
+        separate = given["in_proj_weight"] is None or given["bias_k"] is not None or given["add_zero_attn"]
+        if given["query"].shape[0] != given["key"].shape[0] or separate:
+            self._other()
+            output, weights = F.multi_head_attention_forward(*call.args, **call.kwargs)
+            return output, weights if wanted else None
+        given["average_attn_weights"] = False
         _, weights = F.multi_head_attention_forward(*call.args, **call.kwargs)
         weights = self._seen(weights)
         value, bias = given["value"], given["in_proj_bias"]  # (T, N, E)

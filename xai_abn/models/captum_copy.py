@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xai_abn.networks.tracing import NEED_GRADIENTS, copied, on_device, without_gradients
+from xai_abn.networks.tracing import copied, evaluating, hooks, layers, on_device
 
 
 class PerCallModules(nn.Module):
@@ -17,7 +17,8 @@ class PerCallModules(nn.Module):
 
     Each instance reads a view of its own. A hook on its input therefore sees the gradient of that path alone, even if
     others read the same tensor. It also runs before the hook on the output of the previous activation, which would
-    otherwise take the gradient too early.
+    otherwise take the gradient too early. A call on what does not depend on the image, such as a second, fixed image,
+    has no gradient for hooks to see, so they are left out.
     """
 
     def __init__(self, module: nn.Module, calls: int) -> None:
@@ -29,7 +30,8 @@ class PerCallModules(nn.Module):
         """Return the output of the next instance."""
         instance = self.instances[self._turn]
         self._turn = (self._turn + 1) % len(self.instances)
-        result: Tensor = instance(inputs.view_as(inputs))
+        run = instance if inputs.requires_grad else instance.forward
+        result: Tensor = run(inputs.view_as(inputs))
         return result
 
 
@@ -73,10 +75,9 @@ def hookable_copy(network: nn.Module, sample: Tensor, kinds: Sequence[type[nn.Mo
         sample: (N, 3, H, W) input, run once to count the calls.
         kinds: classes of modules, such as ``nn.ReLU``.
     """
-    own = copied(network).eval()
-    if network not in NEED_GRADIENTS:
-        own.requires_grad_(False)
-    for member in own.modules():
+    with evaluating(network):
+        own = copied(network).requires_grad_(False)
+    for _, member in layers(own):
         if isinstance(getattr(member, "inplace", None), bool):
             member.inplace = False  # type: ignore[assignment]
     calls = _calls(own, sample, kinds)
@@ -112,11 +113,7 @@ def _calls(network: nn.Module, sample: Tensor, kinds: Sequence[type[nn.Module]])
     def count(module: nn.Module, _inputs: object, _output: object) -> None:
         calls[module] = calls.get(module, 0) + 1
 
-    handles = [m.register_forward_hook(count) for m in network.modules() if type(m) in kinds]
-    try:
-        with without_gradients(network):
-            network(on_device(sample, network))
-    finally:
-        for handle in handles:
-            handle.remove()
+    counting = (m.register_forward_hook(count) for m in network.modules() if type(m) in kinds)
+    with hooks(counting), torch.inference_mode(False), torch.enable_grad():
+        network(on_device(sample.clone().requires_grad_(), network))
     return calls

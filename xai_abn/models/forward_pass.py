@@ -8,16 +8,26 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointError
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.attention import AttentionWatch
 from xai_abn.models.predictor import FastPredictor
-from xai_abn.models.targets import target_rows
+from xai_abn.models.targets import checked_targets, target_rows
 from xai_abn.networks.abn import ABNOutput
-from xai_abn.networks.layout import Layout, grid_layout
-from xai_abn.networks.tracing import as_unsupported, evaluating, on_device
+from xai_abn.networks.layout import Layout, grid_layout, is_ambiguous
+from xai_abn.networks.tracing import as_unsupported, evaluating, hooks, is_not_differentiable, on_device
+
+
+def check_inputs(inputs: object) -> None:
+    """Refuse inputs of a network that are not floats (N, C, H, W) of at least one image.
+
+    Raises:
+        InvalidInputError: they are something else; the message says what came.
+    """
+    if not (isinstance(inputs, Tensor) and inputs.dim() == 4 and inputs.is_floating_point() and inputs.numel()):
+        got = f"{inputs.dtype} {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise InvalidInputError(f"inputs must be a tensor of floats (N, C, H, W) of at least one image, got {got}")
 
 
 class ForwardPass:
@@ -48,7 +58,8 @@ class ForwardPass:
     Raises:
         UnknownNameError: no such layer; the message suggests the nearest.
         UnsupportedModelError: the network does not output logits (N, K), or a layer does not output a tensor.
-        InvalidInputError: gradients are requested inside ``torch.inference_mode()``.
+        InvalidInputError: gradients are requested inside ``torch.inference_mode()``, or the inputs are no floats
+            (N, C, H, W).
 
     Example:
         >>> import torch, xai_abn
@@ -72,6 +83,7 @@ class ForwardPass:
             raise InvalidInputError(
                 "gradients cannot be computed inside torch.inference_mode(); use torch.no_grad() or leave the block"
             )
+        check_inputs(inputs)
         self.model = model
         self.inputs = on_device(inputs, model.module)
         self.sources = tuple(sources)
@@ -134,7 +146,9 @@ class ForwardPass:
         """
         shape = tuple(self._captured(layer).shape)
         size = (self.inputs.shape[2], self.inputs.shape[3])
-        found = self.model.output_of(layer, size).layout if len(shape) == 3 else grid_layout(shape, size)
+        found = grid_layout(shape, size)
+        if len(shape) == 3 or is_ambiguous(shape, size):
+            found = self.model.output_of(layer, size).layout or found
         if found is None:
             raise UnsupportedModelError(
                 f"layer {layer!r} gives {shape}, which has no recognizable grid of positions; choose another layer"
@@ -185,20 +199,20 @@ class ForwardPass:
             InvalidInputError: the pass was made without gradients, or ``targets`` has another shape.
             UnsupportedModelError: the scores do not depend on the layer.
         """
-        self._check_targets(targets)
+        targets = self._checked_for_gradients(targets)
         layout = self.layout(layer)
         key = (layer, targets.is_floating_point(), tuple(targets.shape), tuple(targets.flatten().tolist()))
         if key not in self._gradients:
-            (found,) = self._differentiate([self._captured(layer)], targets.to(self._scores.device), layer)
+            (found,) = self._differentiate([self._captured(layer)], targets, layer)
             self._gradients[key] = layout.to_maps(layout.batch_first(found))
         return self._gradients[key]
 
     def attention_gradients(self, targets: Tensor) -> list[Tensor]:
         """Return d score / d attention weights, (N, heads, T, T) each; ``targets`` and errors as for gradients."""
-        self._check_targets(targets)
+        targets = self._checked_for_gradients(targets)
         if not self._attentions:
             raise InvalidInputError("this pass kept no attention; use ForwardPass(..., attentions=True)")
-        return self._differentiate(self._attentions, targets.to(self._scores.device), "its attention")
+        return self._differentiate(self._attentions, targets, "its attention")
 
     def attention_gradients_of(self, block_scores: Tensor) -> list[Tensor]:
         """Return the gradient of each of the scores (L,) of L blocks by the attention weights of its own block."""
@@ -210,10 +224,10 @@ class ForwardPass:
 
         Arguments and errors as for :meth:`gradients`. Zero where the score is linear in the layer.
         """
-        self._check_targets(targets)
+        targets = self._checked_for_gradients(targets)
         wanted = self._captured(layer)
         with torch.enable_grad():
-            (gradient,) = self._differentiate([wanted], targets.to(self._scores.device), layer, keep_history=True)
+            (gradient,) = self._differentiate([wanted], targets, layer, keep_history=True)
             change = None
             if gradient.requires_grad:
                 (change,) = torch.autograd.grad(gradient, wanted, wanted.detach(), retain_graph=True, allow_unused=True)
@@ -276,49 +290,33 @@ class ForwardPass:
             return new.clone()
 
         module = self.model.module
-        handle = module.get_submodule(layer).register_forward_hook(hook)
-        try:
-            with evaluating(module), self._without_gradients():
-                logits = self.model.logits_of(module(images))
-            return logits if values.requires_grad else logits.detach()
-        finally:
-            handle.remove()
+        replacing = (module.get_submodule(layer).register_forward_hook(hook),)
+        with hooks(replacing), evaluating(module), self._without_gradients():
+            logits = self.model.logits_of(module(on_device(images, module)))
+        return logits if values.requires_grad else logits.detach()
 
     def _without_gradients(self) -> torch.no_grad | torch.enable_grad:
         return torch.enable_grad() if self.model.needs_gradients else torch.no_grad()
 
-    def _check_targets(self, targets: Tensor) -> None:
+    def _checked_for_gradients(self, targets: Tensor) -> Tensor:
         if not self._differentiable:
             raise InvalidInputError("this pass was made without gradients; use ForwardPass(..., gradients=True)")
-        classes = self._scores.shape[1]
-        directions = targets.is_floating_point()
-        if tuple(targets.shape) != (tuple(self._scores.shape) if directions else (len(self),)):
-            raise InvalidInputError(
-                f"targets must be indices ({len(self)},) or directions {tuple(self._scores.shape)}, got "
-                f"{tuple(targets.shape)}"
-            )
-        if not directions and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
-            raise InvalidInputError(f"targets must be from 0 to {classes - 1}, got {targets.tolist()}")
+        return checked_targets(targets, self._scores)
 
     def _differentiate(
         self, wanted: list[Tensor], targets: Tensor, place: str, keep_history: bool = False
     ) -> list[Tensor]:
         output, seeds = self._seeds(wanted[0], targets)
-        try:
-            found = torch.autograd.grad(output, wanted, seeds, retain_graph=True, create_graph=keep_history)
-        except CheckpointError as error:
-            raise UnsupportedModelError(
-                f"{self.model.name} recomputes parts of itself for gradients (torch.utils.checkpoint); switch this off "
-                "to explain it"
-            ) from error
-        except RuntimeError as error:
-            if "not have been used" not in str(error) and "does not require grad" not in str(error):
-                raise
-            raise UnsupportedModelError(
-                f"the scores of {self.model.name} do not depend on layer {place!r} in a differentiable way; name "
-                "another layer with layer="
-            ) from error
-        return list(found)
+        with as_unsupported(f"{self.model.name} cannot be differentiated; try occlusion, which needs no gradients"):
+            try:
+                return list(torch.autograd.grad(output, wanted, seeds, retain_graph=True, create_graph=keep_history))
+            except RuntimeError as error:
+                if not is_not_differentiable(error):
+                    raise
+                raise UnsupportedModelError(
+                    f"the scores of {self.model.name} do not depend on layer {place!r} in a differentiable way; name "
+                    "another layer with layer=, or use occlusion, which needs no gradients"
+                ) from error
 
     def _seeds(self, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tensors to differentiate, with their gradients.
@@ -349,17 +347,15 @@ class ForwardPass:
             self.model.check_layer(layer)
         self._kept, self._runs, self._attentions, self.other_attention = {}, {}, [], 0
         watch = AttentionWatch(self._keep_attention, self._note_other_attention) if attentions else nullcontext()
-        handles = [module.get_submodule(layer).register_forward_hook(self._capture(layer)) for layer in layers]
         note = self._note_linear()
-        handles += [m.register_forward_hook(note) for m in module.modules() if isinstance(m, nn.Linear)]
-        try:
-            shape = tuple(self.inputs.shape)
-            problem = as_unsupported(f"{self.model.name} cannot be run on an input of {shape}")
-            with problem, evaluating(module), self._without_gradients(), watch:
-                output = module(self.inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        keeping = (module.get_submodule(layer).register_forward_hook(self._capture(layer)) for layer in layers)
+        noting = (m.register_forward_hook(note) for m in module.modules() if isinstance(m, nn.Linear))
+        problem = as_unsupported(
+            f"{self.model.name} cannot be run on an input of {tuple(self.inputs.shape)}; give images that it accepts, "
+            "one at a time if it takes no more"
+        )
+        with hooks(keeping), hooks(noting), problem, evaluating(module), self._without_gradients(), watch:
+            output = module(on_device(self.inputs, module))
         missing = [layer for layer in layers if layer not in self._kept]
         if missing:
             raise UnsupportedModelError(f"layer {missing[0]!r} of {self.model.name} does not run in a forward pass")

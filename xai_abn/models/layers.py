@@ -14,7 +14,9 @@ from xai_abn.models.attention import AttentionWatch
 from xai_abn.networks.tracing import (
     LayerOutput,
     evaluating,
+    hooks,
     in_this_thread,
+    layers,
     of_the_image,
     on_device,
     spatial_layers,
@@ -101,7 +103,7 @@ def find_target_layer(
         reason = f"runs {repeated.name!r} {repeated.calls} times on an image, so this layer has no single map"
     else:
         reason = "has no layer with a spatial output"
-    raise UnsupportedModelError(f"{network} {reason}; name one with layer=")
+    raise UnsupportedModelError(f"{network} {reason}; name one with layer=, or use occlusion, which reads no layer")
 
 
 def _class_map(answer: object, scores: Tensor) -> Tensor | None:
@@ -156,16 +158,12 @@ def _relevant(
 
         return keep
 
-    handles = [module.get_submodule(n).register_forward_hook(in_this_thread(hook(n))) for n in wanted]
+    keeping = (module.get_submodule(n).register_forward_hook(in_this_thread(hook(n))) for n in wanted)
     linear = [m for m in module.modules() if isinstance(m, nn.Linear)][-1:]
     note = in_this_thread(lambda _, inputs: read.append(inputs[0]))
-    handles += [m.register_forward_pre_hook(note) for m in linear]
-    try:
-        with evaluating(module), torch.inference_mode(False), torch.enable_grad():
-            found = scores(module(on_device(sample.clone(), module)))
-    finally:
-        for handle in handles:
-            handle.remove()
+    reading = (m.register_forward_pre_hook(note) for m in linear)
+    with hooks(keeping), hooks(reading), evaluating(module), torch.inference_mode(False), torch.enable_grad():
+        found = scores(module(on_device(sample, module)))
     for values in [found, *read[-1:]]:
         with seeded(0), torch.enable_grad():
             mixed = (values * torch.randn_like(values)).sum()
@@ -192,12 +190,9 @@ def runs_in_series(module: nn.Module, sample: Tensor, layer: str) -> bool:
         calls.append(output if output.requires_grad else output.detach().requires_grad_())
         return calls[-1].clone()
 
-    handle = module.get_submodule(layer).register_forward_hook(in_this_thread(keep))
-    try:
-        with evaluating(module), torch.inference_mode(False), torch.enable_grad():
-            module(on_device(sample.clone(), module))
-    finally:
-        handle.remove()
+    keeping = (module.get_submodule(layer).register_forward_hook(in_this_thread(keep)),)
+    with hooks(keeping), evaluating(module), torch.inference_mode(False), torch.enable_grad():
+        module(on_device(sample, module))
     with torch.enable_grad():
         gradients = torch.autograd.grad(calls[-1].sum(), calls[:-1], allow_unused=True)
     return all(gradient is not None for gradient in gradients)
@@ -223,7 +218,10 @@ def attention_places(module: nn.Module, sample: Tensor) -> list[AttentionPlace]:
     places: list[AttentionPlace] = []
 
     def enter(name: str) -> Callable[..., None]:
-        return lambda *_: active.append(name)
+        return in_this_thread(lambda *_: active.append(name))
+
+    def leave(*_: object) -> None:
+        active.pop()
 
     def note(self_attention: bool) -> None:
         places.append(AttentionPlace(active[-1] if active else "", self_attention))
@@ -232,14 +230,9 @@ def attention_places(module: nn.Module, sample: Tensor) -> list[AttentionPlace]:
         note(True)
         return weights
 
-    handles = []
-    for name, member in module.named_modules():
-        handles.append(member.register_forward_pre_hook(in_this_thread(enter(name))))
-        handles.append(member.register_forward_hook(in_this_thread(lambda *_: active.pop() and None)))
-    try:
-        with evaluating(module), without_gradients(module), AttentionWatch(seen, lambda: note(False)):
-            module(on_device(sample, module))
-    finally:
-        for handle in handles:
-            handle.remove()
+    entering = (m.register_forward_pre_hook(enter(name)) for name, m in layers(module))
+    leaving = (m.register_forward_hook(in_this_thread(leave)) for _, m in layers(module))
+    watch = AttentionWatch(seen, lambda: note(False))
+    with hooks(entering), hooks(leaving), evaluating(module), without_gradients(module), watch:
+        module(on_device(sample, module))
     return places

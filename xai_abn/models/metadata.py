@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from xai_abn.errors import InvalidInputError
+from xai_abn.errors import InvalidInputError, XaiAbnError, shown
 from xai_abn.images.preprocess import Preprocess
 
 
@@ -33,12 +33,20 @@ def as_preprocess(source: object) -> Preprocess:
     """
     if isinstance(source, Preprocess):
         return source
-    if isinstance(source, Mapping) and {"mean", "std"} <= set(source):
-        return _of_config(source)
-    if all(hasattr(source, name) for name in ("crop_size", "resize_size", "mean", "std", "interpolation")):
-        return _of_torchvision(source)
-    if hasattr(source, "image_mean") and hasattr(source, "image_std"):
-        return _of_hugging_face(source)
+    try:
+        if isinstance(source, Mapping) and {"mean", "std"} <= set(source):
+            return _of_config(source)
+        if all(hasattr(source, name) for name in ("crop_size", "resize_size", "mean", "std", "interpolation")):
+            return _of_torchvision(source)
+        if hasattr(source, "image_mean") and hasattr(source, "image_std"):
+            return _of_hugging_face(source)
+    except XaiAbnError:
+        raise
+    except (LookupError, TypeError, ValueError) as error:  # a size is missing, or a value has another form
+        raise InvalidInputError(
+            f"preprocess is a {type(source).__name__} that cannot be read ({type(error).__name__}: "
+            f"{shown(str(error))}); give xai_abn.Preprocess(size=..., mean=..., std=...)"
+        ) from error
     raise InvalidInputError(
         f"preprocess must be an xai_abn.Preprocess, the transforms() of torchvision's weights, a data configuration of "
         f"timm or an image processor of Hugging Face, got {type(source).__name__}; give "
@@ -169,16 +177,16 @@ def as_labels(labels: object) -> tuple[str, ...]:
         InvalidInputError: something else, or an index left out.
     """
     if isinstance(labels, Mapping):
-        by_index = {int(k) if str(k).isdigit() else k: v for k, v in labels.items()}
+        by_index = {int(k) if str(k).isdecimal() else k: v for k, v in labels.items()}
         if set(by_index) != set(range(len(by_index))):
             raise InvalidInputError(f"labels must have the indices 0 to {len(by_index) - 1}, got {list(labels)[:5]}")
         labels = [by_index[i] for i in range(len(by_index))]
     if isinstance(labels, str) or not hasattr(labels, "__iter__"):
         raise InvalidInputError(f"labels must be a list of texts, got {type(labels).__name__}")
     listed = list(labels)
-    wrong = next((label for label in listed if not isinstance(label, str)), None)
-    if wrong is not None:
-        raise InvalidInputError(f"labels must be texts, got {wrong!r}")
+    wrong = [label for label in listed if not isinstance(label, str)]
+    if wrong:
+        raise InvalidInputError(f"labels must be texts, got {shown(wrong[0])}")
     return tuple(" ".join(label.split()) for label in listed)
 
 

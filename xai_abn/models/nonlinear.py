@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xai_abn.networks.tracing import hooks, on_device
+
 #: Steps that are linear in what depends on the input (up to a constant), whatever their inputs are.
 LINEAR = {
     "AccumulateGrad", "Add", "AdaptiveAvgPool2D", "Alias", "AsStrided", "AvgPool2D", "Cat", "Clone", "ConstantPadNd",
@@ -41,14 +43,9 @@ def nonlinear_steps(
     def note(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         known.add(output.grad_fn)
 
-    handles = [m.register_forward_hook(note) for m in network.modules() if type(m) in kinds]
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            image = sample.clone().to(next(network.parameters(), sample)).requires_grad_()
-            last = logits_of(network(image)).grad_fn
-    finally:
-        for handle in handles:
-            handle.remove()
+    noting = (m.register_forward_hook(note) for m in network.modules() if type(m) in kinds)
+    with hooks(noting), torch.inference_mode(False), torch.enable_grad():
+        last = logits_of(network(on_device(sample.clone().requires_grad_(), network))).grad_fn
     return {_name(step) for step in _behind(last) if step not in known and not _is_linear(step)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, TypeAlias
@@ -120,6 +121,32 @@ def target_directions(targets: Sequence[ResolvedTarget], logits: Tensor) -> Tens
     return directions
 
 
+def checked_targets(targets: Tensor, logits: Tensor) -> Tensor:
+    """Return targets, detached, on the device of the logits (N, K): indices (N,), long, or directions (N, K), float32.
+
+    Raises:
+        InvalidInputError: another type or shape, a class that does not exist, or a direction that is not finite.
+    """
+    images, classes = logits.shape
+    numbers = isinstance(targets, Tensor) and not (targets.is_complex() or targets.dtype == torch.bool)
+    directions = numbers and targets.is_floating_point()
+    if not numbers or tuple(targets.shape) != ((images, classes) if directions else (images,)):
+        got = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+        raise InvalidInputError(
+            f"targets must be a tensor of indices ({images},) or directions ({images}, {classes}), got {got}"
+        )
+    if directions and not bool(targets.isfinite().all()):
+        raise InvalidInputError("targets must be finite directions, got NaN or infinity")
+    if not directions and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+        raise InvalidInputError(f"targets must be from 0 to {classes - 1}, got {targets.tolist()}")
+    return targets.detach().to(logits.device, torch.float32 if directions else torch.long)
+
+
+def can_be_explained(logits: Tensor) -> Tensor:
+    """Return whether each row of logits (N, K) has scores, (N,) bool; masked classes have minus infinity."""
+    return ~((logits.isnan() | (logits == math.inf)).any(dim=1) | logits.isneginf().all(dim=1))
+
+
 def target_scores(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the score (N,) of logits (N, K): that of a class, or along a direction.
 
@@ -128,7 +155,7 @@ def target_scores(logits: Tensor, targets: Tensor) -> Tensor:
         targets: (N,) class indices, or (N, K) floats, a weight for each logit, such as one class minus another.
     """
     if targets.is_floating_point():
-        return (logits * targets.to(logits)).sum(dim=1)
+        return (logits * targets.to(logits)).masked_fill(targets.to(logits) == 0, 0).sum(dim=1)  # 0 times infinity is 0
     return logits.gather(1, targets.to(logits.device)[:, None])[:, 0]
 
 

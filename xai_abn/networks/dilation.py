@@ -9,7 +9,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from xai_abn.errors import UnsupportedModelError
-from xai_abn.networks.tracing import evaluating
+from xai_abn.networks.tracing import evaluating, hooks
 
 _Window = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
 
@@ -86,13 +86,9 @@ def _input_heights(stage: nn.Module, features: Tensor) -> dict[str, int]:
             heights.setdefault(name, inputs[0].shape[2])
 
     windows = [(name, module) for name, module in stage.named_modules() if isinstance(module, _Window)]
-    hooks = [m.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs)) for name, m in windows]
-    try:
-        with evaluating(stage), torch.no_grad():
-            stage(features)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    noting = (m.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs)) for name, m in windows)
+    with hooks(noting), evaluating(stage), torch.no_grad():
+        stage(features)
     return heights
 
 

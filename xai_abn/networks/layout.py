@@ -58,19 +58,40 @@ class Layout:
         return maps
 
 
-def grid_layout(shape: Sequence[int], size: tuple[int, int]) -> Layout | None:
+def is_ambiguous(shape: Sequence[int], size: tuple[int, int]) -> bool:
+    """Return whether an output (N, a, b, c) could have its positions in (a, b) as well as in (b, c)."""
+    several = len(shape) == 4 and min(shape[1:]) > 1
+    return several and _in_proportion(shape[1], shape[2], size) and _in_proportion(shape[2], shape[3], size)
+
+
+def grid_layout(
+    shape: Sequence[int], size: tuple[int, int], changes: Sequence[tuple[tuple[slice, slice], Tensor]] = ()
+) -> Layout | None:
     """Return the layout of an output (N, a, b, c), or None for another number of axes.
 
-    It is read as channels last only where (a, b) has the proportions of the image and (b, c) has not.
+    It is read as channels last only where (a, b) has the proportions of the image and (b, c) has not; or where both
+    have them, and a change of a part of the image changes that part of (a, b) more.
 
     Args:
         shape: of the output, with the batch first.
         size: (H, W) of the network's input.
+        changes: for some parts of the image (rows and columns of pixels), how the output (1, a, b, c) of one image
+            changed with them; looked at where both fit.
     """
     if len(shape) != 4:
         return None
-    last = _in_proportion(shape[1], shape[2], size) and not _in_proportion(shape[2], shape[3], size)
-    return Layout("channels-last", (shape[1], shape[2])) if last else Layout("channels-first", (shape[2], shape[3]))
+    first, last = Layout("channels-first", (shape[2], shape[3])), Layout("channels-last", (shape[1], shape[2]))
+    if is_ambiguous(shape, size):
+        return max(first, last, key=lambda layout: _locality_of_maps(changes, layout, size))
+    return last if _in_proportion(*last.grid, size) and not _in_proportion(*first.grid, size) else first
+
+
+def _locality_of_maps(
+    changes: Sequence[tuple[tuple[slice, slice], Tensor]], layout: Layout, size: tuple[int, int]
+) -> float:
+    """Return what :func:`_locality` does, of the changes of an output read with a layout."""
+    norms = [(region, layout.to_maps(change.float())[0].norm(dim=0).flatten()) for region, change in changes]
+    return _locality(norms, layout.grid, 0, size)
 
 
 def token_layout(

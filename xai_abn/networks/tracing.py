@@ -7,22 +7,26 @@ import re
 import threading
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
+from torch.utils.hooks import RemovableHandle
 
-from xai_abn.errors import UnsupportedModelError, XaiAbnError
-from xai_abn.networks.layout import Layout, grid_layout, token_layout
+from xai_abn.errors import UnsupportedModelError, XaiAbnError, shown
+from xai_abn.networks.layout import Layout, grid_layout, is_ambiguous, token_layout
 from xai_abn.seeding import seeded
 
 #: Switches that are turned off during a pass.
 _SWITCHES = ("training", "grad_checkpointing", "gradient_checkpointing", "memory_efficient")
-#: Networks that are in evaluation mode temporarily: the number of passes that need it, and each submodule's switches.
-_EVALUATING: weakref.WeakKeyDictionary[nn.Module, tuple[int, list[tuple[nn.Module, str]]]] = weakref.WeakKeyDictionary()
+#: An attribute of a submodule that differs during a pass: its own value, and the other one.
+_Changed: TypeAlias = tuple[nn.Module, str, object, object]
+#: Networks that are in evaluation mode temporarily: the number of passes that need it, and what they changed.
+_EVALUATING: weakref.WeakKeyDictionary[nn.Module, tuple[int, list[_Changed]]] = weakref.WeakKeyDictionary()
 _MODES = threading.Lock()
 #: Networks that need gradients in their own forward pass, such as one that registers a hook on a tensor there.
 NEED_GRADIENTS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -36,26 +40,52 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """Put the whole module into evaluation mode, and every submodule back into its own mode afterwards.
 
     Blocks that would run again for their gradients (timm's checkpointing, torchvision's memory-efficient DenseNet) run
-    once: hooks and watches are gone when they run again.
+    once: hooks and watches are gone when they run again. Compiled parts run as they are written, because no hooks are
+    called inside of them.
 
     If passes of several threads overlap, the first sets the mode and the last restores it.
     """
     with _MODES:
-        passes, on = _EVALUATING.get(module, (0, []))
-        on = on if passes else [(m, n) for m in _family(module) for n in _SWITCHES if m.__dict__.get(n) is True]
-        _EVALUATING[module] = (passes + 1, on)
-        for m, name in on:
-            setattr(m, name, False)
+        passes, own = _EVALUATING.get(module, (0, []))
+        own = own if passes else list(_to_change(module))
+        _EVALUATING[module] = (passes + 1, own)
+        for m, name, _, value in own:
+            setattr(m, name, value)
     try:
         yield
     finally:
         with _MODES:
-            passes, on = _EVALUATING.pop(module)
+            passes, own = _EVALUATING.pop(module)
             if passes > 1:
-                _EVALUATING[module] = (passes - 1, on)
+                _EVALUATING[module] = (passes - 1, own)
             else:
-                for m, name in on:
-                    setattr(m, name, True)
+                for m, name, value, _ in own:
+                    setattr(m, name, value)
+
+
+def _to_change(module: nn.Module) -> Iterator[_Changed]:
+    """Yield what has to differ during a pass in the module and all below it."""
+    for m in _family(module):
+        own = m.__dict__
+        yield from ((m, name, True, False) for name in _SWITCHES if own.get(name) is True)
+        if own.get("_compiled_call_impl") is not None:  # by module.compile()
+            yield m, "_compiled_call_impl", own["_compiled_call_impl"], None
+        if "_orig_mod" in m._modules and "forward" in own:  # by torch.compile(module)
+            yield m, "forward", own["forward"], m.get_submodule("_orig_mod").__call__
+
+
+@contextmanager
+def hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Keep hooks within a ``with`` block. Give a generator, so that all are removed if one cannot be set."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
+
+
+def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the name and module of the network and every submodule that hooks can be set on: not of TorchScript."""
+    return ((name, m) for name, m in module.named_modules() if not isinstance(m, torch.jit.ScriptModule))
 
 
 def without_gradients(module: nn.Module) -> torch.no_grad | torch.enable_grad:
@@ -71,8 +101,22 @@ def as_unsupported(what: str) -> Iterator[None]:
     except (XaiAbnError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a network can raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnsupportedModelError(f"{what}: {reason} ({type(error).__name__})") from error
+        raise UnsupportedModelError(f"{what}: {_reason(error)} ({type(error).__name__})") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what an exception says, in at most 200 characters, or what two of autograd's mean."""
+    if isinstance(error, CheckpointError) or "use_reentrant=True" in str(error):
+        return "it recomputes parts of itself for gradients (torch.utils.checkpoint); switch this off"
+    if is_not_differentiable(error):
+        return "the scores do not depend on the input in a differentiable way"
+    return shown(str(error), 200) or "no reason given"
+
+
+def is_not_differentiable(error: Exception) -> bool:
+    """Return whether autograd raised an error because a result does not depend on what it is differentiated by."""
+    texts = ("not have been used in the graph", "does not require grad", "doesn't require grad")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 def copied(network: nn.Module) -> nn.Module:
@@ -88,7 +132,7 @@ def copied(network: nn.Module) -> nn.Module:
                 memo[id(value)] = value.detach().clone()
             elif isinstance(value, _LOCKS):
                 memo[id(value)] = value
-    with torch.inference_mode(False), as_unsupported(f"{type(network).__name__} cannot be copied"):
+    with torch.inference_mode(False), torch.no_grad(), as_unsupported(f"{type(network).__name__} cannot be copied"):
         copy_ = copy.deepcopy(network, memo)
     if network in NEED_GRADIENTS:
         NEED_GRADIENTS.add(copy_)
@@ -163,8 +207,9 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
     """Run a network once and return every tensor that its modules output, in order of finishing.
 
-    A network with sequences of vectors, or with modules that run several times, runs twice more, each time with noise
-    in another part of the image, to find which vectors are patches and which calls depend on the image.
+    A network with sequences of vectors, with maps as wide as they have channels, or with modules that run several
+    times, runs twice more, each time with noise in another part of the image, to find which vectors are patches, which
+    axes are rows and columns, and which calls depend on the image.
 
     Args:
         module: the network; it is not changed.
@@ -174,7 +219,7 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
     first = _module_outputs(module, sample)
     total, ran = Counter(name for name, _, _ in first), Counter[str]()
     changed: list[tuple[tuple[slice, slice], list[Tensor]]] = []
-    if any(is_sequence(a.shape) or (total[n] > 1 and a.dim() == 4) for n, _, a in first):
+    if any(is_sequence(a.shape) or (total[n] > 1 and a.dim() == 4) or is_ambiguous(a.shape, size) for n, _, a in first):
         for region in _regions(size):
             again = [tensor for _, _, tensor in _module_outputs(module, _with_noise(sample, region))]
             if [a.shape for a in again] == [a.shape for _, _, a in first]:
@@ -185,12 +230,13 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
     for order, (name, kind, output) in enumerate(first):
         shape = tuple(output.shape)
         pooling = bool(_POOLING.search(kind)) and next(module.get_submodule(name).parameters(), None) is None
-        layout = grid_layout(shape, size) if shape[:1] == (len(sample),) else None
+        differences = [(region, again[order] - output) for region, again in changed]
+        layout = grid_layout(shape, size, differences) if shape[:1] == (len(sample),) else None
         if layout is not None and not pooling and layout.grid[0] * layout.grid[1] > 1:
             grids.append(layout.grid)
         if is_sequence(shape) and not pooling:
             axis = 0 if shape[0] == 1 else 1
-            changes = [(r, _own_change((again[order] - output).float().flatten(0, 1))) for r, again in changed]
+            changes = [(region, _own_change(change.float().flatten(0, 1))) for region, change in differences]
             length = shape[1 - axis]
             if changed and not any(bool(change.any()) for _, change in changes):
                 if len(output.flatten(0, 1).unique(dim=0)) > 1:
@@ -218,13 +264,9 @@ def _module_outputs(module: nn.Module, sample: Tensor) -> list[tuple[str, str, T
 
         return record
 
-    handles = [m.register_forward_hook(in_this_thread(hook(n, type(m).__name__))) for n, m in module.named_modules()]
-    try:
-        with evaluating(module), without_gradients(module):
-            module(on_device(sample, module))
-    finally:
-        for handle in handles:
-            handle.remove()
+    noting = (m.register_forward_hook(in_this_thread(hook(n, type(m).__name__))) for n, m in layers(module))
+    with hooks(noting), evaluating(module), without_gradients(module):
+        module(on_device(sample, module))
     return outputs
 
 
@@ -268,13 +310,14 @@ def prefix_tokens(module: nn.Module) -> int | None:
 
 
 def on_device(inputs: Tensor, module: nn.Module) -> Tensor:
-    """Return inputs on the device and in the precision of a network's weights; as they are if it has none.
+    """Return a copy of inputs on the device and in the precision of a network's weights.
 
-    The precision is that of the first matrix of weights: scales and tables may have another.
+    The precision is that of the first matrix of weights: scales and tables may have another. It is a copy because a
+    network may change its input in place.
     """
     weights = [p for p in module.parameters() if p.is_floating_point()]
     first = next((p for p in weights if p.dim() > 1), weights[0] if weights else None)
-    return inputs if first is None else inputs.to(first.device, first.dtype)
+    return inputs.clone() if first is None else inputs.to(first.device, first.dtype, copy=True)
 
 
 def spatial_layers(outputs: list[LayerOutput]) -> list[LayerOutput]:
