@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import torch
@@ -11,9 +12,25 @@ from torch import nn
 from typer.testing import CliRunner
 
 from xai_abn.cli.main import app
-from xai_abn.errors import XaiAbnError
+from xai_abn.errors import ImageLoadError, XaiAbnError
 
 runner = CliRunner()
+
+#: What an error tells its reader to do, or what it expects.
+ADVICE = re.compile(
+    r"\b(applies|ask|change|check|choose|convert|did you mean|expected|give|has classes|known|leave|load|must|name"
+    r"|needs?|rename|run|say|switch|try|use|wrap)\b",
+    re.IGNORECASE,
+)
+
+
+def check_error(error):
+    """A message is one line that says what to do or what was expected; of a file, what is wrong with it."""
+    text = str(error)
+    assert text
+    assert text == error.line
+    assert len(text) < 600
+    assert isinstance(error, ImageLoadError) or ADVICE.search(text), text
 
 
 class GapNet(nn.Module):

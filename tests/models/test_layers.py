@@ -6,6 +6,20 @@ import timm
 import torch
 import torchvision
 import transformers
+from odd_networks import (
+    Columns,
+    Flipped,
+    Hooked,
+    Locked,
+    Pair,
+    Plain,
+    Queries,
+    Recurrent,
+    Siamese,
+    Tokens,
+    UNet,
+    WithDecoder,
+)
 from torch import nn
 
 import xai_abn
@@ -58,33 +72,6 @@ def test_pooled_channels_are_no_patches(kind, width):
     np.testing.assert_allclose(result.map, right, rtol=1e-4, atol=1e-5 * np.abs(right).max())
 
 
-class Columns(nn.Module):
-    """Reads the columns of an image as a sequence."""
-
-    def __init__(self):
-        super().__init__()
-        self.cnn, self.proj = nn.Conv2d(3, 16, 3, 4, 1), nn.Linear(16, 16)
-        self.rnn, self.fc = nn.GRU(16, 8, batch_first=True), nn.Linear(8, 5)
-
-    def forward(self, x):
-        return self.fc(self.rnn(self.proj(self.cnn(x).mean(2).transpose(1, 2)))[0].mean(1))
-
-
-class Queries(nn.Module):
-    """An encoder of patches, and a decoder with learned queries, as in DETR."""
-
-    def __init__(self, number):
-        super().__init__()
-        self.patch = nn.Conv2d(3, 32, 16, 16)
-        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 2, 64, batch_first=True), 2)
-        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(32, 2, 64, batch_first=True), 2)
-        self.queries, self.fc = nn.Parameter(torch.randn(1, number, 32)), nn.Linear(32, 5)
-
-    def forward(self, x):
-        patches = self.encoder(self.patch(x).flatten(2).transpose(1, 2))
-        return self.fc(self.decoder(self.queries.expand(len(x), -1, -1), patches).mean(1))
-
-
 @pytest.mark.parametrize("method", ["grad-cam", "eigen-cam"])
 def test_columns_are_no_patches(method):
     """Sixteen columns are not read as a grid of 4x4."""
@@ -98,25 +85,6 @@ def test_learned_queries_are_no_patches(number, seed):
     """Not even where there are as many as patches."""
     torch.manual_seed(seed)
     assert wrapped(Queries(number)).target_layer == "encoder"
-
-
-class Tokens(nn.Module):
-    """A transformer with other tokens in front of the patches or behind them; it does not say how many."""
-
-    def __init__(self, other, behind=False, batch_first=True, patch=16):
-        super().__init__()
-        self.behind, self.batch_first = behind, batch_first
-        self.patch, self.other = nn.Conv2d(3, 32, patch, patch), nn.Parameter(torch.randn(1, other, 32))
-        layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=batch_first)
-        self.encoder, self.fc = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(32, 5)
-
-    def forward(self, x):
-        patches, other = self.patch(x).flatten(2).transpose(1, 2), self.other.expand(len(x), -1, -1)
-        tokens = torch.cat([patches, other] if self.behind else [other, patches], dim=1)
-        if not self.batch_first:
-            tokens = tokens.transpose(0, 1)
-        tokens = self.encoder(tokens)
-        return self.fc(tokens.mean(1 if self.batch_first else 0))
 
 
 @pytest.mark.parametrize("behind", [False, True])
@@ -182,22 +150,6 @@ def test_the_order_of_axes_does_not_matter(method, other):
 # Layers that run several times.
 
 
-class Siamese(nn.Module):
-    """Compares an image with a fixed one, through the same layers."""
-
-    def __init__(self, first=True):
-        super().__init__()
-        self.first = first
-        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU())
-        self.fc = nn.Linear(16, 2)
-        self.register_buffer("other", noise(1, 3, 64, 64, seed=9))
-
-    def forward(self, x):
-        images = [x, self.other] if self.first else [self.other, x]
-        pooled = [self.encoder(image).mean((2, 3)).expand(len(x), -1) for image in images]
-        return self.fc(torch.cat(pooled if self.first else pooled[::-1], 1))
-
-
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("layer", [None, "encoder", "encoder.0"])
 def test_the_call_with_the_image_is_explained(first, layer):
@@ -224,32 +176,6 @@ def test_two_images_do_not_get_one_map(method):
     assert not np.allclose(first, second)
 
 
-class Flipped(nn.Module):
-    """Averages an image and its mirror image."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.fc = nn.Conv2d(3, 8, 3, 4, 1), nn.Linear(8, 3)
-
-    def forward(self, x):
-        return sum(self.fc(self.body(i).relu().mean((2, 3))) for i in (x, x.flip(-1)))
-
-
-class Recurrent(nn.Module):
-    """The same layer three times, one behind the other."""
-
-    def __init__(self, shared=True):
-        super().__init__()
-        self.stem, self.fc = nn.Conv2d(3, 8, 3, 4, 1), nn.Linear(8, 3)
-        self.steps = nn.ModuleList(nn.Conv2d(8, 8, 3, 1, 1) for _ in range(1 if shared else 3))
-
-    def forward(self, x):
-        x = self.stem(x)
-        for step in range(3):
-            x = self.steps[step % len(self.steps)](x).relu()
-        return self.fc(x.mean((2, 3)))
-
-
 @pytest.mark.parametrize("layer", [None, "body"])
 @pytest.mark.parametrize("method", ["grad-cam", "eigen-cam", "score-cam"])
 def test_a_layer_that_sees_the_image_twice_is_refused(method, layer):
@@ -274,19 +200,6 @@ def test_of_a_layer_in_a_row_the_last_output_is_explained(method):
 
 
 # The score depends on the layer.
-
-
-class WithDecoder(nn.Module):
-    """A classifier that also reconstructs its input, behind or in front of the head."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.fc = nn.Conv2d(3, 8, 3, 4, 1), nn.Linear(8, 3)
-        self.decoder = nn.ConvTranspose2d(8, 3, 4, 4)
-
-    def forward(self, x):
-        features = self.body(x).relu()
-        return {"logits": self.fc(features.mean((2, 3))), "image": self.decoder(features)}
 
 
 def test_a_branch_without_a_say_is_not_the_target_layer():
@@ -317,17 +230,6 @@ def test_the_layer_of_a_segmentation_network_is_in_front_of_its_head(name, aux, 
 
 def test_the_layer_of_a_u_net_is_its_bottleneck():
     """The coarsest grid in front of the last convolution."""
-
-    class UNet(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.down, self.bottom = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
-            self.up, self.head = nn.ConvTranspose2d(16, 8, 2, 2), nn.Conv2d(16, 4, 3, 1, 1)
-
-        def forward(self, x):
-            fine = self.down(x).relu()
-            return self.head(torch.cat([self.up(self.bottom(fine).relu()).relu(), fine], 1))
-
     result = xai_abn.explain(wrapped(UNet()), noise(1, 3, 64, 64), "grad-cam", lambda o: o[:, 1].mean((1, 2)))
     assert result["grad-cam"].layer == "bottom"
 
@@ -450,17 +352,6 @@ def test_the_wrong_number_of_channels_is_refused():
         xai_abn.explain(wrapped(plain(3)), noise(1, 4, 32, 32), "grad-cam")
 
 
-class Pair(nn.Module):
-    """Takes two images."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.fc = nn.Conv2d(3, 8, 3, 4, 1), nn.Linear(8, 3)
-
-    def forward(self, x, y):
-        return self.fc((self.body(x) - self.body(y)).mean((2, 3)))
-
-
 @pytest.mark.parametrize("method", ["grad-cam", "saliency", "rise:masks=4", "attention-rollout", "score-cam"])
 def test_a_network_of_two_inputs_is_refused_clearly(method):
     """With what is missing."""
@@ -471,33 +362,12 @@ def test_a_network_of_two_inputs_is_refused_clearly(method):
 # Networks that use gradients, keep tensors, or mix precisions.
 
 
-class Hooked(nn.Module):
-    """The model of the Grad-CAM tutorial: it registers a hook on a tensor in its forward pass."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.fc = nn.Conv2d(3, 8, 3, 4, 1), nn.Linear(8, 3)
-
-    def keep(self, gradient):
-        self.gradient = gradient
-
-    def forward(self, x):
-        self.features = self.body(x).relu()
-        self.features.register_hook(self.keep)
-        return self.fc(self.features.mean((2, 3)))
-
-
 @pytest.mark.parametrize("method", [n for n in names() if not n.startswith(("abn", "attention", "legrad"))])
 def test_a_network_that_needs_gradients_is_explained(method):
     """By every method as the same network without a hook, also when it keeps the tensor."""
     torch.manual_seed(0)
     hooked = Hooked().eval()
-
-    class Same(Hooked):
-        def forward(self, x):
-            return self.fc(self.body(x).relu().mean((2, 3)))
-
-    same = Same().eval()
+    same = Plain().eval()
     same.load_state_dict(hooked.state_dict())
     image = noise(1, 3, 64, 64)
     hooked(image)
@@ -534,20 +404,10 @@ def test_the_precision_is_that_of_the_first_matrix(dtype):
 @pytest.mark.parametrize("method", ["grad-cam", "guided-backprop", "score-cam", "saliency"])
 def test_a_network_with_a_lock_and_a_kept_tensor_is_explained(method):
     """Copies share the lock and drop the history of the tensor."""
-    import threading
-
-    class Locked(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lock, self.inner = threading.Lock(), plain(3)
-
-        def forward(self, x):
-            with self.lock:
-                self.kept = self.inner(x)
-                return self.kept
-
     network = Locked().eval()
     network(noise(1, 3, 64, 64))
-    right = xai_abn.explain(wrapped(plain(3)), noise(1, 3, 64, 64), method, 1)[method].map
+    same = Plain()
+    same.load_state_dict(network.state_dict())
+    right = xai_abn.explain(wrapped(same), noise(1, 3, 64, 64), method, 1)[method].map
     found = xai_abn.explain(wrapped(network), noise(1, 3, 64, 64), method, 1)[method].map
     np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
+from odd_networks import Cosine, Transformer, Windows
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,13 +17,6 @@ from xai_abn.networks.tracing import prefix_tokens
 from xai_abn.pipeline import explain_images
 
 SMALL = xai_abn.Preprocess(size=64)
-
-
-class Cosine(nn.Linear):
-    """A linear layer by name only."""
-
-    def forward(self, x):
-        return F.linear(F.normalize(x), F.normalize(self.weight))
 
 
 class Net(nn.Module):
@@ -59,33 +52,6 @@ class Twice(Net):
 
     def forward(self, x):
         return 2 * self.fc(self.body(x.flip(-1)).relu().mean(dim=(2, 3))) + super().forward(x)
-
-
-class Block(nn.Module):
-    """Self-attention without a module of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm, self.qkv = nn.LayerNorm(16), nn.Linear(16, 48)
-
-    def forward(self, x):
-        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
-        return x + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-class Transformer(nn.Module):
-    """Its blocks attend themselves, in no module of their own."""
-
-    def __init__(self, class_token=True):
-        super().__init__()
-        self.patches, self.blocks = nn.Conv2d(3, 16, 16, 16), nn.Sequential(Block(), Block())
-        self.token, self.norm, self.fc = nn.Parameter(torch.randn(1, 1, 16)), nn.LayerNorm(16), nn.Linear(16, 10)
-        self.class_token = class_token
-
-    def forward(self, x):
-        x = self.patches(x).flatten(2).transpose(1, 2)
-        x = self.norm(self.blocks(torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)))
-        return self.fc(x[:, 0] if self.class_token else x[:, 1:].mean(dim=1))
 
 
 def wrapped(network, **options):
@@ -135,11 +101,6 @@ def test_tokens_in_front_are_counted_inside_a_wrapper():
 
 
 def test_layers_that_cut_images_up_are_refused(small):
-    class Windows(Net):
-        def forward(self, x):
-            windows = self.body(x.unfold(2, 32, 32).unfold(3, 32, 32).permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
-            return self.fc(windows.mean(dim=(2, 3)).unflatten(0, (len(x), 4)).mean(dim=1))
-
     with pytest.raises(UnsupportedModelError, match="windows"):
         xai_abn.explain(wrapped(Windows(), layer="body"), small, "hires-cam")
 
