@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import sys
 import tarfile
@@ -123,6 +124,48 @@ def test_tar_shards_are_read_by_datasets(tmp_path, monkeypatch):
     sample = read_dataset(f"hf:{tmp_path / 'set'}").samples[1]  # of the validation split, as there is no test split
     assert (sample.label, sample.load().image.size) == ("1", (24, 20))
     assert list(sample.content()) == [png_bytes(10)]
+
+
+@pytest.mark.parametrize("with_path", [True, False])
+def test_parquet_as_pandas_writes_it_holds_images(tmp_path, monkeypatch, with_path):
+    """The bytes of files, with their paths or alone."""
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    pandas = pytest.importorskip("pandas")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    cells = [{"bytes": png_bytes(n), "path": f"{n}.png"} if with_path else png_bytes(n) for n in range(3)]
+    pandas.DataFrame({"image": cells, "label": ["cat", "dog", "cat"]}).to_parquet(tmp_path / "set" / "train.parquet")
+    data = read(f"hf:{tmp_path / 'set'}")
+    assert data.labels == ("cat", "dog")
+    assert brightness(data.train, [2, 1]) == ([2, 1], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("ending", "content", "named"),
+    [
+        ("json", b'{"label": "dog", "width": 3}', ""),
+        ("json", b'{"animal": "dog"}', "#json.animal"),
+        ("txt", b"dog", "#txt"),
+        ("a.cls", b"7", ""),
+    ],
+)
+def test_labels_of_shards_in_other_files(tmp_path, monkeypatch, ending, content, named):
+    """JSON, text, and keys with dots, also in a compressed shard; what is not clear is asked for by name."""
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    image = "a.png" if ending == "a.cls" else "png"
+    files = [file for n in range(2) for file in ((f"00{n}.{image}", png_bytes(n)), (f"00{n}.{ending}", content))]
+    write_shard(tmp_path / "set" / "train-000.tar", files)
+    shard = tmp_path / "set" / "train-000.tar"
+    shard.with_suffix(".tar.gz").write_bytes(gzip.compress(shard.read_bytes()))
+    shard.unlink()
+    data = read_dataset(f"hf:{tmp_path / 'set'}{named}")
+    assert [sample.label for sample in data.samples] == ["7" if ending == "a.cls" else "dog"] * 2
+    assert list(data.samples[1].content()) == [png_bytes(1)]
+    if named:
+        with pytest.raises(DatasetError, match=rf"add #COLUMN, one of .*{named[1:]}"):
+            read_dataset(f"hf:{tmp_path / 'set'}")
 
 
 def test_a_hugging_face_dataset_without_images_labels_or_train_is_refused(saved, tmp_path):

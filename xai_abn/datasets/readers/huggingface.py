@@ -73,9 +73,10 @@ def read_hugging_face(place: str) -> Dataset:
 
     Args:
         place: a name on the hub, a folder that ``datasets`` can load (such as WebDataset's tar shards), or one written
-            by ``save_to_disk``. ``#COLUMN`` at its end names the column of the labels; default: the only column of
-            class labels, or else a column called ``label``, ``labels`` or ``cls``. The images are the first column of
-            images.
+            by ``save_to_disk``. ``#COLUMN`` at its end names the column of the labels, or ``#COLUMN.FIELD`` a field of
+            it; default: the only column of class labels, or else a column called ``label``, ``labels`` or ``cls``, or
+            such a field of a JSON column, as WebDataset's. The images are the first column of images, else of files as
+            pandas writes them: bytes, alone or with a path.
 
     Returns:
         The splits ``train``, ``validation`` (or ``val``, ``valid``) and ``test``; others are skipped with a warning. A
@@ -92,7 +93,7 @@ def read_hugging_face(place: str) -> Dataset:
     image, label = _columns(features, wanted, f"hf:{name}")
     values = {part: _labels(tables[key], image, label, f"hf:{name}/{key}") for part, key in keys.items()}
     values = {part: column for part, column in values.items() if part != "test" or set(column) != {-1}}
-    names = getattr(features[label], "names", None) or sorted(
+    names = getattr(features.get(label), "names", None) or sorted(
         {value for column in values.values() for value in column}, key=lambda value: (str(type(value)), value)
     )
     text = {value: str(value) for value in names}
@@ -112,16 +113,17 @@ def _labels(table: Any, image: str, label: str, source: str) -> list[Any]:
 
     Names are used because splits may number the same classes in different orders.
     """
-    for column in (image, label):
-        if column not in table.features:
-            raise DatasetError(f"{source}: no column {column!r}, which the train split has")
-    values = list(table[label])
+    column, _, field = (label, "", "") if label in table.features else label.partition(".")
+    for wanted in (image, column):
+        if wanted not in table.features:
+            raise DatasetError(f"{source}: no column {wanted!r}, which the train split has")
+    values = [value.get(field) if field else value for value in table[column]]
     if None in values:
         raise DatasetError(f"{source}: {values.count(None)} rows have no {label!r}")
     odd = next((value for value in values if not isinstance(value, (int, str))), None)
     if odd is not None:
         raise DatasetError(f"{source}: {label!r} holds {type(odd).__name__}s, not classes; name another column")
-    names = getattr(table.features[label], "names", None)
+    names = getattr(table.features.get(label), "names", None)
     return [value if names is None or value == -1 else names[value] for value in values]
 
 
@@ -144,14 +146,23 @@ def _columns(features: Mapping[str, Any], wanted: str, source: str) -> tuple[str
     from datasets import ClassLabel, Image
 
     images = [name for name, kind in features.items() if isinstance(kind, Image)]
+    images = images or [name for name, kind in features.items() if _holds_files(kind)]
     classes = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
-    usual = [name for name in _LABELS if name in features]
+    tables = {name: kind for name, kind in features.items() if isinstance(kind, dict) and name not in images}
+    fields = [f"{name}.{field}" for name, kind in tables.items() for field in kind]
+    usual = [name for label in _LABELS for name in (*features, *fields) if name.rpartition(".")[2] == label]
     labels = [wanted] if wanted else classes if len(classes) == 1 else usual
     if not images:
         raise DatasetError(f"{source}: no column of images; its columns are {', '.join(features)}")
-    if not labels or labels[0] not in features:
-        raise DatasetError(f"{source}: no column of labels found; add #COLUMN, one of {', '.join(features)}")
+    if not labels or labels[0] not in (*features, *fields):
+        known = ", ".join((*features, *fields))
+        raise DatasetError(f"{source}: no column of labels found; add #COLUMN, one of {known}")
     return images[0], labels[0]
+
+
+def _holds_files(kind: Any) -> bool:
+    """Return whether a column holds the bytes of files, alone or with a path, as pandas writes images."""
+    return set(kind) == {"bytes", "path"} if isinstance(kind, dict) else "binary" in getattr(kind, "dtype", "")
 
 
 def _undecoded(table: Any, column: str) -> Any:
