@@ -21,7 +21,7 @@ from support import make_images
 
 import xai_abn
 from xai_abn import explainers, metrics
-from xai_abn.benchmark import BenchmarkSettings, Store, benchmark
+from xai_abn.benchmark import BenchmarkSettings, Store, benchmark, runner
 from xai_abn.benchmark import store as store_module
 from xai_abn.benchmark.exchange import export_run, merge_runs
 from xai_abn.benchmark.report.build import make_report
@@ -454,6 +454,24 @@ def test_a_flat_map_counts_as_a_miss_only_where_there_was_something_to_hit(gap_n
     flagged = {(r.image, r.trial) for r in rows if r.method == "uniform" and r.flaw is not None}
     assert scored == flagged
     assert len(scored) == 4  # the cats beside dogs; the dogs cover more than a quarter
+
+
+def test_another_process_at_work_on_a_run_is_told(tmp_path, gap_net):
+    """The second is told; one that was killed, or has ended, does not count."""
+    data = read_dataset(f"coco:{make_images(tmp_path / 'set', 2)}")
+    path = tmp_path / "run.sqlite"
+    benchmark(gap_net, data, ["center"], ["gini"], path)
+    with Store.open(path) as store:
+        assert "process" not in store.sessions[0]
+        other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        store.add_session({"machine": runner._process()["machine"], "process": other.pid, "active": 0})
+    try:
+        with pytest.warns(runner.SharedRunWarning, match=rf"another process, {other.pid}, is measuring this run, too"):
+            benchmark(gap_net, data, ["center"], ["gini"], path)
+    finally:
+        other.kill()
+        other.wait()
+    benchmark(gap_net, data, ["center"], ["gini"], path)
 
 
 def test_grids_are_scored_without_boxes(gap_net, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,7 +23,8 @@ from xai_abn.benchmark.settings import BenchmarkSettings
 from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store, key_of
 from xai_abn.benchmark.trials import PreparedSample, class_indices, short_names
 from xai_abn.datasets import Dataset, Sample
-from xai_abn.errors import DatasetError, InvalidInputError, RunError, XaiAbnError
+from xai_abn.datasets.batches import digest
+from xai_abn.errors import DatasetError, InvalidInputError, RunError, XaiAbnError, XaiAbnWarning
 from xai_abn.explainers import Explainer, make_explainers
 from xai_abn.metrics.base import Metric, Subject
 from xai_abn.metrics.base import get as get_metric
@@ -111,11 +114,19 @@ def benchmark(
         session = {"command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_environment()}
         session |= {"shard": "/".join(map(str, settings.shard)), "images": len(run.images)}
         session |= {"unknown_classes": list(run.unknown_classes)} if run.unknown_classes else {}
-        number = store.add_session(session)
-        run.work(store, summary, progress or (lambda done, total: None))
+        _warn_of_others(store)
+        number = store.add_session({**session, **_process()})
+        progress = progress or (lambda done, total: None)
+
+        def still_working(done: int, total: int) -> None:
+            store.update_session(number, active=time.time())
+            progress(done, total)
+
+        run.work(store, summary, still_working)
         summary.superseded = len(store.superseded())
         summary.seconds = time.perf_counter() - started
-        store.update_session(number, seconds=round(summary.seconds, 3), measured=summary.measured)
+        ended = dict.fromkeys(("machine", "process", "active"))
+        store.update_session(number, seconds=round(summary.seconds, 3), measured=summary.measured, **ended)
     return summary
 
 
@@ -258,6 +269,45 @@ class _Run:
         store.write(batch)
         summary.failed += [(f.source, f.reason) for f in batch.failures]
         summary.measured += len(batch.images)
+
+
+class SharedRunWarning(XaiAbnWarning):
+    """Given when another process measures the same run, so that both measure the same images."""
+
+
+#: Seconds since its last image after which a session on another machine counts as ended.
+_QUIET = 60
+
+
+def _process() -> dict[str, Any]:
+    """Return what tells whether a session is at work, until it ends."""
+    return {"machine": digest(platform.node().encode()), "process": os.getpid(), "active": time.time()}
+
+
+def _warn_of_others(store: Store) -> None:
+    """Warn if another session of the run is at work."""
+    for session in store.sessions:
+        if "seconds" in session or "active" not in session or session["process"] == os.getpid():
+            continue
+        here = session["machine"] == _process()["machine"] and os.name == "posix"
+        if _is_running(session["process"]) if here else time.time() - session["active"] < _QUIET:
+            warnings.warn(
+                SharedRunWarning(
+                    f"another process, {session['process']}, is measuring this run, too, so images are measured "
+                    "twice; stop one of them, or give each a part with --shard I/N"
+                ),
+                stacklevel=3,
+            )
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 #: For each metric (by full name) still missing somewhere, the methods it is missing for.

@@ -281,10 +281,11 @@ class Store:
         return len(sessions) - 1
 
     def update_session(self, number: int, **facts: Any) -> None:
-        """Add facts to a session, such as how long it took."""
+        """Add facts to a session, such as how long it took; None takes a fact away."""
         with self._transaction():
             sessions = self.sessions
-            sessions[number].update(facts)
+            known = {**sessions[number], **facts}
+            sessions[number] = {name: fact for name, fact in known.items() if fact is not None}
             self._connection.execute("UPDATE run SET value = ? WHERE name = 'sessions'", (json.dumps(sessions),))
 
     def describe(self, metrics: Mapping[str, Any], methods: Mapping[str, Any]) -> None:
