@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, KeysView, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import numpy as np
 from PIL import Image
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
-from xai_abn.heatmaps import flaw_of, heatmap_of
+from xai_abn.heatmaps import boxes_of, flaw_of, heatmap_of
 from xai_abn.rendering import Panel, overlay, png_bytes
 from xai_abn.rendering import sheet as draw_sheet
 
@@ -111,6 +111,46 @@ class Explanation:
             return whole
         except UnusableMapError as error:
             raise UnusableMapError(f"{self.source}: {self.method} for {self.label!r}: {error}") from None
+
+    def mask(self, threshold: float = 0.5) -> np.ndarray:
+        """Return where the map is at least a share of its range, on the whole image.
+
+        Of a map with negative values, only the positive ones count, from 0 to the largest.
+
+        Args:
+            threshold: share of the range from the smallest to the largest value, above 0 and at most 1.
+
+        Returns:
+            (height, width) bool, of the whole image; of a tensor, of what the network saw. False where it did not look.
+
+        Raises:
+            UnusableMapError: the map is flat or not finite, or has no positive value.
+            InvalidInputError: the threshold is out of range.
+        """
+        if not 0 < threshold <= 1:
+            raise InvalidInputError(f"threshold must be above 0 and at most 1, got {threshold}")
+        positive = replace(self, map=np.maximum(self.map, 0)) if float(self.map.min()) < 0 else self
+        found: np.ndarray = positive.heatmap(self.image_size) >= threshold
+        return found
+
+    def boxes(self, threshold: float = 0.5, *, largest: bool = False) -> list[tuple[int, int, int, int]]:
+        """Return a box around each connected part of :meth:`mask`, the largest part first.
+
+        Args:
+            threshold: see :meth:`mask`.
+            largest: return the box of the largest part alone.
+
+        Returns:
+            (left, top, right, bottom) in pixels of the whole image, right and bottom exclusive.
+
+        Raises:
+            UnusableMapError, InvalidInputError: as for :meth:`mask`.
+
+        Source: Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, section 3.2, who take
+        the largest part above 20 % of the maximum.
+        """
+        found = boxes_of(self.mask(threshold))
+        return found[:1] if largest else found
 
     @property
     def panel(self) -> Panel:
