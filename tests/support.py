@@ -88,3 +88,30 @@ def touch(folder, *names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+
+
+def released_names(network: nn.Module, family: str) -> dict[str, torch.Tensor]:
+    """Return a network's weights under the names the released code would have given them."""
+    found = {}
+    for name, value in network.state_dict().items():
+        if name.startswith("mechanism."):
+            continue
+        _part, _, rest = name.partition(".")
+        if rest.startswith("stage."):
+            rest = "att_" + rest.removeprefix("stage.")
+        found[f"module.{_released(rest, family)}"] = value
+    return found
+
+
+def _released(name: str, family: str) -> str:
+    if family == "wrn":
+        return re.sub(r"^((?:att_)?block\d)\.(\d)", r"\1.layer.\2", name)
+    if family != "resnext":
+        return name
+    block = {"conv1": "conv_reduce", "bn1": "bn_reduce", "conv2": "conv_conv", "bn2": "bn", "conv3": "conv_expand"}
+    block |= {"bn3": "bn_expand", "downsample.0": "shortcut.shortcut_conv", "downsample.1": "shortcut.shortcut_bn"}
+    match = re.match(r"(att_)?layer(\d)\.(\d)\.(conv\d|bn\d|downsample\.\d)\.(.+)", name)
+    if match:
+        stage = "stage_att" if match[1] else f"stage_{match[2]}"
+        return f"{stage}.{stage}_bottleneck_{match[3]}.{block[match[4]]}.{match[5]}"
+    return re.sub(r"^conv1\.", "conv_1_3x3.", re.sub(r"^bn1\.", "bn_1.", re.sub(r"^fc\.", "classifier.", name)))

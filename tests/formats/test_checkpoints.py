@@ -54,6 +54,18 @@ def test_both_versions_hold_the_same_weights(kind):
     )
 
 
+def test_version_3_knows_stages_without_normalization():
+    """Its file is that of version 2 without the BatchNorm behind the attention branch's stage."""
+    path = HERE / "checkpoint-v3-abn.safetensors"
+    assert read_tensors(path)[0]["format_version"] == "3"
+    old, new = (xai_abn.load_model(HERE / f"checkpoint-v{version}-abn.safetensors").module for version in (2, 3))
+    old.attention_branch.bn_att = torch.nn.Identity()
+    inputs = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for given, expected in zip(new(inputs), old(inputs), strict=True):
+            torch.testing.assert_close(given, expected)
+
+
 def test_loading_looks_for_nothing(monkeypatch):
     """A checkpoint of version 2 is rebuilt without running it, looking for the cut, or drawing weights."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 
 import pytest
 import timm
@@ -12,9 +11,10 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import xai_abn
-from xai_abn import AttentionBranchNetwork
+from tests.support import released_names
 from xai_abn.errors import CheckpointError, InvalidInputError, OutputError, UnknownNameError, UnsupportedModelError
 from xai_abn.models.zoo import load_model
+from xai_abn.networks import released_code
 from xai_abn.networks.architectures import architectures, create_model, find_architecture
 from xai_abn.networks.released_code import convert, convert_file, rename
 
@@ -123,42 +123,54 @@ def test_unknown_architectures_name_the_nearest():
 # --- the released code's files -------------------------------------------------------------------------------------
 
 
-def released_names(network: AttentionBranchNetwork, family: str) -> dict[str, torch.Tensor]:
-    """Return a network's weights under the names the released code would have given them."""
-    found = {}
-    for name, value in network.state_dict().items():
-        if name.startswith("mechanism."):
-            continue
-        _part, _, rest = name.partition(".")
-        if rest.startswith("stage."):
-            rest = "att_" + rest.removeprefix("stage.")
-        found[f"module.{_released(rest, family)}"] = value
-    return found
+SMALL = [
+    ("resnet20", "resnet"),
+    ("resnet26", "resnet"),
+    ("resnet44-bottleneck", "resnet"),
+    ("resnet50-bottleneck", "resnet"),
+    ("densenet-bc-100-12", "densenet"),
+    ("densenet-bc-40-8", "densenet"),
+    ("wrn-10-2", "wrn"),
+    ("wrn-16-4", "wrn"),
+    ("resnext11-1x64d", "resnext"),
+    ("resnext20-2x64d", "resnext"),
+    ("resnet18", "resnet"),
+]
 
 
-def _released(name: str, family: str) -> str:
-    if family == "wrn":
-        return re.sub(r"^((?:att_)?block\d)\.(\d)", r"\1.layer.\2", name)
-    if family != "resnext":
-        return name
-    block = {"conv1": "conv_reduce", "bn1": "bn_reduce", "conv2": "conv_conv", "bn2": "bn", "conv3": "conv_expand"}
-    block |= {"bn3": "bn_expand", "downsample.0": "shortcut.shortcut_conv", "downsample.1": "shortcut.shortcut_bn"}
-    match = re.match(r"(att_)?layer(\d)\.(\d)\.(conv\d|bn\d|downsample\.\d)\.(.+)", name)
-    if match:
-        stage = "stage_att" if match[1] else f"stage_{match[2]}"
-        return f"{stage}.{stage}_bottleneck_{match[3]}.{block[match[4]]}.{match[5]}"
-    return re.sub(r"^conv1\.", "conv_1_3x3.", re.sub(r"^bn1\.", "bn_1.", re.sub(r"^fc\.", "classifier.", name)))
-
-
-@pytest.mark.parametrize("name", ["resnet20", "resnet44-bottleneck", "densenet-bc-100-12"])
-def test_released_names_come_back_as_the_same_network(name):
-    """Every tensor finds its place under the released code's names, and the architecture is told by them alone."""
+@pytest.mark.parametrize(("name", "family"), SMALL)
+def test_released_names_come_back_as_the_same_network(name, family, tmp_path):
+    """Depth and width are read from names and shapes; every tensor finds its place; the checkpoint loads by itself."""
     torch.manual_seed(0)
     network = create_model(name, 10).eval()
-    found = convert(released_names(network, "resnet"))
+    torch.save({"state_dict": released_names(network, family)}, tmp_path / "m.pth.tar")
+    found = convert_file(tmp_path / "m.pth.tar", tmp_path / "m.safetensors")
     assert (found.arch, found.classes) == (name, 10)
-    theirs = found.network.state_dict()
-    assert all(torch.equal(value, theirs[key]) for key, value in network.state_dict().items())
+    theirs, own = load_model(tmp_path / "m.safetensors").module.state_dict(), network.state_dict()
+    unused = {key for key in own if family == "resnext" and key.startswith("attention_branch.bn_att.")}
+    assert theirs.keys() == own.keys() - unused
+    assert all(torch.equal(value, own[key]) for key, value in theirs.items())
+
+
+LARGE = ["resnet1202-bottleneck", "densenet-bc-190-40", "wrn-40-10", "resnext29-16x64d", "resnet152"]
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_size_of_any_released_network_is_read(name):
+    """The largest of the released recipes, without memory for their weights."""
+    with torch.device("meta"):
+        plain = find_architecture(name).build(10)
+    assert released_code._name_of(plain.state_dict()) == name
+    assert released_code._misfit(name, 10, plain.state_dict()) is None
+
+
+@pytest.mark.parametrize("name", ["resnet21", "resnet2", "wrn-17-4", "densenet-bc-41-12", "resnext30-8x64d"])
+def test_a_depth_that_no_network_has_is_refused(name):
+    """Depths come in steps of a whole block in each stage."""
+    with pytest.raises(InvalidInputError, match=r"the depth of a .* for CIFAR is \dn \+ \d, got"):
+        create_model(name, 10)
+    with pytest.raises(InvalidInputError, match=r"largest network of its kind is wrn-200-32"):
+        create_model("wrn-28-100000", 10)
 
 
 @pytest.mark.parametrize(("name", "family"), [("wrn-28-10", "wrn"), ("resnext29-8x64d", "resnext"), ("resnet50", "")])
@@ -172,20 +184,6 @@ def test_released_names_of_the_large_networks_are_ours(name, family):
         if not key.startswith("mechanism.")
     }
     assert {key: value.shape for key, value in renamed.items()} == parts
-
-
-def test_the_released_resnext_does_not_normalise_its_stage():
-    """Its bn_att is never called: converted, it passes the stage's output on unchanged, whatever its weights were."""
-    torch.manual_seed(0)
-    network = create_model("resnext29-8x64d", 10)
-    state = released_names(network, "resnext")
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        state[f"module.bn_att.{name}"] = torch.rand_like(state[f"module.bn_att.{name}"]) + 1
-    found = convert(state).network
-    assert torch.equal(found.perception_branch.layer3[1].conv2.weight, network.perception_branch.layer3[1].conv2.weight)
-    norm = found.attention_branch.bn_att
-    values = torch.randn(2, norm.num_features, 3, 3)
-    torch.testing.assert_close(norm(values), values, atol=1e-6, rtol=1e-6)
 
 
 def test_a_released_file_becomes_a_checkpoint(tmp_path):
@@ -227,8 +225,10 @@ def test_foreign_files_are_refused_and_never_executed(tmp_path):
         convert(create_model("resnet20", 10, mechanism=None).state_dict())
     with pytest.raises(CheckpointError, match="not those of resnet32 with 10 classes"):
         convert(state, arch="resnet32")
-    with pytest.raises(CheckpointError, match="not those of any network"):
+    with pytest.raises(CheckpointError, match="not those of any network of the released code"):
         convert({k: v for k, v in state.items() if "layer1" not in k})
+    with pytest.raises(CheckpointError, match=r"resnet20 with 10 classes: 1 are missing, such as fc\.bias"):
+        convert({k: v for k, v in state.items() if k != "module.fc.bias"})
     with pytest.raises(UnsupportedModelError, match="SE-ResNet"):
         convert({k: v for k, v in state.items() if "att_conv3" not in k})
     torch.save({"state_dict": state, "trap": Trap(tmp_path / "sprung")}, tmp_path / "bad.pth")

@@ -58,6 +58,12 @@ LARGE = [
     (("labels",), ["x"] * 100_000),
     (("labels",), "imagenet"),
     (("backbone",), "resnet" * 100_000),
+    (("backbone",), "resnet1994"),
+    (("backbone",), "resnet1994-bottleneck"),
+    (("backbone",), "densenet-bc-250-48"),
+    (("backbone",), "wrn-196-32"),
+    (("backbone",), "resnext200-64x64d"),
+    (("backbone",), "wrn-28-999999999"),
 ]
 
 

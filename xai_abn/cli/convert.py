@@ -13,7 +13,7 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write: a .safetensors file.")],
     arch: Annotated[
         str | None,
-        typer.Option(help="Architecture, see xai-abn list architectures; default: inferred from the tensors."),
+        typer.Option(help="Architecture, see xai-abn list architectures; default: read from the tensors."),
     ] = None,
 ) -> None:
     """Convert a network that the ABN code of Fukui et al. has saved; nothing in the file is executed."""

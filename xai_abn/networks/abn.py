@@ -64,6 +64,7 @@ class ABNDescription:
         mechanism: registered name of the attention mechanism.
         maps: ``"shared"``, ``"per-attribute"`` or ``"per-attribute-signed"``.
         smoothing: how many times the map is averaged over 3x3 neighbors.
+        normalized: whether the attention branch normalizes its stage's output, as all released networks but ResNeXt do.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # of checkpoints, which are checked when read
@@ -76,6 +77,7 @@ class ABNDescription:
     mechanism: Annotated[str, Field(max_length=200)] = "residual"
     maps: Annotated[str, Field(pattern="^(shared|per-attribute|per-attribute-signed)$")] = "shared"
     smoothing: Annotated[int, Field(ge=0, le=MAX_SMOOTHING)] = 0
+    normalized: bool = True
 
 
 class AttentionBranch(nn.Module):
@@ -92,13 +94,16 @@ class AttentionBranch(nn.Module):
         smoothing: how many times to average the map over 3x3 neighbors; 0 as published. A sigmoid
             map saturates into plateaus with an arbitrary maximum; averaging moves the peak to the
             middle of a plateau.
+        normalized: whether a BatchNorm follows the stage, as published; the released ResNeXt has none.
     """
 
-    def __init__(self, stage: nn.Module, channels: int, num_classes: int, smoothing: int = 0) -> None:
+    def __init__(
+        self, stage: nn.Module, channels: int, num_classes: int, smoothing: int = 0, normalized: bool = True
+    ) -> None:
         super().__init__()
         self.smoothing = smoothing
         self.stage = stage
-        self.bn_att = nn.BatchNorm2d(channels)
+        self.bn_att = nn.BatchNorm2d(channels) if normalized else nn.Identity()
         self.att_conv = nn.Conv2d(channels, num_classes, 1, bias=False)
         self.bn_att2 = nn.BatchNorm2d(num_classes)
         self.att_conv2 = nn.Conv2d(num_classes, num_classes, 1, bias=False)

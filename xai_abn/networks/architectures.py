@@ -5,6 +5,7 @@ Split points are those of the released code (Fukui et al., CVPR 2019); for other
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,66 +65,114 @@ def _from_library(spec: str, classes: int) -> nn.Module:
     return result
 
 
-def _add(
-    name: str,
-    build: Callable[[int], nn.Module],
-    size: int,
-    description: str,
-    recipe: Mapping[str, Any] | None = None,
-    **abn: Any,
-) -> None:
-    architectures.register(name)(Architecture(build, size, description, abn, recipe or {}))
+@dataclass(frozen=True)
+class Family:
+    """Published networks for CIFAR of one kind and any size, named by their numbers.
+
+    Attributes:
+        form: how their names are formed, with ``{}`` for each number; the depth comes first.
+        build: the numbers and the number of classes to an untrained classifier.
+        description: one line, with ``{}`` for each number and ``{layers}`` for the layers of three times as many
+            convolutions.
+        limits: largest value of each number.
+        abn: see :class:`Architecture`.
+        recipe: see :class:`Architecture`.
+    """
+
+    form: str
+    build: Callable[..., nn.Module]
+    description: str
+    limits: tuple[int, ...]
+    abn: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+
+    def find(self, name: str) -> Architecture | None:
+        """Return the architecture of this name, or None if it is no name of this family.
+
+        Raises:
+            InvalidInputError: a number is beyond its limit.
+        """
+        match = re.fullmatch(re.escape(self.form).replace(r"\{\}", r"(\d{1,9})"), name)
+        if match is None:
+            return None
+        numbers = [int(text) for text in match.groups()]
+        if not all(1 <= number <= limit for number, limit in zip(numbers, self.limits, strict=True)):
+            raise InvalidInputError(f"the largest network of its kind is {self.form.format(*self.limits)}, got {name}")
+        layers = (numbers[0] - 2) // 6 * 9 + 2
+        description = self.description.format(*numbers, layers=layers)
+        return Architecture(partial(self.build, *numbers), 32, description, self.abn, self.recipe)
+
+
+#: Families of networks, whose members need no name of their own here.
+FAMILIES = (
+    Family("resnet{}", cifar.resnet, "ResNet-{} for CIFAR", (2000,), _RESNET, _CIFAR),
+    Family(
+        "resnet{}-bottleneck",
+        cifar.bottleneck_resnet,
+        '"ResNet-{}" of the released code: {layers} layers of bottlenecks',
+        (2000,),
+        _RESNET,
+        _CIFAR,
+    ),
+    Family("seresnet{}", cifar.se_resnet, "SE-ResNet-{} for CIFAR", (2000,), _RESNET, _CIFAR),
+    Family(
+        "densenet-bc-{}-{}",
+        cifar.CifarDenseNet,
+        "DenseNet-BC-{}-{} for CIFAR",
+        (250, 48),
+        _DENSENET,
+        _DENSENET_CIFAR,
+    ),
+    Family(
+        "wrn-{}-{}",
+        partial(cifar.WideResNet, dropout=0.3),
+        "WRN-{}-{}, dropout 0.3, for CIFAR",
+        (200, 32),
+        _WRN,
+        _WRN_CIFAR,
+    ),
+    Family("resnext{}-{}x64d", cifar.resnext, "ResNeXt-{}, {}x64d, for CIFAR", (200, 64), _RESNET, _RESNEXT_CIFAR),
+)
+
+
+def _of_family(name: str) -> Architecture | None:
+    return next((found for family in FAMILIES if (found := family.find(name)) is not None), None)
+
+
+def _add(name: str, architecture: Architecture | None = None) -> None:
+    architecture = architecture or _of_family(name)
+    assert architecture is not None  # one of the two is given
+    architectures.register(name)(architecture)
 
 
 for _depth in (20, 32, 44, 56, 110):
-    _add(f"resnet{_depth}", partial(cifar.resnet, _depth), 32, f"ResNet-{_depth} for CIFAR", _CIFAR, **_RESNET)
+    _add(f"resnet{_depth}")
 _text = "ResNet-20 with 25, 50, 100 channels: multiply-adds of the ABN of ResNet-20"
-_add("resnet20-wide", partial(cifar.resnet, 20, planes=25), 32, _text, _CIFAR, **_RESNET)
-for _depth in (44, 56, 110):
-    _layers = (_depth - 2) // 6 * 9 + 2
-    _text = f'"ResNet-{_depth}" of the released code: {_layers} layers of bottlenecks'
-    _add(f"resnet{_depth}-bottleneck", partial(cifar.bottleneck_resnet, _depth), 32, _text, _CIFAR, **_RESNET)
-for _depth in (20, 110):
-    _add(f"seresnet{_depth}", partial(cifar.se_resnet, _depth), 32, f"SE-ResNet-{_depth} for CIFAR", _CIFAR, **_RESNET)
-_add(
-    "densenet-bc-100-12",
-    partial(cifar.CifarDenseNet, 100, 12),
-    32,
-    "DenseNet-BC-100-12 for CIFAR",
-    _DENSENET_CIFAR,
-    **_DENSENET,
-)
-_add(
-    "wrn-28-10",
-    partial(cifar.WideResNet, 28, 10, dropout=0.3),
-    32,
-    "WRN-28-10, dropout 0.3, for CIFAR",
-    _WRN_CIFAR,
-    **_WRN,
-)
-_add("resnext29-8x64d", partial(cifar.resnext, 29, 8), 32, "ResNeXt-29, 8x64d, for CIFAR", _RESNEXT_CIFAR, **_RESNET)
-for _depth in (18, 34, 50, 101, 152):
-    _spec = f"torchvision:resnet{_depth}"
-    _add(
-        f"resnet{_depth}",
-        partial(_from_library, _spec),
-        224,
-        f"torchvision's ResNet-{_depth}",
-        _IMAGENET,
-        **_IMAGENET_RESNET,
-    )
-_add("seresnet50", partial(_from_library, "timm:seresnet50"), 224, "timm's SE-ResNet-50", _IMAGENET, **_IMAGENET_RESNET)
-_add("vgg16-bn", partial(_from_library, "torchvision:vgg16_bn"), 224, "torchvision's VGG-16 with BatchNorm")
+_add("resnet20-wide", Architecture(partial(cifar.resnet, 20, planes=25), 32, _text, _RESNET, _CIFAR))
+for _name in ("resnet44-bottleneck", "resnet56-bottleneck", "resnet110-bottleneck", "seresnet20", "seresnet110"):
+    _add(_name)
+for _name in ("densenet-bc-100-12", "wrn-28-10", "resnext29-8x64d"):
+    _add(_name)
+for _spec, _text in (
+    *((f"torchvision:resnet{_depth}", f"torchvision's ResNet-{_depth}") for _depth in (18, 34, 50, 101, 152)),
+    ("timm:seresnet50", "timm's SE-ResNet-50"),
+):
+    _build = partial(_from_library, _spec)
+    _add(_spec.partition(":")[2], Architecture(_build, 224, _text, _IMAGENET_RESNET, _IMAGENET))
+_build = partial(_from_library, "torchvision:vgg16_bn")
+_add("vgg16-bn", Architecture(_build, 224, "torchvision's VGG-16 with BatchNorm"))
 
 
 def find_architecture(spec: str) -> Architecture:
     """Return the architecture that ``spec`` names.
 
     Args:
-        spec: one of ``architectures.names()``, ``"lite0"``, ``"timm:NAME"`` or ``"torchvision:NAME"``.
+        spec: one of ``architectures.names()``, a member of one of ``FAMILIES``, such as ``"wrn-16-4"``, ``"lite0"``,
+            ``"timm:NAME"`` or ``"torchvision:NAME"``.
 
     Raises:
         UnknownNameError: no such network; the message suggests the nearest names.
+        InvalidInputError: a member of a family beyond its limits.
     """
     library, _, name = spec.partition(":")
     if library in _KNOWN and name:
@@ -132,9 +181,10 @@ def find_architecture(spec: str) -> Architecture:
         return Architecture(partial(_from_library, spec), 224, f"{library}'s {name}")
     if spec == "lite0":
         return Architecture(partial(_from_library, "timm:tf_efficientnet_lite0"), 224, "EfficientNet-Lite0")
-    if spec not in architectures:
+    found = architectures[spec] if spec in architectures else _of_family(spec)
+    if found is None:
         raise UnknownNameError("architecture", spec, architectures.names(), "Or give timm:NAME or torchvision:NAME.")
-    return architectures[spec]
+    return found
 
 
 def create_model(spec: str, classes: int, *, mechanism: str | None = "residual", **more: Any) -> nn.Module:
@@ -151,7 +201,7 @@ def create_model(spec: str, classes: int, *, mechanism: str | None = "residual",
 
     Raises:
         UnknownNameError: no such architecture or mechanism.
-        InvalidInputError: ``classes`` is not positive.
+        InvalidInputError: ``classes`` is not positive, or no network of the family has this depth.
         UnsupportedModelError: no ABN can be made of the network.
 
     Example:

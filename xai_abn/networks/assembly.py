@@ -50,7 +50,8 @@ def join(parts: BackboneSplit, description: ABNDescription, classes: int) -> Att
     kind: type[AttentionBranchNetwork]
     branch: AttentionBranch | AttributeBranch
     if description.maps == "shared":
-        kind, branch = AttentionBranchNetwork, AttentionBranch(stage, channels, classes, smoothing)
+        kind = AttentionBranchNetwork
+        branch = AttentionBranch(stage, channels, classes, smoothing, description.normalized)
     else:
         signed = description.maps == "per-attribute-signed"
         kind, branch = MultiTaskABN, AttributeBranch(stage, channels, classes, signed=signed, smoothing=smoothing)

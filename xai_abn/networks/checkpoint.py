@@ -28,7 +28,7 @@ from xai_abn.networks.checkpoint_v1 import upgrade
 
 #: Written to and expected in the header.
 FORMAT = "xai-abn-checkpoint"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)

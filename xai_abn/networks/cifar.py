@@ -19,6 +19,18 @@ from xai_abn.errors import InvalidInputError
 from xai_abn.networks.abn import initialize
 
 
+def blocks_per_stage(kind: str, depth: int, layers: int, others: int) -> int:
+    """Return the number n of blocks in each of three stages for a depth of ``layers`` n + ``others``.
+
+    Raises:
+        InvalidInputError: no network of that kind has this depth.
+    """
+    blocks, rest = divmod(depth - others, layers)
+    if blocks < 1 or rest:
+        raise InvalidInputError(f"the depth of a {kind} for CIFAR is {layers}n + {others}, got {depth}")
+    return blocks
+
+
 class SEBasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision has no types
     """A basic block whose output is weighted by channel before the shortcut is added.
 
@@ -124,13 +136,12 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, widen: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
-        if (depth - 4) % 6:
-            raise InvalidInputError(f"the depth of a wide ResNet is 6n + 4, got {depth}")
+        blocks = blocks_per_stage("wide ResNet", depth, 6, 4)
         widths = [16, 16 * widen, 32 * widen, 64 * widen]
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         for number in range(3):
             first = WideBlock(widths[number], widths[number + 1], 1 if number == 0 else 2, dropout)
-            rest = [WideBlock(widths[number + 1], widths[number + 1], 1, dropout) for _ in range((depth - 4) // 6 - 1)]
+            rest = [WideBlock(widths[number + 1], widths[number + 1], 1, dropout) for _ in range(blocks - 1)]
             self.add_module(f"block{number + 1}", nn.Sequential(first, *rest))
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -193,12 +204,11 @@ class CifarDenseNet(nn.Module):
 
     def __init__(self, depth: int, growth: int, num_classes: int) -> None:
         super().__init__()
-        if (depth - 4) % 6:
-            raise InvalidInputError(f"the depth of a DenseNet-BC is 6n + 4, got {depth}")
+        blocks = blocks_per_stage("DenseNet-BC", depth, 6, 4)
         width = 2 * growth
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         for number in (1, 2, 3):
-            layers = [DenseLayer(width + i * growth, growth) for i in range((depth - 4) // 6)]
+            layers = [DenseLayer(width + i * growth, growth) for i in range(blocks)]
             width += len(layers) * growth
             self.add_module(f"dense{number}", nn.Sequential(*layers))
             if number < 3:
@@ -218,19 +228,19 @@ class CifarDenseNet(nn.Module):
 
 def resnet(depth: int, num_classes: int, **more: Any) -> CifarResNet:
     """Return ResNet of the true depth 6n + 2, of basic blocks."""
-    return CifarResNet(BasicBlock, (depth - 2) // 6, num_classes, **more)
+    return CifarResNet(BasicBlock, blocks_per_stage("ResNet", depth, 6, 2), num_classes, **more)
 
 
 def bottleneck_resnet(depth: int, num_classes: int) -> CifarResNet:
     """Return what the released code calls a ResNet of this depth: bottlenecks, and 9n + 2 layers for n of 6n + 2."""
-    return CifarResNet(Bottleneck, (depth - 2) // 6, num_classes)
+    return CifarResNet(Bottleneck, blocks_per_stage("ResNet", depth, 6, 2), num_classes)
 
 
 def se_resnet(depth: int, num_classes: int) -> CifarResNet:
     """Return SE-ResNet of the true depth 6n + 2."""
-    return CifarResNet(SEBasicBlock, (depth - 2) // 6, num_classes)
+    return CifarResNet(SEBasicBlock, blocks_per_stage("SE-ResNet", depth, 6, 2), num_classes)
 
 
 def resnext(depth: int, groups: int, num_classes: int) -> CifarResNet:
     """Return ResNeXt-depth with ``groups`` groups of 64 channels."""
-    return CifarResNet(Bottleneck, (depth - 2) // 9, num_classes, planes=64, groups=groups)
+    return CifarResNet(Bottleneck, blocks_per_stage("ResNeXt", depth, 9, 2), num_classes, planes=64, groups=groups)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from xai_abn.errors import CheckpointError, OutputError, UnsupportedModelError
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.networks.abn import AttentionBranchNetwork
-from xai_abn.networks.architectures import architectures, create_model, find_architecture
+from xai_abn.networks.architectures import create_model, find_architecture
 from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
-from xai_abn.networks.weights import load_weights, read_weights
+from xai_abn.networks.weights import load_weights, misfit, read_weights, shapes
 
 #: Patterns of the released code's names, and the names here. The first rule that fits counts.
 _RENAMED = (
@@ -69,15 +69,15 @@ class Converted:
 def convert(state: Mapping[str, Tensor], arch: str | None = None, source: str = "the state dict") -> Converted:
     """Build a network from a state dict of the released code.
 
-    In the released ResNeXt ``bn_att`` exists and is never called; here it becomes the identity.
+    In the released ResNeXt ``bn_att`` exists and is never called; here it is left out.
 
     Args:
         state: names, with or without ``module.``, and tensors.
-        arch: one of ``architectures.names()``; default: found by names and shapes.
+        arch: see :func:`find_architecture`; default: read from names and shapes.
         source: for messages.
 
     Returns:
-        A network whose logits, attention logits and map equal those of the released network.
+        A network whose logits, attention logits and map equal those of the released network, also in training.
 
     Raises:
         CheckpointError: it is not a network of the released code, or not of ``arch``.
@@ -93,17 +93,20 @@ def convert(state: Mapping[str, Tensor], arch: str | None = None, source: str = 
         )
     classes = state["att_conv.weight"].shape[0]
     ours = rename(state)
-    known = [arch] if arch is not None else architectures.names()
-    fitting = [name for name in known if _fits(name, classes, ours)]
-    if not fitting:
-        wanted = arch if arch is not None else "any network of the released code"
-        raise CheckpointError(f"{source}: names and shapes are not those of {wanted} with {classes} classes")
-    network = create_model(fitting[0], classes)
+    arch = arch or _name_of(ours)
+    if arch is None:
+        raise CheckpointError(f"{source}: names and shapes are not those of any network of the released code")
+    problem = _misfit(arch, classes, ours)
+    if problem is not None:
+        raise CheckpointError(f"{source}: names and shapes are not those of {arch} with {classes} classes: {problem}")
+    network = create_model(arch, classes)
     assert isinstance(network, AttentionBranchNetwork)  # the default mechanism
-    load_weights(network, _complete(ours, network), source)
     if any(name.startswith("stage_att.") for name in state):
-        _make_identity(network.attention_branch.bn_att)
-    return Converted(network.eval(), fitting[0], classes, _PREPROCESS[find_architecture(fitting[0]).size])
+        network.attention_branch.bn_att = nn.Identity()
+        assert network.description is not None  # abn_from always sets it
+        network.description = replace(network.description, normalized=False)
+    load_weights(network, _complete(ours, network), source)
+    return Converted(network.eval(), arch, classes, _PREPROCESS[find_architecture(arch).size])
 
 
 def convert_file(path: str | Path, output: str | Path, arch: str | None = None) -> Converted:
@@ -160,16 +163,34 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _fits(arch: str, classes: int, ours: Mapping[str, Tensor]) -> bool:
+def _name_of(ours: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the architecture with as many blocks and channels, or None."""
+
+    def blocks(stage: str) -> int:
+        return len({name.split(".")[1] for name in ours if name.startswith(f"{stage}.")})
+
+    def channels(name: str) -> int:
+        return ours[name].shape[0] if name in ours and ours[name].dim() else 0
+
+    bottlenecks = "layer1.0.conv3.weight" in ours
+    if blocks("dense1"):
+        return f"densenet-bc-{6 * blocks('dense1') + 4}-{channels('conv1.weight') // 2}"
+    if blocks("block1"):
+        return f"wrn-{6 * blocks('block1') + 4}-{channels('block1.0.conv1.weight') // 16}"
+    if blocks("layer4"):
+        return f"resnet{(3 if bottlenecks else 2) * sum(blocks(f'layer{i}') for i in range(1, 5)) + 2}"
+    if bottlenecks and channels("conv1.weight") == 64:
+        return f"resnext{9 * blocks('layer1') + 2}-{channels('layer1.0.conv1.weight') // 64}x64d"
+    if blocks("layer1"):
+        return f"resnet{6 * blocks('layer1') + 2}{'-bottleneck' if bottlenecks else ''}"
+    return None
+
+
+def _misfit(arch: str, classes: int, ours: Mapping[str, Tensor]) -> str | None:
+    """Return how the tensors outside the attention branch differ from those of an architecture, or None."""
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in find_architecture(arch).build(classes).state_dict().items()}
-    given = {n: v.shape for n, v in ours.items() if not n.startswith("attention_branch.")}
-    return _counted(given) == _counted(shapes)
-
-
-def _counted(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
-    """Leave out the counters of BatchNorms, which files of old versions of torch do not have."""
-    return {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
+        own = find_architecture(arch).build(classes).state_dict()
+    return misfit(shapes(own), shapes({n: v for n, v in ours.items() if not n.startswith("attention_branch.")}))
 
 
 def _complete(ours: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -183,10 +204,3 @@ def _complete(ours: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tenso
         elif name.endswith("num_batches_tracked") or part == "mechanism":
             full[name] = own
     return full
-
-
-def _make_identity(norm: nn.BatchNorm2d) -> None:
-    with torch.no_grad():
-        norm.reset_running_stats()
-        norm.weight.fill_((1 + norm.eps) ** 0.5)
-        norm.bias.zero_()
