@@ -11,6 +11,7 @@ from torch import nn
 import xai_abn
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers import (
+    CAM,
     ISCAM,
     AblationCAM,
     AttentionRelevance,
@@ -164,6 +165,47 @@ def test_the_leading_eigenvector_of_a_large_matrix_is_that_of_its_decomposition(
         found = _scaled_eigenvector(basis * values @ basis.mT)
         expected = basis[..., -1] * torch.sign((basis[..., -1] * found).sum(1, keepdim=True))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+class Pooled(nn.Module):
+    """Pools features in front of its 1x1 convolution, or the class scores behind it."""
+
+    def __init__(self, pool_first):
+        super().__init__()
+        self.pool_first = pool_first
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU())
+        self.head = nn.Conv2d(12, 5, 1)
+
+    def forward(self, x):
+        f = self.features(x)
+        return self.head(f.mean((2, 3), keepdim=True)).flatten(1) if self.pool_first else self.head(f).mean((2, 3))
+
+
+@pytest.mark.parametrize("pool_first", [True, False])
+def test_cam_of_a_1x1_convolution_is_that_of_a_linear_layer(pool_first, inputs):
+    """Class weights times features at every position; behind the pooling without the bias, as of a linear layer."""
+    torch.manual_seed(0)
+    network = Pooled(pool_first).eval()
+    with torch.no_grad():
+        f, weights, bias = network.features(inputs), network.head.weight[TARGETS, :, 0, 0], network.head.bias[TARGETS]
+        expected = (f * weights[:, :, None, None]).sum(1) + (0 if pool_first else bias[:, None, None])
+    found = maps(xai_abn.wrap(network, preprocess=Preprocess(size=64)), CAM(), inputs)
+    torch.testing.assert_close(found, expected)
+    versus = torch.zeros(3, 5).scatter_(1, TARGETS[:, None], 1.0)
+    versus[:, 0] -= 1
+    difference = maps(xai_abn.wrap(network, preprocess=Preprocess(size=64)), CAM(), inputs, versus)
+    zero = maps(xai_abn.wrap(network, preprocess=Preprocess(size=64)), CAM(), inputs, torch.zeros(3, dtype=torch.long))
+    torch.testing.assert_close(difference, expected - zero)
+
+
+def test_cam_of_squeezenet_is_its_map_of_class_scores(inputs):
+    """Rectified before the pooling; its mean is the logit."""
+    torch.manual_seed(0)
+    network = torchvision.models.squeezenet1_1(num_classes=7).eval()
+    with torch.no_grad():
+        scores = network.classifier[1](network.features(inputs)).relu()
+    found = maps(xai_abn.wrap(network, preprocess=Preprocess(size=64)), CAM(), inputs)
+    torch.testing.assert_close(found, scores[torch.arange(3), TARGETS])
 
 
 def test_finer_cam_of_strength_0_is_grad_cam(gap_net, inputs):

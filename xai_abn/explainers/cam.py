@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
@@ -21,8 +21,10 @@ class CAM(Explainer):
     Signed, in logits: the mean of the map plus the bias of the class is exactly the logit of the class. This identity
     is checked on every pass, so that CAM never explains a head to which it does not apply.
 
+    Of a network that ends in a map of class scores and its mean (SqueezeNet, Network in Network), it is this map.
+
     Source: Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, eq. 2.
-    As there, without the bias and without a ReLU.
+    As there, without the bias and without a ReLU. A map of class scores is Lin et al., "Network In Network", ICLR 2014.
     """
 
     source = "Zhou et al., CVPR 2016"
@@ -31,31 +33,39 @@ class CAM(Explainer):
         """Return the class maps of ``targets``, (N, h, w).
 
         Raises:
-            UnsupportedModelError: the head is not global average pooling followed by one linear layer.
+            UnsupportedModelError: the head is not global average pooling with one linear layer or 1x1 convolution.
         """
-        linear = forward_pass.classifier
         layer = self.layer_of(forward_pass.model)
         output = forward_pass.activations(layer)
-        if linear is None:
-            problem = "no linear layer that gives the logits"
-        elif output.shape[1] != linear.in_features:
-            problem = f"{output.shape[1]} channels, and its last linear layer has {linear.in_features} inputs"
-        else:
-            weights = target_rows(linear.weight.detach(), targets)
+        channels, classes = output.shape[1], forward_pass.logits.shape[1]
+        heads = []
+        classifier = forward_pass.classifier
+        if classifier is not None:
+            heads.append((classifier.weight.detach().flatten(1), classifier.bias))
+        if channels == classes:
+            heads.append((torch.eye(classes, device=output.device), None))
+        for weights, bias in heads:
+            if weights.shape[1] != channels:
+                continue
+            rows = target_rows(weights, targets).to(output)
             for pooled in (output, output.relu()):  # torchvision's DenseNet pools a functional ReLU of its last layer
-                maps = torch.einsum("nkhw,nk->nhw", pooled, weights.to(pooled))
-                if _accounts_for_logits(maps, linear, forward_pass, targets):
+                maps = torch.einsum("nkhw,nk->nhw", pooled, rows)
+                if _accounts_for_logits(maps, bias, forward_pass, targets):
                     return maps
+        if classifier is None:
+            problem = "no linear layer or 1x1 convolution that gives the logits"
+        elif channels != classifier.weight.shape[1]:
+            problem = f"{channels} channels, and its last linear layer has {classifier.weight.shape[1]} inputs"
+        else:
             problem = "other operations between that layer and the logits"
         raise UnsupportedModelError(
-            "CAM needs a head of global average pooling and one linear layer directly after its layer; after "
-            f"{layer!r}, {forward_pass.model.name} has {problem}. Use grad-cam, which works with any head"
+            "CAM needs a head of global average pooling and one linear layer or 1x1 convolution directly after its "
+            f"layer; after {layer!r}, {forward_pass.model.name} has {problem}. Use grad-cam, which works with any head"
         )
 
 
-def _accounts_for_logits(maps: Tensor, linear: nn.Linear, forward_pass: ForwardPass, targets: Tensor) -> bool:
+def _accounts_for_logits(maps: Tensor, bias: Tensor | None, forward_pass: ForwardPass, targets: Tensor) -> bool:
     """Return whether mean(CAM) + bias is the target's logit, for every image."""
-    bias = linear.bias
     shift = target_rows(bias.detach().float(), targets) if bias is not None else 0.0
     expected = maps.mean(dim=(1, 2)).float() + shift
     logits = target_scores(forward_pass.logits, targets)

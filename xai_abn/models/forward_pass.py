@@ -51,7 +51,7 @@ class ForwardPass:
         logits: (N, K) float32, detached.
         attention_map: ABN's map (N, 1, h, w), or a multi-task ABN's maps (N, K, h, w); None for other networks.
         class_maps: the attention branch's class maps (N, K, h, w), or None.
-        classifier: the linear layer that outputs the logits, or None.
+        classifier: the linear layer, or 1x1 convolution of pooled features, that outputs the logits, or None.
         other_attention: with ``attentions``, how many times the network attended in another form than all tokens to
             all tokens.
 
@@ -95,7 +95,7 @@ class ForwardPass:
         self._gradients: dict[tuple[object, ...], Tensor] = {}
         self._reruns: dict[str, bool] = {}
         self._differentiable = gradients
-        self._linear_calls: list[tuple[nn.Linear, Tensor, Tensor, object]] = []
+        self._linear_calls: list[tuple[nn.Linear | nn.Conv2d, Tensor, Tensor, object]] = []
         self.other_attention = 0
         output = self._run(model.module, list(dict.fromkeys(layers)), attentions)
         repeated = [layer for layer, runs in self._runs.items() if runs > 1]
@@ -349,7 +349,7 @@ class ForwardPass:
         watch = AttentionWatch(self._keep_attention, self._note_other_attention) if attentions else nullcontext()
         note = self._note_linear()
         keeping = (module.get_submodule(layer).register_forward_hook(self._capture(layer)) for layer in layers)
-        noting = (m.register_forward_hook(note) for m in module.modules() if isinstance(m, nn.Linear))
+        noting = (m.register_forward_hook(note) for m in module.modules() if _is_linear(m))
         problem = as_unsupported(
             f"{self.model.name} cannot be run on an input of {tuple(self.inputs.shape)}; give images that it accepts, "
             "one at a time if it takes no more"
@@ -381,10 +381,10 @@ class ForwardPass:
 
         return hook
 
-    def _linear_layer_of(self, logits: Tensor) -> tuple[nn.Linear | None, Tensor | None]:
+    def _linear_layer_of(self, logits: Tensor) -> tuple[nn.Linear | nn.Conv2d | None, Tensor | None]:
         """Return the linear layer that output the logits, and its input if only its weights lie between the two."""
         for module, pooled, output, step in reversed(self._linear_calls):
-            if output.shape != logits.shape or not torch.equal(output, logits):
+            if output.flatten(1).shape != logits.shape or not torch.equal(output.flatten(1), logits):
                 continue
             # a subclass (cosine, LoRA) or another hook may compute something else than the product with the weights,
             # and the logits may have been changed in place
@@ -394,11 +394,16 @@ class ForwardPass:
             return module, pooled if simple else None
         return None, None
 
-    def _note_linear(self) -> Callable[[nn.Linear, tuple[Tensor, ...], Tensor], None]:
+    def _note_linear(self) -> Callable[[nn.Linear | nn.Conv2d, tuple[Tensor, ...], Tensor], None]:
         owner = threading.get_ident()
 
-        def hook(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if threading.get_ident() == owner and inputs[0].dim() == 2:
+        def hook(module: nn.Linear | nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if threading.get_ident() == owner and inputs[0].dim() > 1 and inputs[0][0].numel() == inputs[0].shape[1]:
                 self._linear_calls.append((module, inputs[0], output, output.grad_fn))
 
         return hook
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Return whether a module multiplies vectors by a matrix: a linear layer or a 1x1 convolution."""
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
