@@ -67,3 +67,27 @@ def test_quantus_calls_it(resnet18, inputs):
     )
     assert len(scores) == 3
     assert all(0 < s < 1 for s in scores)
+
+
+def test_quantus_evaluate_names_methods_by_its_keys(resnet18, inputs):
+    """It replaces any method in explain_func_kwargs by the key, so the key is the method; another key says so."""
+    quantus = pytest.importorskip("quantus")
+
+    def evaluate(*keys):
+        return quantus.evaluate(
+            metrics={"sparseness": quantus.Sparseness(abs=True, disable_warnings=True)},
+            xai_methods=dict.fromkeys(keys, explain_func),
+            model=resnet18.module,
+            x_batch=inputs.numpy(),
+            y_batch=np.array([3, 1, 4]),
+            explain_func_kwargs={"method": "cam"},
+            call_kwargs={"once": {}},
+            agg_func=np.mean,
+            verbose=False,
+        )
+
+    found = evaluate("grad-cam", "finer-cam:strength=0")
+    assert found["grad-cam"] == pytest.approx(found["finer-cam:strength=0"], rel=1e-4)
+    assert found["grad-cam"] != pytest.approx(evaluate("cam")["cam"], rel=1e-4)
+    with pytest.raises(UnknownNameError, match=r"unknown method 'ours'.*keys of xai_methods.*'grad-cam': explain_func"):
+        evaluate("ours")

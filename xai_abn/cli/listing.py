@@ -100,7 +100,7 @@ def _architectures(model: str, weights: str | None) -> list[tuple[str, ...]]:
     from xai_abn.networks.architectures import FAMILIES, architectures
 
     found = [(name, architectures[name]) for name in architectures.names()]
-    rows = [(name, f"{a.size}x{a.size}", a.description) for name, a in found]
+    rows: list[tuple[str, ...]] = [(name, f"{a.size}x{a.size}", a.description) for name, a in found]
     return rows + [(family.form.replace("{}", "N"), "32x32", "of any size; N is a number") for family in FAMILIES]
 
 

@@ -355,10 +355,13 @@ def _eight_bit(image: Image.Image, source: str) -> tuple[Image.Image, str]:
     def values(top: int, bottom: int) -> np.ndarray:
         return np.asarray(image.crop((0, top, image.width, bottom)), dtype=np.float64)
 
-    highest = [float(np.max(values(*strip))) for strip in strips]
-    if not all(np.isfinite(values(*strip)).all() for strip in strips):
-        raise ImageLoadError(f"{source}: holds pixels that are not finite numbers")
-    top_value = 65535.0 if image.mode != "F" else (1.0 if max(highest) <= 1 else 255.0)
+    highest = 0.0
+    for strip in strips:
+        pixels = values(*strip)
+        if not np.isfinite(pixels).all():
+            raise ImageLoadError(f"{source}: holds pixels that are not finite numbers")
+        highest = max(highest, float(pixels.max()))
+    top_value = 65535.0 if image.mode != "F" else (1.0 if highest <= 1 else 255.0)
     scaled = np.empty((image.height, image.width), np.uint8)
     for top, bottom in strips:
         scaled[top:bottom] = np.clip(values(top, bottom) / top_value * 255, 0, 255).round()

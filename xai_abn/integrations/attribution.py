@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xai_abn.errors import InvalidInputError, shown
-from xai_abn.explainers import Explainer, make_explainers, parse_spec, run_pass
+from xai_abn.errors import InvalidInputError, UnknownNameError, shown
+from xai_abn.explainers import Explainer, make_explainers, names, parse_spec, run_pass
 from xai_abn.heatmaps import upsample
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.adapter import ModelAdapter, wrap
@@ -77,7 +77,11 @@ def explain_func(
     device: str | torch.device | None = None,
     **settings: Any,
 ) -> np.ndarray:
-    """Return maps as Quantus expects of its ``explain_func``; give ``explain_func_kwargs={"method": "cam"}`` to choose.
+    """Return maps as Quantus expects of its ``explain_func``.
+
+    A metric of Quantus takes the method in ``explain_func_kwargs={"method": "cam"}``. ``quantus.evaluate`` instead
+    passes the key in ``xai_methods`` as the method, so the key is a name or specification: ``{"rise:masks=500":
+    explain_func}``.
 
     Args:
         model: the network, or a :class:`~xai_abn.ModelAdapter`; it stays on its device.
@@ -109,7 +113,13 @@ def _with_settings(method: str | Explainer, settings: dict[str, Any]) -> Explain
         if settings:
             raise InvalidInputError(f"{method.spec} is an explainer already; it takes no {', '.join(settings)}")
         return method
-    return parse_spec(method).replace(**settings)
+    try:
+        return parse_spec(method).replace(**settings)
+    except UnknownNameError as error:
+        if error.name != method.partition(":")[0].strip():  # a setting
+            raise
+        hint = "quantus.evaluate passes the keys of xai_methods as methods: write {'grad-cam': explain_func}."
+        raise UnknownNameError("method", error.name, names(), hint) from None
 
 
 def _wrapped(module: nn.Module, inputs: Tensor) -> ModelAdapter:
