@@ -8,11 +8,13 @@ import sys
 
 import pytest
 import torch
+import torchvision
 from support import call
 from torch import nn
 
 import xai_abn
 from xai_abn.errors import InvalidInputError, OutputError, UnsupportedModelError
+from xai_abn.images.loading import load_image
 from xai_abn.models import zoo
 from xai_abn.models.onnx import export_onnx
 
@@ -42,6 +44,43 @@ def test_an_abn_gives_logits_and_both_maps(request, fixture, tmp_path):
         assert list(found) == ["logits", "attention_map", "class_maps"]
         for name, values in found.items():
             torch.testing.assert_close(values, getattr(expected, name), rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_in_half_precision_takes_and_gives_float32(abn_lite0, tmp_path):
+    """Half the size, the same outputs within a hundredth of the largest value, on images."""
+    whole, made = (
+        export_onnx(abn_lite0, tmp_path / "abn.onnx"),
+        export_onnx(abn_lite0, tmp_path / "half.onnx", half=True),
+    )
+    assert made.path.stat().st_size < 0.52 * whole.path.stat().st_size
+    assert made.any_size
+    inputs = torch.stack([abn_lite0.preprocess(load_image(f"example:{n}")).tensor for n in ("cat", "coffee")])
+    with torch.no_grad():
+        expected = abn_lite0.module(inputs)
+    for name, values in answers(made.path, inputs).items():
+        assert values.dtype == torch.float32
+        largest = float(getattr(expected, name).abs().max())
+        torch.testing.assert_close(values, getattr(expected, name), rtol=0, atol=1e-2 * largest)
+    assert all(p.dtype == torch.float32 for p in abn_lite0.module.parameters())
+
+
+def test_a_network_too_large_for_half_precision_is_refused(tmp_path):
+    """Beyond 65504 there is no float16."""
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
+    nn.init.constant_(network[2].weight, 1e6)
+    model = xai_abn.wrap(network, preprocess=xai_abn.Preprocess(size=32))
+    with pytest.raises(UnsupportedModelError, match=r"logits differ .*; export it without half precision"):
+        export_onnx(model, tmp_path / "half.onnx", half=True)
+    export_onnx(model, tmp_path / "whole.onnx")
+
+
+def test_torchvisions_transformers_are_exported(tmp_path):
+    """Their attention has a fast path that ONNX has not."""
+    network = torchvision.models.VisionTransformer(64, 16, 2, 4, 32, 64, num_classes=5)
+    nn.init.normal_(network.heads.head.weight)
+    made = export_onnx(xai_abn.wrap(network.eval(), preprocess=xai_abn.Preprocess(size=64)), tmp_path / "vit.onnx")
+    assert made.differences["logits"] < 1e-4
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_the_file_says_how_to_use_it(gap_net, tmp_path):
@@ -117,6 +156,8 @@ def test_the_command_writes_what_the_ending_says(gap_net, tmp_path, monkeypatch)
     assert code == 0
     assert out.startswith("small.onnx: logits; any batch, any size\nlargest difference from PyTorch: logits ")
     assert (tmp_path / "small.onnx").is_file()
+    assert call("export", "small", "half.onnx", "--half")[0] == 0
+    assert (tmp_path / "half.onnx").stat().st_size < (tmp_path / "small.onnx").stat().st_size
     code, _, err = call("export", "small", "small.pt")
     assert code == 2
     assert err.startswith("xai-abn: small.pt: the file must end in .onnx")

@@ -20,6 +20,10 @@ def command(
     ],
     output: Annotated[Path, typer.Argument(help="File to write, with the ending .onnx.", metavar="FILE.onnx")],
     settings: dict[str, Any],
+    half: Annotated[
+        bool,
+        typer.Option("--half", help="Compute in float16, in a file of half the size; input and outputs stay float32."),
+    ] = False,
 ) -> None:
     """Write a model as ONNX. An Attention Branch Network also outputs its maps."""
     if output.suffix != ".onnx":
@@ -29,7 +33,7 @@ def command(
     from xai_abn.models.onnx import export_onnx
 
     adapter = ModelSettings(model=model, **settings).load()
-    made = export_onnx(adapter, output)
+    made = export_onnx(adapter, output, half)
     height, width = adapter.preprocess.height_and_width
     shape = "any size" if made.any_size else f"only {width}x{height} pixels"
     typer.echo(f"{output}: {', '.join(made.outputs)}; any batch, {shape}")
