@@ -53,13 +53,18 @@ SWINS = {
 
 
 @pytest.mark.parametrize("kind", SWINS)
-@pytest.mark.parametrize("width", [32, 80, 128])
-def test_pooled_channels_are_no_patches(kind, width):
-    """Of 256, 640 or 1024 pooled channels, some numbers fit a square; the last layer with patches is read."""
+@pytest.mark.parametrize(
+    ("width", "depths"), [(32, [1] * 4), (80, [1] * 4), (128, [1] * 4), (24, [1, 1, 2, 1]), (24, [2] * 4)]
+)
+def test_pooled_channels_are_no_patches(kind, width, depths):
+    """Of 256, 640 or 1024 pooled channels, some numbers fit a square; the last layer with patches is read.
+
+    Also behind shifted windows, which spread a small change on a blank image over half of the image.
+    """
     torch.manual_seed(0)
     config, network, layer = SWINS[kind]
     heads = [1, 2, 4, 8]
-    made = network(config(embed_dim=width, depths=[1, 1, 1, 1], num_heads=heads, num_labels=5)).eval()
+    made = network(config(embed_dim=width, depths=depths, num_heads=heads, num_labels=5)).eval()
     model = xai_abn.wrap(made, output="logits")
     result = xai_abn.explain(model, noise(1, 3, 224, 224), "hires-cam", targets=2)["hires-cam"]
     assert (result.layer, result.map.shape) == (layer, (7, 7))

@@ -20,7 +20,7 @@ class _AttentionExplainer(Explainer):
     reads_layer = False
 
     def check(self, model: ModelAdapter) -> None:
-        """Refuse a layer, networks without self-attention, and Attention Branch Networks."""
+        """Refuse a layer, networks without attention over all tokens, and Attention Branch Networks."""
         super().check(model)
         if not model.attention_blocks:
             reason = "does not attend exactly once in each block" if model.attends else "has no self-attention"
@@ -32,6 +32,8 @@ class _AttentionExplainer(Explainer):
                 f"{self.name} follows attention from block to block, and {model.name} has two parallel branches; "
                 "use abn, abn-class or grad-cam"
             )
+        if not model.attends_to_all:
+            raise self._other_attention(model)
 
     def layer_of(self, model: ModelAdapter) -> str:
         """Return the name recorded with the map."""
@@ -48,11 +50,14 @@ class _AttentionExplainer(Explainer):
         layout = model.layout_of_tokens(tokens, (forward_pass.inputs.shape[2], forward_pass.inputs.shape[3]))
         over_all = all(a.shape[0] == len(forward_pass) and a.shape[-1] == tokens for a in attentions)
         if layout is None or not over_all or forward_pass.other_attention:
-            raise UnsupportedModelError(
-                f"{self.name} needs attention over all patches in every block; {model.name} has attention within "
-                "windows, in stages, over other tokens or without patches. Use grad-cam"
-            )
+            raise self._other_attention(model)
         return layout
+
+    def _other_attention(self, model: ModelAdapter) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{self.name} needs attention over all patches in every block; {model.name} has attention within "
+            "windows, in stages, over other tokens or without patches. Use grad-cam"
+        )
 
     def read_out(self, forward_pass: ForwardPass, relevance: Tensor) -> Tensor:
         """Return maps (N, h, w) from relevance (N, T, T): that of the class token, or the mean over all patches.

@@ -192,6 +192,11 @@ class ModelAdapter:
         """Whether tokens attend to tokens anywhere in the network."""
         return bool(self._attention_places)
 
+    @property
+    def attends_to_all(self) -> bool:
+        """Whether wherever tokens attend, all tokens of an image attend to all of them."""
+        return all(place.whole for place in self._attention_places)
+
     @cached_property
     def _attention_places(self) -> list[AttentionPlace]:
         with self._tracing:

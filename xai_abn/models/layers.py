@@ -34,11 +34,13 @@ class AttentionPlace:
 
     Attributes:
         module: name of the innermost module around the attention; empty for the network itself.
-        self_attention: whether all tokens attend to all tokens.
+        self_attention: whether all tokens attend to all tokens of an image, or of a window.
+        whole: whether they attend to all tokens of an image.
     """
 
     module: str
     self_attention: bool
+    whole: bool
 
 
 def find_target_layer(
@@ -223,16 +225,17 @@ def attention_places(module: nn.Module, sample: Tensor) -> list[AttentionPlace]:
     def leave(*_: object) -> None:
         active.pop()
 
-    def note(self_attention: bool) -> None:
-        places.append(AttentionPlace(active[-1] if active else "", self_attention))
+    def note(weights: Tensor | None) -> None:
+        whole = weights is not None and len(weights) == len(sample)
+        places.append(AttentionPlace(active[-1] if active else "", weights is not None, whole))
 
     def seen(weights: Tensor) -> Tensor:
-        note(True)
+        note(weights)
         return weights
 
     entering = (m.register_forward_pre_hook(enter(name)) for name, m in layers(module))
     leaving = (m.register_forward_hook(in_this_thread(leave)) for _, m in layers(module))
-    watch = AttentionWatch(seen, lambda: note(False))
+    watch = AttentionWatch(seen, lambda: note(None))
     with hooks(entering), hooks(leaving), evaluating(module), without_gradients(module), watch:
         module(on_device(sample, module))
     return places

@@ -10,7 +10,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from functools import cache
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -209,7 +210,9 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
 
     A network with sequences of vectors, with maps as wide as they have channels, or with modules that run several
     times, runs twice more, each time with noise in another part of the image, to find which vectors are patches, which
-    axes are rows and columns, and which calls depend on the image.
+    axes are rows and columns, and which calls depend on the image. Where this does not tell which vectors are patches,
+    it is done again on an image of noise: of a blank one, normalization enlarges even the smallest change that
+    attention spreads.
 
     Args:
         module: the network; it is not changed.
@@ -218,34 +221,47 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
     size, extra = (sample.shape[2], sample.shape[3]), prefix_tokens(module)
     first = _module_outputs(module, sample)
     total, ran = Counter(name for name, _, _ in first), Counter[str]()
-    changed: list[tuple[tuple[slice, slice], list[Tensor]]] = []
-    if any(is_sequence(a.shape) or (total[n] > 1 and a.dim() == 4) or is_ambiguous(a.shape, size) for n, _, a in first):
-        for region in _regions(size):
-            again = [tensor for _, _, tensor in _module_outputs(module, _with_noise(sample, region))]
-            if [a.shape for a in again] == [a.shape for _, _, a in first]:
-                changed.append((region, again))
+
+    @cache
+    def changes(on_noise: bool) -> list[tuple[tuple[slice, slice], list[_Change]]]:
+        """Return for parts of the image how every output changes with them."""
+        image = _with_noise(sample, 1, (slice(None), slice(None))) if on_noise else sample
+        before = _module_outputs(module, image) if on_noise else first
+        found = []
+        for region in _regions(size, 8 if on_noise else 2):
+            after = _module_outputs(module, _with_noise(image, 0, region))
+            if [a.shape for _, _, a in after] == [b.shape for _, _, b in before]:
+                pairs = zip(after, before, strict=True)
+                found.append((region, [_change(a, b, size) for (_, _, a), (_, _, b) in pairs]))
+        return found
+
+    def values(order: int, on_noise: bool = False) -> list[tuple[tuple[slice, slice], Tensor]]:
+        return [(region, change[order].values) for region, change in changes(on_noise)]
+
     grids: list[tuple[int, int]] = []
     known: dict[int, Layout] = {}
     found: list[LayerOutput] = []
     for order, (name, kind, output) in enumerate(first):
         shape = tuple(output.shape)
         pooling = bool(_POOLING.search(kind)) and next(module.get_submodule(name).parameters(), None) is None
-        differences = [(region, again[order] - output) for region, again in changed]
-        layout = grid_layout(shape, size, differences) if shape[:1] == (len(sample),) else None
+        own = values(order) if is_sequence(shape) or is_ambiguous(shape, size) else []
+        layout = grid_layout(shape, size, own) if shape[:1] == (len(sample),) else None
         if layout is not None and not pooling and layout.grid[0] * layout.grid[1] > 1:
             grids.append(layout.grid)
         if is_sequence(shape) and not pooling:
             axis = 0 if shape[0] == 1 else 1
-            changes = [(region, _own_change(change.float().flatten(0, 1))) for region, change in differences]
             length = shape[1 - axis]
-            if changed and not any(bool(change.any()) for _, change in changes):
+            if own and not any(bool(change.any()) for _, change in own):
                 if len(output.flatten(0, 1).unique(dim=0)) > 1:
                     known.pop(length, None)  # such as learned queries; tokens computed with them are checked again
-            elif length not in known and (layout := token_layout(length, grids, size, extra, changes)) is not None:
-                known[length] = layout
-                grids.append(layout.grid)
+            elif length not in known:
+                tried = (token_layout(length, grids, size, extra, values(order, noise)) for noise in (False, True))
+                tokens = next((layout for layout in tried if layout is not None), None)
+                if tokens is not None:
+                    known[length] = tokens
+                    grids.append(tokens.grid)
             layout = replace(known[length], batch_axis=axis) if length in known else None
-        from_image = total[name] == 1 or any(not torch.equal(again[order], output) for _, again in changed)
+        from_image = total[name] == 1 or any(change[order].any for _, change in changes(False))
         found.append(
             LayerOutput(name, kind, shape, order, id(output), layout, pooling, ran[name], total[name], from_image)
         )
@@ -270,25 +286,40 @@ def _module_outputs(module: nn.Module, sample: Tensor) -> list[tuple[str, str, T
     return outputs
 
 
-def _own_change(differences: Tensor) -> Tensor:
-    """Return how much each token changed, (T,), beyond what attention spreads to all, from differences (T, C)."""
-    result: Tensor = (differences - differences.median(dim=0).values).norm(dim=1)
-    return result
+class _Change(NamedTuple):
+    """How an output changed.
+
+    Attributes:
+        any: whether it did.
+        values: of tokens, how much each did beyond what attention spreads to all, (T,); of maps that can be read in two
+            ways, the difference; else nothing.
+    """
+
+    any: bool
+    values: Tensor
 
 
-def _regions(size: tuple[int, int]) -> list[tuple[slice, slice]]:
-    """Return two parts of an image of that size, each a sixteenth: rows and columns."""
+def _change(after: Tensor, before: Tensor, size: tuple[int, int]) -> _Change:
+    if is_sequence(after.shape):
+        differences = (after - before).float().flatten(0, 1)
+        return _Change(bool(differences.any()), (differences - differences.median(dim=0).values).norm(dim=1))
+    values = after - before if is_ambiguous(after.shape, size) else torch.zeros(0)
+    return _Change(not torch.equal(after, before), values)
+
+
+def _regions(size: tuple[int, int], number: int) -> list[tuple[slice, slice]]:
+    """Return up to eight parts of an image of that size, each a sixteenth, in different rows and columns."""
     height, width = (max(side // 4, 1) for side in size)
     return [
         (slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width))
-        for row, column in ((0, 2), (2, 1))
+        for row, column in [(0, 2), (2, 1), (3, 3), (1, 0), (0, 1), (2, 2), (3, 0), (1, 3)][:number]
     ]
 
 
-def _with_noise(sample: Tensor, region: tuple[slice, slice]) -> Tensor:
+def _with_noise(sample: Tensor, seed: int, region: tuple[slice, slice]) -> Tensor:
     """Return a copy of an input (1, C, H, W) with seeded noise in one part."""
     copy = sample.clone()
-    with seeded(0):
+    with seeded(seed):
         copy[..., region[0], region[1]] = torch.randn_like(copy[..., region[0], region[1]])
     return copy
 
