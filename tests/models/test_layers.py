@@ -77,6 +77,38 @@ def test_pooled_channels_are_no_patches(kind, width, depths):
     np.testing.assert_allclose(result.map, right, rtol=1e-4, atol=1e-5 * np.abs(right).max())
 
 
+def data2vec():
+    """A small network whose blocks return tuples."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.Data2VecVisionConfig(**sizes, image_size=64, num_labels=5)
+    return transformers.Data2VecVisionForImageClassification(config).eval()
+
+
+def test_a_block_that_returns_a_tuple_is_read_by_name():
+    """Its first tensor is its output, as of many blocks of Hugging Face; gradients and reruns go through it."""
+    network, name, image = data2vec(), "data2vec_vision.encoder.layer.0", noise(1, 3, 64, 64)
+    kept = []
+    handle = network.get_submodule(name).register_forward_hook(lambda _m, _i, output: kept.extend(output))
+    score = network(image).logits[0, 2]
+    handle.remove()
+    assert len(kept) == 2  # a tuple
+    right = (torch.autograd.grad(score, kept[0])[0] * kept[0])[0, 1:].sum(dim=1).view(4, 4).detach().numpy()
+    model = wrapped(network, layer=name)
+    found = xai_abn.explain(model, image, ["hires-cam", "ablation-cam"], targets=2)
+    np.testing.assert_allclose(found["hires-cam"].map, right, rtol=1e-4, atol=1e-5 * np.abs(right).max())
+    assert (found["ablation-cam"].layer, found["ablation-cam"].flaw) == (name, None)
+
+
+def test_legrad_takes_blocks_that_return_tuples_and_refuses_windows():
+    """It reads the blocks itself, so it never asks for another layer."""
+    assert xai_abn.explain(wrapped(data2vec()), noise(1, 3, 64, 64), "legrad")["legrad"].map.shape == (4, 4)
+    config = transformers.SwinConfig(embed_dim=24, depths=[1] * 4, num_heads=[1, 2, 4, 8], num_labels=5)
+    model = xai_abn.wrap(transformers.SwinForImageClassification(config).eval())
+    with pytest.raises(UnsupportedModelError, match="legrad needs attention over all patches"):
+        xai_abn.explain(model, noise(1, 3, 224, 224), "legrad")
+
+
 @pytest.mark.parametrize("method", ["grad-cam", "eigen-cam"])
 def test_columns_are_no_patches(method):
     """Sixteen columns are not read as a grid of 4x4."""

@@ -16,7 +16,15 @@ from xai_abn.models.predictor import FastPredictor
 from xai_abn.models.targets import checked_targets, target_rows
 from xai_abn.networks.abn import ABNOutput
 from xai_abn.networks.layout import Layout, grid_layout, is_ambiguous
-from xai_abn.networks.tracing import as_unsupported, evaluating, hooks, is_not_differentiable, on_device
+from xai_abn.networks.tracing import (
+    as_unsupported,
+    evaluating,
+    hooks,
+    is_not_differentiable,
+    main_tensor,
+    on_device,
+    with_main_tensor,
+)
 
 
 def check_inputs(inputs: object) -> None:
@@ -279,7 +287,7 @@ class ForwardPass:
         if self.model.needs_gradients:
             new = new if new.requires_grad else new.detach().requires_grad_()
 
-        def hook(_module: nn.Module, _inputs: object, _output: object) -> Tensor | None:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> object:
             nonlocal left
             if threading.get_ident() != owner:
                 return None
@@ -287,7 +295,7 @@ class ForwardPass:
             if left != 0:
                 return None
             torch.set_grad_enabled(new.requires_grad)
-            return new.clone()
+            return with_main_tensor(output, new.clone())
 
         module = self.model.module
         replacing = (module.get_submodule(layer).register_forward_hook(hook),)
@@ -361,23 +369,24 @@ class ForwardPass:
             raise UnsupportedModelError(f"layer {missing[0]!r} of {self.model.name} does not run in a forward pass")
         return output
 
-    def _capture(self, layer: str) -> Callable[[nn.Module, object, object], Tensor | None]:
+    def _capture(self, layer: str) -> Callable[[nn.Module, object, object], object]:
         owner = threading.get_ident()
 
-        def hook(_module: nn.Module, _inputs: object, output: object) -> Tensor | None:
+        def hook(_module: nn.Module, _inputs: object, given: object) -> object:
             if threading.get_ident() != owner:
                 return None  # another thread's pass through the same network
             run = self._runs[layer] = self._runs.get(layer, 0) + 1
             if self._calls.get(layer, run - 1) != run - 1:
                 return None
-            if not isinstance(output, Tensor) or not output.is_floating_point():
-                got = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+            output = main_tensor(given)
+            if output is None or not output.is_floating_point():
+                got = f"a tensor of {output.dtype}" if output is not None else type(given).__name__
                 raise UnsupportedModelError(f"layer {layer!r} gives {got}, not one tensor of floats; choose another")
             if self._differentiable:
                 torch.set_grad_enabled(True)  # until the surrounding no_grad() block ends
                 output = output if output.requires_grad else output.detach().requires_grad_()
             self._kept[layer] = output
-            return output.clone()  # an in-place operation behind the layer changes the copy
+            return with_main_tensor(given, output.clone())  # an in-place operation behind the layer changes the copy
 
         return hook
 

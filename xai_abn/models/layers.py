@@ -17,9 +17,11 @@ from xai_abn.networks.tracing import (
     hooks,
     in_this_thread,
     layers,
+    main_tensor,
     of_the_image,
     on_device,
     spatial_layers,
+    with_main_tensor,
     without_gradients,
 )
 from xai_abn.seeding import seeded
@@ -71,6 +73,7 @@ def find_target_layer(
         UnsupportedModelError: there is none, or the network computes on tokens that do not fit a grid of patches.
     """
     network = type(module).__name__
+    outputs = [o for o in outputs if not o.packed]
     inside = tuple(f"{place.module}." for place in places if place.module)
     spatial = [o for o in spatial_layers(outputs) if not o.name.startswith(inside)]
     behind = [o for o in outputs if not spatial or o.order > spatial[-1].order]
@@ -188,9 +191,12 @@ def runs_in_series(module: nn.Module, sample: Tensor, layer: str) -> bool:
     """Return whether the last call of a layer depends on every earlier one, for an input (1, C, H, W)."""
     calls: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    def keep(_module: nn.Module, _inputs: object, given: object) -> object:
+        output = main_tensor(given)
+        if output is None:
+            return None
         calls.append(output if output.requires_grad else output.detach().requires_grad_())
-        return calls[-1].clone()
+        return with_main_tensor(given, calls[-1].clone())
 
     keeping = (module.get_submodule(layer).register_forward_hook(in_this_thread(keep)),)
     with hooks(keeping), evaluating(module), torch.inference_mode(False), torch.enable_grad():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -14,7 +15,7 @@ from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModel
 from xai_abn.networks.abn import ABNDescription, AttentionBranchNetwork, initialize, mechanisms
 from xai_abn.networks.assembly import join, split
 from xai_abn.networks.dilation import plan_windows
-from xai_abn.networks.splitting import find_cut
+from xai_abn.networks.splitting import ends_in_tokens, find_cut
 from xai_abn.networks.tracing import as_unsupported, evaluating, find_classifier
 from xai_abn.networks.vit_abn import assemble_vit, describe_vit, linear_head
 
@@ -95,11 +96,11 @@ def abn_from(
         network = assemble_vit(backbone, description)
     else:
         where = "automatically" if layer is None else f"after {layer!r}"
-        with as_unsupported(f"{type(backbone).__name__} cannot be cut {where}"):
+        with _naming_tokens(backbone, input_size), as_unsupported(f"{type(backbone).__name__} cannot be cut {where}"):
             cut = find_cut(backbone, layer, stage, input_size)
             classifier = find_classifier(backbone)
             copied = copy.deepcopy(backbone)
-            with evaluating(copied), torch.no_grad():
+            with evaluating(copied), torch.no_grad(), redirect_stderr(io.StringIO()):  # torch.fx prints failing code
                 parts = split(copied, cut)
                 windows = plan_windows(parts.last_stage, parts.feature_extractor(sample), dilate)
         description = ABNDescription(**vars(cut), windows=windows, mechanism=mechanism, maps=maps, smoothing=smoothing)
@@ -110,13 +111,29 @@ def abn_from(
         network.attention_branch.start_from(classifier, combine.initial_map_bias)
     network = network.to(weights).eval()
     if not isinstance(backbone, VisionTransformer):
-        _check_runs(network, sample, description.layer)
+        with _naming_tokens(backbone, input_size):
+            _check_runs(network, sample, description.layer)
     return network
+
+
+@contextmanager
+def _naming_tokens(backbone: nn.Module, input_size: int) -> Iterator[None]:
+    """Say of a network that cannot be cut whether it computes on tokens at its end, so that no other layer helps."""
+    try:
+        yield
+    except UnsupportedModelError as error:
+        if not ends_in_tokens(backbone, torch.zeros(1, 3, input_size, input_size)):
+            raise
+        reason = error.line.partition("; ")[0]
+        raise UnsupportedModelError(
+            f"{type(backbone).__name__} computes on tokens, and of transformers only timm's VisionTransformer can "
+            f"become an ABN ({reason})"
+        ) from error
 
 
 def _check_runs(network: AttentionBranchNetwork, sample: Tensor, layer: str) -> None:
     try:
-        with torch.no_grad(), redirect_stderr(io.StringIO()):  # torch.fx prints the code that fails
+        with torch.no_grad(), redirect_stderr(io.StringIO()):
             network(sample)
     except Exception as error:  # the network's modules can raise anything
         raise UnsupportedModelError(

@@ -57,18 +57,12 @@ def default_split_layer(backbone: nn.Module, sample: Tensor) -> str:
     """
     size = f"{sample.shape[2]}x{sample.shape[3]}"
     with as_unsupported(f"{type(backbone).__name__} does not take an image of {size}; give another input_size"):
-        traced = trace_outputs(backbone, sample)
-    outputs = spatial_layers(traced)
+        outputs = spatial_layers(trace_outputs(backbone, sample))
     if not outputs:
         raise UnsupportedModelError("the model has no spatial feature maps to split after")
     final = min(o.shape[2] * o.shape[3] for o in outputs)
     larger = [o for o in outputs if o.shape[2] * o.shape[3] > final]
     last_size = min((o.shape[2] * o.shape[3] for o in larger), default=0)
-    if not last_size and any(o.sequence for o in traced):
-        raise UnsupportedModelError(
-            f"{type(backbone).__name__} never downsamples and computes on tokens; of transformers only timm's "
-            "VisionTransformer can become an ABN"
-        )
     if not last_size:
         raise UnsupportedModelError("the model never downsamples; name the layer to split after")
     stage = [o for o in larger if o.shape[2] * o.shape[3] == last_size]
@@ -79,6 +73,16 @@ def default_split_layer(backbone: nn.Module, sample: Tensor) -> str:
     if not candidates:
         raise UnsupportedModelError("no module ends before the final downsampling; name the layer to split after")
     return max(candidates, key=lambda o: (o.order, -o.name.count("."))).name
+
+
+def ends_in_tokens(backbone: nn.Module, sample: Tensor) -> bool:
+    """Return whether a network computes on a sequence behind its last spatial output, for a sample (1, 3, H, W)."""
+    try:
+        outputs = trace_outputs(backbone, sample)
+    except Exception:  # the network can raise anything
+        return False
+    last = max((o.order for o in spatial_layers(outputs)), default=-1)
+    return any(o.sequence and o.order > last for o in outputs)
 
 
 def _shares_block(name: str, root: str, backbone: nn.Module) -> bool:

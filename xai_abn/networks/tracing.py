@@ -164,6 +164,7 @@ class LayerOutput:
         call: how many times the module ran before in the pass.
         calls: how many times the module ran in the pass.
         from_image: whether the output depends on the image; always True of a module that ran once.
+        packed: whether it is the first of a tuple of outputs. Such a layer can be read by name and is never chosen.
     """
 
     name: str
@@ -176,6 +177,7 @@ class LayerOutput:
     call: int = 0
     calls: int = 1
     from_image: bool = True
+    packed: bool = False
 
     @property
     def spatial(self) -> bool:
@@ -199,6 +201,18 @@ def is_sequence(shape: Sequence[int]) -> bool:
     return len(shape) == 3 and shape[2] > 1 and min(shape[:2]) == 1 < max(shape[:2])
 
 
+def main_tensor(output: object) -> Tensor | None:
+    """Return a module's output if it is a tensor, or the first of a plain tuple of outputs, as blocks may give."""
+    if type(output) is tuple and output:
+        output = output[0]
+    return output if isinstance(output, Tensor) else None
+
+
+def with_main_tensor(output: object, tensor: Tensor) -> object:
+    """Return a module's output with another main tensor."""
+    return (tensor, *output[1:]) if type(output) is tuple else tensor
+
+
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Return a hook that does nothing in other threads, which may run the same network meanwhile."""
     owner = threading.get_ident()
@@ -220,7 +234,7 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
     """
     size, extra = (sample.shape[2], sample.shape[3]), prefix_tokens(module)
     first = _module_outputs(module, sample)
-    total, ran = Counter(name for name, _, _ in first), Counter[str]()
+    total, ran = Counter(o.name for o in first), Counter[str]()
 
     @cache
     def changes(on_noise: bool) -> list[tuple[tuple[slice, slice], list[_Change]]]:
@@ -230,9 +244,9 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
         found = []
         for region in _regions(size, 8 if on_noise else 2):
             after = _module_outputs(module, _with_noise(image, 0, region))
-            if [a.shape for _, _, a in after] == [b.shape for _, _, b in before]:
+            if [a.tensor.shape for a in after] == [b.tensor.shape for b in before]:
                 pairs = zip(after, before, strict=True)
-                found.append((region, [_change(a, b, size) for (_, _, a), (_, _, b) in pairs]))
+                found.append((region, [_change(a.tensor, b.tensor, size) for a, b in pairs]))
         return found
 
     def values(order: int, on_noise: bool = False) -> list[tuple[tuple[slice, slice], Tensor]]:
@@ -241,17 +255,19 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
     grids: list[tuple[int, int]] = []
     known: dict[int, Layout] = {}
     found: list[LayerOutput] = []
-    for order, (name, kind, output) in enumerate(first):
+    for order, (name, kind, output, packed) in enumerate(first):
         shape = tuple(output.shape)
         pooling = bool(_POOLING.search(kind)) and next(module.get_submodule(name).parameters(), None) is None
         own = values(order) if is_sequence(shape) or is_ambiguous(shape, size) else []
         layout = grid_layout(shape, size, own) if shape[:1] == (len(sample),) else None
-        if layout is not None and not pooling and layout.grid[0] * layout.grid[1] > 1:
+        if layout is not None and not (pooling or packed) and layout.grid[0] * layout.grid[1] > 1:
             grids.append(layout.grid)
         if is_sequence(shape) and not pooling:
             axis = 0 if shape[0] == 1 else 1
             length = shape[1 - axis]
-            if own and not any(bool(change.any()) for _, change in own):
+            if packed:
+                pass  # such as a block of attention, whose own parts tell more
+            elif own and not any(bool(change.any()) for _, change in own):
                 if len(output.flatten(0, 1).unique(dim=0)) > 1:
                     known.pop(length, None)  # such as learned queries; tokens computed with them are checked again
             elif length not in known:
@@ -263,20 +279,32 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
             layout = replace(known[length], batch_axis=axis) if length in known else None
         from_image = total[name] == 1 or any(change[order].any for _, change in changes(False))
         found.append(
-            LayerOutput(name, kind, shape, order, id(output), layout, pooling, ran[name], total[name], from_image)
+            LayerOutput(
+                name, kind, shape, order, id(output), layout, pooling, ran[name], total[name], from_image, packed
+            )
         )
         ran[name] += 1
     return found
 
 
-def _module_outputs(module: nn.Module, sample: Tensor) -> list[tuple[str, str, Tensor]]:
-    """Run a network once and return name, class and output of every module that outputs a tensor, in order."""
-    outputs: list[tuple[str, str, Tensor]] = []
+class _Output(NamedTuple):
+    """What a module outputs; see :class:`LayerOutput`."""
+
+    name: str
+    kind: str
+    tensor: Tensor
+    packed: bool
+
+
+def _module_outputs(module: nn.Module, sample: Tensor) -> list[_Output]:
+    """Run a network once and return the output of every module that outputs a tensor, in order."""
+    outputs: list[_Output] = []
 
     def hook(name: str, kind: str) -> Callable[[nn.Module, object, object], None]:
         def record(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                outputs.append((name, kind, output))
+            tensor = main_tensor(output)
+            if tensor is not None:
+                outputs.append(_Output(name, kind, tensor, tensor is not output))
 
         return record
 
@@ -357,7 +385,9 @@ def spatial_layers(outputs: list[LayerOutput]) -> list[LayerOutput]:
     For a module that ran several times, this is only the call that depends on the image, if there is just one.
     """
     pooled = {o.identity for o in outputs if o.pooling}
-    named = [o for o in outputs if o.name and o.spatial and o.identity not in pooled and not o.transparent]
+    named = [
+        o for o in outputs if o.name and o.spatial and o.identity not in pooled and not (o.transparent or o.packed)
+    ]
     return of_the_image(named)
 
 
