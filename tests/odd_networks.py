@@ -477,6 +477,7 @@ class Odd:
         maps: how the output of the layer becomes maps (N, C, h, w).
         call: which call of the layer counts.
         gradients: whether the output depends on the input differentiably.
+        behind: whether it depends on the layer differentiably although it does not on the input.
         runs: whether it gives scores of two images; None if only for some methods.
         refused: what is said when the network is refused at once; empty if it is not.
         random: whether it draws random numbers.
@@ -491,6 +492,7 @@ class Odd:
     maps: Callable[[Tensor], Tensor] = lambda values: values
     call: int = -1
     gradients: bool = True
+    behind: bool = False
     runs: bool | None = True
     refused: str = ""
     random: bool = False
@@ -550,7 +552,9 @@ ODD: dict[str, Odd] = {
     # what it does to tensors
     "needs gradients": Odd(Hooked, keeps=True),
     "keeps a tensor and a lock": Odd(Locked, keeps=True),
-    "gradients off inside": Odd(plain(features=torch.no_grad()(lambda self, x: self.body(x))), None, gradients=False),
+    "gradients off inside": Odd(
+        plain(features=torch.no_grad()(lambda self, x: self.body(x))), gradients=False, behind=True
+    ),
     "inference mode inside": Odd(
         plain(features=torch.inference_mode()(lambda self, x: self.body(x))), None, gradients=False
     ),

@@ -92,7 +92,8 @@ def expected(method, odd):
     kind = get(method)
     if odd.runs is None or (method in CHOOSY and odd.runs):
         return None
-    return odd.runs and (odd.layer is not None or not kind.reads_layer) and (odd.gradients or not kind.needs_gradient)
+    differentiable = odd.gradients or (odd.behind and kind.reads_layer)
+    return odd.runs and (odd.layer is not None or not kind.reads_layer) and (differentiable or not kind.needs_gradient)
 
 
 @pytest.mark.parametrize(("name", "method"), [(n, m) for n, odd in ODD.items() if not odd.refused for m in names()])

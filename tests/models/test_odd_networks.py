@@ -227,3 +227,44 @@ def test_a_network_that_checkpoints_by_itself_is_explained_or_refused(image):
     np.testing.assert_allclose(xai_abn.explain(model, image, "grad-cam")["grad-cam"].map, plain, atol=1e-6)
     with pytest.raises(UnsupportedModelError, match=r"torch\.utils\.checkpoint\); switch this off"):
         xai_abn.explain(xai_abn.wrap(vit, preprocess=SMALL), image, "attention-relevance")
+
+
+class Frozen(Net):
+    """Runs its body without gradients, as in transfer learning."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.body(x).relu()
+        return self.fc(features.mean(dim=(2, 3)))
+
+
+class FrozenBody(Frozen):
+    """The same with a module for the whole frozen part."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(self.body, nn.ReLU())
+
+
+@pytest.mark.parametrize(("kind", "layer"), [(Frozen, "body"), (FrozenBody, "body")])
+def test_a_part_that_runs_without_gradients_is_read_all_the_same(kind, layer):
+    """Only the head behind it has to be differentiated: HiResCAM is the class weights times the features."""
+    torch.manual_seed(0)
+    network, image = kind().eval(), torch.randn(1, 3, 64, 64)
+    found = xai_abn.explain(xai_abn.wrap(network, preprocess=SMALL), image, "hires-cam", targets=3)["hires-cam"]
+    with torch.no_grad():
+        features = network.body(image).relu()
+        right = (network.fc.weight[3, :, None, None] * features[0]).sum(0) / features[0, 0].numel()
+    assert found.layer == layer
+    np.testing.assert_allclose(found.map, right.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_network_of_several_inputs_says_what_to_do():
+    """No size of the input would help."""
+
+    class Two(Net):
+        def forward(self, x, y):
+            return super().forward(x) + super().forward(y)
+
+    with pytest.raises(UnsupportedModelError, match="put a network with other inputs into a module"):
+        xai_abn.explain(xai_abn.wrap(Two(), preprocess=SMALL), torch.randn(1, 3, 64, 64), "grad-cam")

@@ -112,7 +112,8 @@ class ModelAdapter:
         with (
             as_unsupported(
                 f"{self.name} does not accept an input of {shape}; give one that it accepts, as xai_abn.wrap(..., "
-                "example_input=tensor of (1, C, H, W)) or preprocess=Preprocess(size=...)"
+                "example_input=tensor of (1, C, H, W)) or preprocess=Preprocess(size=...), or put a network with other "
+                "inputs into a module that takes images (N, C, H, W)"
             ),
             evaluating(self.module),
         ):
@@ -125,7 +126,7 @@ class ModelAdapter:
                 NEED_GRADIENTS.add(self.module)
         return example
 
-    @cached_property
+    @property
     def needs_gradients(self) -> bool:
         """Whether the network cannot run under ``torch.no_grad()``, such as one that registers hooks on tensors."""
         try:

@@ -17,6 +17,7 @@ from xai_abn.models.targets import checked_targets, target_rows
 from xai_abn.networks.abn import ABNOutput
 from xai_abn.networks.layout import Layout, grid_layout, is_ambiguous
 from xai_abn.networks.tracing import (
+    NEED_GRADIENTS,
     as_unsupported,
     evaluating,
     hooks,
@@ -118,6 +119,11 @@ class ForwardPass:
             self.class_maps = output.class_maps.detach()
         with torch.set_grad_enabled(gradients):
             self._scores = model.logits_of(output)
+        if gradients and self._kept and not self._scores.requires_grad and model.module not in NEED_GRADIENTS:
+            NEED_GRADIENTS.add(model.module)  # it runs only the part with the layer without gradients, not the head
+            output = self._run(model.module, list(self._kept), attentions)
+            with torch.enable_grad():
+                self._scores = model.logits_of(output)
         self.classifier, self._pooled = self._linear_layer_of(self._scores)
         self._linear_calls.clear()
         self.logits = self._scores.detach().float()

@@ -159,6 +159,7 @@ def _relevant(
             if ran[name] - 1 != wanted[name].call or not output.is_floating_point():
                 return None
             kept[name] = output if output.requires_grad else output.detach().requires_grad_()
+            torch.set_grad_enabled(True)  # in a part that the network runs without gradients, until it ends
             return kept[name].clone()
 
         return keep
