@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from xai_abn import explainers, metrics
 from xai_abn.benchmark import BenchmarkSettings, benchmark
 from xai_abn.benchmark.report.build import make_report
+from xai_abn.benchmark.report.text import overview
 from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store
 from xai_abn.datasets import read_dataset
 from xai_abn.errors import OutputError, RunError, UnknownNameError
@@ -139,6 +140,47 @@ def test_the_best_method_is_no_control_and_a_better_control_is_told(run):
     assert ("insertion:test", "grad-cam") in best
     assert cell(report, "insertion:test", "center")["beats_best"]
     assert "Baselines that do at least as well as every method: center on insertion" in report.html()
+
+
+def test_a_best_mean_that_may_be_chance_is_told(run):
+    """Deletion's order is certain; a method that leads by means alone is not called ahead."""
+    report = make_report([run])
+    assert cell(report, "deletion:test", "abn")["level_with"] == []
+    assert cell(report, "deletion:test", "cam")["level_with"] is None
+    level = cell(report, "pointing-game:test", "abn")["level_with"]
+    assert level == ["cam", "grad-cam"]
+    (line,) = [text for text in overview(report.sections[0]) if text.startswith("Best mean")]
+    assert "abn on 2 of 3: deletion, pointing-game (not significantly ahead of cam, grad-cam)" in line
+
+
+def test_sanity_checks_have_a_verdict(tmp_path):
+    """By the interval of the mean correlation; maps that know no class are not blamed for it."""
+    values = {"abn": 0.05, "cam": 0.2, "grad-cam": 0.95, "center": 1.0}
+    found = {}
+    for depends_on in ("the weights", "the class"):
+        name = f"check-{depends_on[4:]}:test"
+        path = write_run(tmp_path / f"{depends_on}.sqlite", metrics=METRICS)
+        with Store.open(path) as store:
+            store.describe({name: record(None, depends_on=depends_on)}, {})
+            rows = [
+                result(f"key{i:02d}", method, "top-1", name, value + (0.5 * (i % 2) if method == "cam" else i / 1000))
+                for method, value in values.items()
+                for i in range(IMAGES)
+            ]
+            store.write(Batch(results=rows))
+        report = make_report([path], gallery=0)
+        found |= {(row["depends_on"], row["method"]): row["verdict"] for row in report.sections[0]["sanity"]}
+        assert f"Sanity check {name.partition(':')[0]}: maps of" in report.html()
+        assert "maps of grad-cam hardly depend on" in report.markdown()
+    assert found == {
+        ("the weights", "abn"): "passes",
+        ("the weights", "cam"): "undecided",
+        ("the weights", "grad-cam"): "fails",
+        ("the class", "abn"): "by design",
+        ("the class", "cam"): "undecided",
+        ("the class", "grad-cam"): "fails",
+    }
+    assert not make_report([write_run(tmp_path / "none.sqlite")], gallery=0).sections[0]["sanity"]
 
 
 def test_each_method_is_tested_against_the_reference(run):

@@ -89,7 +89,7 @@ def test_large_samples_are_resampled_in_parts(monkeypatch):
 def test_a_mean_curve_is_the_mean_at_each_point_over_images():
     """Two trials of one image share its weight; the band at a point is that of the point's values."""
     curves = np.array([[0.0, 1.0], [1.0, 1.0], [0.1, 0.5]])
-    mean, low, high = statistics.mean_curve(curves, np.array([4, 4, 9]))
+    ((mean, low, high),) = statistics.mean_curves([(curves, np.array([4, 4, 9]))])
     np.testing.assert_allclose(mean, [0.3, 0.75])
     first = statistics.mean_interval(np.array([0.5, 0.1]))
     assert (low[0], high[0]) == pytest.approx((first.low, first.high))
@@ -190,3 +190,38 @@ def test_photos_with_one_method_tell_nothing_of_agreement():
 def test_a_metric_that_never_varies_has_no_agreement():
     """Ranks of equal values mean nothing."""
     assert statistics.agreement(np.full((5, 2), 0.1), np.random.default_rng(0).random((5, 2)), True, True)[0] is None
+
+
+def test_many_arrays_at_once_give_what_each_gives_alone():
+    """Arrays of as many images share their draws; others, hits and misses and missing values keep theirs."""
+    random = np.random.default_rng(0)
+    columns = [random.random(n) for n in (30, 30, 17, 1, 0)] + [random.integers(0, 2, 30).astype(float)]
+    columns[1][3] = np.nan
+    for values, found in zip(columns, statistics.mean_intervals(columns), strict=True):
+        alone = statistics.mean_interval(values)
+        assert found.images == alone.images == np.isfinite(values).sum()
+        ends = [(getattr(e, end) for end in ("value", "low", "high")) for e in (found, alone)]
+        for one, other in zip(*ends, strict=True):
+            assert (one is None and other is None) or one == pytest.approx(other, rel=1e-12)
+    pairs = [(columns[0], columns[1]), (columns[0], columns[5]), (columns[2], columns[2]), (columns[4], columns[4])]
+    for pair, found in zip(pairs, statistics.compare_all(pairs), strict=True):
+        alone = statistics.compare(*pair)
+        assert (found.p, found.effect, found.difference.images) == (alone.p, alone.effect, alone.difference.images)
+        if alone.difference.images > 1:
+            assert found.difference.low == pytest.approx(alone.difference.low, rel=1e-12)
+    series = [(random.random((6, 4)), np.array([0, 0, 1, 2, 3, 4])), (random.random((5, 2)), np.arange(5))]
+    for pair, found in zip(series, statistics.mean_curves(series), strict=True):
+        (alone,) = statistics.mean_curves([pair])
+        for ends, expected in zip(found, alone, strict=True):
+            np.testing.assert_allclose(ends, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shift", "higher", "ahead"), [(0.1, True, True), (0.1, False, False), (-0.1, False, True), (0.0, True, False)]
+)
+def test_a_method_is_ahead_if_the_test_says_so(shift, higher, ahead):
+    """In the better direction only, and not by chance."""
+    others = np.random.default_rng(0).random(20)
+    noise = np.random.default_rng(1).normal(0, 0.05, 20)
+    assert statistics.is_ahead(others + shift + noise, others, higher, 0.05) == ahead
+    assert not statistics.is_ahead(np.full(3, np.nan), np.ones(3), higher, 0.05)

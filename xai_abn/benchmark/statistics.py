@@ -31,7 +31,7 @@ SEED = 0
 ROUNDING = 1e-9
 
 #: Largest number of values in memory at once while resampling.
-_CHUNK = 4_000_000
+_CHUNK = 1_000_000
 Aggregate = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -101,30 +101,68 @@ def mean_interval(values: np.ndarray, seed: int = SEED) -> Estimate:
     The interval is the percentile bootstrap's. For hits and misses (values of 0 and 1 only) it is Wilson's, since a
     bootstrap of hits alone would have no width.
     """
-    values = values[np.isfinite(values)]
-    if len(values) >= 2 and np.isin(values, (0, 1)).all():
-        found = stats.binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, method="wilson")
-        return Estimate(float(values.mean()), float(found.low), float(found.high), len(values))
-    return _mean_interval(values, seed)
+    return mean_intervals([values], seed)[0]
 
 
-def _mean_interval(values: np.ndarray, seed: int) -> Estimate:
-    if len(values) < 2:
-        return Estimate(float(values[0]) if len(values) else None, None, None, len(values))
-    low, high = _interval(np.concatenate([weights @ values for weights in _resampled(len(values), seed)]))
-    return Estimate(float(values.mean()), float(low), float(high), len(values))
+def mean_intervals(columns: Sequence[np.ndarray], seed: int = SEED) -> list[Estimate]:
+    """Return :func:`mean_interval` of each of several arrays, much faster than one by one."""
+    finite = [values[np.isfinite(values)] for values in columns]
+    shares = [len(values) >= 2 and bool(np.isin(values, (0, 1)).all()) for values in finite]
+    others = iter(_mean_intervals([v for v, share in zip(finite, shares, strict=True) if not share], seed))
+    return [_share_interval(v) if share else next(others) for v, share in zip(finite, shares, strict=True)]
 
 
-def mean_curve(curves: np.ndarray, images: np.ndarray, seed: int = SEED) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return mean, lower and upper end (T,) of curves (R, T), point by point; ``images`` (R,) as in per_image."""
-    _, index, counts = np.unique(images, return_inverse=True, return_counts=True)
-    of_image = np.zeros((len(counts), curves.shape[1]))
-    np.add.at(of_image, index, curves / counts[index][:, None])
-    mean = of_image.mean(axis=0)
-    if len(counts) < 2:
-        return mean, mean, mean
-    low, high = _interval(np.concatenate([weights @ of_image for weights in _resampled(len(counts), seed)]))
-    return mean, low, high
+def _share_interval(hits: np.ndarray) -> Estimate:
+    found = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(LEVEL, method="wilson")
+    return Estimate(float(hits.mean()), float(found.low), float(found.high), len(hits))
+
+
+def _mean_intervals(columns: Sequence[np.ndarray], seed: int) -> list[Estimate]:
+    """Return the mean of each array of finite values with its bootstrap interval."""
+    ends = _bootstrapped(columns, seed)
+    return [
+        Estimate(float(values.mean()), float(low), float(high), len(values))
+        if len(values) >= 2
+        else Estimate(float(values[0]) if len(values) else None, None, None, len(values))
+        for values, (low, high) in zip(columns, ends, strict=True)
+    ]
+
+
+def mean_curves(
+    series: Sequence[tuple[np.ndarray, np.ndarray]], seed: int = SEED
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return mean, lower and upper end (T,), point by point, of each pair of curves (R, T) and images (R,)."""
+    by_image = []
+    for curves, images in series:
+        _, index, counts = np.unique(images, return_inverse=True, return_counts=True)
+        of_image = np.zeros((len(counts), curves.shape[1]))
+        np.add.at(of_image, index, curves / counts[index][:, None])
+        by_image.append(of_image)
+    means = [of_image.mean(axis=0) for of_image in by_image]
+    ends = _bootstrapped(by_image, seed)
+    return [
+        (mean, *found) if len(of_image) >= 2 else (mean, mean, mean)
+        for of_image, mean, found in zip(by_image, means, ends, strict=True)
+    ]
+
+
+def _bootstrapped(columns: Sequence[np.ndarray], seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the ends of the bootstrap interval of the mean over the images of each array (P, ...).
+
+    Arrays of as many images share the draws of images, which cost more than all else.
+    """
+    ends: list[tuple[np.ndarray, np.ndarray]] = [(np.array(np.nan), np.array(np.nan))] * len(columns)
+    for number in {len(values) for values in columns} - {0, 1}:
+        same = [place for place, values in enumerate(columns) if len(values) == number]
+        stacked = np.concatenate([columns[place].reshape(number, -1) for place in same], axis=1)
+        low, high = _interval(np.concatenate([weights @ stacked for weights in _resampled(number, seed)]))
+        start = 0
+        for place in same:
+            shape = columns[place].shape[1:]
+            part = slice(start, start + int(np.prod(shape)))
+            ends[place] = low[part].reshape(shape), high[part].reshape(shape)
+            start = part.stop
+    return ends
 
 
 def aggregate_interval(aggregate: Aggregate, curves: np.ndarray, images: np.ndarray, seed: int = SEED) -> Estimate:
@@ -146,13 +184,34 @@ def compare(values: np.ndarray, reference: np.ndarray, seed: int = SEED) -> Comp
     Zero differences keep their ranks but take no side (Pratt): with hits and misses most images are
     ties, and leaving them out would let two images decide for a thousand. No difference at all gives p = 1.
     """
-    differences = _differences(values, reference)
-    if not len(differences):
-        return Comparison(Estimate(None, None, None, 0), None, None)
-    p = 1.0
-    if differences.any():
-        p = float(stats.wilcoxon(differences, zero_method="pratt").pvalue)
-    return Comparison(_mean_interval(differences, seed), p, rank_biserial(differences))
+    return compare_all([(values, reference)], seed)[0]
+
+
+def compare_all(pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed: int = SEED) -> list[Comparison]:
+    """Return :func:`compare` of each pair, much faster than one by one."""
+    found = [_differences(values, reference) for values, reference in pairs]
+    return [
+        Comparison(estimate, _signed_rank_p(d), rank_biserial(d)) if len(d) else Comparison(estimate, None, None)
+        for d, estimate in zip(found, _mean_intervals(found, seed), strict=True)
+    ]
+
+
+def is_ahead(values: np.ndarray, others: np.ndarray, higher: bool, significance: float) -> bool:
+    """Return whether one method's (P,) values are significantly better than another's on the images of both.
+
+    Args:
+        values: of the one.
+        others: of the other.
+        higher: larger is better.
+        significance: largest p of the test of :func:`compare`.
+    """
+    differences = _differences(values, others)
+    effect = rank_biserial(differences) or 0.0
+    return (effect > 0 if higher else effect < 0) and _signed_rank_p(differences) < significance
+
+
+def _signed_rank_p(differences: np.ndarray) -> float:
+    return float(stats.wilcoxon(differences, zero_method="pratt").pvalue) if differences.any() else 1.0
 
 
 def compare_aggregates(

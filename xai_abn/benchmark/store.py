@@ -344,10 +344,14 @@ class Store:
         """Return the keys of images that changed since they were measured; their values do not count."""
         return {k for (k,) in self._rows("SELECT image FROM images WHERE superseded = 1")}
 
-    def images(self, superseded: bool = False) -> list[ImageRow]:
-        """Return the images in the order of the data set; also those changed since, if asked for."""
+    def images(self, superseded: bool = False, views: bool = True) -> list[ImageRow]:
+        """Return the images in the order of the data set; also those changed since, if asked for.
+
+        Without ``views`` each view is empty: of many images they would fill the memory.
+        """
         where = "" if superseded else "WHERE superseded = 0"
-        rows = self._records(f"SELECT * FROM images {where} ORDER BY position, image")
+        columns = "*" if views else "image, position, source, label, x'' AS view, objects, superseded"
+        rows = self._records(f"SELECT {columns} FROM images {where} ORDER BY position, image")
         return [
             ImageRow(**{**r, "objects": json.loads(r["objects"]), "superseded": bool(r["superseded"])}) for r in rows
         ]
@@ -380,6 +384,23 @@ class Store:
             ResultRow(**{**r, "curve": None if r["curve"] is None else np.frombuffer(r["curve"], np.float32)})
             for r in rows
         ]
+
+    def measured(self) -> list[tuple[str, str]]:
+        """Return each metric and method of which there are rows."""
+        return list(self._rows("SELECT DISTINCT metric, method FROM results"))
+
+    def rows_of(self, metric: str, method: str) -> Iterator[tuple[str, str, float | None, str | None, bytes | None]]:
+        """Yield image, trial, value, flaw and curve of :meth:`results` of one metric and method, as they are stored."""
+        query = (
+            "SELECT image, trial, value, flaw, curve FROM results WHERE metric = ? AND method = ? AND trial != '' AND "
+            "image IN (SELECT image FROM images WHERE superseded = 0) ORDER BY image, trial"
+        )
+        return self._rows(query, (metric, method))
+
+    def views(self, images: Iterable[str]) -> dict[str, bytes]:
+        """Return the views of those of some images that the run has."""
+        query = "SELECT image, view FROM images WHERE image = ? AND superseded = 0"
+        return dict(row for image in images for row in self._rows(query, (image,)))
 
     def failures(self) -> list[FailureRow]:
         """Return the images that could not be measured."""

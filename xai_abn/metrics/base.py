@@ -128,6 +128,8 @@ class Metric:
         reads_probabilities: whether values depend on the model's probabilities, which are sigmoids for a multi-label
             model.
         axis_label: what the points of the curves are, for the report.
+        depends_on: of a sanity check whose value is a correlation with the map after a change: what was changed, and
+            what a map should therefore depend on, such as ``"the weights"``. Else empty.
 
     Raises:
         InvalidInputError: the function has a parameter that is not one of ``ARGUMENTS``.
@@ -151,6 +153,7 @@ class Metric:
     version: int = 1
     reads_probabilities: bool = False
     axis_label: str = ""
+    depends_on: str = ""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.arguments if name not in ARGUMENTS]

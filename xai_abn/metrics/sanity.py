@@ -203,7 +203,7 @@ def _mean_over_stages(explain: Explain, module: nn.Module, inputs: Tensor, targe
     return model_parameter_randomization(explain, module, inputs, targets).nanmean(dim=1)
 
 
-_TABLE: tuple[tuple[str, str, Callable[..., Tensor], bool | None, tuple[float, float], str, str], ...] = (
+_TABLE: tuple[tuple[str, str, Callable[..., Tensor], bool | None, tuple[float, float], str, str, str], ...] = (
     (
         "model-parameter-randomization",
         "cascading-5",
@@ -213,6 +213,7 @@ _TABLE: tuple[tuple[str, str, Callable[..., Tensor], bool | None, tuple[float, f
         "Spearman correlation with the map after randomizing the network from the output backwards, mean of five "
         "stages (flat maps are left out). Near 0 is sane; near 1 means that the map ignores the weights.",
         "Adebayo et al., NeurIPS 2018",
+        "the weights",
     ),
     (
         "random-logit",
@@ -223,6 +224,7 @@ _TABLE: tuple[tuple[str, str, Callable[..., Tensor], bool | None, tuple[float, f
         "Spearman correlation with the map of a random class. Near 1 means that the map ignores the class, as maps of "
         "methods without class always do.",
         "Sixt et al., ICML 2020",
+        "the class",
     ),
     (
         "sensitivity-max",
@@ -232,9 +234,10 @@ _TABLE: tuple[tuple[str, str, Callable[..., Tensor], bool | None, tuple[float, f
         (0, float("inf")),
         "Largest relative change of the map under ten samples of uniform noise of radius 0.02.",
         "Yeh et al., NeurIPS 2019; captum",
+        "",
     ),
 )
-for _name, _protocol, _function, _better, _range, _definition, _source in _TABLE:
+for _name, _protocol, _function, _better, _range, _definition, _source, _depends_on in _TABLE:
     register(
         Metric(
             name=_name,
@@ -245,6 +248,7 @@ for _name, _protocol, _function, _better, _range, _definition, _source in _TABLE
             units="1",
             definition=_definition,
             source=_source,
+            depends_on=_depends_on,
         )
     )
 register(

@@ -119,6 +119,7 @@ def _section(
     assert against is not None
     shown = make_gallery(section, against, gallery)
     data = section.runs[0].identity.get("data")
+    summary = tables.summary_table(section)
     facts = {
         "data": data if isinstance(data, dict) else {"kind": "data" if data is None else str(data)},
         "models": list(dict.fromkeys(run.model for run in section.runs)),
@@ -127,7 +128,8 @@ def _section(
         "reference": against.name,
         "methods": tables.method_table(section),
         "metrics": tables.metric_table(section),
-        "summary": tables.summary_table(section),
+        "summary": summary,
+        "sanity": tables.sanity_table(section, summary),
         "comparisons": tables.comparison_table(section, against),
         "agreement": tables.agreement_table(section),
         "curves": tables.curve_table(section),

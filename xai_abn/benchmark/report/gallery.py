@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from xai_abn.benchmark.report.reading import Method, Section
+from xai_abn.benchmark.report.reading import Drawings, Method, Section
 from xai_abn.benchmark.store import ImageRow, MapRow
 from xai_abn.errors import RunError
 from xai_abn.rendering import blend
@@ -43,10 +43,11 @@ def make_gallery(section: Section, reference: Method, number: int) -> Gallery | 
     if metric is None or number < 1:
         return None
     chosen = _choose(section, metric, number)
-    maps = [run.maps(image for image, *_ in chosen) for run in section.runs]
+    images = [image for image, *_ in chosen]
+    read = [run.drawings(images) for run in section.runs]
     rows, drawings = [], {}
     for index, (image, trial, spread) in enumerate(chosen):
-        row, drawn = _row(section, metric, image, trial, reference, maps)
+        row, drawn = _row(section, metric, image, trial, reference, read)
         rows.append({**row, "spread": spread})
         drawings.update({(index, name): uri for name, uri in drawn.items()})
     return Gallery({"metric": metric, "compared": len(section.compared), "rows": rows}, drawings)
@@ -55,7 +56,7 @@ def make_gallery(section: Section, reference: Method, number: int) -> Gallery | 
 def gallery_metric(section: Section) -> str | None:
     """Return the first metric that has a value for each image and a better end, else the first with values."""
     usable = [m for m, r in section.metrics.items() if r.get("aggregated", "mean") == "mean"]
-    usable = [m for m in usable if any(section.rows(m, method) for method in section.methods)]
+    usable = [m for m in usable if any(section.results(m, method).images for method in section.methods)]
     ranking = [m for m in usable if section.metrics[m].get("higher_is_better") is not None]
     return next(iter(ranking or usable), None)
 
@@ -78,10 +79,11 @@ def _trial(section: Section, metric: str, image: str, compared: list[Method]) ->
     """Return the trial of an image on which the methods differ most."""
     values: dict[str, list[float]] = {}
     for method in compared:
-        for (shown, trial), row in section.rows(metric, method).items():
-            value = row.value if row.flaw is None else section.metrics[metric].get("flat_counts_as")
+        results = section.results(metric, method)
+        counted = results.counted(section.metrics[metric].get("flat_counts_as"))
+        for shown, trial, value in zip(results.images, results.trials, counted, strict=True):
             if shown == image:
-                values.setdefault(trial, []).extend([] if value is None else [value])
+                values.setdefault(trial, []).extend([] if np.isnan(value) else [value])
     return max(values, key=lambda trial: max(values[trial], default=0) - min(values[trial], default=0))
 
 
@@ -91,16 +93,18 @@ def _row(
     image: str,
     trial: str,
     reference: Method,
-    maps: list[dict[tuple[str, str, str], MapRow]],
+    read: list[Drawings],
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the facts of one image, and its drawings by method."""
-    shown = reference.run.images.get(image) or section.image(image)
-    entries, drawings = [], {"": _data_uri(_opened(shown))}
+    own = reference.run if image in reference.run.images else section.run_of(image)
+    shown, view = own.images[image], read[section.runs.index(own)][0][image]
+    entries, drawings = [], {"": _data_uri(_opened(shown.source, view))}
     for method in section.methods:
-        found = _map_of(maps[section.runs.index(method.run)], image, method, trial)
+        views, maps = read[section.runs.index(method.run)]
+        found = _map_of(maps, image, method, trial)
         entries.append(_entry(section, metric, image, trial, method, found))
         if found is not None:
-            drawings[method.name] = _data_uri(_drawn(method.run.images[image], found))
+            drawings[method.name] = _data_uri(blend(_opened(shown.source, views[image]), found.map))
     objects = _boxes(shown, entries, trial)
     row = {"source": shown.source, "label": shown.label, "trial": trial, "objects": objects, "methods": entries}
     targets = list(dict.fromkeys((e["target"], e["probability"]) for e in entries if e["target"] is not None))
@@ -111,13 +115,16 @@ def _row(
 def _entry(
     section: Section, metric: str, image: str, trial: str, method: Method, found: MapRow | None
 ) -> dict[str, Any]:
-    result = section.rows(metric, method).get((image, trial))
+    results = section.results(metric, method)
+    row = results.row(image, trial)
+    flaw = None if row is None else results.flaws[row]
+    value = None if row is None or flaw is not None or np.isnan(results.values[row]) else float(results.values[row])
     return {
         "method": method.name,
         "baseline": method.baseline,
         "class_specific": method.class_specific,
-        "value": result.value if result and result.flaw is None else None,
-        "flaw": found.flaw if found and found.flaw else result.flaw if result else None,
+        "value": value,
+        "flaw": found.flaw if found and found.flaw else flaw,
         "target": found.label if found else None,
         "probability": found.probability if found else None,
     }
@@ -131,21 +138,14 @@ def _map_of(maps: dict[tuple[str, str, str], MapRow], image: str, method: Method
     return next((row for (key, name, _), row in maps.items() if (key, name) == (image, method.bare)), None)
 
 
-def _opened(image: ImageRow) -> np.ndarray:
-    """Return the view (H, W, 3) uint8, its longer side at most SIDE pixels."""
+def _opened(source: str, content: bytes) -> np.ndarray:
+    """Return the view (H, W, 3) uint8 of an image, its longer side at most SIDE pixels."""
     try:
-        view = Image.open(io.BytesIO(image.view)).convert("RGB")
+        view = Image.open(io.BytesIO(content)).convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
-        raise RunError(
-            f"{image.source}: its drawing in the run is damaged; delete the run and measure again"
-        ) from error
+        raise RunError(f"{source}: its drawing in the run is damaged; delete the run and measure again") from error
     view.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     return np.asarray(view)
-
-
-def _drawn(image: ImageRow, row: MapRow) -> np.ndarray:
-    """Return the view with a map over it, or bare if the map has a flaw."""
-    return blend(_opened(image), row.map)
 
 
 def _boxes(image: ImageRow, entries: list[dict[str, Any]], trial: str) -> list[dict[str, Any]]:

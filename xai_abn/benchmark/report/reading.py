@@ -7,16 +7,77 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from sys import intern
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from xai_abn.benchmark.statistics import ImageValues, per_image
-from xai_abn.benchmark.store import FailureRow, ImageRow, MapRow, ResultRow, Store
+from xai_abn.benchmark.store import FailureRow, ImageRow, MapRow, Store
 from xai_abn.errors import RunError, UnknownNameError
 
 #: The default reference method, if the run has it.
 USUAL_REFERENCE = "abn"
+#: Views by image, and maps by (image, method, trial).
+Drawings: TypeAlias = tuple[dict[str, bytes], dict[tuple[str, str, str], MapRow]]
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The values of one metric and method, in columns: a row for each trial of an image.
+
+    Attributes:
+        images: key of the image of each row.
+        trials: name of the trial of each row.
+        values: (R,) NaN where there is none.
+        flaws: why a map could not be scored, or None.
+        curves: float32 as bytes, or None.
+    """
+
+    images: list[str]
+    trials: list[str]
+    values: np.ndarray
+    flaws: list[str | None]
+    curves: list[bytes | None]
+
+    @classmethod
+    def read(cls, rows: Iterable[tuple[str, str, float | None, str | None, bytes | None]]) -> Results:
+        """Return rows of :meth:`Store.rows_of` as columns, which share their texts."""
+        images, trials, values, flaws, curves = [], [], [], [], []
+        for image, trial, value, flaw, curve in rows:
+            images.append(intern(image))
+            trials.append(intern(trial))
+            values.append(np.nan if value is None else value)
+            flaws.append(flaw and intern(flaw))
+            curves.append(curve)
+        return cls(images, trials, np.array(values, float), flaws, curves)
+
+    def joined(self, other: Results) -> Results:
+        """Return the rows of both; of a trial that both have, that of the other, so that shards may overlap."""
+        images, trials = self.images + other.images, self.trials + other.trials
+        rows = list({trial: row for row, trial in enumerate(zip(images, trials, strict=True))}.values())
+        flaws, curves = self.flaws + other.flaws, self.curves + other.curves
+        return Results(
+            [images[row] for row in rows],
+            [trials[row] for row in rows],
+            np.concatenate([self.values, other.values])[rows],
+            [flaws[row] for row in rows],
+            [curves[row] for row in rows],
+        )
+
+    def counted(self, flat_counts_as: float | None) -> np.ndarray:
+        """Return the values (R,) with that of flawed maps, NaN to leave them out."""
+        flawed = np.array([flaw is not None for flaw in self.flaws], bool)
+        return np.where(flawed, np.nan if flat_counts_as is None else flat_counts_as, self.values)
+
+    def row(self, image: str, trial: str) -> int | None:
+        """Return the row of a trial, or None."""
+        places = enumerate(zip(self.images, self.trials, strict=True))
+        return next((row for row, place in places if place == (image, trial)), None)
+
+
+#: Results of a metric that a method was not measured with.
+_NONE = Results([], [], np.zeros(0), [], [])
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +86,8 @@ class Run:
 
     Attributes:
         paths: the files.
-        images: images whose values count, by key.
-        results: by (metric, method), each by (image, trial), so that shards that overlap count once.
+        images: images whose values count, by key, without their views.
+        results: by (metric, method).
         seconds: time of each map by method.
         flaws: number of maps by method and flaw.
     """
@@ -38,7 +99,7 @@ class Run:
     sessions: list[dict[str, Any]] = field(default_factory=list)
     images: dict[str, ImageRow] = field(default_factory=dict)
     superseded: set[str] = field(default_factory=set)
-    results: dict[tuple[str, str], dict[tuple[str, str], ResultRow]] = field(default_factory=dict)
+    results: dict[tuple[str, str], Results] = field(default_factory=dict)
     failures: list[FailureRow] = field(default_factory=list)
     seconds: dict[str, list[float]] = field(default_factory=dict)
     flaws: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -53,14 +114,15 @@ class Run:
         """Names of the files, without their folders."""
         return [path.name for path in self.paths]
 
-    def maps(self, images: Iterable[str]) -> dict[tuple[str, str, str], MapRow]:
-        """Return the maps of some images by (image, method, trial)."""
-        wanted, found = list(images), {}
+    def drawings(self, images: Sequence[str]) -> Drawings:
+        """Return the views of some images by key, and their maps by (image, method, trial)."""
+        views: dict[str, bytes] = {}
+        maps: dict[tuple[str, str, str], MapRow] = {}
         for path in self.paths:
             with Store.read(path) as store:
-                rows = [row for image in wanted for row in store.maps(image)]
-            found.update({(row.image, row.method, row.trial): row for row in rows})
-        return found
+                views.update(store.views(images))
+                maps.update({(row.image, row.method, row.trial): row for image in images for row in store.maps(image)})
+        return views, maps
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,34 +159,38 @@ class Section:
         """The methods without the baselines."""
         return [m for m in self.methods if not m.baseline]
 
-    def rows(self, metric: str, method: Method) -> dict[tuple[str, str], ResultRow]:
-        """Return the results of one metric and method by (image, trial)."""
-        return method.run.results.get((metric, method.bare), {})
+    def results(self, metric: str, method: Method) -> Results:
+        """Return the results of one metric and method."""
+        return method.run.results.get((metric, method.bare), _NONE)
 
     def values(self, metric: str, method: Method) -> ImageValues:
         """Return the values of one metric and method by image, in the order of ``images``."""
-        rows = list(self.rows(metric, method).values())
-        values = np.array([np.nan if r.value is None else r.value for r in rows], float)
-        flawed = np.array([r.flaw is not None for r in rows], bool)
-        return per_image(
-            self._index(rows), values, flawed, self.metrics[metric].get("flat_counts_as"), len(self.images)
-        )
+        if (metric, method) not in self._values:
+            results = self.results(metric, method)
+            flawed = np.array([flaw is not None for flaw in results.flaws], bool)
+            counts_as = self.metrics[metric].get("flat_counts_as")
+            images = self._index(results.images)
+            self._values[metric, method] = per_image(images, results.values, flawed, counts_as, len(self.images))
+        return self._values[metric, method]
 
     def curves(self, metric: str, method: Method) -> tuple[np.ndarray, np.ndarray]:
         """Return the curves (R, T) of one metric and method that count, and the index (R,) of their images.
 
-        The curve of a flawed map counts if the metric counts flawed maps and gave this one a curve.
+        The curve of a flawed map counts if the metric counts flawed maps and gave this one a curve. Curves of another
+        length than the first are left out.
         """
         flawed_count = self.metrics[metric].get("flat_counts_as") is not None
-        rows = [r for r in self.rows(metric, method).values() if r.flaw is None or flawed_count]
-        pairs = [(r, r.curve.astype(float)) for r in rows if r.curve is not None and np.isfinite(r.curve).all()]
-        pairs = [(r, curve) for r, curve in pairs if len(curve) == len(pairs[0][1])]
-        stacked = np.stack([curve for _, curve in pairs]) if pairs else np.zeros((0, 0))
-        return stacked, self._index([r for r, _ in pairs])
+        results = self.results(metric, method)
+        rows = zip(results.images, results.flaws, results.curves, strict=True)
+        found = [(image, curve) for image, flaw, curve in rows if curve and (flaw is None or flawed_count)]
+        found = [(image, curve) for image, curve in found if np.isfinite(np.frombuffer(curve, np.float32)).all()]
+        found = [(image, curve) for image, curve in found if len(curve) == len(found[0][1])]
+        curves = np.frombuffer(b"".join(curve for _, curve in found), np.float32).astype(float)
+        return curves.reshape(len(found), -1 if found else 0), self._index([image for image, _ in found])
 
-    def image(self, key: str) -> ImageRow:
-        """Return an image from the first run that has it."""
-        return next(run.images[key] for run in self.runs if key in run.images)
+    def run_of(self, image: str) -> Run:
+        """Return the first run that has an image."""
+        return next(run for run in self.runs if image in run.images)
 
     def reference(self, name: str | None) -> Method | None:
         """Return the method that others are compared with: the one named, else ``abn``, else the first.
@@ -142,8 +208,12 @@ class Section:
     def _position(self) -> dict[str, int]:
         return {image: i for i, image in enumerate(self.images)}
 
-    def _index(self, rows: Sequence[ResultRow]) -> np.ndarray:
-        return np.array([self._position[r.image] for r in rows], int)
+    @cached_property
+    def _values(self) -> dict[tuple[str, Method], ImageValues]:
+        return {}
+
+    def _index(self, images: Sequence[str]) -> np.ndarray:
+        return np.array([self._position[image] for image in images], int)
 
 
 def read_sections(paths: Sequence[Path], reference: str | None = None) -> list[Section]:
@@ -185,8 +255,8 @@ def _identities(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def _read(path: Path, runs: dict[str, Run]) -> None:
     """Add one file to the run of its identity."""
     with Store.read(path) as store:
-        results = store.results()
-        if not results:
+        results = {pair: Results.read(store.rows_of(*pair)) for pair in store.measured()}
+        if not any(found.images for found in results.values()):
             failed = store.count("failures")
             why = f" ({failed} failures are recorded)" if failed else ""
             raise RunError(f"{path}: has no results yet{why}; run xai-abn benchmark run --output {path} first")
@@ -197,12 +267,13 @@ def _read(path: Path, runs: dict[str, Run]) -> None:
         run.paths.append(path)
         run.methods.update(store.methods())
         run.sessions.extend(store.sessions)
-        images = store.images(superseded=True)
+        images = store.images(superseded=True, views=False)
         run.images.update({i.image: i for i in images if not i.superseded})
         run.superseded.update(i.image for i in images if i.superseded)
         run.failures.extend(f for f in store.failures() if f not in run.failures)
-        for row in results:
-            run.results.setdefault((row.metric, row.method), {})[row.image, row.trial] = row
+        for pair, found in results.items():
+            if found.images:
+                run.results[pair] = run.results[pair].joined(found) if pair in run.results else found
         for method, seconds, flaw in store.map_facts():
             run.seconds.setdefault(method, []).append(seconds)
             if flaw is not None:
@@ -231,7 +302,7 @@ def _section(runs: list[Run]) -> Section:
     metrics = dict(runs[0].metrics)
     for metric in dict.fromkeys(metric for run in runs for metric, _ in run.results):
         metrics.setdefault(metric, {})
-    measured = {image for run in runs for rows in run.results.values() for image, _ in rows}
+    measured = {image for run in runs for results in run.results.values() for image in results.images}
     positions = {key: image.position for run in runs for key, image in run.images.items() if key in measured}
     return Section(runs, methods, metrics, sorted(positions, key=lambda key: (positions[key], key)))
 

@@ -18,6 +18,8 @@ NOTES = {
     "summary": "Mean over images with its 95 % bootstrap interval (2000 resamples of images; Wilson's interval for "
     "hits and misses). The maps of one image are averaged first. Flagged maps count as their metric defines, or are "
     "left out; means can then be over different images.",
+    "sanity": "A sanity check changes the weights or the class and compares the maps before and after. A method passes "
+    "if the interval of the mean rank correlation lies below 0.5, and fails if it lies above.",
     "comparisons": "On the images that both methods have: mean difference (method minus reference) with its 95 % "
     "bootstrap "
     "interval, Wilcoxon's signed-rank test (two-sided; zero differences ranked as Pratt proposed) with Holm's "
@@ -102,22 +104,52 @@ def overview(section: dict[str, Any]) -> list[str]:
         lines[0] += f" {what} flat or not finite, baselines excluded."
     if section["superseded"]:
         lines[0] += f" {plural(section['superseded'], 'image')} changed since and no longer count."
-    return lines + _leaders(section) + _warnings(section)
+    return lines + _leaders(section) + _warnings(section) + _sanity(section)
 
 
 def _leaders(section: dict[str, Any]) -> list[str]:
-    """Return sentences on which method leads on which metrics."""
+    """Return sentences on which method leads on which metrics, and where another may be as good."""
     leads: dict[str, list[str]] = {}
     names = _short_names(section)
     for cell in section["summary"]:
         if cell["best"]:
-            leads.setdefault(cell["method"], []).append(names[cell["metric"]])
+            leads.setdefault(cell["method"], []).append(names[cell["metric"]] + _level(cell["level_with"]))
     if not leads or len(section["methods"]) < 2:
         return []
-    total = len({metric for found in leads.values() for metric in found})
+    total = len({cell["metric"] for cell in section["summary"] if cell["best"]})
     ordered = sorted(leads.items(), key=lambda item: -len(item[1]))
-    parts = [f"{name} on {len(found)} of {total} ({', '.join(found)})" for name, found in ordered]
+    parts = [f"{name} on {len(found)} of {total}: {', '.join(found)}" for name, found in ordered]
     return [f"Best mean: {'; '.join(parts)}."]
+
+
+def _level(others: Sequence[str] | None) -> str:
+    if others is None:
+        return " (not tested)"
+    return f" (not significantly ahead of {', '.join(others)})" if others else ""
+
+
+#: What a verdict of a sanity check means, as the end of a sentence about some methods.
+_SANITY = {
+    "passes": "depend on {}",
+    "undecided": "may depend on {} or not (more images would tell)",
+    "by design": "are the same for every class by design",
+    "fails": "hardly depend on {}, so do not read them as an explanation of it",
+}
+
+
+def _sanity(section: dict[str, Any]) -> list[str]:
+    """Return a sentence on each sanity check."""
+    lines, names = [], _short_names(section)
+    for metric in dict.fromkeys(row["metric"] for row in section["sanity"]):
+        rows = [row for row in section["sanity"] if row["metric"] == metric]
+        found = {v: [row["method"] for row in rows if row["verdict"] == v] for v in _SANITY}
+        parts = [
+            f"maps of {', '.join(methods)} {_SANITY[verdict].format(rows[0]['depends_on'])}"
+            for verdict, methods in found.items()
+            if methods
+        ]
+        lines.append(f"Sanity check {names[metric]}: {'; '.join(parts)}.")
+    return lines
 
 
 def _warnings(section: dict[str, Any]) -> list[str]:
@@ -167,6 +199,7 @@ def markdown(report: dict[str, Any]) -> str:
     for section in report["sections"]:
         blocks += [f"## {_safe(title(section))}", *map(_safe, overview(section))]
         blocks += ["### Summary", _summary(section), NOTES["summary"]]
+        blocks += [NOTES["sanity"]] if section["sanity"] else []
         if section["comparisons"]:
             blocks += [
                 f"### Against {_safe(section['reference'])}",
