@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import re
 import threading
 
 import pytest
@@ -268,3 +269,63 @@ def test_a_method_is_given_only_once(resnet18):
     for wrong in ([], ["cam", "cam"]):
         with pytest.raises(ValueError, match="once"):
             make_explainers(resnet18, wrong)
+
+
+#: Images that stand behind "per ..." in the cost of a method, for the case below: 12 channels, 4 windows and the
+#: image itself, 4 superpixels and the image itself.
+PER = {"channel": 12, "window": 5, "superpixel": 5}
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "forward" in explainers.get(n)().cost and n != "legrad"])
+def test_the_stated_cost_is_the_number_of_images_that_the_network_sees(name, gap_net, monkeypatch):
+    """With the options that the cost is stated for; LeGrad runs the head alone."""
+    from xai_abn.explainers.captum_methods import TargetScore
+    from xai_abn.models.forward_pass import ForwardPass
+
+    explainer = make(name)
+    count, unit = re.match(r"(\d+) .*?(?:per (\w+))?$", explainer.cost).groups()
+    seen = []
+
+    def counted(original, images):
+        def call(*arguments):
+            seen.append(len(images(arguments)))
+            return original(*arguments)
+
+        return call
+
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    shared = explainers.run_pass(gap_net, image, [explainer])
+    monkeypatch.setattr(TargetScore, "forward", counted(TargetScore.forward, lambda a: a[1]))
+    monkeypatch.setattr(ForwardPass, "predict", counted(ForwardPass.predict, lambda a: a[1]))
+    monkeypatch.setattr(ForwardPass, "rerun", counted(ForwardPass.rerun, lambda a: a[3]))
+    started = ForwardPass.__init__
+
+    def start(self, model, inputs, *more, **options):
+        seen.append(len(inputs))
+        started(self, model, inputs, *more, **options)
+
+    monkeypatch.setattr(ForwardPass, "__init__", start)
+    explainer.explain(shared, torch.tensor([1]))
+    expected = int(count) * PER.get(unit, 1)
+    assert 0.9 * expected <= sum(seen) <= expected + 2  # a channel may be constant; captum asks for the image itself
+
+
+def test_maps_lie_on_what_is_stated(case, inputs):
+    """The layer, the input, the patches or a grid of that many cells."""
+    name, models = case
+    for model in models:
+        explainer = make(name)
+        shared = explainers.run_pass(model, inputs, [explainer])
+        shape = tuple(explainer.explain(shared, TARGETS).shape[1:])
+        grid = explainer.grid
+        if grid == "layer":
+            assert shape == tuple(shared.activations(explainer.layer_of(model)).shape[2:])
+        elif grid == "attention branch":
+            assert shape == tuple(shared.attention_map.shape[2:])
+        elif grid in ("patches", "finest layer"):
+            assert shape[0] < inputs.shape[2]
+        elif grid[0].isdigit():
+            assert grid == f"{shape[0]}x{shape[1]}"
+        else:
+            assert grid in ("input", "windows", "superpixels") or grid.startswith("masks")
+            assert shape == tuple(inputs.shape[2:])

@@ -42,7 +42,7 @@ def command(
 
 
 _COLUMNS = {
-    Subject.METHODS: ("method", "per class", "gradient", "source"),
+    Subject.METHODS: ("method", "per class", "cost beyond the prediction", "map on", "source"),
     Subject.METRICS: ("metric", "better", "maps scored", "source"),
     Subject.MODELS: ("model", "what it is"),
     Subject.DATASETS: ("data", "what it is"),
@@ -54,8 +54,8 @@ _COLUMNS = {
 def _methods(model: str, weights: str | None) -> list[tuple[str, ...]]:
     from xai_abn import explainers
 
-    classes = [(name, explainers.get(name)) for name in explainers.names()]
-    return [(n, "yes" if c.class_specific else "no", "yes" if c.needs_gradient else "no", c.source) for n, c in classes]
+    found = [(name, explainers.get(name)()) for name in explainers.names()]
+    return [(name, "yes" if e.class_specific else "no", e.cost, e.grid, e.source) for name, e in found]
 
 
 def _method_options(search: str) -> list[tuple[str, str, str, str]]:

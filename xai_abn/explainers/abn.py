@@ -31,6 +31,11 @@ class _AttentionBranchMap(Explainer):
                 "grad-cam"
             )
 
+    @property
+    def grid(self) -> str:
+        """What the values lie on, in words."""
+        return "attention branch"
+
     def layer_of(self, model: ModelAdapter) -> str:
         """Return the name recorded with the map."""
         return "attention_branch"

@@ -35,6 +35,11 @@ class _AttentionExplainer(Explainer):
         if not model.attends_to_all:
             raise self._other_attention(model)
 
+    @property
+    def grid(self) -> str:
+        """What the values lie on, in words."""
+        return "patches"
+
     def layer_of(self, model: ModelAdapter) -> str:
         """Return the name recorded with the map."""
         return f"attention of {len(model.attention_blocks)} blocks"
@@ -104,6 +109,11 @@ class AttentionRelevance(_AttentionExplainer):
     needs_gradient = True
     source = "Chefer et al., ICCV 2021"
 
+    @property
+    def cost(self) -> str:
+        """Passes beyond the shared one, in words."""
+        return "1 backward"
+
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of ``targets``, (N, h, w), at least 0."""
         self.patches(forward_pass)
@@ -129,6 +139,11 @@ class LeGrad(_AttentionExplainer):
 
     needs_gradient = True
     source = "Bousselham et al., ICCV 2025"
+
+    @property
+    def cost(self) -> str:
+        """Passes beyond the shared one, in words."""
+        return "1 backward and forward of the head per block"
 
     def layers_read(self, model: ModelAdapter) -> tuple[str, ...]:
         """Return the blocks, whose tokens are scored."""

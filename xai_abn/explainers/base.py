@@ -126,6 +126,16 @@ class Explainer(Settings, ABC):
         return "input" if not self.reads_layer else model.target_layer if self.layer is None else self.layer
 
     @property
+    def cost(self) -> str:
+        """What the map of one image costs beyond the shared forward pass: passes through the network, in words."""
+        return "partial backward" if self.needs_gradient else "none"
+
+    @property
+    def grid(self) -> str:
+        """What the values of a map lie on, and so how fine it is, in words: such as ``"layer"`` for its positions."""
+        return "layer" if self.reads_layer else "input"
+
+    @property
     def options(self) -> dict[str, Any]:
         """All options that affect the result, except the layer, as values that JSON can hold."""
         return {name: value for name, value in self.to_dict().items() if name != "layer"}

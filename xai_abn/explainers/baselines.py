@@ -24,6 +24,11 @@ class _Baseline(Explainer):
     baseline = True
     reads_layer = False
 
+    @property
+    def grid(self) -> str:
+        """What the values lie on, in words."""
+        return f"{SIDE}x{SIDE}"
+
     def layer_of(self, model: ModelAdapter) -> str:
         """Return ``""``: nothing of the network is read."""
         return ""
@@ -58,6 +63,11 @@ class _Random(_Baseline):
 
     side: ClassVar[int]
 
+    @property
+    def grid(self) -> str:
+        """What the values lie on, in words."""
+        return f"{self.side}x{self.side}"
+
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return uniform noise in [0, 1), (N, side, side)."""
         generators = [content_generator(image) for image in forward_pass.inputs]
@@ -86,6 +96,11 @@ class Sobel(_Baseline):
     """Edges: the magnitude of the Sobel gradient of the image, averaged over the channels first."""
 
     source = "baseline: Sobel edges"
+
+    @property
+    def grid(self) -> str:
+        """What the values lie on, in words."""
+        return "input"
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the magnitudes, (N, H, W), at least 0."""

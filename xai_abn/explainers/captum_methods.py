@@ -66,6 +66,21 @@ class CaptumMethod(Explainer):
     constants: ClassVar[dict[str, Any]] = {}
     channels: ClassVar[Literal["sum", "largest", "first"]] = "sum"
 
+    @property
+    def cost(self) -> str:
+        """Passes beyond the shared one, in words."""
+        return f"{self.passes} forward and backward" if self.needs_gradient else f"{self.passes} forward"
+
+    @property
+    def passes(self) -> int:
+        """Number of versions of the image that the network runs on."""
+        return 1
+
+    @property
+    def grid(self) -> str:
+        """What the values lie on, in words."""
+        return "input"
+
     def captum_method(self, score: TargetScore) -> Any:
         """Return captum's object for a score."""
         import captum.attr
@@ -164,6 +179,11 @@ class IntegratedGradients(CaptumMethod):
     steps: int = Field(32, ge=1, le=1000, description="Number of points on the path.")
     batch_size: Count = Field(8, exclude=True, description="Number of points per pass; limits memory.")
 
+    @property
+    def passes(self) -> int:
+        """Number of versions of the image."""
+        return self.steps
+
     def arguments(self, image: Tensor) -> dict[str, Any]:
         """Return the number of steps and the batch size."""
         return {"n_steps": self.steps, "internal_batch_size": self.batch_size}
@@ -181,6 +201,11 @@ class _Noisy(CaptumMethod):
     noise: float = Field(0.15, ge=0, description="Standard deviation of the noise, as a share of the image's range.")
     seed: Seed = Field(0, description="Seed of the noise.")
     batch_size: Count = Field(8, description="Number of noisy versions per pass; limits memory.")
+
+    @property
+    def passes(self) -> int:
+        """Number of versions of the image."""
+        return self.samples
 
     def deviation(self, image: Tensor) -> float:
         """Return the standard deviation of the noise for an image, in units of the normalized input."""
@@ -349,6 +374,11 @@ class GuidedGradCAM(_Guided):
     source = "Selvaraju et al., ICCV 2017"
     constants: ClassVar[dict[str, Any]] = {"interpolate_mode": "bilinear"}
 
+    @property
+    def passes(self) -> int:
+        """Number of versions of the image."""
+        return 2
+
     def captum_method(self, score: TargetScore) -> Any:
         """Return captum's object for the layer.
 
@@ -382,6 +412,11 @@ class DeepLIFT(_ModifiedGradient):
     captum_class = "DeepLift"
     constants: ClassVar[dict[str, Any]] = {"baselines": 0}
     kinds = (nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.MaxPool2d)
+
+    @property
+    def passes(self) -> int:
+        """Number of versions of the image."""
+        return 2
 
     def network(self, model: ModelAdapter) -> nn.Module:
         """Return the copy, with overlapping max pooling computed window by window.

@@ -174,6 +174,11 @@ class ShapleyCAM(Explainer):
     needs_attention = True
     source = "Cai, The Visual Computer 2025"
 
+    @property
+    def cost(self) -> str:
+        """Passes beyond the shared one, in words."""
+        return "2 partial backward"
+
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of ``targets``, (N, h, w), at least 0."""
         layer = self.layer_of(forward_pass.model)

@@ -37,6 +37,11 @@ class SmoothGradCAMPlusPlus(Explainer):
     )
     seed: Seed = Field(0, description="Seed of the noise, which is the same for every image.")
 
+    @property
+    def cost(self) -> str:
+        """Passes beyond the shared one, in words."""
+        return f"{self.samples} forward and partial backward"
+
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of ``targets``, (N, h, w), at least 0."""
         layer, inputs = self.layer_of(forward_pass.model), forward_pass.inputs
@@ -90,6 +95,11 @@ class RefineCAM(Explainer):
         if not issubclass(get(value), GradientCAM):
             raise InvalidInputError(f"base must be a method that combines activations and gradients, got {value!r}")
         return value
+
+    @property
+    def grid(self) -> str:
+        """What the values lie on, in words."""
+        return "finest layer"
 
     def layer_of(self, model: ModelAdapter) -> str:
         """Return the last of the layers."""

@@ -74,6 +74,16 @@ class Occlusion(_Blanking):
     window: float = Field(1 / 7, gt=0, le=1, description="Side of the window, as a share of the shorter image side.")
     stride: float = Field(1 / 14, gt=0, le=1, description="Step between windows, as a share of the shorter image side.")
 
+    @property
+    def cost(self) -> str:
+        """Passes beyond the shared one, in words."""
+        return "1 forward per window"
+
+    @property
+    def grid(self) -> str:
+        """What the values lie on, in words."""
+        return "windows"
+
     def arguments(self, image: Tensor) -> dict[str, Any]:
         """Return window and stride in pixels."""
         side = min(image.shape[2:])
@@ -90,6 +100,11 @@ class _OverSuperpixels(_Blanking):
     """A method that blanks superpixels."""
 
     segments: Count = Field(50, description="Approximate number of superpixels.")
+
+    @property
+    def grid(self) -> str:
+        """What the values lie on, in words."""
+        return "superpixels"
 
     def arguments(self, image: Tensor) -> dict[str, Any]:
         """Return the superpixels."""
@@ -108,12 +123,22 @@ class FeatureAblation(_OverSuperpixels):
     source = "Kokhlikyan et al., Captum, 2020; superpixels of Achanta et al., TPAMI 2012"
     captum_class = "FeatureAblation"
 
+    @property
+    def cost(self) -> str:
+        """Passes beyond the shared one, in words."""
+        return "1 forward per superpixel"
+
 
 class _Surrogate(_OverSuperpixels):
     """The weights of a linear model of the logit, fitted to random selections of superpixels."""
 
     samples: Count = Field(200, description="Number of random selections; each costs one forward pass.")
     seed: Seed = Field(0, description="Seed of the random selections.")
+
+    @property
+    def passes(self) -> int:
+        """Number of versions of the image."""
+        return self.samples
 
     def arguments(self, image: Tensor) -> dict[str, Any]:
         """Return the number of samples."""

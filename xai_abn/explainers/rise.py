@@ -37,6 +37,16 @@ class RISE(Explainer):
     seed: Seed = Field(0, description="Seed of the random masks.")
     batch_size: Count = Field(32, exclude=True, description="Number of masks per forward pass; limits memory.")
 
+    @property
+    def cost(self) -> str:
+        """Passes beyond the shared one, in words."""
+        return f"{self.masks} forward"
+
+    @property
+    def grid(self) -> str:
+        """What the values lie on, in words."""
+        return f"masks of {self.side}x{self.side}"
+
     def check(self, model: ModelAdapter) -> None:
         """Also refuse a model whose output is a score without a probability."""
         super().check(model)

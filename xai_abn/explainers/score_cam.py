@@ -38,6 +38,16 @@ class ScoreCAM(Explainer):
         description="Number of masked images per forward pass; default: 8 on a CPU, which has small caches, else 32.",
     )
 
+    @property
+    def cost(self) -> str:
+        """Passes beyond the shared one, in words."""
+        return f"{self._variants} forward per channel"
+
+    @property
+    def _variants(self) -> int:
+        """Number of variants of each mask."""
+        return 1
+
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of ``targets``, (N, h, w), at least 0."""
         activations = forward_pass.activations(self.layer_of(forward_pass.model)).float()
@@ -91,6 +101,10 @@ class SSCAM(ScoreCAM):
     deviation: float = Field(2.0, ge=0, description="Standard deviation of the noise on masks in [0, 1].")
     seed: Seed = Field(0, description="Seed of the noise, which is the same for every image.")
 
+    @property
+    def _variants(self) -> int:
+        return self.samples
+
     def scored_channels(self, channels: Tensor) -> Tensor:
         """Return all channels, because noise makes an empty mask visible."""
         return torch.arange(len(channels), device=channels.device)
@@ -114,6 +128,10 @@ class ISCAM(ScoreCAM):
 
     steps: Count = Field(10, description="Number of masks per channel.")
 
+    @property
+    def _variants(self) -> int:
+        return self.steps
+
     def variants(self, masks: Tensor, channels: Tensor) -> Iterator[Tensor]:
         """Yield the masks at each brightness."""
         brightness = 0.0
@@ -134,6 +152,11 @@ class AblationCAM(Explainer):
     """
 
     source = "Desai and Ramaswamy, WACV 2020"
+
+    @property
+    def cost(self) -> str:
+        """Passes beyond the shared one, in words."""
+        return "1 partial forward per channel"
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of ``targets``, (N, h, w), at least 0."""
