@@ -6,10 +6,12 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from xai_abn.errors import ImageLoadError, InvalidInputError
-from xai_abn.images.loading import EXAMPLES, MAX_SIDE, find_images, from_array, load_image
+from xai_abn.images.loading import EXAMPLES, MAX_SIDE, find_images, from_array, load_image, to_rgb
+from xai_abn.images.preprocess import Preprocess
 
 
 def saved(tmp_path, image, name, **options):
@@ -200,3 +202,46 @@ def test_a_file_whose_name_holds_brackets_is_not_a_glob(tmp_path, image):
     path = tmp_path / "image [1].png"
     Image.fromarray(image).save(path)
     assert find_images(path) == [str(path)]
+
+
+def prepared(size, preprocess):
+    """An empty image of (width, height), as a network sees it."""
+    return preprocess(to_rgb(Image.new("RGB", size), "empty"))
+
+
+def test_cells_are_where_the_image_is():
+    """A box in pixels of the image covers the cells that show it, in part where it ends within a cell."""
+    squashed = prepared((400, 200), Preprocess(size=64, crop="squash"))
+    expected = np.zeros((4, 4), np.float32)
+    expected[1, 1:3] = 1
+    np.testing.assert_array_equal(squashed.cells((100, 50, 300, 100), (4, 4)), expected)
+    half = squashed.cells((100, 50, 250, 75), (4, 4))
+    np.testing.assert_allclose(half[1], [0, 0.5, 0.25, 0])
+    cropped = prepared((400, 200), Preprocess(size=64, crop_pct=1.0))  # the network sees x from 100 to 300
+    np.testing.assert_array_equal(cropped.cells((100, 0, 150, 50), (4, 4))[0], [1, 0, 0, 0])
+    assert cropped.cells((0, 0, 400, 200), (4, 4)).min() == 1
+
+
+def test_cells_of_a_polygon_and_of_a_tensor():
+    """A triangle covers half of its box; without an image, pixels are those of the tensor."""
+    squashed = prepared((400, 200), Preprocess(size=64, crop="squash"))
+    assert squashed.cells([(0, 0), (400, 0), (0, 200)], (5, 5)).mean() == pytest.approx(0.5, abs=0.01)
+    tensor = Preprocess(size=64).prepared_tensor(torch.zeros(3, 64, 32), "tensor")
+    np.testing.assert_array_equal(tensor.cells((0, 32, 16, 64), (2, 2)), [[0, 0], [1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("outline", "message"),
+    [
+        ((1, 2, 3), "a box"),
+        ([(1, 2), (3, 4)], "at least three corners"),
+        ((0, 0, float("nan"), 9), "a box"),
+        ((0, 0, 99, 99), "the network saw nothing of .* from 100, 0 to 300, 200"),
+        ((150, 50, 150, 90), "saw nothing"),
+    ],
+)
+def test_outlines_that_mark_nothing_are_refused(outline, message):
+    """Outside of the crop, without area, or no outline at all."""
+    cropped = prepared((400, 200), Preprocess(size=64, crop_pct=1.0))
+    with pytest.raises(InvalidInputError, match=message):
+        cropped.cells(outline, (7, 7))

@@ -25,6 +25,8 @@ _INTERPOLATION = {
 _CROPS = ("center", "squash")
 #: Views are drawn at this multiple of the network's input size, so that overlays are sharp.
 VIEW_SCALE = 2
+#: Parts of a side of a map's cell of which each is inside or outside an outline.
+_PARTS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,43 @@ class PreparedImage:
     notes: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
     region: tuple[float, float, float, float] | None = None
+
+    def cells(self, outline: Sequence[float] | Sequence[Sequence[float]], grid: Sequence[int]) -> np.ndarray:
+        """Return how much of each cell of a map lies in a part of the image, to change a map there.
+
+        Args:
+            outline: a box (left, top, right, bottom) or the corners (x, y) of a polygon, in pixels of the image as it
+                is shown (of the tensor, if there is no image).
+            grid: (h, w) of the map.
+
+        Returns:
+            (h, w) float32: the share of each cell inside the outline, in [0, 1], to a sixteenth of a cell's sides.
+
+        Raises:
+            InvalidInputError: neither a box nor a polygon, or the network saw nothing of it.
+        """
+        from matplotlib.path import Path
+
+        corners = np.asarray(outline, np.float64)
+        if corners.shape == (4,):
+            left, top, right, bottom = corners
+            corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+        if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3 or not np.isfinite(corners).all():
+            raise InvalidInputError(
+                f"outline must be a box (left, top, right, bottom) or at least three corners (x, y), got {outline!r}"
+            )
+        left, top, right, bottom = self.region or (0, 0, self.tensor.shape[2], self.tensor.shape[1])
+        height, width = (int(side) * _PARTS for side in grid)
+        y, x = np.mgrid[:height, :width] + 0.5
+        points = np.stack([x / width * (right - left) + left, y / height * (bottom - top) + top], axis=-1)
+        inside = Path(corners).contains_points(points.reshape(-1, 2)).reshape(height, width)
+        if not inside.any():
+            raise InvalidInputError(
+                f"{self.source}: the network saw nothing of {outline!r}; it saw the part from {left:.0f}, {top:.0f} to "
+                f"{right:.0f}, {bottom:.0f} (x, y in pixels)"
+            )
+        parts = inside.reshape(height // _PARTS, _PARTS, width // _PARTS, _PARTS)
+        return np.asarray(parts.mean(axis=(1, 3)), np.float32)
 
 
 @dataclass(frozen=True)
