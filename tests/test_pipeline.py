@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,3 +172,33 @@ def test_a_copy_without_metadata_explains(monkeypatch):
     monkeypatch.setattr(importlib.metadata.Distribution, "from_name", missing)
     found = xai_abn.explain(xai_abn.load_model("abn-cifar100"), "example:rocket", "abn")[0]["abn"]
     assert found.to_dict()["versions"]["xai-abn"] == xai_abn.__version__
+
+
+def test_a_class_that_is_not_seen_is_noted(gap_net, image):
+    """In words, so that a map of nothing is not read as a find; not for the prediction or a map of no class."""
+    with torch.no_grad():
+        gap_net.module.fc.bias[:] = torch.tensor([20.0, 0, 0, 0, 19.0])
+    result = xai_abn.explain(gap_net, image, ["cam", "eigen-cam"], [[1, 0, 4]])[0]
+    noted = {key: record.notes for key, record in result.items() if record.notes}
+    assert list(noted) == [("cam", gap_net.label(1))]
+    assert noted["cam", gap_net.label(1)] == (
+        f"gap-net gives {gap_net.label(1)!r} 0.0%: the map shows evidence for a class it does not see",
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "heading"),
+    [
+        ({}, "predicted: cat  75.0%"),
+        ({"class_specific": False}, "predicted: cat  75.0% (same map for every class)"),
+        ({"target": 1, "label": "dog", "probability": 0.1}, "dog  10.0% (predicted: cat)"),
+        ({"target": 1, "label": "dog", "probability": 0.7}, "dog  70.0%"),
+        ({"versus": 2, "label": "cat rather than kite"}, "cat rather than kite  75.0%"),
+        ({"label": "sum", "probability": float("nan")}, "sum  score 3"),
+    ],
+)
+def test_the_heading_says_what_is_explained(gap_net, image, facts, heading):
+    """In words that need no manual."""
+    usual = {"target": 0, "predicted": 0, "label": "cat", "predicted_label": "cat", "probability": 0.75, "score": 3.0}
+    record = replace(xai_abn.explain(gap_net, image, "cam")["cam"], **{**usual, **facts})
+    assert record.panel.subtitle == heading

@@ -36,7 +36,7 @@ class Explanation:
         parameters: the explainer's options.
         versions: of xai-abn and torch.
         source: where the image came from.
-        notes: what was done to the image on reading it.
+        notes: what to know about image, model and target, such as what was done to the image on reading it.
         seconds: wall time for this map: the image's share of the forward pass and of the method.
         view: (H, W, 3) uint8 RGB, the part of the image the network saw.
         image_size: (height, width) of the whole image; None for a tensor.
@@ -155,8 +155,17 @@ class Explanation:
     @property
     def panel(self) -> Panel:
         """The map over its image, ready to be drawn."""
-        subtitle = self.answer if self.class_specific else f"any class; top-1: {self.answer}"
-        return Panel(self.view, self.method, subtitle, self.map)
+        return Panel(self.view, self.method, self._heading, self.map)
+
+    @property
+    def _heading(self) -> str:
+        """What the map explains, and what was predicted."""
+        if not np.isfinite(self.probability) or self.versus is not None:
+            return self.answer
+        if self.target == self.predicted:
+            return f"predicted: {self.answer}" + ("" if self.class_specific else " (same map for every class)")
+        # an attribute can be present beside another that is more probable
+        return self.answer if self.probability > 0.5 else f"{self.answer} (predicted: {self.predicted_label})"
 
     def overlay(self, **options: Any) -> Image.Image:
         """Return the map over the image, with heading and color bar; see :func:`xai_abn.rendering.overlay`."""
@@ -294,7 +303,8 @@ def sheet(explanations: Iterable[Explanation], **options: Any) -> Image.Image:
     first = records[0]
     if any(e.source != first.source or e.view.shape != first.view.shape for e in records):
         raise InvalidInputError("a sheet shows one image; the explanations are of several")
-    image = Panel(first.view, first.model, f"top-1: {first.predicted_label}")
+    answer = next((e.answer for e in records if (e.target, e.versus) == (e.predicted, None)), first.predicted_label)
+    image = Panel(first.view, first.model, f"predicted: {answer}")
     return draw_sheet([image, *(e.panel for e in records)], **options)
 
 

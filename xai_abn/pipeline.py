@@ -31,9 +31,13 @@ from xai_abn.models.targets import (
     target_directions,
     target_scores,
 )
+from xai_abn.networks.tracing import refuse_fork
 
 #: Images per forward pass.
 BATCH_SIZE = 8
+
+#: A target other than the prediction with a smaller probability gets a note.
+UNSEEN = 0.01
 
 #: The targets of one image (None for the default), or a function from its logits (K,) to them.
 ImageTargets: TypeAlias = Sequence[Target | None] | Callable[[Tensor], Sequence[Target | None]]
@@ -115,7 +119,9 @@ def explain_images(
 
     Raises:
         UnsupportedModelError: a method does not apply to the model.
+        InvalidInputError: this process was forked from one that had run a network.
     """
+    refuse_fork()  # before the first image is prepared, which takes several threads too
     waiting: list[tuple[PreparedImage | XaiAbnError, ImageTargets]] = []
     shape: tuple[int, ...] | None = None
     for number, (image, wanted) in enumerate(
@@ -225,6 +231,7 @@ def _ask(
         for row, (image, target) in enumerate(zip(prepared, asked, strict=True)):
             if number >= len(resolved[row]):
                 continue
+            probability = target.probability(logits[row], model)
             key = explainer.spec if len(resolved[row]) == 1 else (explainer.spec, target.label)
             results[row][key] = Explanation(
                 map=np.ascontiguousarray(maps[row]),
@@ -232,17 +239,24 @@ def _ask(
                 label=target.label,
                 versus=target.versus,
                 score=float(scores[row]),
-                probability=target.probability(logits[row], model),
+                probability=probability,
                 predicted=top[row],
                 predicted_label=model.label(top[row]),
                 view=image.view,
                 source=image.source,
                 image_size=image.size,
                 region=image.region,
-                notes=image.notes + notes,
+                notes=image.notes + notes + _notes_on(target, probability, top[row], model.name),
                 seconds=seconds,
                 **facts,
             )
+
+
+def _notes_on(target: ResolvedTarget, probability: float, predicted: int, model: str) -> tuple[str, ...]:
+    """Return a note if a target is a class that the model does not see in the image."""
+    if target.versus is not None or target.index == predicted or not probability < UNSEEN:
+        return ()
+    return (f"{model} gives {target.label!r} {probability:.1%}: the map shows evidence for a class it does not see",)
 
 
 def _explain_waiting(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torchvision
@@ -192,3 +196,32 @@ def test_layers_of_a_transformer_are_listed(small_vit):
     names = [o.name for o in small_vit.spatial_layers()]
     assert {"patch_embed.proj", "blocks.0", "blocks.2.norm1"} <= set(names)
     assert small_vit.target_layer in names
+
+
+FORKED = """
+import os, sys
+import torch, xai_abn
+torch.set_num_threads(2)
+if sys.argv[1] == "used":
+    model = xai_abn.load_model("abn-cifar100")
+child = os.fork()
+if not child:
+    torch.set_num_threads(int(sys.argv[2]))
+    try:
+        if sys.argv[1] == "fresh":
+            model = xai_abn.load_model("abn-cifar100")
+        xai_abn.explain(model, "example:cat")
+    except xai_abn.errors.InvalidInputError as error:
+        assert "spawn" in str(error)
+        os._exit(7)
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize(("state", "threads", "code"), [("used", 2, 7), ("used", 1, 0), ("fresh", 2, 0)])
+def test_a_forked_process_does_not_hang(state, threads, code):
+    """It says what to do instead, unless it is safe: one thread, or a fork before the model is loaded."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED, state, str(threads)], timeout=120, check=False)
+    assert done.returncode == code

@@ -246,7 +246,8 @@ class ModelAdapter:
         except AttributeError:
             layer = self.module
         if layer is self.module:
-            raise UnknownNameError("layer", name, [n for n, _ in self.module.named_modules() if n])
+            layers = [n for n, _ in self.module.named_modules() if n]
+            raise UnknownNameError("layer", name, layers, "See 'xai-abn list layers'.")
         if isinstance(layer, torch.jit.ScriptModule):
             raise UnsupportedModelError(
                 f"layer {name!r} of {self.name} is a TorchScript module, whose output cannot be read; name another "

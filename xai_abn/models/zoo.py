@@ -27,6 +27,7 @@ from xai_abn.networks.architectures import create_model, timm_names, torchvision
 from xai_abn.networks.assembly import assemble
 from xai_abn.networks.checkpoint import read_checkpoint
 from xai_abn.networks.multi_task import MultiTaskABN
+from xai_abn.networks.tracing import refuse_fork
 from xai_abn.networks.weights import classes_of, is_safetensors, load_network, load_weights, on_meta, read_weights
 from xai_abn.registry import Registry
 
@@ -83,13 +84,14 @@ def load_model(
         WeightsError: the pretrained weights cannot be downloaded or found.
         CheckpointError: a checkpoint or weights file is damaged or does not fit.
         InvalidInputError: ``weights`` for a model that has its own, another number of classes or labels than the
-            model's, an unknown device, or a plug-in that returns something else.
+            model's, an unknown device, a plug-in that returns something else, or a process forked after networks ran.
     """
     if not isinstance(spec, (str, Path)):
         raise InvalidInputError(
             f"a model is given by its name or the path of a checkpoint, got {type(spec).__name__}; to explain a "
             "network of your own, use xai_abn.wrap(network)"
         )
+    refuse_fork()
     names = None if labels is None else read_labels(labels)
     adapter = _load_by_name(str(spec), weights, classes or (len(names) if names and weights == RANDOM else None), names)
     if names is not None:

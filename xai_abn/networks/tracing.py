@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import threading
 import weakref
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 from torch.utils.hooks import RemovableHandle
 
-from xai_abn.errors import UnsupportedModelError, XaiAbnError, shown
+from xai_abn.errors import InvalidInputError, UnsupportedModelError, XaiAbnError, shown
 from xai_abn.networks.layout import Layout, grid_layout, is_ambiguous, token_layout
 from xai_abn.seeding import seeded
 
@@ -36,6 +37,39 @@ _POOLING = re.compile(r"pool(ing)?(\dd)?(same)?$", re.IGNORECASE)
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 
+class _Threads:
+    """Whether networks were loaded or run on several threads in this process, or in the one that it was forked from.
+
+    After that, OpenMP waits for ever in the forked process.
+    """
+
+    used_here = used_before_fork = False
+
+    @classmethod
+    def forked(cls) -> None:
+        """Note that this process was forked."""
+        cls.used_before_fork |= cls.used_here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Threads.forked)
+
+
+def refuse_fork() -> None:
+    """Refuse to load or run a network where torch would hang.
+
+    Raises:
+        InvalidInputError: this process was forked from one that had loaded or run a network on several threads.
+    """
+    if torch.get_num_threads() > 1:
+        if _Threads.used_before_fork:
+            raise InvalidInputError(
+                "this process was forked from one that had used a network, so torch would hang; start processes with "
+                "multiprocessing.get_context('spawn'), or call torch.set_num_threads(1) in them"
+            )
+        _Threads.used_here = True
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put the whole module into evaluation mode, and every submodule back into its own mode afterwards.
@@ -45,7 +79,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     called inside of them.
 
     If passes of several threads overlap, the first sets the mode and the last restores it.
+
+    Raises:
+        InvalidInputError: see :func:`refuse_fork`.
     """
+    refuse_fork()
     with _MODES:
         passes, own = _EVALUATING.get(module, (0, []))
         own = own if passes else list(_to_change(module))
