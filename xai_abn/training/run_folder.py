@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ class RunFolder:
                     file.unlink()
         except OSError as error:
             raise OutputError(f"cannot write to {self.path}: {error.strerror or error}") from error
-        self._write(settings, [settings.command()])
+        self._write(settings, [settings.command(self.path)])
 
     def resume(self, settings: RunSettings) -> None:
         """Write the settings that the run is resumed with, and note that it was.
@@ -106,8 +107,9 @@ class RunFolder:
         """
         saved, notes = self.read_settings()
         epochs = getattr(settings, "epochs", None)
-        more = f" --epochs {epochs}" if epochs != saved.get("epochs", epochs) else ""
-        self._write(settings, [*notes.get("commands", []), f"xai-abn {settings.verb} --resume{more} --output RUN"])
+        more = ["--epochs", str(epochs)] if epochs != saved.get("epochs", epochs) else []
+        words = ["xai-abn", settings.verb, "--resume", *more, "--output", str(self.path)]
+        self._write(settings, [*notes.get("commands", []), shlex.join(words)])
 
     def _write(self, settings: RunSettings, commands: list[str]) -> None:
         notes = {"commands": commands, "xai_abn_version": __version__}

@@ -77,12 +77,12 @@ class RunSettings(Settings):
         """The option that names the images, with a placeholder for their place."""
         raise NotImplementedError
 
-    def command(self) -> str:
-        """Return the command that makes this run, with placeholders for folders."""
-        portable = self.portable()
-        words = ["xai-abn", self.verb, *self.source]
+    def command(self, output: Path | None = None) -> str:
+        """Return the command that makes this run into a folder; without one, with placeholders for all folders."""
+        values = self.portable() if output is None else self.to_dict()
+        words = ["xai-abn", self.verb, *(self.source if output is None else ())]
         for name in self.changed():
-            option, value = name.replace("_", "-"), portable.get(name)
+            option, value = name.replace("_", "-"), values.get(name)
             if isinstance(value, bool):
                 words.append(f"--{option}" if value else f"--no-{option}")
             elif isinstance(value, list) and value and isinstance(value[0], float):
@@ -93,7 +93,7 @@ class RunSettings(Settings):
                     for item in (value if isinstance(value, list) else [value])
                     for word in (f"--{option}", str(item))
                 ]
-        return shlex.join([*words, "--output", "RUN"])
+        return shlex.join([*words, "--output", "RUN" if output is None else str(output)])
 
 
 class TrainingSettings(RunSettings):
