@@ -54,7 +54,7 @@ def test_a_benchmark_of_plugins_alone(installed, tmp_path):
         pixels = np.full((40, 50, 3), color, np.uint8)
         pixels[:10] = 128
         Image.fromarray(pixels).save(tmp_path / "set" / name / "a.png")
-    wanted = ["--data", "images:set", "--model", "two-colors", "--methods", "brightness", "--metrics", "mean-value"]
+    wanted = ["--data", "images:set", "--model", "two-colors", "--method", "brightness", "--metric", "mean-value"]
     done = run(installed, "-m", "xai_abn.cli", "benchmark", "run", *wanted, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 images measured" in done.stdout
@@ -78,7 +78,7 @@ def test_a_reader_from_a_plugin_serves_training_and_benchmark(installed, tmp_pat
     done = run(installed, "-m", "xai_abn.cli", *train, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert '"test_accuracy"' in (tmp_path / "run" / "result.json").read_text()
-    wanted = ["--data", "colors:set", "--model", "run/final.safetensors", "--methods", "cam", "--metrics", "deletion"]
+    wanted = ["--data", "colors:set", "--model", "run/final.safetensors", "--method", "cam", "--metric", "deletion"]
     done = run(installed, "-m", "xai_abn.cli", "benchmark", "run", *wanted, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with Store.read(tmp_path / "run.sqlite") as store:

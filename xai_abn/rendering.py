@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from xai_abn.errors import InvalidInputError, UnknownNameError
 from xai_abn.heatmaps import DisplayScale, display_scale, flaw_of
@@ -32,6 +33,8 @@ DEFAULT_COLORMAP = "viridis"
 DEFAULT_OPACITY = 0.6
 #: Colors of positive and negative values.
 _POSITIVE, _NEGATIVE = (202, 0, 32), (5, 103, 190)
+#: Compression of PNG files. Level 1 takes a fifth of the time of Pillow's default, 6, and makes a sixth more bytes.
+_PNG_LEVEL = 1
 #: Columns of a sheet before it continues below.
 ROW = 6
 
@@ -118,10 +121,13 @@ def sheet(
     return page
 
 
-def png_bytes(image: Image.Image) -> bytes:
-    """Return an image as the content of a PNG file."""
+def png_bytes(image: Image.Image, texts: Mapping[str, str] | None = None) -> bytes:
+    """Return an image as the content of a PNG file, with texts by their keys."""
+    info = PngInfo()
+    for key, text in (texts or {}).items():
+        info.add_itxt(key, text)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", pnginfo=info, compress_level=_PNG_LEVEL)
     return buffer.getvalue()
 
 

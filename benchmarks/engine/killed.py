@@ -55,9 +55,9 @@ def command(data: str, output: Path, limit: int) -> list[str]:
         "--model",
         "lite0",
         "--bf16",
-        "--methods",
+        "--method",
         METHODS,
-        "--metrics",
+        "--metric",
         METRICS,
     ]
     return [sys.executable, "-m", "xai_abn.cli", "benchmark", "run", *options, "--output", str(output)]

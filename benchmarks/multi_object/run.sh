@@ -15,7 +15,7 @@ lite0=cam,grad-cam,centre,random-7,random-14,sobel
 coco=coco:$data/coco_multi imagenet=imagenet-boxes:$data/imagenet_val/boxes.csv
 
 run() { # name, model, methods, metrics, more
-    xai-abn benchmark --bf16 --output "$output/$1.sqlite" --model "$2" --methods "$3" --metrics "$4" "${@:5}"
+    xai-abn benchmark --bf16 --output "$output/$1.sqlite" --model "$2" --method "$3" --metric "$4" "${@:5}"
 }
 
 # deletion and insertion: lite0 on all 400 and 200 COCO photos, abn-lite0 on 100 and 200; the rest on 200 and all 382

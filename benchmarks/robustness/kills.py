@@ -35,8 +35,8 @@ def main() -> None:
         folder = Path(name)
         make_images(folder / "images")
         data = f"images:{folder / 'images'}"
-        measure = ["benchmark", "run", "--data", data, "--model", "abn-cifar100", "--methods", "abn,center"]
-        measure += ["--metrics", "deletion,insertion", "--batch-size", "1"]
+        measure = ["benchmark", "run", "--data", data, "--model", "abn-cifar100", "--method", "abn,center"]
+        measure += ["--metric", "deletion,insertion", "--batch-size", "1"]
         train = ["train", "--data", data, "--arch", "resnet20", "--mechanism", "residual", "--epochs", "4"]
         train += ["--batch-size", "8", "--size", "32", "--workers", "0", "--quiet", "--save-minutes", "0"]
         draw = random.Random(arguments.seed)

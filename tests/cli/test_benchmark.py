@@ -29,9 +29,9 @@ BASE = (
     "coco:set",
     "--model",
     "small",
-    "--methods",
+    "--method",
     "cam,center",
-    "--metrics",
+    "--metric",
     "deletion,gini",
 )
 
@@ -62,7 +62,7 @@ def test_torchruns_environment_splits_the_work(monkeypatch):
 def test_torchrun_itself_splits_the_work(tmp_path):
     """``torchrun --nproc-per-node 2`` gives two shards that merge into the whole run."""
     module = ["-m", "xai_abn.cli", "benchmark", "run", "--data", "coco:set", "--model", "abn-lite0", "--limit", "4"]
-    rest = ["--methods", "abn,center", "--metrics", "gini,object-recall", "--output", "t.sqlite"]
+    rest = ["--method", "abn,center", "--metric", "gini,object-recall", "--output", "t.sqlite"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *module, *rest]
     subprocess.run(launch, check=True, cwd=tmp_path, capture_output=True, timeout=300)
     assert call("benchmark", "merge", "t.sqlite", "t.1-of-2.sqlite", "t.2-of-2.sqlite")[1].startswith(
@@ -76,11 +76,10 @@ def test_torchrun_itself_splits_the_work(tmp_path):
         (("--data", "set"), "data must be KIND:PLACE", 1),
         (("--data", "cocoo:set"), "did you mean 'coco'", 2),
         (("--data", "coco:nowhere"), "nowhere", 1),
-        (("--methods", "cam,gradcam"), "did you mean 'grad-cam'", 2),
-        (("--metrics", "deletoin"), "did you mean 'deletion'", 2),
+        (("--method", "cam,gradcam"), "did you mean 'grad-cam'", 2),
+        (("--metric", "deletoin"), "did you mean 'deletion'", 2),
         (("--shard", "3"), "shard takes I/N", 2),
         (("--shard", "3/2"), "1 <= I <= N", 2),
-        (("--crop", "round"), "unknown crop 'round'; known: squash, center", 2),
         (("--grid", "2"), "grids need images with one class each", 1),
         (("--output", "no/where.sqlite"), "check its folder", 1),
     ],

@@ -33,6 +33,11 @@ def explain(*arguments):
     return call("explain", *arguments, "--model", "small")
 
 
+def made(folder):
+    """Names of the files that show something."""
+    return {path.name for path in folder.iterdir()} - {"records.jsonl"}
+
+
 def test_a_image_gives_a_table_and_a_image(image_file, tmp_path):
     """Label, probability, method, layer, file and time are printed; the image is there."""
     code, out, _ = explain(image_file, "--method", "grad-cam", "--target", "kite")
@@ -43,12 +48,19 @@ def test_a_image_gives_a_table_and_a_image(image_file, tmp_path):
         assert json.loads(image.info["xai-abn"])[0]["label"] == "kite"
 
 
+def test_a_target_that_changes_nothing_is_noted(image_file):
+    """Where the map is the same for every class."""
+    _, _, err = explain(image_file, "--method", "cam,eigen-cam,sobel", "--target", "kite")
+    assert "note: eigen-cam, sobel: the map is the same for every target" in err
+    assert "same for every" not in explain(image_file, "--method", "eigen-cam")[2]
+
+
 def test_several_methods_give_a_sheet_and_maps(image_file, tmp_path):
     """Commas and repetition both work; --save-maps saves the raw map that numpy reads."""
     code, *_ = explain(image_file, "-M", "cam,grad-cam", "--save-maps", "-o", "out")
     assert code == 0
     names = {"image.cam.png", "image.cam.npy", "image.grad-cam.png", "image.grad-cam.npy", "image.sheet.png"}
-    assert {p.name for p in (tmp_path / "out").iterdir()} == names
+    assert made(tmp_path / "out") == names
     assert np.load(tmp_path / "out/image.cam.npy").shape == (8, 8)
 
 
@@ -95,7 +107,7 @@ def test_the_rest_of_a_batch_still_runs(bad_files, image, tmp_path):
     assert out.count("grad-cam.png") == 2
     assert "6 of 8 images failed" in err
     assert len(err.strip().splitlines()) == 7
-    assert {p.name for p in (tmp_path / "explanations").iterdir()} == {"a.grad-cam.png", "z.grad-cam.png"}
+    assert made(tmp_path / "explanations") == {"a.grad-cam.png", "z.grad-cam.png"}
 
 
 def test_accepted_oddities_are_noted(tmp_path):
@@ -115,8 +127,9 @@ def test_accepted_oddities_are_noted(tmp_path):
         (["--target", "bycicle"], "did you mean 'bicycle'"),
         (["--target", "99"], "classes 0 to 4"),
         (["--layer", "featurs"], "did you mean 'features"),
+        (["--layer", "foo"], "See 'xai-abn list layers'."),
         (["--colormap", "virdis"], "did you mean 'viridis'"),
-        (["--weights", "x.pt"], "has its own weights"),
+        (["--weights", "random"], "has its own weights"),
         (["--device", "nonsense"], "cannot use device"),
     ],
 )
@@ -193,7 +206,7 @@ def test_images_of_one_name_do_not_replace_each_other(tmp_path, image):
         (tmp_path / folder).mkdir()
         Image.fromarray(image).save(tmp_path / folder / "x.png")
     assert explain("a", "b")[0] == 0
-    assert {p.name for p in (tmp_path / "explanations").iterdir()} == {"x.grad-cam.png", "x-2.grad-cam.png"}
+    assert made(tmp_path / "explanations") == {"x.grad-cam.png", "x-2.grad-cam.png"}
 
 
 def test_an_unwritable_output_is_one_line(image_file, tmp_path):
@@ -300,6 +313,10 @@ def in_a_process(*arguments, **options):
         (("image.jpg", "--method", "gradcam"), 2, "did you mean 'grad-cam'"),
         (("image.jpg", "--method", "rise:masks=5,gradcam"), 2, "did you mean 'grad-cam'"),
         (("image.jpg", "--method", "all"), 2, "xai-abn list methods"),
+        (("image.jpg", "--labels", "no.txt"), 2, "--labels no.txt: no such file"),
+        (("image.jpg", "--weights", "no.pt"), 2, "--weights no.pt: no such file"),
+        (("image.jpg", "--mean", "gray"), 2, "mean must be a number, got 'gray'"),
+        (("image.jpg", "--crop", "round"), 2, "round"),
         (("imige.jpg",), 1, "imige.jpg: no such file"),
         (("https://example.com/cat.jpg",), 1, "https://example.com/cat.jpg: web addresses are not read; download"),
     ],
@@ -310,6 +327,14 @@ def test_typing_errors_are_found_before_torch_is_loaded(image_file, tmp_path, ar
     done = in_a_process("explain", *arguments)
     assert done.returncode == code
     assert message in done.stderr.decode()
+    assert done.stderr.decode().endswith("\nFalse\n")
+
+
+@pytest.mark.parametrize("arguments", [("--method", "gradcam"), ("--labels", "no.txt"), ("--exif", "turn")])
+def test_typing_errors_of_a_benchmark_are_found_before_torch_is_loaded(arguments):
+    """Too."""
+    done = in_a_process("benchmark", "run", "--data", "images:.", *arguments)
+    assert done.returncode == 2
     assert done.stderr.decode().endswith("\nFalse\n")
 
 
@@ -361,3 +386,126 @@ def test_a_full_disk_ends_the_command_at_once(image, tmp_path, monkeypatch):
     assert "No space left on device; stopped after 2 of 5 images: free some space" in err
     assert err.count("No space") == 1
     assert not list((tmp_path / "explanations").glob("*.part"))
+
+
+def save_images(folder, names, image):
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image + np.uint8(number)).save(folder / name)
+
+
+def times(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+
+
+def test_a_resumed_command_skips_what_is_done(tmp_path, image):
+    """The table is that of all images; what was lost, changed or failed is explained again."""
+    save_images(tmp_path, ["a.png", "b.png", "c.png"], image)
+    images, folder = ("a.png", "b.png", "c.png"), tmp_path / "explanations"
+    _, whole, _ = explain(*images, "--json")
+    before = times(folder)
+    code, out, err = explain(*images, "--json", "--resume")
+    assert code == 0
+    assert "note: 3 of 3 images are done and are skipped" in err
+    assert json.loads(out) == json.loads(whole)
+    assert times(folder) == before
+
+    (folder / "a.grad-cam.png").unlink()
+    save_images(tmp_path, ["b.png"], image + np.uint8(9))
+    _, out, err = explain(*images, "--json", "--resume")
+    assert "note: 1 of 3 images are done" in err
+    assert [r["source"] for r in json.loads(out)["explanations"]] == list(images)
+    assert {name for name, time in times(folder).items() if time == before[name]} == {"c.grad-cam.png"}
+
+
+@pytest.mark.parametrize(
+    "others", [["--target", "kite"], ["-M", "cam"], ["--colormap", "jet"], ["--save-maps"], ["--crop", "squash"]]
+)
+def test_other_options_are_not_resumed(image_file, others):
+    """A file made with other options is not what the command asks for."""
+    assert explain(image_file)[0] == 0
+    assert "skipped" not in explain(image_file, "--resume", *others)[2]
+    assert "1 of 1 images are done" in explain(image_file, "--resume", *others)[2]
+
+
+def test_other_weights_are_not_resumed(gap_net, image_file):
+    """A model is known by its weights, not by its name."""
+    assert explain(image_file)[0] == 0
+    with torch.no_grad():
+        gap_net.module.fc.weight.mul_(2)
+    assert "skipped" not in explain(image_file, "--resume")[2]
+
+
+def test_names_do_not_depend_on_failures(tmp_path, image):
+    """An image that is repaired later does not take the files of another."""
+    save_images(tmp_path, ["a/x.png", "b/x.png"], image)
+    whole = (tmp_path / "a/x.png").read_bytes()
+    (tmp_path / "a/x.png").write_bytes(whole[:50])
+    assert explain("a", "b")[0] == 1
+    assert made(tmp_path / "explanations") == {"x-2.grad-cam.png"}
+    (tmp_path / "a/x.png").write_bytes(whole)
+    assert explain("a", "b", "--resume")[0] == 0
+    for name, source in (("x", "a/x.png"), ("x-2", "b/x.png")):
+        with Image.open(tmp_path / f"explanations/{name}.grad-cam.png") as drawn:
+            assert json.loads(drawn.info["xai-abn"])[0]["source"] == source
+
+
+def test_an_interrupted_command_tells_what_is_done(tmp_path, image, monkeypatch):
+    """The table, and the records of the images that were saved."""
+    from xai_abn.cli.output import OutputFolder
+
+    save_images(tmp_path, ["a.png", "b.png"], image)
+    save = OutputFolder.save
+
+    def interrupted(self, source, explanations):
+        if source == "b.png":
+            raise KeyboardInterrupt
+        return save(self, source, explanations)
+
+    monkeypatch.setattr(OutputFolder, "save", interrupted)
+    code, out, _ = explain("a.png", "b.png")
+    assert code == 130
+    assert "explanations/a.grad-cam.png" in out
+    lines = (tmp_path / "explanations/records.jsonl").read_text().splitlines()
+    assert [json.loads(line)["explanations"][0]["source"] for line in lines] == ["a.png"]
+
+
+def test_the_file_of_records_survives_a_kill_and_is_no_one_elses(image_file, tmp_path):
+    """An incomplete last line is left out; a file of the user's is not touched."""
+    records = tmp_path / "explanations/records.jsonl"
+    assert explain(image_file)[0] == 0
+    line = records.read_text()
+    records.write_text(line + line[: len(line) // 2])
+    assert "1 of 1 images are done" in explain(image_file, "--resume")[2]
+    assert records.read_text() == line
+    records.write_text("mine\n")
+    code, _, err = explain(image_file)
+    assert code == 1
+    assert "records.jsonl exists and was not created by xai-abn" in err
+    assert records.read_text() == "mine\n"
+    assert explain(image_file, "--overwrite")[0] == 0
+
+
+def test_overlays_can_be_jpegs(image_file, tmp_path):
+    """They hold the records too, are replaced and are not explained; --sheet makes a sheet of one map."""
+    folder = tmp_path / "explanations"
+    for _ in range(2):
+        assert explain(image_file, "--format", "jpg", "--sheet")[0] == 0
+        assert made(folder) == {"image.grad-cam.jpg", "image.sheet.jpg"}
+    with Image.open(folder / "image.grad-cam.jpg") as drawn:
+        assert drawn.format == "JPEG"
+        key, _, records = drawn.info["comment"].partition(b" ")
+    assert key == b"xai-abn"
+    assert json.loads(records)[0]["method"] == "grad-cam"
+    assert "2 drawings of xai-abn are skipped" in explain(folder, "-o", "out")[2]
+    (folder / "image.grad-cam.jpg").write_bytes(image_file.read_bytes())
+    assert explain(image_file, "--format", "jpg")[0] == 1
+
+
+def test_records_too_long_for_a_jpeg_leave_the_mark(tmp_path):
+    """A comment holds 64 KiB; the file is still known as ours."""
+    from xai_abn.cli.output import _is_ours, _jpeg
+
+    path = tmp_path / "many.jpg"
+    path.write_bytes(_jpeg(Image.new("RGB", (8, 8)), "x" * 70_000))
+    assert _is_ours(path)

@@ -8,11 +8,13 @@ import time
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from support import runner
 
 import xai_abn
 from xai_abn.benchmark.store import Store
+from xai_abn.cli import distill, train
 from xai_abn.cli.main import app
 from xai_abn.errors import UnknownNameError
 from xai_abn.models.predictor import SlowPrecisionWarning, check_bfloat16
@@ -42,6 +44,24 @@ def test_the_package_is_a_program():
     """Python -m xai_abn."""
     done = subprocess.run([sys.executable, "-m", "xai_abn", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"xai-abn {xai_abn.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("panels", "settings"), [(train.PANELS, TrainingSettings), (distill.PANELS, DistillationSettings)]
+)
+def test_every_setting_has_its_place_in_the_help(panels, settings):
+    """Under one heading."""
+    assert sorted(name for names in panels.values() for name in names) == sorted(settings.model_fields)
+
+
+@pytest.mark.parametrize("name", ["train", "distill", "explain"])
+def test_the_examples_in_the_help_are_commands(name):
+    """Their options exist."""
+    command = typer.main.get_command(app).commands[name]
+    (line,) = [line for line in command.help.splitlines() if line.strip().startswith("Example:")]
+    program, verb, *arguments = line.partition(":")[2].split()
+    assert (program, verb) == ("xai-abn", name)
+    command.make_context(name, arguments)
 
 
 def test_own_drawings_are_not_explained(tmp_path, monkeypatch):
@@ -105,7 +125,7 @@ def test_a_terminated_run_ends_as_an_interrupted_one(tmp_path):
     for number in range(30):
         save(tmp_path / "images" / "cat" / f"{number}.png", number)
     command = [sys.executable, "-m", "xai_abn", "benchmark", "run", "--data", f"images:{tmp_path / 'images'}"]
-    command += ["-m", "lite0", "-M", "cam", "--metrics", "deletion", "-o", str(tmp_path / "run.sqlite")]
+    command += ["-m", "lite0", "-M", "cam", "--metric", "deletion", "-o", str(tmp_path / "run.sqlite")]
     process = subprocess.Popen([*command, "--batch-size", "1"], stderr=subprocess.PIPE, text=True)
     for _ in range(600):
         if (tmp_path / "run.sqlite").exists():

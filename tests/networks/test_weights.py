@@ -310,7 +310,7 @@ def test_a_classifier_of_any_classes_is_explained_from_the_command_line(brought,
 def test_a_classifier_of_any_classes_is_measured_distilled_and_exported(brought, tmp_path):
     """With its own classes and preprocessing; the ABN keeps them, and is found in the folder of its run."""
     data = make_images(tmp_path / "coco")
-    run = ["benchmark", "run", "--data", f"coco:{data}", "--methods", "grad-cam", "--metrics", "gini"]
+    run = ["benchmark", "run", "--data", f"coco:{data}", "--method", "grad-cam", "--metric", "gini"]
     assert call(*run, *brought, "-o", tmp_path / "run.sqlite")[0] == 0
     assert call("export", brought[1], tmp_path / "pets.onnx", *brought[2:])[0] == 0
     short = ["--steps", 1, "--batch-size", 2, "--mosaics", 0, "--held-out", 1, "--no-bf16", "--workers", 0]

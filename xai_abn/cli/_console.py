@@ -34,6 +34,19 @@ def progress_bar(text: str, *, hidden: bool = False, unit: str = "images") -> It
         yield update
 
 
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """Show a text on standard error while the block runs, in a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()) -> None:
     """Print a table that keeps its rows on one line each; the columns named in ``right`` are right-aligned."""
     from rich.console import Console

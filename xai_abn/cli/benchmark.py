@@ -13,16 +13,23 @@ from xai_abn.cli import options
 from xai_abn.cli._console import command_line, print_table, progress_bar
 from xai_abn.cli.settings import with_settings
 from xai_abn.models.settings import ModelSettings
+from xai_abn.settings import split_specs
 
 if TYPE_CHECKING:
     from xai_abn.benchmark.runner import Summary
     from xai_abn.datasets import Dataset
 
+DEFAULT_METHODS, DEFAULT_METRICS = "abn,abn-class,grad-cam,center,random-14", "deletion,insertion"
+
 group = typer.Typer(help="Score methods on annotated images, join runs, report and export them.", no_args_is_help=True)
 
 
 @group.command("run")
-@with_settings({"model": ModelSettings, "protocol": BenchmarkSettings}, short={"model": "-m"})
+@with_settings(
+    {"model": ModelSettings, "protocol": BenchmarkSettings},
+    short={"model": "-m"},
+    panels={options.MODEL: tuple(ModelSettings.model_fields), "Protocol": tuple(BenchmarkSettings.model_fields)},
+)
 def run(
     data: Annotated[
         str,
@@ -39,21 +46,23 @@ def run(
         Path | None,
         typer.Option(help="Folder of the images, if they are not where the annotations say.", metavar="DIR"),
     ] = None,
-    methods: Annotated[
-        str,
+    method: Annotated[
+        list[str] | None,
         typer.Option(
-            "--methods",
+            "--method",
             "-M",
-            help="Methods to score, separated by commas, with options if needed: cam,rise:masks=500. "
-            "'xai-abn list methods' shows all.",
+            help="Methods to score, comma-separated or repeated: cam,rise:masks=500; see 'xai-abn list methods'. "
+            f"\\[default: {DEFAULT_METHODS}]",
         ),
-    ] = "abn,abn-class,grad-cam,center,random-14",
-    metrics: Annotated[
-        str,
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Metrics to compute, separated by commas: NAME or NAME:PROTOCOL. 'xai-abn list metrics' shows all."
+            "--metric",
+            help="Metrics to compute, comma-separated or repeated: NAME or NAME:PROTOCOL; see 'xai-abn list metrics'. "
+            f"\\[default: {DEFAULT_METRICS}]",
         ),
-    ] = "deletion,insertion",
+    ] = None,
     output: Annotated[
         Path,
         typer.Option(
@@ -66,19 +75,20 @@ def run(
     device: options.Device = "cpu",
 ) -> None:
     """Score methods on annotated images. Values that the run already holds are not computed again."""
-    settings = BenchmarkSettings(**{"shard": _share(), **protocol})
+    methods, metrics = method or [DEFAULT_METHODS], split_specs(",".join(metric or [DEFAULT_METRICS]))
+    options.check_methods(methods)
+    settings, chosen = BenchmarkSettings(**{"shard": _share(), **protocol}), options.chosen_model(model)
     from xai_abn.benchmark import benchmark
     from xai_abn.datasets import read_dataset
 
     dataset = read_dataset(data, images)
-    adapter = ModelSettings(**model).load(device)
+    adapter = options.load_model(chosen, device)
     dataset = _in_grids(dataset, grid, adapter.preprocess.side)
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
     file = shard_file(output, settings.shard)
     with progress_bar("measuring") as progress:
         try:
             summary = benchmark(
-                adapter, dataset, [methods], names, file, settings, command=command_line(), progress=progress
+                adapter, dataset, methods, metrics, file, settings, command=command_line(), progress=progress
             )
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(f"the images measured so far are in {file}; the same command goes on") from stop

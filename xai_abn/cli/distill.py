@@ -14,7 +14,22 @@ if TYPE_CHECKING:
     from xai_abn.training.distillation import DistillationSummary
 
 
-@with_settings({"settings": DistillationSettings}, required="images", short={"images": "-i", "model": "-m"})
+#: Settings by heading in the help.
+PANELS = {
+    "Images": ("images", "exclude", "held_out", "least_area", "on_unreadable", "workers"),
+    "Classifier": ("model", "weights", "classes", "labels", "size", "mean", "std", "device"),
+    "Attention branch": ("layer", "mechanism", "smoothing", "continue_from", "train_stage"),
+    "Training": (
+        "steps", "batch_size", "mosaics", "lr", "perception_lr", "map_lr", "warmup", "max_grad_norm", "seed", "bf16",
+    ),
+    "Loss": ("area_weight", "sufficiency_weight", "necessity_weight"),
+    "Files": ("check_every", "half"),
+}  # fmt: skip
+
+
+@with_settings(
+    {"settings": DistillationSettings}, required="images", short={"images": "-i", "model": "-m"}, panels=PANELS
+)
 def command(
     output: Output,
     settings: dict[str, Any],
@@ -23,7 +38,10 @@ def command(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn a classifier into an Attention Branch Network on unlabeled images, and check its map."""
+    """Turn a classifier into an Attention Branch Network on unlabeled images, and check its map.
+
+    Example: xai-abn distill --model torchvision:resnet18 --images DIR --output run
+    """
     chosen = DistillationSettings(**{**settings_file(output, config, resume), **settings})
     from xai_abn.training.distillation import run_distillation
 

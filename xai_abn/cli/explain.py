@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ import typer
 
 from xai_abn.cli import options
 from xai_abn.cli._console import progress_bar
+from xai_abn.cli.options import Crop, ImageFormat
 from xai_abn.cli.settings import with_settings
 from xai_abn.errors import ImageLoadError, InvalidInputError, OutputError, XaiAbnError
 from xai_abn.models.settings import ModelSettings
@@ -32,7 +34,9 @@ STDIN = "-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
-@with_settings({"model": ModelSettings}, short={"model": "-m"})
+@with_settings(
+    {"model": ModelSettings}, short={"model": "-m"}, panels={options.MODEL: tuple(ModelSettings.model_fields)}
+)
 def command(
     images: Annotated[
         list[str],
@@ -47,7 +51,8 @@ def command(
         typer.Option(
             "--method",
             "-M",
-            help="Methods, comma-separated or repeated: cam,rise:masks=500; see 'xai-abn list methods'.",
+            help="Methods to explain with, comma-separated or repeated: cam,rise:masks=500; see 'xai-abn list "
+            "methods'.",
         ),
     ] = None,
     target: Annotated[
@@ -55,8 +60,8 @@ def command(
         typer.Option(
             "--target",
             "-t",
-            help="Class to explain, as label or index; repeat the option for several. Default: the top-1 class, or all "
-            "attributes found.",
+            help="Class to explain, as label or index; repeat the option for several. Default: the predicted class, or "
+            "all attributes found.",
         ),
     ] = None,
     versus: Annotated[
@@ -71,41 +76,98 @@ def command(
             "--layer", "-l", help="Layer to read; see 'xai-abn list layers'. Default: a suitable one is found."
         ),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the overlays.")] = Path("explanations"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the overlays.", rich_help_panel=options.OUTPUT)
+    ] = Path("explanations"),
     crop: Annotated[
-        str | None,
+        Crop | None,
         typer.Option(help="'squash' shows the network the whole image, 'center' its middle. Default: the model's own."),
     ] = None,
-    save_maps: Annotated[
-        bool, typer.Option("--save-maps", help="Also save each raw map as a NumPy file (.npy).")
+    image_format: Annotated[
+        ImageFormat,
+        typer.Option(
+            "--format",
+            help="File format of the overlays. 'jpg' has quality 90, and a sixth of the bytes.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = ImageFormat.PNG,
+    sheets: Annotated[
+        bool,
+        typer.Option(
+            "--sheet",
+            help="Show the image beside its map, also if there is only one map.",
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    save_maps: Annotated[
+        bool,
+        typer.Option(
+            "--save-maps", help="Also save each raw map as a NumPy file (.npy).", rich_help_panel=options.OUTPUT
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel=options.OUTPUT)
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Skip images that the same command has already explained into --output.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
     colormap: Annotated[
-        str, typer.Option(help="Colormap of the overlays: viridis, inferno, magma, plasma, cividis, turbo, jet.")
+        str,
+        typer.Option(
+            help="Colormap of the overlays: viridis, inferno, magma, plasma, cividis, turbo, jet.",
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = "viridis",
     device: options.Device = "cpu",
-    overwrite: Annotated[bool, typer.Option(help="Also replace files that xai-abn did not create.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Also replace files that xai-abn did not create.", rich_help_panel=options.OUTPUT
+        ),
+    ] = False,
 ) -> None:
-    """Explain images: where did the classifier look?"""
+    """Explain images: where did the classifier look?
+
+    Example: xai-abn explain holiday.jpg --method abn,grad-cam
+    """
     options.check_methods(method or [])
+    chosen = options.chosen_model(model)
     sources, failures = _expand(images)
     if not sources:
         _finish(failures, len(failures))
         return
     from xai_abn.cli.output import OutputFolder
 
-    folder = OutputFolder(output, overwrite=overwrite, colormap=colormap, maps=save_maps)
-    adapter = ModelSettings(**model).load(device)
+    folder = OutputFolder(
+        output, overwrite=overwrite, colormap=colormap, maps=save_maps, image_format=image_format, sheets=sheets
+    )
+    adapter = options.load_model(chosen, device)
     if crop is not None:
-        adapter = replace(adapter, preprocess=replace(adapter.preprocess, crop=crop))
-    records, failed = _run(adapter, method or None, layer, (target or [], versus), sources, folder)
-    failures += failed
+        adapter = replace(adapter, preprocess=replace(adapter.preprocess, crop=crop.value))
+    work = _Work(adapter, method or None, layer, (target or [], versus), sources, folder)
+    try:
+        work.run(resume)
+    except KeyboardInterrupt as stop:
+        _print(work.records(), failures + work.failures, as_json)
+        raise KeyboardInterrupt(
+            "the files written so far are complete; the same command with --resume goes on"
+        ) from stop
+    failures += work.failures
+    _print(work.records(), failures, as_json)
+    _finish(failures, len(sources) + len(failures) - len(work.failures))
+
+
+def _print(records: list[dict[str, Any]], failures: list[tuple[str, str]], as_json: bool) -> None:
     if as_json:
-        failed_json = [{"source": s, "error": e} for s, e in failures]
-        typer.echo(json.dumps({"explanations": records, "failed": failed_json}, indent=2))
+        failed = [{"source": s, "error": e} for s, e in failures]
+        typer.echo(json.dumps({"explanations": records, "failed": failed}, indent=2))
     else:
         _report(records)
-    _finish(failures, len(sources) + len(failures) - len(failed))
 
 
 def _expand(images: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -143,40 +205,100 @@ def _without_drawings(argument: str, found: list[str]) -> list[str]:
     return kept
 
 
-def _run(
-    model: ModelAdapter,
-    methods: list[str] | None,
-    layer: str | None,
-    asked: tuple[list[str], str | None],
-    sources: list[str],
-    folder: OutputFolder,
-) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Explain and save each image; return a record per map, and the failures."""
-    from xai_abn.explainers import make_explainers
-    from xai_abn.pipeline import explain_images
+class _Work:
+    """The images to explain, and what became of them so far.
 
-    chosen = make_explainers(model, methods, layer)
-    wanted = _resolve(model, *asked)
-    records: list[dict[str, Any]] = []
-    failures: list[tuple[str, str]] = []
-    with progress_bar("explaining", hidden=len(sources) < 2) as update:
-        images = ({"bytes": sys.stdin.buffer.read(), "path": "stdin"} if s == STDIN else s for s in sources)
-        results = explain_images(model, images, chosen, repeat(wanted))
-        for done, (source, result) in enumerate(zip(sources, results, strict=True), 1):
-            try:
-                if isinstance(result, XaiAbnError):
-                    raise result
-                records += _saved(folder, "stdin" if source == STDIN else source, result)
-            except XaiAbnError as error:
-                cause = error.__cause__ if isinstance(error, OutputError) else None
-                full = isinstance(cause, OSError) and cause.errno in _FULL
-                rest = f"; stopped after {done - 1} of {len(sources)} images: free some space and run the same command "
-                "again"
-                failures.append((source, error.line + (rest if full else "")))
-                if full:
-                    break
-            update(done, len(sources))
-    return records, failures
+    Attributes:
+        failures: images with the line that says what is wrong.
+    """
+
+    def __init__(
+        self,
+        model: ModelAdapter,
+        methods: list[str] | None,
+        layer: str | None,
+        asked: tuple[list[str], str | None],
+        sources: list[str],
+        folder: OutputFolder,
+    ) -> None:
+        from xai_abn.explainers import make_explainers
+
+        self.model, self.sources, self.folder = model, sources, folder
+        self.explainers = make_explainers(model, methods, layer)
+        self.targets = _resolve(model, *asked)
+        same = [e.spec for e in self.explainers if self.targets != [None] and not e.is_class_specific(model)]
+        if same:
+            typer.echo(f"note: {', '.join(same)}: the map is the same for every target", err=True)
+        self.failures: list[tuple[str, str]] = []
+        self._stems = {source: folder.stem("stdin" if source == STDIN else source) for source in sources}
+        self._done: dict[str, list[dict[str, Any]]] = {}
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a record for each map of the images that are done."""
+        return [record for source in self.sources for record in self._done.get(source, [])]
+
+    def run(self, resume: bool) -> None:
+        """Explain and save each image, except those that are done if the work is resumed."""
+        from xai_abn.cli.records import RecordFile
+        from xai_abn.pipeline import explain_images
+
+        file = RecordFile(self.folder.path, self._keys(), resume=resume, overwrite=self.folder.overwrite)
+        self._done = {source: file.done[stem] for source, stem in self._stems.items() if stem in file.done}
+        if self._done:
+            typer.echo(f"note: {len(self._done)} of {len(self.sources)} images are done and are skipped", err=True)
+        left = [source for source in self.sources if source not in self._done]
+        with progress_bar("explaining", hidden=len(left) < 2) as update:
+            images = ({"bytes": sys.stdin.buffer.read(), "path": "stdin"} if s == STDIN else s for s in left)
+            results = explain_images(self.model, images, self.explainers, repeat(self.targets))
+            for number, (source, result) in enumerate(zip(left, results, strict=True), 1):
+                try:
+                    if isinstance(result, XaiAbnError):
+                        raise result
+                    records = _saved(self.folder, "stdin" if source == STDIN else source, result)
+                    file.add(self._stems[source], records)
+                    self._done[source] = records
+                except XaiAbnError as error:
+                    full = _is_full(error)
+                    rest = f"; stopped after {number - 1} of {len(left)} images: free some space and run the same "
+                    rest += "command again, with --resume"
+                    self.failures.append((source, error.line + (rest if full else "")))
+                    if full:
+                        break
+                update(number, len(left))
+
+    def _keys(self) -> dict[str, str]:
+        """Return, by stem, a key of all that the files of an image depend on; empty for standard input."""
+        from xai_abn import __version__
+        from xai_abn.benchmark.store import key_of
+        from xai_abn.networks.checkpoint import fingerprint
+
+        model, folder = self.model, self.folder
+        facts = {
+            "version": __version__,
+            "model": [model.name, fingerprint(model.module), model.labels],
+            "preprocess": model.preprocess.to_dict(),
+            "methods": [explainer.identity(model) for explainer in self.explainers],
+            "targets": repr(self.targets),
+            "files": [folder.colormap, folder.format.value, folder.sheets, folder.maps],
+        }
+        return {
+            stem: "" if source == STDIN else key_of(**facts, image=[source, stem, *_state(source)])
+            for source, stem in self._stems.items()
+        }
+
+
+def _state(source: str) -> tuple[int, ...]:
+    """Return size and time of change of an image's file; nothing for a bundled image."""
+    try:
+        found = os.stat(source)
+    except OSError:
+        return ()
+    return found.st_size, found.st_mtime_ns
+
+
+def _is_full(error: XaiAbnError) -> bool:
+    cause = error.__cause__ if isinstance(error, OutputError) else None
+    return isinstance(cause, OSError) and cause.errno in _FULL
 
 
 def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> list[int | str | Difference | None]:

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from xai_abn.cli import options
 from xai_abn.cli.settings import with_settings
 from xai_abn.errors import InvalidInputError
 from xai_abn.models.settings import ModelSettings
 
 
-@with_settings({"settings": ModelSettings})
+@with_settings({"settings": ModelSettings}, panels={options.MODEL: tuple(ModelSettings.model_fields)})
 def command(
     model: Annotated[
         str,
@@ -30,9 +31,10 @@ def command(
         raise InvalidInputError(
             f"{output}: the file must end in .onnx; a benchmark run is exported by 'xai-abn benchmark export'"
         )
+    chosen = options.chosen_model({"model": model, **settings})
     from xai_abn.models.onnx import export_onnx
 
-    adapter = ModelSettings(model=model, **settings).load()
+    adapter = options.load_model(chosen)
     made = export_onnx(adapter, output, half)
     height, width = adapter.preprocess.height_and_width
     shape = "any size" if made.any_size else f"only {width}x{height} pixels"

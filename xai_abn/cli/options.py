@@ -2,19 +2,62 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from importlib.metadata import entry_points
 from importlib.resources import files
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xai_abn.errors import UnknownNameError
+from xai_abn.cli._console import status
+from xai_abn.errors import InvalidInputError, UnknownNameError
+from xai_abn.models.settings import ModelSettings
 from xai_abn.settings import split_specs
 
-Device = Annotated[str, typer.Option(help="Device to run the model on, such as cpu or cuda.")]
+if TYPE_CHECKING:
+    from xai_abn.models.adapter import ModelAdapter
+
+#: Headings of options in the help.
+MODEL, OUTPUT = "Model", "Output"
+
+Device = Annotated[str, typer.Option(help="Device to run the model on, such as cpu or cuda.", rich_help_panel=MODEL)]
+
+
+class ImageFormat(str, Enum):
+    """File formats of overlays and sheets, by the ending of their names."""
+
+    PNG = "png"
+    JPG = "jpg"
+
+
+class Crop(str, Enum):
+    """What of an image the network sees."""
+
+    SQUASH = "squash"
+    CENTER = "center"
+
+
+def chosen_model(values: Mapping[str, Any]) -> ModelSettings:
+    """Return the settings of the model that a command works on, after checking what needs no torch.
+
+    Raises:
+        InvalidInputError: a value is wrong or a file is missing.
+    """
+    settings = ModelSettings(**values)
+    for option, path in (("--labels", settings.labels), ("--weights", settings.weights)):
+        if path is not None and path != "random" and not os.path.isfile(path):
+            raise InvalidInputError(f"{option} {path}: no such file")
+    return settings
+
+
+def load_model(settings: ModelSettings, device: str = "cpu") -> ModelAdapter:
+    """Return a command's model; a terminal shows that it is loading."""
+    with status("loading the model"):
+        return settings.load(device)
 
 
 def method_names() -> list[str]:

@@ -12,15 +12,18 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
+from xai_abn.cli.options import ImageFormat
 from xai_abn.errors import OutputError, UnknownNameError
 from xai_abn.explanation import Explanation, sheet
 from xai_abn.files import replacing
-from xai_abn.rendering import COLORMAPS
+from xai_abn.rendering import COLORMAPS, png_bytes
 
-#: PNG text key that marks an image as made by xai-abn; its value holds the records of the maps.
-PNG_KEY = "xai-abn"
+#: Text key of a PNG, and start of the comment of a JPEG, that marks an image as made by xai-abn. The records of the
+#: maps follow.
+IMAGE_KEY = "xai-abn"
+#: Bytes that the comment of a JPEG can hold, and the quality of its pixels, at which text stays sharp.
+LONGEST_COMMENT, JPEG_QUALITY = 65_533, 90
 #: Bytes behind the array in a ``.npy`` file that mark it as ours; ``numpy.load`` does not read them.
 NPY_MARK = b"\nmade by xai-abn\n"
 
@@ -33,16 +36,28 @@ class OutputFolder:
         overwrite: also replace files that xai-abn did not create.
         colormap: name of the colormap of the overlays.
         maps: also save raw maps as ``.npy``.
+        image_format: of overlays and sheets.
+        sheets: also make a sheet of an image with a single explanation.
 
     Raises:
         OutputError: the folder cannot be made or written to.
         UnknownNameError: unknown colormap.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False, colormap: str = "viridis", maps: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        colormap: str = "viridis",
+        maps: bool = False,
+        image_format: ImageFormat = ImageFormat.PNG,
+        sheets: bool = False,
+    ) -> None:
         if colormap not in COLORMAPS:
             raise UnknownNameError("colormap", colormap, COLORMAPS)
         self.path, self.overwrite, self.colormap, self.maps = path, overwrite, colormap, maps
+        self.format, self.sheets = image_format, sheets
         self._stems: dict[str, str] = {}
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -60,25 +75,25 @@ class OutputFolder:
         Raises:
             OutputError: a file cannot be written, or exists and was not created by xai-abn; then none is written.
         """
-        stem = self._stem(source)
+        stem = self.stem(source)
         files: list[list[Path]] = [[] for _ in explanations]
         several = {e.method for e in explanations if [o.method for o in explanations].count(e.method) > 1}
         contents: dict[Path, bytes] = {}
         for explanation, made in zip(explanations, files, strict=True):
             which = f".{_plain(explanation.label)}" if explanation.method in several else ""
             method = explanation.method.replace(":", "-")  # Windows does not allow a colon
-            path = self.path / f"{stem}.{method}{which}.png"
+            path = self.path / f"{stem}.{method}{which}.{self.format.value}"
             if path in contents:  # C and C++
-                path = path.with_name(f"{stem}.{method}{which}-{explanation.target}.png")
-            contents[path] = _png(explanation.overlay(colormap=self.colormap), [explanation])
+                path = path.with_name(f"{stem}.{method}{which}-{explanation.target}.{self.format.value}")
+            contents[path] = self._encoded(explanation.overlay(colormap=self.colormap), [explanation])
             made.append(path)
             if self.maps:
-                path = path.with_name(path.name.removesuffix(".png") + ".npy")
+                path = path.with_suffix(".npy")
                 contents[path] = _npy(explanation.map)
                 made.append(path)
-        if len(explanations) > 1:
-            path = self.path / f"{stem}.sheet.png"
-            contents[path] = _png(sheet(explanations, colormap=self.colormap), explanations)
+        if len(explanations) > 1 or self.sheets:
+            path = self.path / f"{stem}.sheet.{self.format.value}"
+            contents[path] = self._encoded(sheet(explanations, colormap=self.colormap), explanations)
             for made in files:
                 made.append(path)
         for path in contents:
@@ -88,7 +103,7 @@ class OutputFolder:
                 draft.write_bytes(content)
         return files
 
-    def _stem(self, source: str) -> str:
+    def stem(self, source: str) -> str:
         """Return a stem for the files of an image; a number is added if another image has the same stem."""
         if source not in self._stems:
             plain = source.replace(":", "-") if source.startswith("example:") else Path(source).stem
@@ -97,6 +112,11 @@ class OutputFolder:
                 stem, number = f"{plain}-{number}", number + 1
             self._stems[source] = stem
         return self._stems[source]
+
+    def _encoded(self, image: Image.Image, explanations: Sequence[Explanation]) -> bytes:
+        """Return an image as the content of a file that holds the records of its maps."""
+        records = json.dumps([e.to_dict() for e in explanations])
+        return png_bytes(image, {IMAGE_KEY: records}) if self.format is ImageFormat.PNG else _jpeg(image, records)
 
     def _check_ours(self, path: Path) -> None:
         if self.overwrite or not os.path.lexists(path):
@@ -112,9 +132,9 @@ class OutputFolder:
 
 
 def is_own_drawing(path: str) -> bool:
-    """Return whether a file is a PNG image that xai-abn made."""
+    """Return whether a file is an image that xai-abn made."""
     try:
-        return path.lower().endswith(".png") and _is_ours(Path(path))
+        return path.lower().endswith(tuple(f".{kind.value}" for kind in ImageFormat)) and _is_ours(Path(path))
     except (OSError, SyntaxError, ValueError):
         return False
 
@@ -127,15 +147,20 @@ def _plain(label: str) -> str:
 def _is_ours(path: Path) -> bool:
     if path.suffix == ".npy":
         return path.read_bytes().endswith(NPY_MARK)
-    with Image.open(path, formats=["PNG"]) as image:
-        return PNG_KEY in image.info
+    with Image.open(path, formats=["PNG", "JPEG"]) as image:
+        return IMAGE_KEY in image.info or image.info.get("comment", b"").startswith(f"{IMAGE_KEY} ".encode())
 
 
-def _png(image: Image.Image, explanations: Sequence[Explanation]) -> bytes:
-    info = PngInfo()
-    info.add_itxt(PNG_KEY, json.dumps([e.to_dict() for e in explanations]))
+def _jpeg(image: Image.Image, records: str) -> bytes:
+    """Return a JPEG with the records as its comment, or with the mark alone where they do not fit."""
+    comment = f"{IMAGE_KEY} {records}".encode()
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
+    image.save(
+        buffer,
+        "JPEG",
+        quality=JPEG_QUALITY,
+        comment=comment if len(comment) <= LONGEST_COMMENT else f"{IMAGE_KEY} ".encode(),
+    )
     return buffer.getvalue()
 
 

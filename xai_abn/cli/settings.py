@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -30,7 +30,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar
 
 
 def with_settings(
-    groups: Mapping[str, type[Settings]], required: str | None = None, short: Mapping[str, str] | None = None
+    groups: Mapping[str, type[Settings]],
+    required: str | None = None,
+    short: Mapping[str, str] | None = None,
+    panels: Mapping[str, Sequence[str]] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that adds an option for each setting to a command.
 
@@ -41,16 +44,19 @@ def with_settings(
             fields give type, default and help of the options; those of the class itself come first.
         required: the setting that a run needs, from the command line or a file.
         short: short names of options, such as ``{"model": "-m"}``.
+        panels: the settings under each heading of the help, in order; others are with the command's own options.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = inspect.signature(command, eval_str=True).parameters
         own = {n: p.replace(kind=p.KEYWORD_ONLY) for n, p in parameters.items() if n not in groups}
         fields = {group: [n for n in _ordered(kind, required) if n not in own] for group, kind in groups.items()}
+        panel_of = {name: panel for panel, names in (panels or {}).items() for name in names}
+        kinds = {name: groups[group] for group, names in fields.items() for name in names}
         options = [
-            _option(groups[group], name, name == required, (short or {}).get(name))
-            for group, names in fields.items()
-            for name in names
+            _option(kinds[name], name, panel_of.get(name), name == required, (short or {}).get(name))
+            for name in dict.fromkeys([*panel_of, *kinds])
+            if name in kinds
         ]
 
         def call(**values: Any) -> None:
@@ -75,7 +81,9 @@ def _ordered(kind: type[Settings], required: str | None) -> list[str]:
     return list(dict.fromkeys([*(name for name in first if name in fields), *fields]))
 
 
-def _option(settings: type[Settings], name: str, required: bool, short: str | None) -> inspect.Parameter:
+def _option(
+    settings: type[Settings], name: str, panel: str | None, required: bool, short: str | None
+) -> inspect.Parameter:
     annotation = settings.model_fields[name].annotation
     kinds = [kind for kind in (annotation, *get_args(annotation)) if kind is not type(None)]
     item = next((get_args(part)[0] for part in kinds if get_origin(part) is tuple), None)
@@ -96,7 +104,9 @@ def _option(settings: type[Settings], name: str, required: bool, short: str | No
         if default
         else ""
     )
-    option = typer.Option(*flags, help=f"{description}{note}", metavar=metavar, show_default=False)
+    option = typer.Option(
+        *flags, help=f"{description}{note}", metavar=metavar, show_default=False, rich_help_panel=panel
+    )
     value = list[str] if item is str else kind
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[value | None, option]

@@ -12,8 +12,20 @@ from xai_abn.cli._console import progress_bar
 from xai_abn.cli.settings import Config, Output, Overwrite, Quiet, Resume, settings_file, with_settings
 from xai_abn.training.settings import TrainingSettings, make_training_settings, resumed_settings
 
+#: Settings by heading in the help.
+PANELS = {
+    "Data": ("data", "size", "validation", "on_unreadable", "workers"),
+    "Network": ("arch", "mechanism", "maps", "smoothing", "weights"),
+    "Training": (
+        "epochs", "batch_size", "lr", "momentum", "nesterov", "weight_decay", "schedule", "milestones", "gamma",
+        "warmup", "ema", "seed", "bf16",
+    ),
+    "Loss": ("attention_weight", "area_weight", "label_smoothing"),
+    "Log and files": ("log_every", "maps_every", "save_minutes", "tensorboard"),
+}  # fmt: skip
 
-@with_settings({"settings": TrainingSettings}, required="data")
+
+@with_settings({"settings": TrainingSettings}, required="data", panels=PANELS)
 def command(
     output: Output,
     settings: dict[str, Any],
@@ -29,6 +41,8 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Train an Attention Branch Network, or a plain classifier, on labeled images.
+
+    Example: xai-abn train --data images:DIR --arch resnet20 --epochs 30 --output run
 
     Start it with torchrun to train on several GPUs.
     """
