@@ -172,7 +172,7 @@ def test_a_killed_run_resumes_to_the_same_bits(run, cifar, tmp_path):
 def test_a_stopped_run_saves_the_step_and_says_how_to_go_on(images, tmp_path, number, code):
     """Ctrl-C, which the process that reads images gets too, and SIGTERM; resumed, it ends with the same bits."""
     folder = tmp_path / "run"
-    options = ["--arch", "resnet20", "--size", "32", "--epochs", "40", "--batch-size", "8", "--milestones", "1,1.5"]
+    options = ["--arch", "resnet20", "--size", "32", "--epochs", "4000", "--batch-size", "8", "--milestones", "1,1.5"]
     options += ["--log-every", "1000", "--save-minutes", "1000", "--maps-every", "0", "--workers", "1", "--quiet"]
     command = [*PROGRAM, "train", "--data", f"images:{images}", "--output", str(folder), *options]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -611,7 +611,8 @@ def test_the_learning_rate_follows_its_schedule():
         ({"mechanism": "none", "maps": "per-attribute"}, InvalidInputError, "maps is for an attention branch"),
         ({"epoch": 3}, UnknownNameError, "epochs"),
         ({"mechanism": "residul"}, UnknownNameError, "residual"),
-        ({"arch": "resnet21"}, UnknownNameError, "resnet20"),
+        ({"arch": "resnet21"}, InvalidInputError, "the depth of a ResNet for CIFAR is 6n + 2, got 21"),
+        ({"arch": "resent20"}, UnknownNameError, "resnet20"),
         ({"data": "cifar11:x"}, UnknownNameError, "cifar10"),
         ({"batch_size": 100000}, InvalidInputError, "no larger than the data"),
         (

@@ -90,7 +90,9 @@ def _locality_of_maps(
     changes: Sequence[tuple[tuple[slice, slice], Tensor]], layout: Layout, size: tuple[int, int]
 ) -> float:
     """Return what :func:`_locality` does, of the changes of an output read with a layout."""
-    norms = [(region, layout.to_maps(change.detach().abs().float())[0].norm(dim=0).flatten()) for region, change in changes]
+    norms = [
+        (region, layout.to_maps(change.detach().abs().float())[0].norm(dim=0).flatten()) for region, change in changes
+    ]
     return _locality(norms, layout.grid, 0, size)
 
 
