@@ -1,11 +1,14 @@
-"""Atomic writing of files, whole or not at all; names of files as text."""
+"""Atomic writing of files, whole or not at all; digests of content and facts; names of files as text."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from xai_abn.errors import OutputError, XaiAbnError
 
@@ -38,3 +41,17 @@ def replacing(path: Path, kind: str = "") -> Iterator[Path]:
 def name_as_text(name: str) -> str:
     """Return the name of a file, which may be any bytes, as text that can be printed and stored."""
     return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def digest(*contents: bytes | memoryview) -> str:
+    """Return a hash of bytes."""
+    found = hashlib.blake2b(digest_size=16)
+    for content in contents:
+        found.update(content)
+    return found.hexdigest()
+
+
+def key_of(**facts: Any) -> str:
+    """Return a key: a hash of everything that a result depends on, given as JSON values."""
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

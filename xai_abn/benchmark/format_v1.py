@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
 from typing import Any
 
 from xai_abn.errors import XaiAbnError
 from xai_abn.explainers import get
+from xai_abn.files import key_of
 
 #: Methods, metrics and kinds of data sets that were renamed, and values of records that were prose.
 _METHODS = {"centre": "center"}
@@ -24,15 +24,11 @@ _VALUES = {
 _AXES = {"deletion": "share of pixels deleted", "insertion": "share of pixels inserted"}
 
 
-def upgrade(connection: sqlite3.Connection, key_of: Callable[..., str]) -> None:
+def upgrade(connection: sqlite3.Connection) -> None:
     """Change tables, names and keys of a run of format 1 into those of format 2, inside the caller's transaction.
 
     Values and maps stay as they are. The fingerprint of the model cannot be computed without the model; it is kept as
     ``fingerprint_v1`` until the run is continued with that model.
-
-    Args:
-        connection: to the database.
-        key_of: makes a key of the facts that a value depends on.
     """
     connection.execute("ALTER TABLE results RENAME COLUMN work TO measurement")
     connection.execute("ALTER TABLE failures RENAME TO old_failures")

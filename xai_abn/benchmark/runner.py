@@ -20,12 +20,12 @@ from PIL import Image
 from xai_abn import __version__
 from xai_abn.benchmark.scoring import Scorer
 from xai_abn.benchmark.settings import BenchmarkSettings
-from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store, key_of
+from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store
 from xai_abn.benchmark.trials import PreparedSample, class_indices, short_names
 from xai_abn.datasets import Dataset, Sample
-from xai_abn.datasets.batches import digest
 from xai_abn.errors import DatasetError, InvalidInputError, RunError, XaiAbnError, XaiAbnWarning
 from xai_abn.explainers import Explainer, make_explainers
+from xai_abn.files import digest, key_of
 from xai_abn.metrics.base import Metric, Subject
 from xai_abn.metrics.base import get as get_metric
 from xai_abn.models.adapter import ModelAdapter

@@ -6,7 +6,6 @@ docs/formats.md describes the file and which versions are read.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -136,12 +135,6 @@ class Batch:
     maps: list[MapRow] = field(default_factory=list)
     results: list[ResultRow] = field(default_factory=list)
     failures: list[FailureRow] = field(default_factory=list)
-
-
-def key_of(**facts: Any) -> str:
-    """Return a key: a hash of everything that a value depends on."""
-    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class Store:
@@ -471,7 +464,7 @@ def _upgraded(connection: sqlite3.Connection, writable: bool) -> sqlite3.Connect
         connection = copy
     connection.execute("BEGIN IMMEDIATE")
     try:
-        upgrade(connection, key_of)
+        upgrade(connection)
         connection.execute("UPDATE run SET value = ? WHERE name = 'format'", (json.dumps(FORMAT),))
     except BaseException:
         connection.execute("ROLLBACK")

@@ -19,6 +19,7 @@ from xai_abn.cli._console import progress_bar
 from xai_abn.cli.options import Crop, ImageFormat
 from xai_abn.cli.settings import with_settings
 from xai_abn.errors import ImageLoadError, InvalidInputError, OutputError, XaiAbnError
+from xai_abn.files import key_of
 from xai_abn.models.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -269,7 +270,6 @@ class _Work:
     def _keys(self) -> dict[str, str]:
         """Return, by stem, a key of all that the files of an image depend on; empty for standard input."""
         from xai_abn import __version__
-        from xai_abn.benchmark.store import key_of
         from xai_abn.networks.checkpoint import fingerprint
 
         model, folder = self.model, self.folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import signal
@@ -22,6 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from xai_abn.datasets.sample import Sample, SampleSubset
 from xai_abn.errors import DatasetError, ImageLoadError, XaiAbnWarning
+from xai_abn.files import digest
 from xai_abn.images.preprocess import Preprocess, normalizer
 from xai_abn.settings import Settings
 
@@ -363,14 +363,6 @@ def read_into_memory(split: LazySplit, padding: int) -> InMemorySplit:
     images = torch.cat([pixels for pixels, _, _ in parts]).permute(0, 3, 1, 2).contiguous()
     targets = torch.cat([targets for _, targets, _ in parts])
     return InMemorySplit(images, targets, split.preprocess.mean, split.preprocess.std, padding)
-
-
-def digest(*contents: bytes | memoryview) -> str:
-    """Return a hash of bytes."""
-    found = hashlib.blake2b(digest_size=16)
-    for content in contents:
-        found.update(content)
-    return found.hexdigest()
 
 
 def ignore_interrupts(_worker: int) -> None:

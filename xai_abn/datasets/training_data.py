@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xai_abn.datasets.batches import DataSplit, InMemorySplit, LazySplit, ReadOptions, digest, read_into_memory
+from xai_abn.datasets.batches import DataSplit, InMemorySplit, LazySplit, ReadOptions, read_into_memory
 from xai_abn.datasets.sample import ArraySamples, Dataset, Sample, read_dataset
 from xai_abn.datasets.splits import hold_out_groups
 from xai_abn.errors import DatasetError, InvalidInputError
+from xai_abn.files import digest
 from xai_abn.images.preprocess import Preprocess
 
 #: Interpolation in training, validation and, through the checkpoint, in explanations of the trained network.

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from xai_abn.datasets.batches import digest
 from xai_abn.datasets.sample import READERS, Dataset, Sample
 from xai_abn.datasets.splits import find_splits
 from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError
+from xai_abn.files import digest
 from xai_abn.images.loading import LoadedImage, decode_image, load_image
 
 #: Number of rows whose content the fingerprint depends on.
