@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -115,6 +116,52 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     grey = np.asarray(loaded.image)[0, :, 0].astype(int)
     assert np.abs(grey - np.linspace(0, 255, 64)).max() <= 1
     assert "8 bits" in loaded.notes[0]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_of_which_zero_is_white_is_inverted(tmp_path, bits):
+    """With 16 bits as with 8, as scanners write."""
+    ramp = np.linspace(0, 255, 64).round().astype(np.uint16)[None].repeat(32, axis=0)
+    stored = (255 - ramp).astype(np.uint8) if bits == 8 else 65535 - ramp * 257
+    path = saved(tmp_path, Image.fromarray(stored), "scan.tif")
+    content = bytearray(path.read_bytes())
+    content[content.index(struct.pack("<HHI", 262, 3, 1)) + 8] = 0  # PhotometricInterpretation
+    path.write_bytes(content)
+    np.testing.assert_array_equal(np.asarray(load_image(path).image)[..., 0], ramp)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_tiff_is_not_turned_for_annotations_of_the_stored_pixels(tmp_path, image, orientation, compression):
+    """As no other file is."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, Image.fromarray(image), "turned.tif", exif=exif, compression=compression)
+    np.testing.assert_array_equal(load_image(path, upright=False).image, image)
+    np.testing.assert_array_equal(load_image(path).image, np.rot90(image, 2 if orientation == 3 else -1))
+
+
+@pytest.mark.parametrize("values", [(0.0, 1000.0), (-1.0, 1.0), (0, 70_000), (-1000, 3000)])
+def test_gray_values_beyond_the_range_are_refused(tmp_path, values):
+    """Instead of clipping most of a height map or a CT image."""
+    kind = np.float32 if isinstance(values[0], float) else np.int32
+    path = saved(tmp_path, Image.fromarray(np.linspace(*values, 256).astype(kind).reshape(16, 16)), "map.tif")
+    with pytest.raises(ImageLoadError, match=f"gray values from {values[0]:g} to {values[1]:g}"):
+        load_image(path)
+
+
+def test_values_a_little_above_one_are_white(tmp_path):
+    """Resizing with bicubic interpolation gives such values; the image is not one of [0, 255]."""
+    ramp = np.linspace(-0.01, 1.02, 256, dtype=np.float32).reshape(16, 16)
+    loaded = load_image(saved(tmp_path, Image.fromarray(ramp), "resized.tif"))
+    assert loaded.image.getextrema() == ((0, 255),) * 3
+
+
+@pytest.mark.parametrize(("mode", "color"), [("RGBa", (0, 0, 0, 0)), ("La", (0, 0))])
+def test_transparency_that_is_multiplied_in_is_laid_on_white(mode, color):
+    """Images of these modes come from Pillow alone."""
+    loaded = to_rgb(Image.new(mode, (16, 16), color), "image")
+    assert loaded.image.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_palette_with_alpha_is_laid_on_white(tmp_path):

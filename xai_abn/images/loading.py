@@ -40,6 +40,12 @@ MAX_PIXELS = 89_478_485
 MAX_JPEG_PIXELS = 120_000_000
 #: Formats that are decoded. Others, such as EPS, PDF and WMF, would start another program or draw a document.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+#: Numbers of TIFF's tags.
+_ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106
+#: Modes whose colors are multiplied by transparency, and those of which they are not.
+_STRAIGHT = {"RGBa": "RGBA", "La": "LA"}
+#: Share of the range by which floats may leave it, as after resizing; they are clipped.
+_OVERSHOOT = 0.05
 #: Rows of an image of high depth that are scaled to 8 bits at a time.
 _ROWS = 256
 #: Prefix that names one of scikit-image's bundled images, as in ``example:cat``.
@@ -78,8 +84,8 @@ def load_image(source: str | Path, *, upright: bool = True) -> LoadedImage:
     """Read an image from a path or ``example:NAME``.
 
     With ``upright``, EXIF rotation is applied. CMYK, gray, palette and 16-bit images become 8-bit RGB (16-bit
-    values are scaled, not clipped); transparent areas become white; of several frames the first is
-    used. Each of the last three is noted.
+    values are scaled, not clipped, and inverted where a TIFF says that 0 is white); transparent areas become white; of
+    several frames the first is used. Each of the last three is noted.
 
     Raises:
         ImageLoadError: missing, empty, damaged, not an image, too small or too large.
@@ -132,6 +138,10 @@ def to_rgb(image: Image.Image, source: str, *, upright: bool = True) -> LoadedIm
             damaged.
     """
     _check_size(image, source)
+    tags = getattr(image, "tag_v2", None) or {}  # of a TIFF
+    white_is_zero = tags.get(_PHOTOMETRIC) == 0
+    if not upright and _ORIENTATION in tags:  # Pillow turns a TIFF when it reads it
+        tags[_ORIENTATION] = image.getexif()[_ORIENTATION] = 1
     try:
         image.load()  # a Pillow image reads its file only when asked for pixels
     except Exception as error:  # decoders raise errors of many types on damaged files
@@ -144,7 +154,9 @@ def to_rgb(image: Image.Image, source: str, *, upright: bool = True) -> LoadedIm
     image = ImageOps.exif_transpose(image) if upright else image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image, note = _eight_bit(image, source)
+        image = ImageOps.invert(image) if white_is_zero else image  # as Pillow does for 8 bits
         notes.append(note)
+    image = image.convert(_STRAIGHT[image.mode]) if image.mode in _STRAIGHT else image
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
         alpha = image.getchannel("A")
@@ -349,19 +361,29 @@ def _looks_like(file: BinaryIO) -> str:
 
 
 def _eight_bit(image: Image.Image, source: str) -> tuple[Image.Image, str]:
-    """Scale a grayscale image of high depth to 8 bits: integers from 16 bits, floats from [0, 1] or [0, 255]."""
+    """Scale a grayscale image of high depth to 8 bits: integers from 16 bits, floats from [0, 1] or [0, 255].
+
+    Raises:
+        ImageLoadError: values are not finite, or beyond these ranges, so that nobody knows what is white.
+    """
     strips = [(top, min(top + _ROWS, image.height)) for top in range(0, image.height, _ROWS)]
 
     def values(top: int, bottom: int) -> np.ndarray:
         return np.asarray(image.crop((0, top, image.width, bottom)), dtype=np.float64)
 
-    highest = 0.0
+    lowest, highest = 0.0, 0.0
     for strip in strips:
         pixels = values(*strip)
         if not np.isfinite(pixels).all():
             raise ImageLoadError(f"{source}: holds pixels that are not finite numbers")
-        highest = max(highest, float(pixels.max()))
-    top_value = 65535.0 if image.mode != "F" else (1.0 if highest <= 1 else 255.0)
+        lowest, highest = min(lowest, float(pixels.min())), max(highest, float(pixels.max()))
+    top_value = 65535.0 if image.mode != "F" else (1.0 if highest <= 1 + _OVERSHOOT else 255.0)
+    beyond = _OVERSHOOT * top_value if image.mode == "F" else 0
+    if lowest < -beyond or highest > top_value + beyond:
+        raise ImageLoadError(
+            f"{source}: gray values from {lowest:g} to {highest:g}; expected 0 to {top_value:g}, so what is black and "
+            "white is not known; convert the image to 8 bits"
+        )
     scaled = np.empty((image.height, image.width), np.uint8)
     for top, bottom in strips:
         scaled[top:bottom] = np.clip(values(top, bottom) / top_value * 255, 0, 255).round()
