@@ -200,6 +200,13 @@ PROCESSORS = {
         {"size": {"shortest_edge": 112}, "crop_size": {"height": 96, "width": 96}},
     ),
     "not normalized": (transformers.ViTImageProcessor, {"size": {"height": 96, "width": 96}, "do_normalize": False}),
+    "nearest": (transformers.ViTImageProcessor, {"size": {"height": 96, "width": 96}, "resample": 0}),
+    "squash and crop": (transformers.DeiTImageProcessor, {}),
+    "a share of the shorter side": (transformers.PoolFormerImageProcessor, {}),
+    "a share of its own": (transformers.LevitImageProcessor, {}),
+    "a share, if small": (transformers.ConvNextImageProcessor, {"size": {"shortest_edge": 224}}),
+    "squash, if large": (transformers.ConvNextImageProcessor, {"size": {"shortest_edge": 384}}),
+    "normalized twice": (transformers.EfficientNetImageProcessor, {}),
 }
 
 
@@ -213,6 +220,52 @@ def test_a_processor_of_hugging_face_is_followed(kind):
     found = xai_abn.wrap(body(), preprocess=processor).preprocess(loaded).tensor
     assert found.shape == right.shape
     assert float((found - right).abs().mean()) < 0.02
+
+
+OTHER_PROCESSORS = {
+    "channels in another order": (transformers.MobileViTImageProcessor, {}),
+    "no resizing": (transformers.ViTImageProcessor, {"do_resize": False}),
+    "no crop": (transformers.CLIPImageProcessor, {"do_center_crop": False}),
+    "values up to 255": (transformers.ViTImageProcessor, {"do_rescale": False}),
+    "values from -1": (transformers.EfficientNetImageProcessor, {"rescale_offset": True}),
+    "no settings": (transformers.ImageGPTImageProcessor, {}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_PROCESSORS)
+def test_a_processor_that_does_something_else_is_refused(kind):
+    """Instead of images that its network does not know."""
+    made, options = OTHER_PROCESSORS[kind]
+    with pytest.raises(InvalidInputError, match=r"prepares .*; give xai_abn.Preprocess\("):
+        xai_abn.wrap(body(), preprocess=made(**options))
+
+
+def test_a_processor_around_a_network_of_timm_is_followed():
+    """It holds timm's data configuration."""
+    config = {"input_size": (3, 96, 96), "mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 0.75}
+    processor = transformers.TimmWrapperImageProcessor(config)
+    found = xai_abn.wrap(body(), preprocess=processor).preprocess
+    assert (found.size, found.mean, found.std, found.crop_pct) == (96, (0.5,) * 3, (0.25,) * 3, 0.75)
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+def test_modes_of_timm_are_followed(mode):
+    """To the values that its transform gives, also where it squashes and crops."""
+    config = {"input_size": (3, 96, 96), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.8, "crop_mode": mode}
+    loaded = xai_abn.images.loading.load_image("example:cat")
+    right = timm.data.create_transform(**config, interpolation="bicubic")(loaded.image)
+    found = xai_abn.wrap(body(), preprocess=config).preprocess(loaded)
+    torch.testing.assert_close(found.tensor, right, rtol=0, atol=0.05)
+    left, top, right, bottom = found.region
+    if mode == "squash":  # a tenth of each side is cut off
+        assert (left / 451, top / 300, right / 451, bottom / 300) == pytest.approx((0.1, 0.1, 0.9, 0.9), abs=0.01)
+
+
+@pytest.mark.parametrize("config", [{"crop_mode": "border"}, {"resize_mode": "longest"}])
+def test_borders_are_refused(config):
+    """They would move the map."""
+    with pytest.raises(InvalidInputError, match="adds borders"):
+        xai_abn.wrap(body(), preprocess={"size": 96, "mean": (0.5,) * 3, "std": (0.5,) * 3, **config})
 
 
 def test_transforms_of_torchvision_are_followed():

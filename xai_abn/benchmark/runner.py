@@ -142,7 +142,7 @@ class _Run:
         settings: BenchmarkSettings,
     ) -> None:
         self.model, self.settings, self.data = model, settings, data
-        self.preprocess = replace(model.preprocess, crop=settings.crop)
+        self.preprocess = model.preprocess if settings.crop == "center" else replace(model.preprocess, crop="squash")
         if data.image_size is not None:
             self.preprocess = replace(self.preprocess, crop="squash", size=data.image_size)
         self.methods = {e.spec: e for e in make_explainers(model, list(methods))}

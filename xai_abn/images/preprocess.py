@@ -22,7 +22,7 @@ _INTERPOLATION = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
-_CROPS = ("center", "squash")
+_CROPS = ("center", "squash", "squash-center")
 #: Views are drawn at this multiple of the network's input size, so that overlays are sharp.
 VIEW_SCALE = 2
 #: Parts of a side of a map's cell of which each is inside or outside an outline.
@@ -99,7 +99,8 @@ class Preprocess:
         mean: per channel, in [0, 1]: three values for RGB, one for a network that takes gray images.
         std: per channel, in [0, 1].
         crop: ``"center"`` crops the middle, as is usual; ``"squash"`` resizes the whole
-            image to the input, ignoring its aspect ratio, so that nothing is cut off.
+            image to the input, ignoring its aspect ratio, so that nothing is cut off; ``"squash-center"`` resizes it
+            to ``1 / crop_pct`` times the input, ignoring its aspect ratio, and crops the middle.
         width: width of the input, if it is not a square.
 
     Raises:
@@ -193,12 +194,9 @@ class Preprocess:
         height, width = self.height_and_width
         if len(self.mean) == 1:
             image = image.convert("L")
-        if self.crop == "squash":
-            seen = image.resize((width, height), self.resampling)
-        else:
-            resized = image.resize(self._resized(*image.size), self.resampling)
-            left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
-            seen = resized.crop((left, top, left + width, top + height))
+        resized = image.resize(self._resized(*image.size), self.resampling)
+        left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
+        seen = resized.crop((left, top, left + width, top + height))
         return np.asarray(seen).reshape(height, width, len(self.mean))
 
     def region(self, width: int, height: int) -> tuple[float, float, float, float]:
@@ -206,10 +204,10 @@ class Preprocess:
         if self.crop == "squash":
             return 0.0, 0.0, float(width), float(height)
         own_height, own_width = self.height_and_width
-        scale = self._scale(width, height)
+        across, down = self._scales(width, height)
         resized = self._resized(width, height)
         left, top = round((resized[0] - own_width) / 2), round((resized[1] - own_height) / 2)
-        region = (left / scale, top / scale, (left + own_width) / scale, (top + own_height) / scale)
+        region = (left / across, top / down, (left + own_width) / across, (top + own_height) / down)
         return _inside(region, width, height)
 
     @property
@@ -217,14 +215,23 @@ class Preprocess:
         """Pillow's name of the interpolation."""
         return _INTERPOLATION[self.interpolation]
 
-    def _scale(self, width: int, height: int) -> float:
-        """Return by what factor an image of that size is enlarged before it is cropped."""
-        own_height, own_width = (math.floor(side / self.crop_pct) for side in self.height_and_width)
-        return max(own_width / width, own_height / height)
+    def _covered(self) -> tuple[int, int]:
+        """Return the (width, height) that an image covers at least before it is cropped."""
+        share = 1 if self.crop == "squash" else self.crop_pct
+        height, width = self.height_and_width
+        return math.floor(width / share), math.floor(height / share)
+
+    def _scales(self, width: int, height: int) -> tuple[float, float]:
+        """Return by what factors the sides of an image of that size are enlarged before it is cropped."""
+        own_width, own_height = self._covered()
+        across, down = own_width / width, own_height / height
+        return (max(across, down),) * 2 if self.crop == "center" else (across, down)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """Return (width, height) of an image before it is cropped; one is rounded down, as torchvision does."""
-        own_height, own_width = (math.floor(side / self.crop_pct) for side in self.height_and_width)
+        """Return (width, height) of an image before it is cropped; one may be rounded down, as torchvision does."""
+        own_width, own_height = self._covered()
+        if self.crop != "center":
+            return own_width, own_height
         if own_width * height >= own_height * width:
             return own_width, int(own_width * height / width)
         return int(own_height * width / height), own_height

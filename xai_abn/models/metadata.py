@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import nn
 
 from xai_abn.errors import InvalidInputError, XaiAbnError, shown
 from xai_abn.images.preprocess import Preprocess
+
+#: How timm's and open_clip's modes crop.
+_MODES = {"center": "center", "shortest": "center", "squash": "squash-center"}
+#: (width, height) of the image on which the reading of an image processor is tried.
+_TRIAL = (400, 300)
 
 
 @lru_cache(maxsize=1)
@@ -38,6 +45,8 @@ def as_preprocess(source: object) -> Preprocess:
             return _of_config(source)
         if all(hasattr(source, name) for name in ("crop_size", "resize_size", "mean", "std", "interpolation")):
             return _of_torchvision(source)
+        if isinstance(config := getattr(source, "data_config", None), Mapping):  # a processor around a network of timm
+            return _of_config(config)
         if hasattr(source, "image_mean") and hasattr(source, "image_std"):
             return _of_hugging_face(source)
     except XaiAbnError:
@@ -58,14 +67,20 @@ def _of_config(config: Mapping[str, Any]) -> Preprocess:
     """Return the preprocessing of a data configuration of timm, or of open_clip, which crops only the longer side."""
     height, width = _pair(config["input_size"][-2:] if "input_size" in config else config["size"])
     mode = config.get("crop_mode") or config.get("resize_mode") or "center"
+    if mode not in _MODES:
+        raise InvalidInputError(
+            f"preprocess has the mode {mode!r}, which adds borders or is unknown; the modes {', '.join(_MODES)} are "
+            "supported; prepare the images yourself and give tensors, or give xai_abn.Preprocess(...)"
+        )
+    share = min(1.0, config.get("crop_pct") or 1.0)
     return Preprocess(
         size=height,
         width=None if width == height else width,
-        crop_pct=min(1.0, config.get("crop_pct") or 1.0),
+        crop_pct=share,
         interpolation=config.get("interpolation") or "bicubic",
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
-        crop="squash" if mode == "squash" else "center",
+        crop=_MODES[mode] if mode != "squash" or share < 1 else "squash",
     )
 
 
@@ -82,13 +97,14 @@ def _of_torchvision(preset: Any) -> Preprocess:
 
 
 def _of_hugging_face(processor: Any) -> Preprocess:
-    """Return the preprocessing of an image processor: resize the shorter side and crop, or squash."""
-    factor = getattr(processor, "rescale_factor", 1 / 255)
-    if getattr(processor, "do_rescale", True) and abs(factor - 1 / 255) > 1e-6:
-        raise InvalidInputError(
-            f"{type(processor).__name__} rescales by {factor}, which xai-abn does not support; give "
-            "xai_abn.Preprocess(...)"
-        )
+    """Return the preprocessing of an image processor: of several readings, the one that gives what it gives.
+
+    The names of its settings do not tell: some processors resize by ``crop_pct`` or a number of their own, some divide
+    by the standard deviation twice.
+
+    Raises:
+        InvalidInputError: no reading gives what the processor gives.
+    """
     size = dict(processor.size or {})
     crop = dict(getattr(processor, "crop_size", None) or {}) if getattr(processor, "do_center_crop", False) else {}
     shorter = size.get("shortest_edge")
@@ -99,17 +115,53 @@ def _of_hugging_face(processor: Any) -> Preprocess:
             f"{type(processor).__name__} has the size {size}, which does not say how large inputs are; give "
             "xai_abn.Preprocess(size=...)"
         )
-    share = min(height, width) / shorter if crop and shorter else getattr(processor, "crop_pct", None) or 1.0
+    resample = getattr(processor, "resample", None)
     normalized = getattr(processor, "do_normalize", True)
-    return Preprocess(
+    mean = tuple(processor.image_mean) if normalized else (0.0, 0.0, 0.0)
+    std = tuple(processor.image_std) if normalized else (1.0, 1.0, 1.0)
+    plain = Preprocess(
         size=height,
         width=None if width == height else width,
-        crop_pct=min(1.0, share),
-        interpolation=Image.Resampling(int(getattr(processor, "resample", None) or 2)).name.lower(),
-        mean=tuple(processor.image_mean) if normalized else (0.0, 0.0, 0.0),
-        std=tuple(processor.image_std) if normalized else (1.0, 1.0, 1.0),
-        crop="center" if shorter else "squash",
+        interpolation=Image.Resampling(int(2 if resample is None else resample)).name.lower(),
+        mean=mean,
+        std=std,
     )
+    resized = shorter or size.get("height") or height
+    shares = (min(1.0, min(height, width) / resized), getattr(processor, "crop_pct", None) or 1.0, 224 / 256)
+    ways = [("center", share) for share in shares] + [("squash", 1.0), ("squash-center", shares[0])]
+    readings = [
+        replace(plain, crop=way, crop_pct=share, std=scale)
+        for scale in (std, tuple(value**2 for value in std))
+        for way, share in ways
+    ]
+    errors = _errors(processor, readings)
+    if min(errors) > 0.005 + 0.5 / min(height, width):  # shares of white; half a pixel is a matter of rounding
+        raise InvalidInputError(
+            f"{type(processor).__name__} prepares images in a way that xai-abn does not know, such as with channels in "
+            "another order, borders or another scale; give xai_abn.Preprocess(...), and put a network that needs more "
+            "into a module that does it"
+        )
+    return readings[errors.index(min(errors))]
+
+
+def _errors(processor: Any, readings: Sequence[Preprocess]) -> list[float]:
+    """Return by how much each reading differs from what a processor makes of an image, as a share of white."""
+    across, down = np.meshgrid(*(np.linspace(0, 255, side) for side in _TRIAL))
+    image = Image.fromarray(np.stack([across, down, 255 - across], axis=2).astype(np.uint8))
+    try:
+        given = np.asarray(processor(image, return_tensors="pt")["pixel_values"][0], dtype=np.float64)
+    except Exception as error:  # each processor raises errors of its own
+        raise InvalidInputError(
+            f"{type(processor).__name__} prepares no plain RGB image ({type(error).__name__}: {shown(str(error))}); "
+            "give xai_abn.Preprocess(...)"
+        ) from error
+    errors = []
+    for reading in readings:
+        made = reading.normalize(reading.pixels(image)).numpy()
+        fits = made.shape == given.shape
+        difference = float((np.abs(made - given) * np.reshape(readings[0].std, (-1, 1, 1))).mean()) if fits else np.inf
+        errors.append(round(difference, 6))
+    return errors
 
 
 def image_processor(name: str, *, local: bool = False) -> Any:
