@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 import xai_abn
 from xai_abn.cli.main import app
 from xai_abn.errors import CheckpointError, InvalidInputError
+from xai_abn.models.metadata import as_labels
+from xai_abn.models.zoo import read_labels
 from xai_abn.networks.weights import WeightsWarning
 
 
@@ -191,3 +193,28 @@ def test_the_folder_of_a_run_is_a_model(tmp_path):
     model = xai_abn.load_model(run)
     assert model.name == "my-run"
     assert_loaded(model, source.module.state_dict())
+
+
+@pytest.mark.parametrize(
+    "lines", ["1: dog\n0: cat", "2 dog\n1 cat\n3 owl", "0,cat\n10,owl\n" + "\n".join(f"{i},x" for i in range(1, 10))]
+)
+def test_lines_numbered_in_another_order_are_refused(tmp_path, lines):
+    """Else each class would have the name of another."""
+    (tmp_path / "labels.txt").write_text(lines)
+    with pytest.raises(InvalidInputError, match="numbered, but line . has the number .*; sort them"):
+        read_labels(tmp_path / "labels.txt")
+
+
+@pytest.mark.parametrize("lines", ["0: cat\n1: dog", "3 spots\n1 stripe", "7\n0\n1", "cat\ndog"])
+def test_other_lines_are_labels_as_they_are(tmp_path, lines):
+    """Also with numbers that are in order, or are none of lines."""
+    (tmp_path / "labels.txt").write_text(lines)
+    assert read_labels(tmp_path / "labels.txt") == tuple(lines.splitlines())
+
+
+@pytest.mark.parametrize("labels", [{"cat", "dog", "owl"}, frozenset(("cat", "dog"))])
+def test_labels_without_an_order_are_refused(labels):
+    """A set has another order in every process."""
+    with pytest.raises(InvalidInputError, match="labels must be a list"):
+        as_labels(labels)
+    assert as_labels(dict.fromkeys(("b", "a")).keys()) == ("b", "a")

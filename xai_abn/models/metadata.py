@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, KeysView, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -233,7 +233,7 @@ def as_labels(labels: object) -> tuple[str, ...]:
         if set(by_index) != set(range(len(by_index))):
             raise InvalidInputError(f"labels must have the indices 0 to {len(by_index) - 1}, got {list(labels)[:5]}")
         labels = [by_index[i] for i in range(len(by_index))]
-    if isinstance(labels, str) or not hasattr(labels, "__iter__"):
+    if (isinstance(labels, str | Set) and not isinstance(labels, KeysView)) or not hasattr(labels, "__iter__"):
         raise InvalidInputError(f"labels must be a list of texts, got {type(labels).__name__}")
     listed = list(labels)
     wrong = [label for label in listed if not isinstance(label, str)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -46,6 +47,8 @@ def _callable_name(name: str, item: object) -> str:
     return name
 
 
+#: A label behind its number, as in ``0: cat``.
+_NUMBERED = re.compile(r"\W?(\d+)\W+\w")
 #: Functions without arguments that return a model; the first line of their docstring is listed.
 models: Registry[Callable[[], ModelAdapter]] = Registry("model", "xai_abn.models", _callable_name)
 
@@ -118,7 +121,7 @@ def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
     """Return labels, from a text file if given its path: one in each line, in the order of the classes.
 
     Raises:
-        InvalidInputError: the file cannot be read, or a line is empty.
+        InvalidInputError: the file cannot be read, a line is empty, or the lines are numbered in another order.
     """
     if not isinstance(labels, str | Path):
         return as_labels(labels)
@@ -130,6 +133,14 @@ def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
     empty = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
     if empty is not None:
         raise InvalidInputError(f"{labels}: line {empty} is empty; expected one label in each line")
+    numbers = [int(found[1]) for found in map(_NUMBERED.match, lines) if found]
+    right = sorted(numbers)
+    if numbers != right and right in ([*range(len(lines))], [*range(1, len(lines) + 1)]):
+        first = next(i for i, number in enumerate(numbers) if number != right[i])
+        raise InvalidInputError(
+            f"{labels}: its lines are numbered, but line {first + 1} has the number {numbers[first]}; sort them by "
+            "number, or remove the numbers if this is the order of the classes"
+        )
     return as_labels(lines)
 
 
