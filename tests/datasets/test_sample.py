@@ -182,3 +182,27 @@ def test_a_tiny_outline_marks_the_pixel_it_lies_in():
     mask = on_whole(tiny, grid=(2, 4)).masks[0]
     assert mask.sum() == 1
     assert mask[0, 0]
+
+
+@pytest.mark.parametrize("factor", [2, 0.5, 0.01])
+def test_an_outline_of_another_size_than_the_box_is_refused(factor):
+    """As of images that were resized with their boxes alone."""
+    corners = (20, 20, 40, 20, 40, 40, 20, 40)
+    box = (20, 20, 40, 40)
+    Sample("a.jpg", (thing(box=box, outline=(corners,)),)).check((80, 100))
+    scaled = tuple(factor * value for value in corners)
+    with pytest.raises(DatasetError, match="'dog': its outline lies elsewhere; was only one of them scaled"):
+        Sample("a.jpg", (thing(box=box, outline=(scaled,)),)).check((80, 100))
+
+
+@pytest.mark.parametrize(
+    ("box", "outline"),
+    [
+        ((10, 10, 90, 70), (12, 12, 20, 12, 20, 20)),  # most of the object is hidden
+        ((60, 10, 100, 40), (60, 10, 140, 10, 140, 40, 60, 40)),  # the box is clipped to the image, the outline is not
+        ((10, 10, 11, 40), (10, 10, 10, 40, 10, 25)),  # a line
+    ],
+)
+def test_outlines_that_fit_their_box_are_accepted(box, outline):
+    """As far as they lie in the image."""
+    Sample("a.jpg", (thing(box=box, outline=(outline,)),)).check((80, 100))

@@ -25,6 +25,9 @@ from xai_abn.registry import Registry
 #: A box may reach this many pixels beyond the edge of the image; it is clipped.
 EDGE_TOLERANCE = 2.0
 
+#: Share of an outline that lies at least in the box of its object; boxes may also hold hidden parts.
+_SMALLEST_SHARE = 0.5
+
 Region = tuple[float, float, float, float]
 
 
@@ -167,8 +170,8 @@ class Sample:
         """Refuse annotations that do not fit an image of (H, W) pixels.
 
         Raises:
-            DatasetError: the annotation is of an image of another size, a box is empty or outside the image, or a mask
-                has another size; the message names the object.
+            DatasetError: the annotation is of an image of another size, a box is empty or outside the image, or an
+                outline has another size or place; the message names the object.
         """
         height, width = size
         if self.size is not None and self.size != size:
@@ -197,6 +200,8 @@ class Sample:
                     thing.mask(size)
                 except DatasetError as error:
                     raise DatasetError(f"{where}: {error}") from error
+            elif thing.outline and _share_inside(thing, size) < _SMALLEST_SHARE:
+                raise DatasetError(f"{where}: its outline lies elsewhere; was only one of them scaled with the image?")
 
     def on_grid(
         self,
@@ -266,6 +271,19 @@ class _ArraySample(Sample):
 
     def content(self) -> Iterator[bytes]:
         yield self.pixels.tobytes()
+
+
+def _share_inside(thing: AnnotatedObject, size: tuple[int, int]) -> float:
+    """Return the share of the rectangle around an object's polygons that lies in its box, as far as in the image."""
+    corners = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in thing.outline])
+    limits = np.array([size[1], size[0]])
+    low, high = (np.clip(ends, 0, limits) for ends in (corners.min(axis=0) - 0.5, corners.max(axis=0) + 0.5))
+    left, top, right, bottom = thing.box
+    inside = np.minimum(high, (right + EDGE_TOLERANCE, bottom + EDGE_TOLERANCE)) - np.maximum(
+        low, (left - EDGE_TOLERANCE, top - EDGE_TOLERANCE)
+    )
+    area = float(np.prod(high - low))
+    return float(np.prod(np.maximum(inside, 0))) / area if area else 0.0
 
 
 class ImageFinder:

@@ -40,8 +40,10 @@ MAX_PIXELS = 89_478_485
 MAX_JPEG_PIXELS = 120_000_000
 #: Formats that are decoded. Others, such as EPS, PDF and WMF, would start another program or draw a document.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+#: Folders that systems and network drives make; they hold thumbnails and deleted files.
+_SYSTEM_FOLDERS = frozenset(("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
 #: Numbers of TIFF's tags.
-_ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106
+_ORIENTATION, _ZERO_IS = 0x0112, 0x0106
 #: Modes whose colors are multiplied by transparency, and those of which they are not.
 _STRAIGHT = {"RGBa": "RGBA", "La": "LA"}
 #: Share of the range by which floats may leave it, as after resizing; they are clipped.
@@ -139,7 +141,7 @@ def to_rgb(image: Image.Image, source: str, *, upright: bool = True) -> LoadedIm
     """
     _check_size(image, source)
     tags = getattr(image, "tag_v2", None) or {}  # of a TIFF
-    white_is_zero = tags.get(_PHOTOMETRIC) == 0
+    white_is_zero = tags.get(_ZERO_IS) == 0
     if not upright and _ORIENTATION in tags:  # Pillow turns a TIFF when it reads it
         tags[_ORIENTATION] = image.getexif()[_ORIENTATION] = 1
     try:
@@ -203,8 +205,8 @@ def from_array(pixels: np.ndarray, source: str = "array") -> LoadedImage:
 def find_images(source: str | Path) -> list[str]:
     """Expand a file, folder (recursively), glob or ``example:NAME`` into sorted paths.
 
-    In a folder, files and folders whose name starts with a dot are skipped. A plain path is returned as it is, even
-    if no such file exists, so that reading it reports the error.
+    In a folder, files and folders whose name starts with a dot, and those of systems such as ``@eaDir``, are skipped. A
+    plain path is returned as it is, even if no such file exists, so that reading it reports the error.
 
     Raises:
         ImageLoadError: a folder without images, or a glob that matches nothing.
@@ -251,8 +253,13 @@ def _exists(path: Path) -> bool:
         raise ImageLoadError(f"{shown!r}: cannot be the path of a file ({reason})") from error
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether the name of a file or folder starts with a dot, or is that of a folder that systems make."""
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
 def _entries_below(folder: Path) -> Iterator[Path]:
-    """Yield every entry below a folder and its linked folders that is no folder, except names that start with a dot."""
+    """Yield every entry below a folder and its linked folders that is no folder, except hidden ones."""
     seen: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
@@ -260,8 +267,8 @@ def _entries_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(root, name) for name in files if not name.startswith("."))
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        yield from (Path(root, name) for name in files if not is_hidden(name))
 
 
 class _PillowWarnings:

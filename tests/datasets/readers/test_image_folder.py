@@ -148,6 +148,24 @@ def test_names_of_splits_and_hidden_files(folder):
     assert read(folder).fingerprint() != before
 
 
+def test_accents_of_two_computers_are_one_class(tmp_path):
+    """Some write an accent as a character of its own."""
+    for place in ("train/caf\u00e9", "train/dog", "val/cafe\u0301", "val/dog"):
+        save(tmp_path / place / "0.png")
+    data = read_training_data(f"images:{tmp_path}")
+    assert data.labels == ("caf\u00e9", "dog")
+    assert data.validation.targets.tolist() == [0, 1]
+
+
+def test_folders_of_systems_are_neither_classes_nor_searched(tmp_path):
+    """Network drives keep a thumbnail of each image in one."""
+    for place in ("cat", "dog", "cat/@eaDir/0.png", "@eaDir/0.png", "$RECYCLE.BIN", "__MACOSX/cat"):
+        save(tmp_path / place / "0.png")
+    data = read_dataset(f"images:{tmp_path}")
+    assert data.class_names == ("cat", "dog")
+    assert len(data.splits["train"]) == 2
+
+
 def test_names_that_are_no_utf8_have_a_fingerprint(folder):
     """File names are bytes; one that no text spells is as good as another."""
     before = read(folder).fingerprint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from xai_abn.datasets.sample import READERS, Dataset, Sample
 from xai_abn.datasets.splits import find_splits, split_for, split_within
 from xai_abn.errors import DatasetError, ImageLoadError
 from xai_abn.files import name_as_text
-from xai_abn.images.loading import EXTENSIONS, find_images
+from xai_abn.images.loading import EXTENSIONS, find_images, is_hidden
 
 
 @READERS.register("images")
@@ -21,11 +22,13 @@ def read_image_folder(place: str) -> Dataset:
         place: a folder with ``train/<class>/`` (or ``training/``) and, if there are such images, ``val/<class>/`` (or
             ``valid/``, ``validation/``) and ``test/<class>/`` (or ``testing/``), in upper or lower case, or longer
             names such as ``training_set/`` and ``test_set/``; or with ``<class>/`` alone; or with images alone, which
-            then have no class. Images may lie deeper in the folder of a class. Names that start with a dot are
-            skipped; other folders beside ``train`` are skipped with a warning.
+            then have no class. Images may lie deeper in the folder of a class. Names that start with a dot, and
+            folders of systems such as ``@eaDir``, are skipped; other folders beside ``train`` are skipped with a
+            warning.
 
     Returns:
-        The images, sorted by class and path; images beside class folders are among the problems. Classes named by
+        The images, sorted by class and path. Names of folders that look the same, with accents as one or two
+        characters, are one class; images beside class folders are among the problems. Classes named by
         WordNet ids of ImageNet-1k are known to be these classes.
 
     Raises:
@@ -49,8 +52,8 @@ def read_image_folder(place: str) -> Dataset:
 
 
 def _folders_in(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, without those that start with a dot."""
-    return [p.name for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    """Return the names of the folders in a folder, without hidden ones."""
+    return [p.name for p in sorted(folder.iterdir()) if p.is_dir() and not is_hidden(p.name)]
 
 
 def _inner(folder: Path) -> Path:
@@ -77,15 +80,17 @@ def _refuse_hidden_splits(root: Path, names: list[str]) -> None:
 
 def _read_split(folder: Path) -> tuple[list[Sample], list[str]]:
     """Return the images of class folders, and the paths of images beside these; images alone have no class."""
-    entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    entries = sorted(p for p in folder.iterdir() if not is_hidden(p.name))
     loose = [str(p) for p in entries if p.suffix.lower() in EXTENSIONS and p.is_file()]
     by_class: dict[str, list[str]] = {}
     empty = []
     for path in filter(Path.is_dir, entries):
         try:
-            by_class[path.name] = find_images(path)
+            found = find_images(path)
         except ImageLoadError:
             empty.append(path)
+        else:
+            by_class.setdefault(unicodedata.normalize("NFC", path.name), []).extend(found)
     if by_class and empty:
         raise DatasetError(f"{empty[0]}: no images of this class; add some or remove the folder")
     if not by_class and not loose:
