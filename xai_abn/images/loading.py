@@ -42,7 +42,7 @@ MAX_JPEG_PIXELS = 120_000_000
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 #: Folders that systems and network drives make; they hold thumbnails and deleted files.
 _SYSTEM_FOLDERS = frozenset(("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
-#: Numbers of TIFF's tags.
+#: Numbers of TIFF's tags: how the image is turned, and whether 0 is white (0) or black (1).
 _ORIENTATION, _ZERO_IS = 0x0112, 0x0106
 #: Modes whose colors are multiplied by transparency, and those of which they are not.
 _STRAIGHT = {"RGBa": "RGBA", "La": "LA"}
