@@ -96,7 +96,7 @@ def test_any_bytes_are_an_image_or_refused(content):
     width=st.integers(MIN_SIDE, 60),
     height=st.integers(MIN_SIDE, 60),
     size=st.integers(8, 48),
-    crop=st.sampled_from(["squash", "center"]),
+    crop=st.sampled_from(["squash", "center", "squash-center"]),
 )
 def test_preprocessing_gives_the_network_its_size(width, height, size, crop):
     """The tensor has the network's size, and the view shows a square of the image, whatever the image's shape."""

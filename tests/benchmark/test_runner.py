@@ -307,6 +307,16 @@ def test_a_image_that_fails_is_recorded_and_tried_again(gap_net, images, tmp_pat
         assert [f.source for f in store.failures()] == ["0.png"]
 
 
+@pytest.mark.parametrize("usual", ["center", "squash", "squash-center"])
+def test_the_usual_crop_is_the_one_of_the_model(gap_net, images, tmp_path, usual):
+    """Also of a model that never crops."""
+    preprocess = dataclasses.replace(gap_net.preprocess, crop=usual)
+    model = dataclasses.replace(gap_net, preprocess=preprocess)
+    run(model, images, tmp_path / "run.sqlite", crop="center")
+    with Store.read(tmp_path / "run.sqlite") as store:
+        assert store.identity["preprocess"]["crop"] == usual
+
+
 def test_a_image_with_non_finite_scores_is_set_aside(gap_net, images, tmp_path, monkeypatch):
     """NaN logits fail that image alone."""
     forward = type(gap_net.module).forward
