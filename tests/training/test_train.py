@@ -42,7 +42,7 @@ from xai_abn.training.log import read_log
 from xai_abn.training.losses import classification_losses
 from xai_abn.training.ranks import synchronize_batch_norms
 from xai_abn.training.run_folder import STATE
-from xai_abn.training.settings import TrainingSettings, published_recipe, read_settings
+from xai_abn.training.settings import TrainingSettings, published_recipe, read_settings, resumed_settings
 from xai_abn.training.state import FORMAT, Position, State, read_state, save_state
 from xai_abn.training.supervised import BEST, FINAL, RESULT, LeftOutWarning, build_network, validation_key
 
@@ -343,9 +343,21 @@ def test_more_epochs_on_the_command_line_leave_the_milestones(cifar, tmp_path):
     for command in (start, ["train", "--output", str(tmp_path / "run"), "--resume", "--epochs", "2", "--quiet"]):
         code, _, err = run_command(*command)
         assert code == 0, err
-    assert "note: 2 epochs; the learning rate falls after epochs 0.5 and 0.75, as before" in err
+    assert "note: the run goes on to 2 epochs; the learning rate still falls after epochs 0.5, 0.75" in err
     rates = [line["lr"] for line in read_log(tmp_path / "run/log.jsonl", "step")]
     assert rates[-1] == pytest.approx(0.02 * 0.1 * 0.1)
+    code, _, err = run_command("train", "--output", str(tmp_path / "run"), "--resume", "--epochs", "1", "--quiet")
+    assert code == 1
+    assert "the run has done 2 epochs; it cannot end after 1" in err
+
+
+def test_milestones_behind_a_new_end_are_left_out(cifar):
+    """So that a run which was stopped early can end early; a cosine has none."""
+    run = settings(cifar, epochs=8).to_dict()
+    assert resumed_settings({**run, "milestones": None}, {"epochs": 5}).milestones == (4.0,)
+    assert resumed_settings({**run, "milestones": None}, {}).milestones is None
+    assert resumed_settings({**run, "milestones": [6.0]}, {"epochs": 5}).milestones == ()
+    assert resumed_settings({**run, "schedule": "cosine", "milestones": None}, {"epochs": 9}).milestones is None
 
 
 def test_a_run_is_only_replaced_on_request(run, cifar, tmp_path):

@@ -51,9 +51,10 @@ def command(
     from xai_abn.training.supervised import train
 
     first = int(os.environ.get("RANK", "0")) == 0
-    if first and resume and chosen.epochs != start.get("epochs", chosen.epochs):
-        drops = " and ".join(f"{drop:g}" for drop in chosen.drops)
-        typer.echo(f"note: {chosen.epochs} epochs; the learning rate falls after epochs {drops}, as before", err=True)
+    if first and resume and chosen.schedule == "step" and chosen.epochs != start.get("epochs", chosen.epochs):
+        kept, drops = "" if "milestones" in settings else "still ", ", ".join(f"{drop:g}" for drop in chosen.drops)
+        falls = f"falls after epochs {drops}" if drops else "is constant"
+        typer.echo(f"note: the run goes on to {chosen.epochs} epochs; the learning rate {kept}{falls}", err=True)
     with progress_bar("training", hidden=quiet or not first, unit="steps") as update:
         result = train(chosen, output, resume=resume, overwrite=overwrite, progress=update)
     if first:

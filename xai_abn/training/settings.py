@@ -227,7 +227,7 @@ class TrainingSettings(RunSettings):
         assert isinstance(saved, TrainingSettings)
         if self.epochs * steps_per_epoch < steps:
             raise RunError(f"the run has done {steps / steps_per_epoch:.4g} epochs; it cannot end after {self.epochs}")
-        times = (step / steps_per_epoch for step in range(steps))
+        times = (step // steps_per_epoch + step % steps_per_epoch / steps_per_epoch for step in range(steps))
         if all(self.rate(time) == saved.rate(time) for time in times):
             return
         advice = (
@@ -401,14 +401,15 @@ def make_training_settings(*sources: Mapping[str, Any], preset: str | None = Non
 def resumed_settings(saved: Mapping[str, Any], given: Mapping[str, Any]) -> TrainingSettings:
     """Return the settings of a run that is resumed with some of them changed.
 
-    With another number of epochs, the milestones stay where they were.
+    With another number of epochs, the milestones stay where they were; those behind the new end are left out.
 
     Raises:
         UnknownNameError, InvalidInputError: as for :func:`make_training_settings`.
     """
     run = TrainingSettings(**saved)
-    moved = given.get("epochs", run.epochs) != run.epochs and run.schedule == "step"
-    return TrainingSettings(**{**saved, **({"milestones": run.drops} if moved else {}), **given})
+    epochs = given.get("epochs", run.epochs)
+    stays = {"milestones": [drop for drop in run.drops if drop < epochs]} if epochs != run.epochs else {}
+    return TrainingSettings(**{**saved, **(stays if run.schedule == "step" else {}), **given})
 
 
 def _merge(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
