@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -174,6 +175,23 @@ def test_a_killed_run_resumes_to_the_same_weights(settings, tmp_path, monkeypatc
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     records = [json.loads(line) for line in (tmp_path / "killed/log.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_signal_saves_the_state_between_two_checks(settings, tmp_path):
+    """The command that goes on is told, and makes the same weights."""
+
+    def signaled(done, total, said=""):
+        if done == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    run_distillation(tmp_path / "whole", settings)
+    run = tmp_path / "run"
+    advice = f"^the state after step 3 is saved; go on with xai-abn distill --resume --output {run}$"
+    with pytest.raises(KeyboardInterrupt, match=advice):
+        run_distillation(run, settings, progress=signaled)
+    assert read_state(run / "state.safetensors").position.step == 3
+    run_distillation(run, settings, resume=True)
+    assert same(weights(tmp_path / "whole"), weights(run))
 
 
 @pytest.mark.parametrize("step", [1, 4])

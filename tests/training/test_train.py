@@ -24,6 +24,7 @@ from support import call as run_command
 
 from xai_abn import load_model
 from xai_abn.cli.main import app
+from xai_abn.cli.settings import telling_how_to_resume
 from xai_abn.datasets import read_training_data
 from xai_abn.errors import (
     CheckpointError,
@@ -39,6 +40,7 @@ from xai_abn.networks.architectures import create_model
 from xai_abn.training import make_training_settings, train
 from xai_abn.training.evaluate import evaluation_sums
 from xai_abn.training.log import read_log
+from xai_abn.training.loop import _SignalsHeldBack
 from xai_abn.training.losses import classification_losses
 from xai_abn.training.ranks import synchronize_batch_norms
 from xai_abn.training.run_folder import STATE
@@ -187,7 +189,7 @@ def test_a_stopped_run_saves_the_step_and_says_how_to_go_on(images, tmp_path, nu
     after = read_state(folder / STATE).position
     assert (after.epoch, after.step) > (before.epoch, before.step)
     step = after.epoch * (32 // 8) + after.step
-    advice = f"go on with 'xai-abn train --resume --output {folder}'"
+    advice = f"go on with xai-abn train --resume --output {folder}"
     assert said.splitlines()[-1] == f"xai-abn: interrupted; the state after step {step} is saved; {advice}"
     assert "Traceback" not in said
     saved = make_training_settings(read_settings(folder / "config.yaml")[0])
@@ -195,6 +197,37 @@ def test_a_stopped_run_saves_the_step_and_says_how_to_go_on(images, tmp_path, nu
     train(short, folder, resume=True)
     train(short, tmp_path / "whole")
     assert same(folder / FINAL, tmp_path / "whole" / FINAL)
+
+
+def test_a_signal_in_the_last_epoch_ends_the_run_before_its_test(run, cifar, tmp_path):
+    """The state is saved, and the command that goes on is told; other interruptions tell it, too."""
+    folder = tmp_path / "a run"
+
+    def signaled(done, total, said=""):
+        if done == total:
+            signal.raise_signal(signal.SIGINT)
+
+    command = shlex.join(["xai-abn", "train", "--resume", "--output", str(folder)])
+    message = f"the state after step 18 is saved; go on with {command}"
+    with pytest.raises(KeyboardInterrupt, match=f"^{re.escape(message)}$"):
+        train(settings(cifar), folder, progress=signaled)
+    assert not (folder / FINAL).exists()
+    for place, said in ((folder, f"the last saved state stays; go on with {command}"), (tmp_path, "")):
+        with pytest.raises(KeyboardInterrupt, match=f"^{re.escape(said)}$"), telling_how_to_resume("train", place):
+            raise KeyboardInterrupt  # while the network is tested, or before anything was written
+    train(settings(cifar), folder, resume=True)
+    assert same(folder / FINAL, run[0] / FINAL)
+
+
+def test_a_second_signal_acts_at_once():
+    """The first is held back until the state is saved; afterwards the handlers are the caller's again."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with _SignalsHeldBack(wanted=True) as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 class Cut(BaseException):

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from xai_abn.cli._console import progress_bar
-from xai_abn.cli.settings import Config, Output, Overwrite, Quiet, Resume, settings_file, with_settings
+from xai_abn.cli.settings import (
+    Config,
+    Output,
+    Overwrite,
+    Quiet,
+    Resume,
+    settings_file,
+    telling_how_to_resume,
+    with_settings,
+)
 from xai_abn.training.settings import DistillationSettings
 
 if TYPE_CHECKING:
@@ -45,7 +54,7 @@ def command(
     chosen = DistillationSettings(**{**settings_file(output, config, resume), **settings})
     from xai_abn.training.distillation import run_distillation
 
-    with progress_bar("distilling", hidden=quiet, unit="steps") as update:
+    with telling_how_to_resume("distill", output), progress_bar("distilling", hidden=quiet, unit="steps") as update:
         summary = run_distillation(output, chosen, resume=resume, overwrite=overwrite, progress=update)
     _report(summary)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -131,3 +132,14 @@ def settings_file(output: Path, config: Path | None, resume: bool, *others: Any)
     if resume:
         return RunFolder(output).read_settings()[0]
     return read_settings(config)[0] if config is not None else {}
+
+
+@contextmanager
+def telling_how_to_resume(verb: str, output: Path) -> Iterator[None]:
+    """Let an interruption of the block say how the run in a folder goes on, unless it says so itself."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        folder = RunFolder(output)
+        saved = f"the last saved state stays; go on with {folder.resume_command(verb)}"
+        raise KeyboardInterrupt(str(stop) or (saved if folder.settings.is_file() else "")) from stop

@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from xai_abn.cli._console import progress_bar
-from xai_abn.cli.settings import Config, Output, Overwrite, Quiet, Resume, settings_file, with_settings
+from xai_abn.cli.settings import (
+    Config,
+    Output,
+    Overwrite,
+    Quiet,
+    Resume,
+    settings_file,
+    telling_how_to_resume,
+    with_settings,
+)
 from xai_abn.training.settings import TrainingSettings, make_training_settings, resumed_settings
 
 #: Settings by heading in the help.
@@ -55,7 +64,10 @@ def command(
         kept, drops = "" if "milestones" in settings else "still ", ", ".join(f"{drop:g}" for drop in chosen.drops)
         falls = f"falls after epochs {drops}" if drops else "is constant"
         typer.echo(f"note: the run goes on to {chosen.epochs} epochs; the learning rate {kept}{falls}", err=True)
-    with progress_bar("training", hidden=quiet or not first, unit="steps") as update:
+    with (
+        telling_how_to_resume("train", output),
+        progress_bar("training", hidden=quiet or not first, unit="steps") as update,
+    ):
         result = train(chosen, output, resume=resume, overwrite=overwrite, progress=update)
     if first:
         typer.echo("\n".join(_summary(result, output)))

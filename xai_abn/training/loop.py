@@ -198,6 +198,7 @@ class TrainingLoop:
                 self._train_epoch(signals)
                 at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
                 self._save()
+                self._end_if_asked(signals)
         if self.log is not None:
             self.log.close()
 
@@ -224,11 +225,13 @@ class TrainingLoop:
                     break
                 if check or signals.received or time.monotonic() - self._saved >= 60 * objective.save_minutes:
                     self._save()
-                if signals.received and self.folder is not None:
-                    signals.act(
-                        f"the state after step {self.step} is saved; go on with 'xai-abn {objective.settings.verb} "
-                        f"--resume --output {self.folder.path}'"
-                    )
+                self._end_if_asked(signals)
+
+    def _end_if_asked(self, signals: _SignalsHeldBack) -> None:
+        """Do what a signal asks for, if there was one; the state is saved."""
+        if signals.received and self.folder is not None:
+            command = self.folder.resume_command(self.objective.settings.verb)
+            signals.act(f"the state after step {self.step} is saved; go on with {command}")
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the weights once; return the losses and what else is logged."""

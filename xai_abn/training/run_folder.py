@@ -108,8 +108,11 @@ class RunFolder:
         saved, notes = self.read_settings()
         epochs = getattr(settings, "epochs", None)
         more = ["--epochs", str(epochs)] if epochs != saved.get("epochs", epochs) else []
-        words = ["xai-abn", settings.verb, "--resume", *more, "--output", str(self.path)]
-        self._write(settings, [*notes.get("commands", []), shlex.join(words)])
+        self._write(settings, [*notes.get("commands", []), self.resume_command(settings.verb, *more)])
+
+    def resume_command(self, verb: str, *options: str) -> str:
+        """Return the command that resumes the run of ``train`` or ``distill``."""
+        return shlex.join(["xai-abn", verb, "--resume", *options, "--output", str(self.path)])
 
     def _write(self, settings: RunSettings, commands: list[str]) -> None:
         notes = {"commands": commands, "xai_abn_version": __version__}
