@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -269,6 +270,7 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys):
         raise SystemExit(main.INTERRUPTED)
 
     monkeypatch.setattr(main, "app", interrupted)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit, match="130"):
         main.main()
     assert capsys.readouterr().err == "xai-abn: interrupted; the files written so far are complete\n"

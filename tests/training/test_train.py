@@ -227,6 +227,10 @@ def test_a_second_signal_acts_at_once():
         assert signals.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    signals = _SignalsHeldBack(wanted=True).__enter__()
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signals.__exit__(RuntimeError)  # torch's, of a process that reads images
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 

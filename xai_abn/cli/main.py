@@ -49,7 +49,8 @@ def version_option(
 def main() -> None:
     """Run the command; a user's error is one line on stderr and exit code 1, or 2 if the command itself is wrong."""
     warnings.showwarning = _show_warning
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show does not end the command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -61,8 +62,6 @@ def main() -> None:
     except (SystemExit, KeyboardInterrupt) as stop:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
             raise
-        for number in (signal.SIGINT, signal.SIGTERM):  # another one would end the clean-up with a traceback
-            signal.signal(number, signal.SIG_IGN)
         advice = _advice(stop) or "the files written so far are complete"
         typer.echo(f"xai-abn: interrupted; {advice}", err=True)
         sys.exit(TERMINATED if signal.SIGTERM in _received else INTERRUPTED)
@@ -76,7 +75,9 @@ def _advice(stop: BaseException | None) -> str:
 
 
 def _stop(number: int, _frame: object) -> None:
-    """End as Ctrl-C does: every file is finished or left as it was."""
+    """End with every file finished or left as it was."""
+    for other in (signal.SIGINT, signal.SIGTERM):  # another one would end the clean-up with a traceback
+        signal.signal(other, signal.SIG_IGN)
     _received.append(number)
     raise KeyboardInterrupt
 

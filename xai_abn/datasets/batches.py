@@ -221,7 +221,7 @@ class LazySplit:
             collate_fn=self._stack,
             pin_memory=pinned,
             generator=torch.Generator(),  # else it would draw from torch's global state
-            worker_init_fn=ignore_interrupts,
+            worker_init_fn=ignore_signals,
         )
         for pixels, kept, problems in loader:
             if problems and self.options.on_unreadable == "stop":
@@ -365,6 +365,7 @@ def read_into_memory(split: LazySplit, padding: int) -> InMemorySplit:
     return InMemorySplit(images, targets, split.preprocess.mean, split.preprocess.std, padding)
 
 
-def ignore_interrupts(_worker: int) -> None:
-    """Let Ctrl-C, which a terminal sends to every process, end the run and not first the process that reads images."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def ignore_signals(_worker: int) -> None:
+    """Let a signal that is sent to every process end the run, and not first the process that reads images."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from xai_abn.datasets.batches import Batch, RandomCrops, ignore_interrupts, stack_readable
+from xai_abn.datasets.batches import Batch, RandomCrops, ignore_signals, stack_readable
 from xai_abn.datasets.splits import find_samples, hold_out
 from xai_abn.errors import CheckpointError, ImageLoadError, InvalidInputError, UnsupportedModelError
 from xai_abn.models.adapter import ModelAdapter
@@ -368,7 +368,7 @@ class DistillationObjective(Objective):
             num_workers=settings.workers,
             collate_fn=stack_readable,
             generator=torch.Generator().manual_seed(settings.seed),
-            worker_init_fn=ignore_interrupts,
+            worker_init_fn=ignore_signals,
         )
         for images, unreadable in loader:
             self.unreadable |= dict.fromkeys(unreadable)

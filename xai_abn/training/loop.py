@@ -8,6 +8,7 @@ made, and two ranks do what one does.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -324,7 +325,9 @@ class TrainingLoop:
 
 
 class _SignalsHeldBack:
-    """Holds back the first SIGINT or SIGTERM in a block, so that the state can be saved; a second one acts at once.
+    """Holds back the first SIGINT or SIGTERM in a block, so that the state can be saved.
+
+    A second one acts at once, as does torch's error that a process which reads images was ended by the signal, too.
 
     Args:
         wanted: hold back at all; in a thread other than the main one, signals are left alone.
@@ -337,18 +340,26 @@ class _SignalsHeldBack:
         self.received = 0
         self._wanted = wanted and threading.current_thread() is threading.main_thread()
         self._handlers: dict[int, Any] = {}
+        self._process = os.getpid()
 
     def __enter__(self) -> _SignalsHeldBack:
         if self._wanted:
             self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._give_back()
+        if self.received and kind is RuntimeError:
+            self.act("")
+
+    def _give_back(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
     def _note(self, number: int, _frame: object) -> None:
+        if os.getpid() != self._process:  # it was started to read images, and ends with the run
+            return
         if self.received:
             self.act("")
         self.received = number
@@ -356,7 +367,7 @@ class _SignalsHeldBack:
     def act(self, advice: str) -> None:
         """Do what the signal does outside the block; a ``KeyboardInterrupt`` gets the advice."""
         number, self.received = self.received, 0
-        self.__exit__()
+        self._give_back()
         try:
             signal.raise_signal(number)
         except KeyboardInterrupt as stop:
