@@ -660,7 +660,7 @@ def test_the_learning_rate_follows_its_schedule():
         ({"mechanism": "none", "maps": "per-attribute"}, InvalidInputError, "maps is for an attention branch"),
         ({"epoch": 3}, UnknownNameError, "epochs"),
         ({"mechanism": "residul"}, UnknownNameError, "residual"),
-        ({"arch": "resnet21"}, InvalidInputError, "the depth of a ResNet for CIFAR is 6n + 2, got 21"),
+        ({"arch": "resnet21"}, InvalidInputError, r"the depth of a ResNet for CIFAR is 6n \+ 2, got 21"),
         ({"arch": "resent20"}, UnknownNameError, "resnet20"),
         ({"data": "cifar11:x"}, UnknownNameError, "cifar10"),
         ({"batch_size": 100000}, InvalidInputError, "no larger than the data"),
