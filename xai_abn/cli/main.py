@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
+import time
 import warnings
 from typing import Any
 
@@ -15,7 +16,10 @@ from xai_abn.errors import XaiAbnError
 
 #: Exit codes after Ctrl-C and after the signal by which schedulers end a process, as in a shell.
 INTERRUPTED, TERMINATED = 130, 143
-_received: list[int] = []
+#: Signals within so many seconds are one: more of them would end the clean-up with a traceback.
+TOGETHER = 1.0
+#: Number and time of the signals received.
+_received: list[tuple[int, float]] = []
 
 app = typer.Typer(
     name="xai-abn",
@@ -62,9 +66,11 @@ def main() -> None:
     except (SystemExit, KeyboardInterrupt) as stop:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
             raise
+        for number in (signal.SIGINT, signal.SIGTERM):  # another one would end the exit with a traceback
+            signal.signal(number, signal.SIG_IGN)
         advice = _advice(stop) or "the files written so far are complete"
         typer.echo(f"xai-abn: interrupted; {advice}", err=True)
-        sys.exit(TERMINATED if signal.SIGTERM in _received else INTERRUPTED)
+        sys.exit(TERMINATED if _received and _received[-1][0] == signal.SIGTERM else INTERRUPTED)
 
 
 def _advice(stop: BaseException | None) -> str:
@@ -75,11 +81,11 @@ def _advice(stop: BaseException | None) -> str:
 
 
 def _stop(number: int, _frame: object) -> None:
-    """End with every file finished or left as it was."""
-    for other in (signal.SIGINT, signal.SIGTERM):  # another one would end the clean-up with a traceback
-        signal.signal(other, signal.SIG_IGN)
-    _received.append(number)
-    raise KeyboardInterrupt
+    """End with every file finished or left as it was; signals that come together are one."""
+    now = time.monotonic()
+    if not _received or now - _received[-1][1] > TOGETHER:
+        _received.append((number, now))
+        raise KeyboardInterrupt
 
 
 _show_as_python_does = warnings.showwarning

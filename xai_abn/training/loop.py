@@ -39,6 +39,10 @@ _CHANGES = {
 }
 
 
+#: Signals within so many seconds are one, as of a scheduler that sends several.
+TOGETHER = 1.0
+
+
 class Objective(ABC):
     """What a run trains: parameters, batches, loss, and what is checked and saved.
 
@@ -327,7 +331,7 @@ class TrainingLoop:
 class _SignalsHeldBack:
     """Holds back the first SIGINT or SIGTERM in a block, so that the state can be saved.
 
-    A second one acts at once, as does torch's error that a process which reads images was ended by the signal, too.
+    A later one acts at once, as does torch's error that a process which reads images was ended by the signal, too.
 
     Args:
         wanted: hold back at all; in a thread other than the main one, signals are left alone.
@@ -340,7 +344,7 @@ class _SignalsHeldBack:
         self.received = 0
         self._wanted = wanted and threading.current_thread() is threading.main_thread()
         self._handlers: dict[int, Any] = {}
-        self._process = os.getpid()
+        self._process, self._since = os.getpid(), -math.inf
 
     def __enter__(self) -> _SignalsHeldBack:
         if self._wanted:
@@ -360,15 +364,16 @@ class _SignalsHeldBack:
     def _note(self, number: int, _frame: object) -> None:
         if os.getpid() != self._process:  # it was started to read images, and ends with the run
             return
-        if self.received:
+        now = time.monotonic()
+        if not self.received:
+            self.received, self._since = number, now
+        elif now - self._since > TOGETHER:
             self.act("")
-        self.received = number
 
     def act(self, advice: str) -> None:
         """Do what the signal does outside the block; a ``KeyboardInterrupt`` gets the advice."""
-        number, self.received = self.received, 0
         self._give_back()
         try:
-            signal.raise_signal(number)
+            signal.raise_signal(self.received)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(advice) from stop
