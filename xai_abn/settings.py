@@ -11,6 +11,9 @@ from xai_abn.errors import InvalidInputError, UnknownNameError, XaiAbnError, sho
 
 S = TypeVar("S", bound="Settings")
 
+#: Largest height and width of a network's input, which bounds the memory that a file or an argument can ask for.
+MAX_SIZE = 4096
+
 #: What was expected, by pydantic's type of error.
 _EXPECTED = {
     "greater_than_equal": "at least {ge}",

@@ -8,8 +8,10 @@ import math
 import pytest
 import torch
 
-from xai_abn.datasets import READERS, AnnotatedObject, Sample, read_dataset
-from xai_abn.errors import DatasetError, ImageLoadError, UnknownNameError
+from xai_abn.datasets import READERS, AnnotatedObject, ReadOptions, Sample, read_dataset
+from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError, UnknownNameError
+from xai_abn.models.settings import ModelSettings
+from xai_abn.training.settings import DistillationSettings, TrainingSettings
 
 WHOLE = (0.0, 0.0, 20.0, 10.0)
 
@@ -206,3 +208,22 @@ def test_an_outline_of_another_size_than_the_box_is_refused(factor):
 def test_outlines_that_fit_their_box_are_accepted(box, outline):
     """As far as they lie in the image."""
     Sample("a.jpg", (thing(box=box, outline=(outline,)),)).check((80, 100))
+
+
+@pytest.mark.parametrize("kind", sorted(READERS))
+def test_a_place_that_cannot_be_a_path_is_refused(kind, monkeypatch):
+    """A name longer than the file system takes, for every reader."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DatasetError) as caught:
+        read_dataset(f"{kind}:{'a' * 5000}")
+    assert len(str(caught.value)) < 600
+    with pytest.raises(DatasetError, match="data must be KIND:PLACE"):
+        read_dataset("a" * 5000)
+
+
+@pytest.mark.parametrize("settings", [TrainingSettings, DistillationSettings, ModelSettings, ReadOptions])
+def test_a_size_that_no_memory_holds_is_refused(settings):
+    """Before an image or a network is made of it."""
+    given = {"data": "images:DIR"} if settings is TrainingSettings else {}
+    with pytest.raises(InvalidInputError, match="size must be at most 4096, got 1000000"):
+        settings(size=1_000_000, **given)

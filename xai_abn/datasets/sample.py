@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError
+from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError, XaiAbnError, shown
 from xai_abn.images.loading import LoadedImage, from_array, load_image
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.metrics.objects import Objects, box_mask
@@ -419,12 +420,19 @@ def read_dataset(spec: str, images: str | Path | None = None) -> Dataset:
     """
     kind, colon, place = spec.partition(":")
     if not colon or not place:
-        hint = f"; did you mean images:{spec}?" if Path(spec).is_dir() else ""
-        raise DatasetError(f"data must be KIND:PLACE with KIND one of {', '.join(READERS)}, got {spec!r}{hint}")
+        hint = f"; did you mean images:{spec}?" if os.path.isdir(spec) else ""
+        names = ", ".join(READERS)
+        raise DatasetError(f"data must be KIND:PLACE with KIND one of {names}, got {shown(repr(spec))}{hint}")
     reader: Callable[..., Dataset] = READERS[kind]
     if images is not None and "images" not in inspect.signature(reader).parameters:
         raise InvalidInputError(f"the folder of images is given by PLACE in {kind}:PLACE; leave --images out")
-    data = reader(place) if images is None else reader(place, images=Path(images))
+    try:
+        data = reader(place) if images is None else reader(place, images=Path(images))
+    except XaiAbnError:
+        raise
+    except OSError as error:  # a folder that may not be read, or a name longer than the file system takes
+        where = shown(str(error.filename or place))
+        raise DatasetError(f"{where}: cannot be read ({error.strerror or error}); give another place") from error
     if not any(len(samples) for samples in data.splits.values()):
         first = ": ".join(data.problems[0]) if data.problems else ""
         reasons = f"; {len(data.problems)} are listed but unusable, the first {first}" if first else ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from xai_abn.settings import Settings
+from xai_abn.settings import MAX_SIZE, Settings
 
 if TYPE_CHECKING:
     from xai_abn.models.adapter import ModelAdapter
@@ -32,7 +32,10 @@ class ModelSettings(Settings):
         None, description="Text file with the name of one class in each line, in the model's order."
     )
     size: int | None = Field(
-        None, ge=1, description="Height and width of the model's input in pixels. Without it the model's own."
+        None,
+        ge=1,
+        le=MAX_SIZE,
+        description="Height and width of the model's input in pixels. Without it the model's own.",
     )
     mean: tuple[float, ...] | None = Field(
         None,

@@ -25,6 +25,7 @@ from xai_abn.files import replacing
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.networks.abn import ABNDescription
 from xai_abn.networks.checkpoint_v1 import upgrade
+from xai_abn.settings import MAX_SIZE
 
 #: Written to and expected in the header.
 FORMAT = "xai-abn-checkpoint"
@@ -58,8 +59,6 @@ class CheckpointConfig:
 
 #: Descriptions in files are checked by it: types, bounds, unknown fields.
 _DESCRIPTION = TypeAdapter(CheckpointConfig)
-#: Largest height and width of an input that a file may ask for.
-_MAX_SIZE = 4096
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, config: CheckpointConfig, half: bool = False) -> None:
@@ -147,8 +146,8 @@ def _checked(text: str) -> CheckpointConfig:
         problem = error.errors(include_url=False)[0]
         field = ".".join(map(str, problem["loc"])) or "the whole"
         raise InvalidInputError(f"{field[:100]}: {problem['msg'][:200]}, got {repr(problem['input'])[:60]}") from None
-    if max(config.preprocess.height_and_width) > _MAX_SIZE:
-        raise InvalidInputError(f"preprocess: size must be at most {_MAX_SIZE}, got {config.preprocess.size}")
+    if max(config.preprocess.height_and_width) > MAX_SIZE:
+        raise InvalidInputError(f"preprocess: size must be at most {MAX_SIZE}, got {config.preprocess.size}")
     labels = config.labels
     if labels is not None and config.classes != (1000 if isinstance(labels, str) else len(labels)):
         raise InvalidInputError(f"labels must be one per class, {config.classes}")

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from xai_abn.errors import InvalidInputError, RunError, UnknownNameError
 from xai_abn.models.settings import ModelSettings
-from xai_abn.settings import Settings
+from xai_abn.settings import MAX_SIZE, Settings
 
 #: ``mechanism`` of a classifier without an attention branch.
 PLAIN = "none"
@@ -130,6 +130,7 @@ class TrainingSettings(RunSettings):
     size: int | None = Field(
         None,
         ge=1,
+        le=MAX_SIZE,
         description="Height and width of the images in pixels. Without it the data or the architecture decides.",
     )
     weights: str | None = Field(
@@ -296,6 +297,7 @@ class DistillationSettings(ModelSettings, RunSettings):
     mosaics: int = Field(
         8,
         ge=0,
+        le=10_000,
         description="Extra inputs in each step, each a 2x2 mosaic of four of its images. Their target is the mean of "
         "the teacher's four predictions, so the map must find all four.",
     )
