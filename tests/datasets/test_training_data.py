@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import touch
 
 from xai_abn.datasets import AnnotatedObject, Dataset, Sample, TrainingData, read_training_data
 from xai_abn.datasets import training_data as training_data_module
-from xai_abn.datasets.batches import InMemorySplit
+from xai_abn.datasets.batches import ConvertedWarning, InMemorySplit, ReadOptions
+from xai_abn.datasets.splits import hold_out
 from xai_abn.datasets.training_data import INTERPOLATION, training_data
 from xai_abn.errors import DatasetError, InvalidInputError
 from xai_abn.images.preprocess import Preprocess
@@ -76,6 +81,27 @@ def test_samples_need_a_class_of_the_data_set():
         training_data(Dataset("coco", {"train": [boxes]}, ("cat",)))
     with pytest.raises(DatasetError, match="coco: no training images"):
         training_data(Dataset("coco", {"test": [boxes]}, ("cat",)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_conversions_of_pixels_are_told_once(tmp_path, workers):
+    """Of 16-bit images the first is named, in training, validation and any later epoch together."""
+    for part in ("train", "val"):
+        for label in ("cat", "dog"):
+            (tmp_path / part / label).mkdir(parents=True)
+            for i in range(3):
+                Image.fromarray(np.full((16, 16), 9000 * i, np.uint16)).save(tmp_path / part / label / f"{i}.png")
+    data = read_training_data(f"images:{tmp_path}", ReadOptions(size=16, workers=workers))
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        for split in (data.train.subset(torch.tensor([4, 1])), data.validation, data.train):
+            assert sum(len(batch.images) for batch in split.load([torch.arange(2)], torch.device("cpu"), 0)) == 2
+    assert [str(warning.message) for warning in given if warning.category is ConvertedWarning] == [
+        f"{tmp_path}/train/dog/1.png: gray values scaled from [0, 65535] to 8 bits; other images of its kind are not "
+        "named"
+    ]
+    with pytest.warns(ConvertedWarning, match="gray values scaled"):
+        hold_out(data.train.samples, data.preprocess, 1)
 
 
 def test_fingerprints_are_those_of_states_of_format_1(tmp_path, monkeypatch):

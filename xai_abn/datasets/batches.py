@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -23,11 +24,15 @@ from xai_abn.datasets.sample import Sample, SampleSubset
 from xai_abn.errors import DatasetError, ImageLoadError, XaiAbnWarning
 from xai_abn.files import digest
 from xai_abn.images.preprocess import Preprocess, normalizer
-from xai_abn.settings import Settings
+from xai_abn.settings import MAX_SIZE, Settings
 
 
 class UnreadableWarning(XaiAbnWarning):
     """Given when unreadable images are left out while a data set is read into memory."""
+
+
+class ConvertedWarning(XaiAbnWarning):
+    """Given when the pixels of images are changed on reading, such as those of 16 bits."""
 
 
 class Batch(NamedTuple):
@@ -85,7 +90,10 @@ class ReadOptions(Settings):
     """How images are read for training."""
 
     size: int = Field(
-        224, ge=1, description="Height and width for the network; data of a fixed size, such as CIFAR, keeps its own."
+        224,
+        ge=1,
+        le=MAX_SIZE,
+        description="Height and width for the network; data of a fixed size, such as CIFAR, keeps its own.",
     )
     workers: int = Field(2, ge=0, description="Processes that read images; 0 reads them in the main process.")
     on_unreadable: Literal["skip", "stop"] = Field(
@@ -165,6 +173,7 @@ class LazySplit:
         preprocess: how an evaluation sees an image.
         options: see :class:`ReadOptions`.
         area: least and largest share of an image's area in a random crop.
+        told: what :func:`warn_of_conversions` has told; one set for all splits of a data set.
     """
 
     def __init__(
@@ -174,9 +183,11 @@ class LazySplit:
         preprocess: Preprocess,
         options: ReadOptions,
         area: tuple[float, float] = (0.08, 1.0),
+        told: set[str] | None = None,
     ) -> None:
         self.samples, self.targets = SampleSubset(samples, range(len(samples))), targets
         self.preprocess, self.options, self.area = preprocess, options, area
+        self._told = set() if told is None else told
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -195,7 +206,7 @@ class LazySplit:
     def subset(self, indices: Tensor) -> LazySplit:
         """Return the images at ``indices``."""
         chosen = SampleSubset(self.samples, indices.tolist())
-        return LazySplit(chosen, self.targets[indices], self.preprocess, self.options, self.area)
+        return LazySplit(chosen, self.targets[indices], self.preprocess, self.options, self.area, self._told)
 
     def load(self, batches: Sequence[Tensor], device: torch.device, seed: int | None) -> Iterator[Batch]:
         """Yield a batch for each tensor of indices; see :class:`DataSplit`.
@@ -223,34 +234,53 @@ class LazySplit:
             generator=torch.Generator(),  # else it would draw from torch's global state
             worker_init_fn=ignore_signals,
         )
-        for pixels, kept, problems in loader:
+        for pixels, kept, problems, notes in loader:
+            warn_of_conversions(notes, self._told)
             if problems and self.options.on_unreadable == "stop":
                 raise DatasetError(f"{problems[0]}; repair or remove the image, or skip unreadable images")
             yield pixels, self.targets[kept], problems
 
-    def _stack(self, read: list[tuple[int, np.ndarray | str]]) -> tuple[Tensor, Tensor, list[str]]:
-        readable = [(index, pixels) for index, pixels in read if not isinstance(pixels, str)]
+    def _stack(
+        self, read: list[tuple[int, np.ndarray | str, tuple[str, ...]]]
+    ) -> tuple[Tensor, Tensor, list[str], dict[str, str]]:
+        readable = [(index, pixels) for index, pixels, _ in read if not isinstance(pixels, str)]
+        notes = {note: self.samples[index].source for index, _, given in reversed(read) for note in given}
         kept = torch.tensor([index for index, _ in readable], dtype=torch.long)
         empty = np.zeros((0, self.preprocess.side, self.preprocess.side, 3), np.uint8)
         pixels = np.stack([pixels for _, pixels in readable]) if readable else empty
-        return torch.from_numpy(pixels), kept, [problem for _, problem in read if isinstance(problem, str)]
+        return torch.from_numpy(pixels), kept, [problem for _, problem, _ in read if isinstance(problem, str)], notes
 
 
-class _PixelReader(TorchDataset[tuple[int, "np.ndarray | str"]]):
-    """Gives each index with the pixels (H, W, 3) of its image, or with the reason why it cannot be read."""
+def warn_of_conversions(notes: Mapping[str, str], told: set[str]) -> None:
+    """Warn of what was done to images when they were read, once for each kind.
+
+    Args:
+        notes: an image by each note, such as "gray values scaled from [0, 65535] to 8 bits".
+        told: kinds of notes, which are notes without their numbers, that were given before; new ones are added.
+    """
+    for note, source in notes.items():
+        kind = re.sub(r"\d+", "", note)
+        if kind not in told:
+            told.add(kind)
+            warnings.warn(ConvertedWarning(f"{source}: {note}; other images of its kind are not named"), stacklevel=3)
+
+
+class _PixelReader(TorchDataset[tuple[int, "np.ndarray | str", tuple[str, ...]]]):
+    """Gives each index, the pixels (H, W, 3) of its image or the reason why it cannot be read, and notes on it."""
 
     def __init__(self, split: LazySplit, seed: int | None) -> None:
         self.split, self.seed = split, seed
 
-    def __getitem__(self, index: int) -> tuple[int, np.ndarray | str]:
+    def __getitem__(self, index: int) -> tuple[int, np.ndarray | str, tuple[str, ...]]:
         split = self.split
         try:
-            image = split.samples[index].load().image
+            loaded = split.samples[index].load()
         except ImageLoadError as error:
-            return index, error.line
+            return index, error.line, ()
         if self.seed is None:
-            return index, split.preprocess.pixels(image)
-        return index, random_crop(image, split.preprocess, np.random.default_rng((self.seed, index)), split.area)
+            return index, split.preprocess.pixels(loaded.image), loaded.notes
+        random = np.random.default_rng((self.seed, index))
+        return index, random_crop(loaded.image, split.preprocess, random, split.area), loaded.notes
 
 
 class RandomCrops(TorchDataset["Tensor | ImageLoadError"]):

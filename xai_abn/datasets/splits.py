@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from xai_abn.datasets.batches import warn_of_conversions
 from xai_abn.datasets.sample import READERS, Sample, SampleSubset, read_dataset
 from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError, XaiAbnWarning
 from xai_abn.images.loading import EXAMPLE_PREFIX, find_images
@@ -138,7 +139,7 @@ def find_samples(sources: Iterable[str | Path], exclude: Sequence[str] = ()) -> 
         raise ImageLoadError("no images to train on: give folders, files or globs")
     found: list[Sample] = []
     for source in map(str, sources):
-        if ":" in source and source.partition(":")[0] in READERS and not Path(source).exists():
+        if ":" in source and source.partition(":")[0] in READERS and not os.path.exists(source):
             found += read_dataset(source).splits.get("train", ())
             continue
         paths = find_images(source)
@@ -187,9 +188,12 @@ def hold_out(samples: Sequence[Sample], preprocess: Preprocess, number: int) -> 
     number = min(number, max(1, int(LARGEST_SHARE * len(distinct))))
     held: dict[str, Tensor] = {}
     unreadable: list[str] = []
+    told: set[str] = set()
     for source in sorted(sorted(distinct), key=_draw_key):
         try:
-            held[source] = preprocess(distinct[source].load()).tensor
+            prepared = preprocess(distinct[source].load())
+            held[source] = prepared.tensor
+            warn_of_conversions(dict.fromkeys(prepared.notes, source), told)
         except ImageLoadError as error:
             unreadable.append(str(error))
         if len(held) == number:

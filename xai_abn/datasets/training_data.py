@@ -130,12 +130,13 @@ def training_data(data: Dataset, options: ReadOptions = ReadOptions(), name: str
     fits = 3 * preprocess.side**2 * sum(map(len, splits.values())) <= MEMORY
     padding = max(1, int((data.max_shift or 0) * preprocess.side))
     parts: dict[str, DataSplit] = {}
+    told: set[str] = set()
     for part, samples in splits.items():
         if isinstance(samples, ArraySamples):
             images = torch.from_numpy(samples.pixels).permute(0, 3, 1, 2).contiguous()
             parts[part] = InMemorySplit(images, targets[part], preprocess.mean, preprocess.std, padding)
             continue
-        lazy = LazySplit(samples, targets[part], preprocess, options, area)
+        lazy = LazySplit(samples, targets[part], preprocess, options, area, told)
         parts[part] = read_into_memory(lazy, padding) if data.max_shift is not None and fits else lazy
     validation, test = parts.get("validation"), parts.get("test")
     return TrainingData(name, data.class_names, preprocess, parts["train"], validation, test, multi_label)

@@ -21,6 +21,8 @@ from xai_abn.training import TrainingSettings, train
 from xai_abn.training.supervised import read_data
 
 CPU = torch.device("cpu")
+#: The images have all modes; what is told of them has its own test.
+pytestmark = pytest.mark.filterwarnings("ignore::xai_abn.datasets.batches.ConvertedWarning")
 MODES = {"a.png": "RGB", "b.jpg": "L", "c.png": "RGBA", "d.jpg": "CMYK", "e.jpg": "RGB"}
 
 
