@@ -13,6 +13,7 @@ import xai_abn
 from xai_abn.benchmark import BenchmarkSettings, benchmark
 from xai_abn.benchmark.report.build import make_report
 from xai_abn.benchmark.trials import class_indices
+from xai_abn.cli.benchmark import _report
 from xai_abn.datasets import Dataset, Sample, read_dataset
 from xai_abn.errors import DatasetError, InvalidInputError
 from xai_abn.images.loading import SkippedFilesWarning, find_images, load_image
@@ -141,6 +142,20 @@ def test_a_class_that_several_labels_have_is_left_out(tmp_path):
     cranes = xai_abn.wrap(net, labels=["crane", "dog", "crane"])
     data = Dataset("coco", {"train": [Sample("a.jpg")]}, ("crane", "dog"))
     assert class_indices(cranes, data, 3) == {"dog": (1,)}
+
+
+def test_the_classes_that_share_a_label_are_told(tmp_path, capsys):
+    """With their numbers, beside the classes that are not known at all."""
+    save(tmp_path / "images" / "a.jpg")
+    data = read_dataset(coco(tmp_path, (0, 0, 80, 60), names=("Crane", "dog", "emu")))
+    cranes = model(("crane", "dog", "crane"))
+    summary = benchmark(cranes, data, ["uniform"], ["energy-pointing-game"], tmp_path / "run.sqlite")
+    assert summary.unknown_classes == ("Crane", "emu")
+    assert summary.shared_labels == {"Crane": (0, 2)}
+    _report(summary)
+    said = capsys.readouterr().err
+    assert "the model does not know the classes emu; their objects" in said
+    assert "the model's classes 0, 2 are all called 'Crane'; its objects are left out; give" in said
 
 
 def test_a_link_that_leads_nowhere_is_told(tmp_path):

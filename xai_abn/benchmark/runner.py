@@ -21,7 +21,7 @@ from xai_abn import __version__
 from xai_abn.benchmark.scoring import Scorer
 from xai_abn.benchmark.settings import BenchmarkSettings
 from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store
-from xai_abn.benchmark.trials import PreparedSample, class_indices, short_names
+from xai_abn.benchmark.trials import PreparedSample, class_indices, classes_called, short_names
 from xai_abn.datasets import Dataset, Sample
 from xai_abn.errors import DatasetError, InvalidInputError, RunError, XaiAbnError, XaiAbnWarning
 from xai_abn.explainers import Explainer, make_explainers
@@ -48,8 +48,8 @@ class Summary:
         failed: (image, reason).
         superseded: number of images whose content or annotations changed since an earlier session.
         copies: number of images with the content and annotations of another one, which are measured once.
-        unknown_classes: classes of the data set that no label of the model has, or several have; their objects are left
-            out.
+        unknown_classes: classes of the data set that no class of the model stands for; their objects are left out.
+        shared_labels: those among them that are the label of several classes of the model, with these.
         seconds: wall time.
     """
 
@@ -61,6 +61,7 @@ class Summary:
     superseded: int = 0
     copies: int = 0
     unknown_classes: tuple[str, ...] = ()
+    shared_labels: dict[str, tuple[int, ...]] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -110,12 +111,14 @@ def benchmark(
     run = _Run(model, data, methods, metrics, settings)
     with Store.create(output, run.identity, partial(fingerprints_v1, model.module)) as store:
         store.describe(run.metric_records, run.method_records)
-        summary = Summary(Path(output), images=len(run.images), unknown_classes=run.unknown_classes)
+        summary = Summary(
+            Path(output), len(run.images), unknown_classes=run.unknown_classes, shared_labels=run.shared_labels
+        )
         session = {"command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_environment()}
         session |= {"shard": "/".join(map(str, settings.shard)), "images": len(run.images)}
         session |= {"unknown_classes": list(run.unknown_classes)} if run.unknown_classes else {}
-        _warn_of_others(store)
         number = store.add_session({**session, **_process()})
+        _warn_of_others(store, number)
         progress = progress or (lambda done, total: None)
 
         def still_working(done: int, total: int) -> None:
@@ -155,6 +158,7 @@ class _Run:
         wanted = any(m.subject is Subject.CLASSES for m in chosen)
         self.indices = class_indices(model, data, classes) if wanted else {}
         self.unknown_classes = tuple(n for n in data.class_names if n not in self.indices) if wanted else ()
+        self.shared_labels = {n: c for n, c in classes_called(model, self.unknown_classes).items() if len(c) > 1}
         names = short_names(data.samples)
         index, number = settings.shard
         samples = [replace(sample, upright=False) if settings.exif == "ignore" else sample for sample in data.samples]
@@ -284,10 +288,13 @@ def _process() -> dict[str, Any]:
     return {"machine": digest(platform.node().encode()), "process": os.getpid(), "active": time.time()}
 
 
-def _warn_of_others(store: Store) -> None:
-    """Warn if another session of the run is at work."""
-    for session in store.sessions:
-        if "seconds" in session or "active" not in session or session["process"] == os.getpid():
+def _warn_of_others(store: Store, own: int) -> None:
+    """Warn if another session of the run than the ``own`` is at work; of two that start together, one sees the other.
+
+    An earlier session of this process has failed.
+    """
+    for number, session in enumerate(store.sessions):
+        if number == own or "active" not in session or session["process"] == os.getpid():
             continue
         here = session["machine"] == _process()["machine"] and os.name == "posix"
         if _is_running(session["process"]) if here else time.time() - session["active"] < _QUIET:

@@ -87,9 +87,6 @@ def class_indices(model: ModelAdapter, data: Dataset, classes: int) -> dict[str,
     Raises:
         DatasetError: no class corresponds.
     """
-    labels: dict[str, list[int]] = {}
-    for index, label in enumerate(model.labels or ()):
-        labels.setdefault(label.casefold(), []).append(index)
     found: dict[str, tuple[int, ...]] = {}
     if classes == 1000 and data.wnids:
         from timm.data.imagenet_info import ImageNetInfo
@@ -97,14 +94,23 @@ def class_indices(model: ModelAdapter, data: Dataset, classes: int) -> dict[str,
         numbers = {wnid: i for i, wnid in enumerate(ImageNetInfo().label_names())}
         found = {name: tuple(numbers[w] for w in wnids) for name, wnids in data.wnids.items()}
     else:
-        named = {name: tuple(labels.get(name.casefold(), ())) for name in data.class_names}
+        named = classes_called(model, data.class_names)
         found = {name: indices for name, indices in named.items() if len(indices) == 1}
     if not found:
         raise DatasetError(
             f"{model.name} knows none of the classes of {data.kind} ({', '.join(data.class_names[:3])} ...): give it "
-            "labels of the same names, or choose metrics that score only the top-1 class"
+            "labels of the same names, of which each is that of one class, or choose metrics that score only the "
+            "top-1 class"
         )
     return found
+
+
+def classes_called(model: ModelAdapter, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return the model's classes that have each name as their label, in upper or lower case."""
+    labels: dict[str, list[int]] = {}
+    for index, label in enumerate(model.labels or ()):
+        labels.setdefault(label.casefold(), []).append(index)
+    return {name: tuple(labels.get(name.casefold(), ())) for name in names}
 
 
 def trials_of(image: PreparedSample, row: int, logits: Tensor, indices: dict[str, tuple[int, ...]]) -> list[Trial]:

@@ -190,11 +190,14 @@ def _report(summary: Summary) -> None:
     )
     if summary.copies:
         typer.echo(f"note: {summary.copies} images are copies of others and were measured once", err=True)
-    if summary.unknown_classes:
-        names = ", ".join(summary.unknown_classes[:5])
-        more = f" and {len(summary.unknown_classes) - 5} others" if len(summary.unknown_classes) > 5 else ""
+    unknown = [name for name in summary.unknown_classes if name not in summary.shared_labels]
+    if unknown:
+        names, more = ", ".join(unknown[:5]), f" and {len(unknown) - 5} others" if len(unknown) > 5 else ""
+        typer.echo(f"note: the model does not know the classes {names}{more}; their objects are left out", err=True)
+    for name, classes in summary.shared_labels.items():
         typer.echo(
-            f"note: the model has no label, or several, for the classes {names}{more}; their objects are left out",
+            f"note: the model's classes {', '.join(map(str, classes))} are all called {name!r}; its objects are left "
+            "out; give the model other --labels, or name the classes of the data by WordNet ids",
             err=True,
         )
     if summary.superseded:
