@@ -110,6 +110,25 @@ def test_run_lengths_must_cover_the_image(counts, size, message):
         wrong.mask((10, 20))
 
 
+@pytest.mark.parametrize("number", [1e8, 1e12, -1e9, 1e308])
+def test_an_outline_that_would_take_all_memory_is_refused(number):
+    """The library ends the process; so do many corners far from each other."""
+    far = (0.0, 0.0, number, 0.0, number, 9.0)
+    zigzag = (0.0, 0.0, 1e4, 0.0) * 200
+    for outline in ((far,), ((1.0, 1.0, 3.0, 1.0, 3.0, 3.0), far), (zigzag,)):
+        with pytest.raises(DatasetError, match=r"the outline is .* pixels long, more than 2,000,000"):
+            thing(outline=outline).mask((10, 20))
+        with pytest.raises(DatasetError, match=r"a\.jpg: box 2 3 6 8 of 'dog': the outline is "):
+            Sample("a.jpg", (thing(outline=outline),)).check((10, 20))
+
+
+@pytest.mark.parametrize("number", [-5, 2**40, 10**20])
+def test_run_lengths_out_of_range_are_refused(number):
+    """As given in Python; a file is checked when it is read."""
+    with pytest.raises(DatasetError, match="run lengths"):
+        thing(outline={"size": [10, 20], "counts": [number, 10]}).mask((10, 20))
+
+
 def test_runs_polygons_and_boxes_agree_on_a_rectangle():
     """The same rectangle in all three ways is the same pixels, and no more than its area."""
     runs = {"size": [10, 20], "counts": [23, 5, 5, 5, 5, 5, 5, 5, 142]}

@@ -25,7 +25,8 @@ from xai_abn.registry import Registry
 
 #: A box may reach this many pixels beyond the edge of the image; it is clipped.
 EDGE_TOLERANCE = 2.0
-
+#: Outlines longer than this many pixels are refused: pycocotools takes about 50 bytes for each, and dies without them.
+LONGEST_OUTLINE = 2_000_000
 #: Share of an outline that lies at least in the box of its object; boxes may also hold hidden parts.
 _SMALLEST_SHARE = 0.5
 
@@ -72,7 +73,7 @@ class AnnotatedObject:
         Outlines are drawn by pycocotools. Without an outline, or if the outline has no pixel, the box is filled.
 
         Raises:
-            DatasetError: the run lengths belong to an image of another size.
+            DatasetError: the run lengths belong to an image of another size, or polygons are too long to be drawn.
         """
         mask = _draw(self.outline, size) if self.outline else np.zeros(size, bool)
         return torch.from_numpy(mask) if mask.any() else box_mask(torch.tensor(self.box), size)
@@ -83,21 +84,34 @@ def _draw(outline: Outline, size: tuple[int, int]) -> np.ndarray:
     from pycocotools import mask as coco
 
     if not isinstance(outline, dict):
+        _check_length(outline)
         runs = coco.merge(coco.frPyObjects([list(polygon) for polygon in outline], *size))
         return np.asarray(coco.decode(runs), bool)
     height, width = size
     if tuple(outline["size"]) != size:
         raise DatasetError(f"the mask is {outline['size'][1]}x{outline['size'][0]}, the image {width}x{height} pixels")
-    runs = coco.frPyObjects(outline, *size) if isinstance(outline["counts"], list) else outline
     try:
+        runs = coco.frPyObjects(outline, *size) if isinstance(outline["counts"], list) else outline
         mask = coco.decode(runs)
-    except ValueError as error:
+    except (OverflowError, ValueError) as error:
         raise DatasetError(f"the run lengths of the mask cover more than {width}x{height} pixels") from error
     try:  # decode leaves pixels undefined that no run covers, and refuses runs that are too long
         coco.decode({"size": [height * width - 1, 1], "counts": runs["counts"]})
     except ValueError:
         return np.asarray(mask, bool)
     raise DatasetError(f"the run lengths of the mask cover fewer than {width}x{height} pixels")
+
+
+def _check_length(polygons: Sequence[Sequence[float]]) -> None:
+    """Refuse polygons that are long, or far away, in pixels."""
+    length = 0.0
+    for polygon in polygons:
+        corners = np.asarray(polygon, float).reshape(-1, 2)
+        with np.errstate(over="ignore"):
+            ways = np.diff(corners, axis=0, prepend=0, append=corners[:1])  # from the corner of the image, and back
+            length += float(np.abs(ways).max(axis=1).sum())
+    if not length <= LONGEST_OUTLINE:
+        raise DatasetError(f"the outline is {length:.2g} pixels long, more than {LONGEST_OUTLINE:,}; give it in pixels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +186,7 @@ class Sample:
 
         Raises:
             DatasetError: the annotation is of an image of another size, a box is empty or outside the image, or an
-                outline has another size or place; the message names the object.
+                outline has another size or place or is too long; the message names the object.
         """
         height, width = size
         if self.size is not None and self.size != size:
@@ -196,12 +210,15 @@ class Sample:
             edge = EDGE_TOLERANCE
             if left < -edge or top < -edge or right > width + edge or bottom > height + edge:
                 raise DatasetError(f"{where} reaches outside the image ({width}x{height} pixels)")
-            if isinstance(thing.outline, dict):
-                try:
+            try:
+                if isinstance(thing.outline, dict):
                     thing.mask(size)
-                except DatasetError as error:
-                    raise DatasetError(f"{where}: {error}") from error
-            elif thing.outline and _share_inside(thing, size) < _SMALLEST_SHARE:
+                else:
+                    _check_length(thing.outline)
+            except DatasetError as error:
+                raise DatasetError(f"{where}: {error}") from error
+            polygons = thing.outline and not isinstance(thing.outline, dict)
+            if polygons and _share_inside(thing, size) < _SMALLEST_SHARE:
                 raise DatasetError(f"{where}: its outline lies elsewhere; was only one of them scaled with the image?")
 
     def on_grid(
