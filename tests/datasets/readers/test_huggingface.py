@@ -168,6 +168,18 @@ def test_labels_of_shards_in_other_files(tmp_path, monkeypatch, ending, content,
             read_dataset(f"hf:{tmp_path / 'set'}")
 
 
+def test_names_with_dots_in_a_shard_are_not_one_image(tmp_path, monkeypatch):
+    """All files before the first dot are one row, of which only the first image would be read."""
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    files = [file for n in range(2) for file in ((f"img.{n}.png", png_bytes(n)), (f"img.{n}.cls", b"7"))]
+    write_shard(tmp_path / "set" / "train-000.tar", files)
+    with pytest.raises(DatasetError, match=r"the labels may be in 0\.cls, 1\.cls; .*replace the dots in their names"):
+        read_dataset(f"hf:{tmp_path / 'set'}")
+    assert len(read_dataset(f"hf:{tmp_path / 'set'}#1.cls").samples) == 1
+
+
 def test_a_hugging_face_dataset_without_images_labels_or_train_is_refused(saved, tmp_path):
     """The message lists the columns or the splits."""
     import datasets

@@ -137,7 +137,8 @@ def _load(name: str) -> Mapping[str, Any]:
     try:
         found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
     except Exception as error:  # the library's many kinds, and those of the network and of the file formats
-        raise DatasetError(f"hf:{name}: cannot be loaded ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DatasetError(f"hf:{name}: cannot be loaded ({reason})") from error
     return found if isinstance(found, dict) else {"train": found}
 
 
@@ -154,6 +155,12 @@ def _columns(features: Mapping[str, Any], wanted: str, source: str) -> tuple[str
     labels = [wanted] if wanted else classes if len(classes) == 1 else usual
     if not images:
         raise DatasetError(f"{source}: no column of images; its columns are {', '.join(features)}")
+    alike = [name for name in labels if name.rpartition(".")[2] == labels[0].rpartition(".")[2]]
+    if len(alike) > 1:  # img.001.cls and img.002.cls are columns 001.cls and 002.cls of one row, img
+        raise DatasetError(
+            f"{source}: the labels may be in {', '.join(alike[:4])}; add one as #COLUMN, or, if these are images of "
+            "a shard, replace the dots in their names: what follows the first dot names a column"
+        )
     if not labels or labels[0] not in (*features, *fields):
         known = ", ".join((*features, *fields))
         raise DatasetError(f"{source}: no column of labels found; add #COLUMN, one of {known}")
