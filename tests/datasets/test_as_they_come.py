@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.imagenet_info import ImageNetInfo
 from torch import nn
 
 import xai_abn
@@ -15,8 +16,10 @@ from xai_abn.benchmark.report.build import make_report
 from xai_abn.benchmark.trials import class_indices
 from xai_abn.cli.benchmark import _report
 from xai_abn.datasets import Dataset, Sample, read_dataset
+from xai_abn.datasets.imagenet_classes import wnids_of
 from xai_abn.errors import DatasetError, InvalidInputError
 from xai_abn.images.loading import SkippedFilesWarning, find_images, load_image
+from xai_abn.models.metadata import imagenet_labels
 
 ORIENTATION = 0x0112
 
@@ -156,6 +159,19 @@ def test_the_classes_that_share_a_label_are_told(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "the model does not know the classes emu; their objects" in said
     assert "the model's classes 0, 2 are all called 'Crane'; its objects are left out; give" in said
+
+
+def test_a_thousand_classes_are_those_of_imagenet_only_by_their_labels():
+    """Else the cats and dogs of another model would be explained as ImageNet's breeds."""
+    net = nn.Sequential(nn.Conv2d(3, 1000, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    data = Dataset("coco", {"train": [Sample("a.jpg")]}, ("dog",), {"dog": wnids_of("dog")})
+    info = ImageNetInfo()
+    for labels in (None, imagenet_labels(), info.label_names(), [info.index_to_description(i) for i in range(1000)]):
+        assert len(class_indices(xai_abn.wrap(net, labels=labels), data, 1000)["dog"]) == 118
+    own = [f"thing {i}" for i in range(999)]
+    assert class_indices(xai_abn.wrap(net, labels=[*own, "dog"]), data, 1000) == {"dog": (999,)}
+    with pytest.raises(DatasetError, match="knows none of the classes"):
+        class_indices(xai_abn.wrap(net, labels=[*own, "wolf"]), data, 1000)
 
 
 def test_a_link_that_leads_nowhere_is_told(tmp_path):
@@ -362,10 +378,10 @@ def test_a_stored_image_is_not_turned(tmp_path):
 @pytest.mark.parametrize("extra", [["seg_pred/x.jpg"], ["single_prediction/x.jpg"], ["__MACOSX/x/y.jpg"], []])
 @pytest.mark.parametrize("kind", ["seg_{}", "{}set", "{}ing_set", "{}1", "{}_images"])
 def test_other_folders_beside_splits_make_no_classes_of_them(tmp_path, kind, extra):
-    """They are left out with a warning; the splits need not hold the same classes."""
+    """They are left out, with a warning unless the system made them; the splits need not hold the same classes."""
     train, test = kind.format("train"), kind.format("test")
     place = folders(tmp_path, f"{train}/cat/a.jpg", f"{train}/dog/a.jpg", f"{test}/cat/b.jpg", *extra)
-    if extra:
+    if extra and "__MACOSX" not in extra[0]:
         with pytest.warns(UserWarning, match="not used"):
             data = read_dataset(place)
     else:

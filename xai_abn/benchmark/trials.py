@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xai_abn.datasets import Dataset, Sample
+from xai_abn.datasets.imagenet_classes import are_imagenet
 from xai_abn.errors import DatasetError
 from xai_abn.files import name_as_text
 from xai_abn.images.preprocess import PreparedImage
@@ -78,6 +79,7 @@ def class_indices(model: ModelAdapter, data: Dataset, classes: int) -> dict[str,
 
     A class that has the name of one of the model's labels is that class, but not one that has the name of several,
     such as the two cranes of ImageNet; for a model of 1,000 ImageNet classes the WordNet ids of the data set decide.
+    A model of 1,000 classes without labels is taken for one of them.
 
     Args:
         model: the model.
@@ -88,7 +90,7 @@ def class_indices(model: ModelAdapter, data: Dataset, classes: int) -> dict[str,
         DatasetError: no class corresponds.
     """
     found: dict[str, tuple[int, ...]] = {}
-    if classes == 1000 and data.wnids:
+    if classes == 1000 and data.wnids and (model.labels is None or are_imagenet(model.labels)):
         from timm.data.imagenet_info import ImageNetInfo
 
         numbers = {wnid: i for i, wnid in enumerate(ImageNetInfo().label_names())}

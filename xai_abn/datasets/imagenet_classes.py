@@ -24,7 +24,7 @@ disagree, the images decide. Judgments that could have gone the other way:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 #: COCO's names, and the WordNet id and first name of each ImageNet-1k class that is such a thing.
@@ -236,6 +236,21 @@ def own_wnids(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """
     looking = [name for name in names if re.fullmatch(r"n\d{8}", name)]
     return {name: (name,) for name in looking if name in known_wnids()}
+
+
+def are_imagenet(labels: Sequence[str]) -> bool:
+    """Return whether labels are those of ImageNet-1k in its order: names as programs spell them, or WordNet ids."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo()
+    if len(labels) != len(info.label_names()):
+        return False
+    own = ({info.index_to_label_name(i), _first(info.index_to_description(i))} for i in range(len(labels)))
+    return sum(_first(label) in names for label, names in zip(labels, own, strict=True)) > len(labels) / 2
+
+
+def _first(names: str) -> str:
+    return names.partition(",")[0].strip().casefold()
 
 
 @cache
