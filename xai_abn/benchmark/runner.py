@@ -293,10 +293,13 @@ def _warn_of_others(store: Store, own: int) -> None:
 
     An earlier session of this process has failed.
     """
+    machine = _process()["machine"]
     for number, session in enumerate(store.sessions):
-        if number == own or "active" not in session or session["process"] == os.getpid():
+        if number == own or "active" not in session:
             continue
-        here = session["machine"] == _process()["machine"] and os.name == "posix"
+        if (session["machine"], session["process"]) == (machine, os.getpid()):
+            continue
+        here = session["machine"] == machine and os.name == "posix"
         if _is_running(session["process"]) if here else time.time() - session["active"] < _QUIET:
             warnings.warn(
                 SharedRunWarning(
