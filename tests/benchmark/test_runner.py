@@ -478,6 +478,8 @@ def test_another_process_at_work_on_a_run_is_told(tmp_path, gap_net):
     try:
         with pytest.warns(runner.SharedRunWarning, match=rf"another process, {other.pid}, is measuring this run, too"):
             benchmark(gap_net, data, ["center"], ["gini"], path)
+        with Store.open(path) as store, pytest.warns(runner.SharedRunWarning):  # it began after this one
+            runner._warn_of_others(store, 0)
     finally:
         other.kill()
         other.wait()

