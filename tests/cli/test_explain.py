@@ -237,8 +237,8 @@ def test_a_flat_map_is_a_warning_not_a_image_of_nothing(gap_net, image_file):
     assert "flat" in err
 
 
-def test_list_shows_methods_models_and_layers():
-    """Each list holds what can be asked for; the target layer is marked; --search narrows."""
+def test_list_shows_methods_models_layers_and_labels(tmp_path):
+    """Each list holds what can be asked for; the target layer is marked; --search narrows, and says if nothing fits."""
     methods = call("list", "methods")[1]
     assert all(name in methods for name in xai_abn.explainers.names())
     models = call("list", "models", "--search", "lite0")[1]
@@ -248,6 +248,12 @@ def test_list_shows_methods_models_and_layers():
     layers = call("list", "layers", "--model", "small")[1]
     assert "target layer" in layers
     assert "features.2" in layers
+    assert "tabby  281" in call("list", "labels", "--search", "tabby")[1]
+    (tmp_path / "names.txt").write_text("rose\ntulip\n")
+    own = ("--model", "timm:resnet18", "--weights", "random", "--labels", str(tmp_path / "names.txt"))
+    assert call("list", "labels", *own)[1].split() == ["label", "index", "rose", "0", "tulip", "1"]
+    assert "no label contains 'person'" in call("list", "labels", "--search", "person")[2]
+    assert "give them with --labels FILE" in call("list", "labels", *own[:4], "--classes", "3")[2]
 
 
 def test_help_and_version_do_not_import_torch():

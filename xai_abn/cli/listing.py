@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import inspect
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from xai_abn.cli import options
+from xai_abn.cli.settings import with_settings
+from xai_abn.errors import InvalidInputError
+from xai_abn.models.settings import ModelSettings
 
 
 class Subject(str, Enum):
@@ -18,60 +23,62 @@ class Subject(str, Enum):
     DATASETS = "datasets"
     ARCHITECTURES = "architectures"
     LAYERS = "layers"
+    LABELS = "labels"
 
 
+@with_settings(
+    {"model": ModelSettings}, short={"model": "-m"}, panels={options.MODEL: tuple(ModelSettings.model_fields)}
+)
 def command(
-    subject: Annotated[Subject, typer.Argument(help="What to list.")],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="For layers: the model whose layers to list.", metavar="MODEL")
-    ] = "abn-lite0",
-    weights: Annotated[
-        str | None, typer.Option(help="For layers: weights file, or 'random'.", metavar="FILE|random")
-    ] = None,
+    subject: Annotated[Subject, typer.Argument(help="What to list. Layers and labels are those of --model.")],
+    model: dict[str, Any],
     search: Annotated[str, typer.Option("--search", "-s", help="Show only names that contain this text.")] = "",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="For methods: list the options of each.")] = False,
 ) -> None:
-    """List the methods, metrics, models, kinds of data sets, networks to train, or the layers of a model."""
+    """List methods, metrics, models, kinds of data sets, networks to train, or a model's layers or labels."""
     from xai_abn.cli._console import print_table
 
+    chosen = options.chosen_model(model)
+    columns = _COLUMNS[subject]
+    rows = [row for row in _BUILDERS[subject](chosen) if search.casefold() in row[0].casefold()]
+    if search and not rows:
+        raise InvalidInputError(f"no {columns[0]} contains {search!r}")
     if subject is Subject.METHODS and verbose:
-        print_table(("method", "option", "default", "meaning"), _method_options(search))
-        return
-    rows = [row for row in _BUILDERS[subject](model, weights) if search.casefold() in row[0].casefold()]
-    print_table(_COLUMNS[subject], rows)
+        columns, rows = ("method", "option", "default", "meaning"), _method_options([row[0] for row in rows])
+    print_table(columns, rows)
 
 
-_COLUMNS = {
+_COLUMNS: dict[Subject, tuple[str, ...]] = {
     Subject.METHODS: ("method", "per class", "cost beyond the prediction", "map on", "source"),
     Subject.METRICS: ("metric", "better", "maps scored", "source"),
     Subject.MODELS: ("model", "what it is"),
     Subject.DATASETS: ("data", "what it is"),
     Subject.ARCHITECTURES: ("architecture", "input", "what it is"),
     Subject.LAYERS: ("layer", "kind", "output", ""),
+    Subject.LABELS: ("label", "index"),
 }
 
 
-def _methods(model: str, weights: str | None) -> list[tuple[str, ...]]:
+def _methods(model: ModelSettings) -> list[tuple[str, ...]]:
     from xai_abn import explainers
 
     found = [(name, explainers.get(name)()) for name in explainers.names()]
     return [(name, "yes" if e.class_specific else "no", e.cost, e.grid, e.source) for name, e in found]
 
 
-def _method_options(search: str) -> list[tuple[str, str, str, str]]:
-    """Return, for each method whose name contains a text, one row about the method and one for each option."""
+def _method_options(names: list[str]) -> list[tuple[str, ...]]:
+    """Return, for each method, one row about the method and one for each option."""
     from xai_abn import explainers
 
-    rows = []
-    for name in explainers.names():
-        if search.casefold() in name.casefold():
-            kind = explainers.get(name)
-            rows.append((name, "", "", (inspect.getdoc(kind) or kind.source).splitlines()[0]))
-            rows += [("", *option) for option in kind.describe()]
+    rows: list[tuple[str, ...]] = []
+    for name in names:
+        kind = explainers.get(name)
+        rows.append((name, "", "", (inspect.getdoc(kind) or kind.source).splitlines()[0]))
+        rows += [("", *option) for option in kind.describe()]
     return rows
 
 
-def _metrics(model: str, weights: str | None) -> list[tuple[str, ...]]:
+def _metrics(model: ModelSettings) -> list[tuple[str, ...]]:
     from xai_abn import metrics
 
     better = {True: "higher", False: "lower", None: "neither"}
@@ -79,7 +86,7 @@ def _metrics(model: str, weights: str | None) -> list[tuple[str, ...]]:
     return [(m.full_name, better[m.higher_is_better], m.subject.value, m.source) for m in found]
 
 
-def _models(model: str, weights: str | None) -> list[tuple[str, ...]]:
+def _models(model: ModelSettings) -> list[tuple[str, ...]]:
     from xai_abn.models import zoo
     from xai_abn.networks import architectures
 
@@ -90,13 +97,13 @@ def _models(model: str, weights: str | None) -> list[tuple[str, ...]]:
     return rows + [(f"timm:{name}", "timm") for name in architectures.timm_names()]
 
 
-def _datasets(model: str, weights: str | None) -> list[tuple[str, ...]]:
+def _datasets(model: ModelSettings) -> list[tuple[str, ...]]:
     from xai_abn.datasets import READERS
 
     return [(f"{name}:", (inspect.getdoc(READERS[name]) or "a plug-in").splitlines()[0]) for name in READERS]
 
 
-def _architectures(model: str, weights: str | None) -> list[tuple[str, ...]]:
+def _architectures(model: ModelSettings) -> list[tuple[str, ...]]:
     from xai_abn.networks.architectures import FAMILIES, architectures
 
     found = [(name, architectures[name]) for name in architectures.names()]
@@ -104,15 +111,20 @@ def _architectures(model: str, weights: str | None) -> list[tuple[str, ...]]:
     return rows + [(family.form.replace("{}", "N"), "32x32", "of any size; N is a number") for family in FAMILIES]
 
 
-def _layers(model: str, weights: str | None) -> list[tuple[str, ...]]:
-    from xai_abn.models.zoo import load_model
-
-    adapter = load_model(model, weights=weights)
+def _layers(model: ModelSettings) -> list[tuple[str, ...]]:
+    adapter = model.load()
     target = adapter.target_layer
     return [
         (o.name, o.kind, "x".join(map(str, o.shape[1:])), "target layer" if o.name == target else "")
         for o in adapter.spatial_layers()
     ]
+
+
+def _labels(model: ModelSettings) -> list[tuple[str, ...]]:
+    adapter = model.load()
+    if adapter.labels is None:
+        raise InvalidInputError(f"{adapter.name} has no labels; give them with --labels FILE, or use indices as targets")
+    return [(label, str(index)) for index, label in enumerate(adapter.labels)]
 
 
 _BUILDERS = {
@@ -122,4 +134,5 @@ _BUILDERS = {
     Subject.DATASETS: _datasets,
     Subject.ARCHITECTURES: _architectures,
     Subject.LAYERS: _layers,
+    Subject.LABELS: _labels,
 }

@@ -456,7 +456,7 @@ class ModelAdapter:
         wanted = text.strip().casefold()
         found = [i for i, label in enumerate(self.labels) if label.casefold() == wanted]
         if not found:
-            raise UnknownNameError("label", text, dict.fromkeys(self.labels))
+            raise UnknownNameError("label", text, dict.fromkeys(self.labels), "See 'xai-abn list labels'.")
         if len(found) > 1:
             raise InvalidInputError(f"label {text!r} names classes {', '.join(map(str, found))}; give the index")
         return found[0]
