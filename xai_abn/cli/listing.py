@@ -123,7 +123,9 @@ def _layers(model: ModelSettings) -> list[tuple[str, ...]]:
 def _labels(model: ModelSettings) -> list[tuple[str, ...]]:
     adapter = model.load()
     if adapter.labels is None:
-        raise InvalidInputError(f"{adapter.name} has no labels; give them with --labels FILE, or use indices as targets")
+        raise InvalidInputError(
+            f"{adapter.name} has no labels; give them with --labels FILE, or use indices as targets"
+        )
     return [(label, str(index)) for index, label in enumerate(adapter.labels)]
 
 
