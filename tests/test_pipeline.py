@@ -81,9 +81,25 @@ def test_more_images_than_a_batch_keep_their_order(gap_net, image):
 
 def test_explainer_objects_and_layers_are_accepted(resnet18, image):
     """An explainer made by hand brings its own layer, which is recorded."""
-    record = xai_abn.explain(resnet18, image, [GradCAM(layer="layer2")])["grad-cam"]
+    record = xai_abn.explain(resnet18, image, [GradCAM(layer="layer2")])["grad-cam:layer=layer2"]
     assert record.layer == "layer2"
     assert record.map.shape == (8, 8)
+
+
+def test_two_layers_of_one_method_are_two_methods(resnet18, image):
+    """A layer is an option of its method: it is in the key, and each map is that of its own layer."""
+    result = xai_abn.explain(resnet18, image, "grad-cam,grad-cam:layer=layer2,grad-cam:layer=layer3")[0]
+    assert list(result) == ["grad-cam", "grad-cam:layer=layer2", "grad-cam:layer=layer3"]
+    assert [e.layer for e in result.values()] == ["layer4", "layer2", "layer3"]
+    for key, together in result.items():
+        np.testing.assert_allclose(together.map, xai_abn.explain(resnet18, image, key)[key].map, atol=1e-6)
+
+
+def test_a_map_of_one_position_says_what_to_do(resnet18):
+    """A network made for large images leaves a single position of a small one."""
+    (note,) = xai_abn.explain(resnet18, torch.randn(3, 32, 32), "grad-cam")["grad-cam"].notes
+    assert note == "'layer4' has a single position at 32x32 pixels: name an earlier layer, or give larger images"
+    assert xai_abn.explain(resnet18, torch.randn(3, 64, 64), "grad-cam")["grad-cam"].notes == ()
 
 
 def test_a_bare_module_is_wrapped(gap_net, image):

@@ -226,6 +226,7 @@ def _ask(
         ]
         directions = target_directions(asked, logits)
         maps = explainer.explain(forward_pass, directions).detach().float().cpu().numpy()
+        cells = _notes_on_cells(maps.shape[1:], facts["layer"], prepared[0].tensor.shape[1:])
         scores = target_scores(logits, directions)
         seconds = (shared_seconds + perf_counter() - started) / len(prepared)
         for row, (image, target) in enumerate(zip(prepared, asked, strict=True)):
@@ -246,7 +247,7 @@ def _ask(
                 source=image.source,
                 image_size=image.size,
                 region=image.region,
-                notes=image.notes + notes + _notes_on(target, probability, top[row], model.name),
+                notes=image.notes + notes + _notes_on(target, probability, top[row], model.name) + cells,
                 seconds=seconds,
                 **facts,
             )
@@ -257,6 +258,14 @@ def _notes_on(target: ResolvedTarget, probability: float, predicted: int, model:
     if target.versus is not None or target.index == predicted or not probability < UNSEEN:
         return ()
     return (f"{model} gives {target.label!r} {probability:.1%}: the map shows evidence for a class it does not see",)
+
+
+def _notes_on_cells(cells: tuple[int, ...], layer: str, size: Sequence[int]) -> tuple[str, ...]:
+    """Return a note if a map has a single position, which shows nothing."""
+    if cells != (1, 1):
+        return ()
+    seen = "x".join(map(str, size))
+    return (f"{layer!r} has a single position at {seen} pixels: name an earlier layer, or give larger images",)
 
 
 def _explain_waiting(

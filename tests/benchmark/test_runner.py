@@ -160,6 +160,17 @@ def test_a_new_method_or_metric_adds_only_its_own_values(gap_net, images, tmp_pa
     assert values(path)[0] == values(tmp_path / "whole.sqlite")[0]
 
 
+def test_two_layers_of_one_method_are_measured_apart(gap_net, images, tmp_path):
+    """Each gives the values that it gives in a run of its own."""
+    methods = ["grad-cam", "grad-cam:layer=features.0"]
+    run(gap_net, images, tmp_path / "both.sqlite", methods, ["gini"])
+    alone = []
+    for number, method in enumerate(methods):
+        run(gap_net, images, tmp_path / f"{number}.sqlite", [method], ["gini"])
+        alone += values(tmp_path / f"{number}.sqlite")[0]
+    assert values(tmp_path / "both.sqlite")[0] == sorted(alone)
+
+
 def test_batch_size_and_shards_change_nothing(gap_net, images, tmp_path):
     """Merged shards, in batches of other sizes, hold what a single run holds; parts stay as they were."""
     run(gap_net, images, tmp_path / "single.sqlite", batch_size=8)

@@ -161,8 +161,11 @@ def test_wrong_models_are_one_line(image_file, model, message):
 
 
 def test_usage_errors_exit_2(image_file):
-    """A missing argument, an unknown option or format is a usage error."""
+    """A missing argument, an unknown option or format, or one of two values for one option is a usage error."""
     assert call("explain")[0] == 2
+    code, _, err = call("explain", image_file, "--layer", "a", "-l", "b")
+    assert code == 2
+    assert "--layer is given 2 times; give it once" in err
     assert call("explain", image_file, "--colour", "red")[0] == 2
     assert call("explain", image_file, "--map", "csv")[0] == 2
 

@@ -53,9 +53,9 @@ def test_a_specification_is_the_inverse_of_spec(name):
 
 
 def test_a_specification_has_only_what_affects_the_result():
-    """Neither defaults, nor the layer, nor a batch size that only limits memory."""
+    """Neither defaults, nor a batch size that only limits memory."""
     assert RISE(masks=2000, seed=3, batch_size=5).spec == "rise:seed=3"
-    assert explainers.GradCAM(layer="layer2").spec == "grad-cam"
+    assert explainers.GradCAM(layer="layer2").spec == "grad-cam:layer=layer2"
     assert explainers.SmoothGrad(batch_size=5).spec == "smooth-grad:batch_size=5"  # determines how noise is drawn
     layers = explainers.RefineCAM(layers=("layer2", "layer3"))
     assert layers.spec == "refine-cam:layers=layer2+layer3"
@@ -96,7 +96,8 @@ def test_a_list_is_split_at_methods(text, specs):
             UnknownNameError,
             "unknown option of rise 'mask'; did you mean 'masks'.*Known: masks, side",
         ),
-        ("cam:masks=5", InvalidInputError, "cam: it has no options, leave out masks"),
+        ("cam:masks=5", UnknownNameError, "unknown option of cam 'masks'; known: layer"),
+        ("saliency:masks=5", InvalidInputError, "saliency: it has no options, leave out masks"),
         ("rise:masks=many", InvalidInputError, "rise: masks must be a whole number, got 'many'"),
         ("rise:masks=0", InvalidInputError, "rise: masks must be at least 1, got '0'"),
         ("rise:masks", InvalidInputError, "rise: expected options such as 'masks=500,seed=1', got 'masks'"),

@@ -24,7 +24,7 @@ DEFAULT_METHODS, DEFAULT_METRICS = "abn,abn-class,grad-cam,center,random-14", "d
 group = typer.Typer(help="Score methods on annotated images, join runs, report and export them.", no_args_is_help=True)
 
 
-@group.command("run")
+@group.command("run", cls=options.Command)
 @with_settings(
     {"model": ModelSettings, "protocol": BenchmarkSettings},
     short={"model": "-m"},
@@ -95,7 +95,7 @@ def run(
     _report(summary)
 
 
-@group.command("merge")
+@group.command("merge", cls=options.Command)
 def merge(
     output: Annotated[Path, typer.Argument(help="File of the merged run; must not exist.", metavar="RUN")],
     shards: Annotated[list[Path], typer.Argument(help="Files of the shards.", metavar="SHARD...")],
@@ -107,7 +107,7 @@ def merge(
     typer.echo(f"{output}: {images} images, {values} values from {len(shards)} files")
 
 
-@group.command("report")
+@group.command("report", cls=options.Command)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Files of runs.", metavar="RUN...")],
     output: Annotated[
@@ -132,7 +132,7 @@ def report(
         typer.echo(str(path))
 
 
-@group.command("export")
+@group.command("export", cls=options.Command)
 def export(
     run: Annotated[Path, typer.Argument(help="File of a run.", metavar="RUN")],
     output: Annotated[Path, typer.Argument(help="Table to write: a .csv or .parquet file.", metavar="FILE")],

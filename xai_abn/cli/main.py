@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from xai_abn.cli import benchmark, convert, distill, explain, export, listing, train
+from xai_abn.cli.options import Command
 from xai_abn.errors import XaiAbnError
 
 #: Exit codes after Ctrl-C and after the signal by which schedulers end a process, as in a shell.
@@ -29,13 +30,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("explain")(explain.command)
-app.command("list")(listing.command)
+app.command("explain", cls=Command)(explain.command)
+app.command("list", cls=Command)(listing.command)
 app.add_typer(benchmark.group, name="benchmark")
-app.command("distill")(distill.command)
-app.command("export")(export.command)
-app.command("train")(train.command)
-app.command("convert")(convert.command)
+app.command("distill", cls=Command)(distill.command)
+app.command("export", cls=Command)(export.command)
+app.command("train", cls=Command)(train.command)
+app.command("convert", cls=Command)(convert.command)
 
 
 @app.callback(invoke_without_command=True)

@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from xai_abn.cli._console import status
 from xai_abn.errors import InvalidInputError, UnknownNameError
@@ -25,6 +26,19 @@ if TYPE_CHECKING:
 MODEL, OUTPUT = "Model", "Output"
 
 Device = Annotated[str, typer.Option(help="Device to run the model on, such as cpu or cuda.", rich_help_panel=MODEL)]
+
+
+class Command(TyperCommand):
+    """A command that refuses an option given twice if it takes one value, of which the last would silently count."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, or end with a usage error."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in given:
+            single = not getattr(parameter, "multiple", True) and not getattr(parameter, "is_flag", False)
+            if single and given.count(parameter) > 1:
+                ctx.fail(f"{parameter.opts[0]} is given {given.count(parameter)} times; give it once")
+        return super().parse_args(ctx, args)
 
 
 class ImageFormat(str, Enum):

@@ -137,14 +137,13 @@ class Explainer(Settings, ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """All options that affect the result, except the layer, as values that JSON can hold."""
-        return {name: value for name, value in self.to_dict().items() if name != "layer"}
+        """All options that affect the result, and the layer if one is given, as values that JSON can hold."""
+        return {name: value for name, value in self.to_dict().items() if (name, value) != ("layer", None)}
 
     @property
     def spec(self) -> str:
-        """Name and non-default options except the layer, as in ``"rise:masks=500,seed=1"``; the key in results."""
-        changed = {name: value for name, value in self.changed().items() if name != "layer"}
-        options = ",".join(f"{name}={_option_text(value)}" for name, value in changed.items())
+        """Name and non-default options, as in ``"rise:masks=500,seed=1"``; the key in results."""
+        options = ",".join(f"{name}={_option_text(value)}" for name, value in self.changed().items())
         return f"{self.name}:{options}" if options else self.name
 
     def identity(self, model: ModelAdapter) -> dict[str, Any]:
@@ -153,8 +152,8 @@ class Explainer(Settings, ABC):
 
     @classmethod
     def describe(cls) -> list[tuple[str, str, str]]:
-        """Return the name, the default as text and the description of each option except the layer."""
-        return [row for row in super().describe() if row[0] != "layer"]
+        """Return the name, the default as text and the description of each option."""
+        return [row for row in super().describe() if cls.reads_layer or row[0] != "layer"]
 
 
 def _option_text(value: object) -> str:
