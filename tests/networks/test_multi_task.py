@@ -447,8 +447,11 @@ def test_each_attributes_map_finds_its_own_patch(tiny, tmp_path):
     assert json.loads((tmp_path / "run/result.json").read_text())["attributes"] == result["attributes"]
     assert read_checkpoint(tmp_path / "run/final.safetensors")[0].multi_label
     with Image.open(tmp_path / "run/maps/epoch_008.png") as image:
-        assert image.size == (8 * 96, 2 * (3 * 96 + 2 * 20))  # two rows of eight, each above two named maps
-        names = np.asarray(image)[96:116], np.asarray(image)[96 + 20 + 96 :][:20]
+        gap, line, tile = 12, 20, 96 + 12
+        top, block = line + 2 * gap, line + tile + 2 * (line + tile) + gap
+        assert image.size == (8 * tile + gap, top + 2 * block)  # two rows of eight, each above two named maps
+        first = top + line + tile
+        names = [np.asarray(image)[y : y + line] for y in (first, first + line + tile)]
     assert all(strip[:, -300:].min() == 255 and strip[:, :40].min() < 128 for strip in names)
     assert not np.array_equal(*names)
 

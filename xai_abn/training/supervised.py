@@ -346,6 +346,7 @@ class SupervisedObjective(Objective):
 
     def _draw_maps(self, epoch: int) -> None:
         """Draw the maps of 16 images spread over the validation split, or over the training split."""
+        name = "training" if self.data.validation is None else "validation"
         split = self.data.validation or self.data.train
         indices = torch.linspace(0, len(split) - 1, min(16, len(split))).long()
         batch = next(iter(split.load([indices], self.device, None)))
@@ -356,7 +357,24 @@ class SupervisedObjective(Objective):
         if isinstance(output, ABNOutput):
             (self.folder / "maps").mkdir(exist_ok=True)
             path = self.folder / "maps" / f"epoch_{epoch:03d}.png"
-            draw_maps(batch.images, output.attention_map, self.data.preprocess, path, self.data.labels)
+            draw_maps(
+                batch.images,
+                output.attention_map,
+                self.data.preprocess,
+                path,
+                f"Epoch {epoch}: {len(batch.images)} {name} images and their attention maps",
+                self._answers(output.logits, batch.targets),
+                self.data.labels,
+            )
+
+    def _answers(self, logits: Tensor, targets: Tensor) -> list[tuple[str, bool]]:
+        """Return, for each image, what the network predicts, or how many attributes are right; and if all is right."""
+        if targets.dim() == 2:
+            count = targets.shape[1]
+            shares = correct(logits, targets).tolist()
+            return [(f"{round(share * count)} of {count} right", share == 1) for share in shares]
+        said, true = ([self.data.labels[i] for i in found.tolist()] for found in (logits.argmax(dim=1), targets))
+        return [(a if a == b else f"{a}, not {b}", a == b) for a, b in zip(said, true, strict=True)]
 
     def save(self, name: str, reached: Mapping[str, float]) -> None:
         """Write a checkpoint that :func:`xai_abn.load_model` reads.
