@@ -32,8 +32,11 @@ def test_curves_of_one_unit_share_a_panel(tmp_path):
     """Losses, accuracies and the mean of the map have a panel each; what is not in the log has none."""
     widths = []
     for name in ("perception", "accuracy", "area"):
-        lines = [{"epoch": e, "perception": 40.0 if e == 1 else 0.5, "accuracy": 0.5, "area": 0.3} for e in (1, 2, 3)]
-        kept = ("epoch", "perception", "accuracy", "area")[: 2 + len(widths)]
+        lines = [
+            {"kind": "epoch", "epoch": e, "perception": 40.0 if e == 1 else 0.5, "accuracy": 0.5, "area": 0.3}
+            for e in (1, 2, 3)
+        ]
+        kept = ("kind", "epoch", "perception", "accuracy", "area")[: 3 + len(widths)]
         (tmp_path / "log.jsonl").write_text("".join(json.dumps({k: line[k] for k in kept}) + "\n" for line in lines))
         draw_curves(tmp_path / "log.jsonl", tmp_path / f"{name}.png")
         widths.append(Image.open(tmp_path / f"{name}.png").width)

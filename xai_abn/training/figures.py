@@ -35,7 +35,10 @@ _PANELS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
         ("validation_accuracy", "validation, perception branch", _VALIDATION, "-"),
         ("validation_attention_accuracy", "validation, attention branch", _VALIDATION, "--"),
     ),
-    "mean of the attention map": (("area", "training", _TRAINING, "-"),),
+    "mean of the attention map": (
+        ("area", "training", _TRAINING, "-"),
+        ("validation_area", "validation", _VALIDATION, "-"),
+    ),
 }
 #: A loss this many times the median is drawn on a logarithmic axis, so that it does not flatten the others.
 _OUTLIER = 8
