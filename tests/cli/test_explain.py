@@ -213,6 +213,18 @@ def test_images_of_one_name_do_not_replace_each_other(tmp_path, image):
     assert made(tmp_path / "explanations") == {"x.grad-cam.png", "x-2.grad-cam.png"}
 
 
+def test_files_of_images_with_long_names_have_shorter_ones(tmp_path, image):
+    """Names that the file system would not take are shortened and stay apart, also in a second run."""
+    names = ["\N{CJK UNIFIED IDEOGRAPH-4F11}" * 83 + f"{end}.png" for end in "ab"]
+    for name in names:
+        Image.fromarray(image).save(tmp_path / name)
+    for _ in range(2):
+        assert explain(*names, "--method", "grad-cam,grad-cam:layer=features.0", "--save-maps")[0] == 0
+        files = made(tmp_path / "explanations")
+        assert len(files) == 2 * 5
+        assert all("~" in name and len(os.fsencode(name)) <= 250 for name in files)
+
+
 def test_an_unwritable_output_is_one_line(image_file, tmp_path):
     """An output path that is a file is refused before any work."""
     (tmp_path / "taken").write_text("a file")

@@ -16,7 +16,7 @@ from PIL import Image
 from xai_abn.cli.options import ImageFormat
 from xai_abn.errors import OutputError, UnknownNameError
 from xai_abn.explanation import Explanation, sheet
-from xai_abn.files import replacing
+from xai_abn.files import digest, replacing
 from xai_abn.rendering import COLORMAPS, png_bytes
 
 #: Text key of a PNG, and start of the comment of a JPEG, that marks an image as made by xai-abn. The records of the
@@ -24,6 +24,8 @@ from xai_abn.rendering import COLORMAPS, png_bytes
 IMAGE_KEY = "xai-abn"
 #: Bytes that the comment of a JPEG can hold, and the quality of its pixels, at which text stays sharp.
 LONGEST_COMMENT, JPEG_QUALITY = 65_533, 90
+#: Bytes in the name of a file: file systems take 255, less the ending of a draft.
+_LONGEST = 250
 #: Bytes behind the array in a ``.npy`` file that mark it as ours; ``numpy.load`` does not read them.
 NPY_MARK = b"\nmade by xai-abn\n"
 
@@ -82,9 +84,9 @@ class OutputFolder:
         for explanation, made in zip(explanations, files, strict=True):
             which = f".{_plain(explanation.label)}" if explanation.method in several else ""
             method = explanation.method.replace(":", "-")  # Windows does not allow a colon
-            path = self.path / f"{stem}.{method}{which}.{self.format.value}"
+            path = self.path / _fitting(f"{stem}.{method}{which}.{self.format.value}")
             if path in contents:  # C and C++
-                path = path.with_name(f"{stem}.{method}{which}-{explanation.target}.{self.format.value}")
+                path = path.with_name(_fitting(f"{stem}.{method}{which}-{explanation.target}.{self.format.value}"))
             contents[path] = self._encoded(explanation.overlay(colormap=self.colormap), [explanation])
             made.append(path)
             if self.maps:
@@ -92,7 +94,7 @@ class OutputFolder:
                 contents[path] = _npy(explanation.map)
                 made.append(path)
         if len(explanations) > 1 or self.sheets:
-            path = self.path / f"{stem}.sheet.{self.format.value}"
+            path = self.path / _fitting(f"{stem}.sheet.{self.format.value}")
             contents[path] = self._encoded(sheet(explanations, colormap=self.colormap), explanations)
             for made in files:
                 made.append(path)
@@ -129,6 +131,14 @@ class OutputFolder:
             raise OutputError(
                 f"{path} exists and was not created by xai-abn; choose another --output or give --overwrite"
             )
+
+
+def _fitting(name: str) -> str:
+    """Return a file name, shortened if the file system does not take it; a digest keeps it apart from others."""
+    if len(os.fsencode(name)) <= _LONGEST:
+        return name
+    end = f"~{digest(os.fsencode(name))[:8]}{Path(name).suffix}"
+    return os.fsencode(name)[: _LONGEST - len(end)].decode(errors="ignore") + end
 
 
 def is_own_drawing(path: str) -> bool:

@@ -168,6 +168,25 @@ def test_labels_of_shards_in_other_files(tmp_path, monkeypatch, ending, content,
             read_dataset(f"hf:{tmp_path / 'set'}")
 
 
+@pytest.mark.parametrize("number", ["1000000000", "999999999999"])
+def test_a_large_class_number_takes_no_memory(tmp_path, monkeypatch, number):
+    """A class number is a name: no table of so many classes is made."""
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    files = [(f"{n}.{end}", body) for n in range(2) for end, body in (("png", png_bytes(n)), ("cls", number.encode()))]
+    write_shard(tmp_path / "set" / "train-000.tar", files)
+    assert read_dataset(f"hf:{tmp_path / 'set'}").class_names == (number,)
+
+
+@pytest.mark.parametrize("name", ["s/{000..99999999}", "{0..9}{0..9}", "{9999999999..99999999999}.tar", "s/*", "a.tar"])
+def test_patterns_and_files_are_refused(name):
+    """A pattern is never expanded, and a shard is named by its folder."""
+    pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    with pytest.raises(DatasetError, match="give the folder that holds the files"):
+        read_dataset(f"hf:{name}")
+
+
 def test_names_with_dots_in_a_shard_are_not_one_image(tmp_path, monkeypatch):
     """All files before the first dot are one row, of which only the first image would be read."""
     datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")

@@ -133,6 +133,8 @@ def _load(name: str) -> Mapping[str, Any]:
         import datasets
     except ImportError as error:
         raise InvalidInputError("hf: data needs datasets: pip install 'xai-abn[datasets]'") from error
+    if Path(name).is_file() or set(name) & set("{}*?") or name.endswith((".tar", ".tar.gz", ".tgz", ".parquet")):
+        raise DatasetError(f"hf:{name}: expected a folder or a name on the hub; give the folder that holds the files")
     saved = any((Path(name) / file).is_file() for file in _SAVED)
     try:
         found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
