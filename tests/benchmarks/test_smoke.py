@@ -67,6 +67,7 @@ ALONE = {
     "cam_family.memory": ["--calls", "5", "--methods", "grad-cam"],
     "cam_family.speed": ["--networks", "resnet50", "--batches", "1", "--repeats", "1", "--channels", "2"],
     "models.hundred": ["--only", "two heads"],
+    "robustness.million": ["--copies", "2"],
     "robustness.fuzz": ["--images", "8", "--checkpoints", "2", "--annotations", "8"],
     "robustness.kills": ["--benchmark", "1", "--training", "0"],
     "robustness.load": ["--requests", "4", "--explanations", "20"],
