@@ -525,7 +525,7 @@ def test_the_kernel_of_lime_is_the_published_one():
 def test_settings_are_recorded(name):
     """Every option that changes the map is in the record."""
     explainer = explainers.get(name)()
-    chosen = {option for option, _, _ in explainer.describe()} - {"batch_size"}
+    chosen = {option for option, _, _ in explainer.describe()} - {"batch_size", "layer"}
     assert chosen <= set(explainer.options)
 
 

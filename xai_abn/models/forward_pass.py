@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -18,6 +19,7 @@ from xai_abn.networks.abn import ABNOutput
 from xai_abn.networks.layout import Layout, grid_layout, is_ambiguous
 from xai_abn.networks.tracing import (
     NEED_GRADIENTS,
+    all_modules,
     as_unsupported,
     evaluating,
     hooks,
@@ -26,6 +28,9 @@ from xai_abn.networks.tracing import (
     on_device,
     with_main_tensor,
 )
+
+#: Networks whose logits do not come from a linear layer, so that 1x1 convolutions are noted in their passes, too.
+_CONVOLUTIONS_NOTED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def check_inputs(inputs: object) -> None:
@@ -106,25 +111,26 @@ class ForwardPass:
         self._differentiable = gradients
         self._linear_calls: list[tuple[nn.Linear | nn.Conv2d, Tensor, Tensor, object]] = []
         self.other_attention = 0
-        output = self._run(model.module, list(dict.fromkeys(layers)), attentions)
+        output = self._run(list(dict.fromkeys(layers)), attentions)
         repeated = [layer for layer, runs in self._runs.items() if runs > 1]
         if repeated:
             size = (self.inputs.shape[2], self.inputs.shape[3])
             self._calls = {layer: model.output_of(layer, size).call for layer in repeated}
-            output = self._run(model.module, list(self._kept), attentions)
+            output = self._run(list(self._kept), attentions)
+        if gradients and self._kept and not self._scores.requires_grad and model.module not in NEED_GRADIENTS:
+            NEED_GRADIENTS.add(model.module)  # it runs only the part with the layer without gradients, not the head
+            output = self._run(list(self._kept), attentions)
+        self.classifier, self._pooled = self._linear_layer_of(self._scores)
+        if self.classifier is None and model.module not in _CONVOLUTIONS_NOTED:
+            _CONVOLUTIONS_NOTED.add(model.module)
+            if any(isinstance(m, nn.Conv2d) and _multiplies_vectors(m) for m in all_modules(model.module)):
+                output = self._run(list(self._kept), attentions)
+                self.classifier, self._pooled = self._linear_layer_of(self._scores)
         self.attention_map: Tensor | None = None
         self.class_maps: Tensor | None = None
         if isinstance(output, ABNOutput):
             self.attention_map = output.attention_map.detach()
             self.class_maps = output.class_maps.detach()
-        with torch.set_grad_enabled(gradients):
-            self._scores = model.logits_of(output)
-        if gradients and self._kept and not self._scores.requires_grad and model.module not in NEED_GRADIENTS:
-            NEED_GRADIENTS.add(model.module)  # it runs only the part with the layer without gradients, not the head
-            output = self._run(model.module, list(self._kept), attentions)
-            with torch.enable_grad():
-                self._scores = model.logits_of(output)
-        self.classifier, self._pooled = self._linear_layer_of(self._scores)
         self._linear_calls.clear()
         self.logits = self._scores.detach().float()
         if len(self.logits) != len(self.inputs):
@@ -356,23 +362,29 @@ class ForwardPass:
     def _note_other_attention(self) -> None:
         self.other_attention += 1
 
-    def _run(self, module: nn.Module, layers: list[str], attentions: bool) -> object:
+    def _run(self, layers: list[str], attentions: bool) -> object:
+        """Return the network's output; keep its scores, what the layers output, and the calls of linear layers."""
+        module = self.model.module
         for layer in layers:
             self.model.check_layer(layer)
-        self._kept, self._runs, self._attentions, self.other_attention = {}, {}, [], 0
+        self._kept, self._runs, self._attentions, self.other_attention, self._linear_calls = {}, {}, [], 0, []
         watch = AttentionWatch(self._keep_attention, self._note_other_attention) if attentions else nullcontext()
         note = self._note_linear()
         keeping = (module.get_submodule(layer).register_forward_hook(self._capture(layer)) for layer in layers)
-        noting = (m.register_forward_hook(note) for m in module.modules() if _is_linear(m))
         problem = as_unsupported(
             f"{self.model.name} cannot be run on an input of {tuple(self.inputs.shape)}; give images that it accepts, "
             "one at a time if it takes no more"
         )
-        with hooks(keeping), hooks(noting), problem, evaluating(module), self._without_gradients(), watch:
-            output = module(on_device(self.inputs, module))
+        with problem, evaluating(module) as members, hooks(keeping), self._without_gradients(), watch:
+            kinds = (nn.Linear, nn.Conv2d) if module in _CONVOLUTIONS_NOTED else nn.Linear
+            heads = (m for m in members if isinstance(m, kinds) and _multiplies_vectors(m))
+            with hooks(m.register_forward_hook(note) for m in heads):
+                output = module(self.inputs.clone())  # which it may change in place
         missing = [layer for layer in layers if layer not in self._kept]
         if missing:
             raise UnsupportedModelError(f"layer {missing[0]!r} of {self.model.name} does not run in a forward pass")
+        with torch.set_grad_enabled(self._differentiable):
+            self._scores = self.model.logits_of(output)
         return output
 
     def _capture(self, layer: str) -> Callable[[nn.Module, object, object], object]:
@@ -419,6 +431,6 @@ class ForwardPass:
         return hook
 
 
-def _is_linear(module: nn.Module) -> bool:
-    """Return whether a module multiplies vectors by a matrix: a linear layer or a 1x1 convolution."""
+def _multiplies_vectors(module: nn.Module) -> bool:
+    """Return whether a module is a linear layer or a 1x1 convolution, either of which can be a network's head."""
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -71,8 +72,10 @@ def refuse_fork() -> None:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[list[nn.Module]]:
     """Put the whole module into evaluation mode, and every submodule back into its own mode afterwards.
+
+    Yields :func:`all_modules` of it, since walking over a network takes as long as running a small layer.
 
     Blocks that would run again for their gradients (timm's checkpointing, torchvision's memory-efficient DenseNet) run
     once: hooks and watches are gone when they run again. Compiled parts run as they are written, because no hooks are
@@ -84,14 +87,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         InvalidInputError: see :func:`refuse_fork`.
     """
     refuse_fork()
+    members = all_modules(module)
     with _MODES:
         passes, own = _EVALUATING.get(module, (0, []))
-        own = own if passes else list(_to_change(module))
+        own = own if passes else list(_to_change(members))
         _EVALUATING[module] = (passes + 1, own)
         for m, name, _, value in own:
             setattr(m, name, value)
     try:
-        yield
+        yield members
     finally:
         with _MODES:
             passes, own = _EVALUATING.pop(module)
@@ -102,11 +106,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
                     setattr(m, name, value)
 
 
-def _to_change(module: nn.Module) -> Iterator[_Changed]:
-    """Yield what has to differ during a pass in the module and all below it."""
-    for m in _family(module):
+def _to_change(members: Iterable[nn.Module]) -> Iterator[_Changed]:
+    """Yield what has to differ in modules during a pass."""
+    for m in members:
         own = m.__dict__
-        yield from ((m, name, True, False) for name in _SWITCHES if own.get(name) is True)
+        for name in _SWITCHES:
+            if own.get(name) is True:
+                yield m, name, True, False
         if own.get("_compiled_call_impl") is not None:  # by module.compile()
             yield m, "_compiled_call_impl", own["_compiled_call_impl"], None
         if "_orig_mod" in m._modules and "forward" in own:  # by torch.compile(module)
@@ -178,8 +184,11 @@ def copied(network: nn.Module) -> nn.Module:
     return copy_
 
 
-def _family(module: nn.Module) -> list[nn.Module]:
-    """Return the module and all below it: as ``modules()``, but ten times as fast, noticeable on small networks."""
+def all_modules(module: nn.Module) -> list[nn.Module]:
+    """Return the module and all below it, a shared one several times.
+
+    It takes a tenth of the time of ``modules()``, which is noticeable on small networks.
+    """
     found = [module]
     for member in found:  # grows while it is walked
         if member._modules:
@@ -412,9 +421,14 @@ def on_device(inputs: Tensor, module: nn.Module) -> Tensor:
     The precision is that of the first matrix of weights: scales and tables may have another. It is a copy because a
     network may change its input in place.
     """
-    weights = [p for p in module.parameters() if p.is_floating_point()]
-    first = next((p for p in weights if p.dim() > 1), weights[0] if weights else None)
-    return inputs.clone() if first is None else inputs.to(first.device, first.dtype, copy=True)
+    weights = (
+        p for p in module.parameters() if p.is_floating_point()
+    )  # walking over all of them takes as long as a layer
+    first = next(weights, None)
+    if first is None:
+        return inputs.clone()
+    matrix = next((p for p in chain([first], weights) if p.dim() > 1), first)
+    return inputs.to(matrix.device, matrix.dtype, copy=True)
 
 
 def spatial_layers(outputs: list[LayerOutput]) -> list[LayerOutput]:
