@@ -650,7 +650,7 @@ ODD: dict[str, Odd] = {
     "one number": Odd(plain(output=lambda self, x: x[:, 0]), None, runs=False),
     "one number, said": Odd(plain(output=lambda self, x: x[:, 0]), options={"output": lambda o: o}),
     "a score": Odd(Plain, adapt=lambda m: m.with_output(lambda y: y[:, 1] - y[:, 0], "gain")),
-    "segmentation": Odd(UNet, None, runs=False),
+    "segmentation": Odd(UNet, "bottom"),
     "segmentation, score": Odd(UNet, "bottom", adapt=lambda m: m.with_output(lambda o: o[:, 1].mean((1, 2)), "sky")),
     "decoder": Odd(WithDecoder, options={"output": "logits"}),
     "object": Odd(plain(output=lambda self, x: SimpleNamespace(logits=x, loss=None))),

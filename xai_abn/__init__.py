@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from xai_abn.images.preprocess import Preprocess
     from xai_abn.models.adapter import ModelAdapter, wrap
     from xai_abn.models.forward_pass import ForwardPass
+    from xai_abn.models.segmentation import SegmentationTarget
     from xai_abn.models.targets import Difference
     from xai_abn.models.zero_shot import zero_shot
     from xai_abn.models.zoo import load_model
@@ -31,6 +32,7 @@ _HOMES = {
     "ForwardPass": "xai_abn.models.forward_pass",
     "ModelAdapter": "xai_abn.models.adapter",
     "Preprocess": "xai_abn.images.preprocess",
+    "SegmentationTarget": "xai_abn.models.segmentation",
     "abn_from": "xai_abn.networks.build",
     "create_model": "xai_abn.networks.architectures",
     "explain": "xai_abn.pipeline",
@@ -48,6 +50,7 @@ __all__ = [
     "ForwardPass",
     "ModelAdapter",
     "Preprocess",
+    "SegmentationTarget",
     "abn_from",
     "create_model",
     "explain",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +22,7 @@ from xai_abn.images.loading import decode_image, from_array, load_image, to_rgb
 from xai_abn.images.preprocess import PreparedImage, Preprocess
 from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.models.segmentation import Region, SegmentationTarget, find_region
 from xai_abn.models.targets import (
     Difference,
     ResolvedTarget,
@@ -62,7 +64,8 @@ def explain(
         targets: None for each image's top-1 class, or, for a multi-label model, all attributes that it is more likely
             to have than not; one target for all images, or one per image: an index, a label or a :class:`Difference`
             of two classes. A list inside the list asks for several targets of one image. Or a function that takes the
-            network's output for a batch and gives one score per image (N,).
+            network's output for a batch and gives one score per image (N,). For a network that scores every class at
+            every position, a class is explained where it is the top one, or a :class:`SegmentationTarget` elsewhere.
 
     Returns:
         A list with, for each image, a dictionary from method to :class:`Explanation`; for several targets from
@@ -122,6 +125,12 @@ def explain_images(
         InvalidInputError: this process was forked from one that had run a network.
     """
     refuse_fork()  # before the first image is prepared, which takes several threads too
+    if model.gives_map:
+        pairs = zip(images, repeat((None,)) if targets is None else targets, strict=False)
+        for number, (image, wanted) in enumerate(pairs):
+            prepared = _read(image, model, f"{kind} {number}")
+            yield prepared if isinstance(prepared, XaiAbnError) else _in_regions(model, prepared, explainers, wanted)
+        return
     waiting: list[tuple[PreparedImage | XaiAbnError, ImageTargets]] = []
     shape: tuple[int, ...] | None = None
     for number, (image, wanted) in enumerate(
@@ -192,6 +201,35 @@ def explain_batch(
     for explainer in explainers:
         _ask(forward_pass, explainer, prepared, resolved, results, seconds)  # type: ignore[arg-type]
     return results
+
+
+def _in_regions(
+    model: ModelAdapter, image: PreparedImage, explainers: Sequence[Explainer], targets: ImageTargets
+) -> Result:
+    """Explain an image to a network that scores every class at every position; each target is a class in a region."""
+    try:
+        scores = model.class_map(image)
+        wanted = targets(scores.mean(dim=(1, 2))) if callable(targets) else targets
+        regions = [_region(model, target, scores, image) for target in wanted]
+    except XaiAbnError as error:
+        return error
+    found = ImageExplanations()
+    for region in regions:
+        (result,) = explain_batch(model.in_region(region), [image], explainers, [(None,)])
+        if isinstance(result, XaiAbnError):
+            return result
+        for e in result.values():
+            key = (e.method, region.label) if len(regions) > 1 and e.class_specific else e.method
+            notes = (*e.notes, region.note) if e.class_specific else e.notes
+            found[key] = replace(e, target=region.index, predicted=region.index, notes=notes)
+    return found
+
+
+def _region(model: ModelAdapter, target: Target | None, scores: Tensor, image: PreparedImage) -> Region:
+    if isinstance(target, Difference):
+        raise InvalidInputError(f"{model.name} scores every class at every position; two classes cannot be compared")
+    target = target if isinstance(target, SegmentationTarget) else SegmentationTarget(target)
+    return find_region(target, scores, image, model.label, model.target_index)
 
 
 def _ask(
@@ -358,7 +396,7 @@ def targets_per_image(targets: Any, number: int) -> list[list[Target | None]]:
                 "targets are indices of classes, got rows of zeros and ones; give the indices of the ones, as a list "
                 "for each image: [row.nonzero().flatten().tolist() for row in targets]"
             )
-    if targets is None or isinstance(targets, (int, float, str, Difference)):
+    if targets is None or isinstance(targets, (int, float, str, Difference, SegmentationTarget)):
         return [[targets]] * number  # type: ignore[list-item]
     if not isinstance(targets, Iterable) or isinstance(targets, (Mapping, Set, bytes)):
         raise InvalidInputError(

@@ -184,7 +184,9 @@ EXPLAINED = [n for n, o in ODD.items() if o.layer and o.runs and o.gradients and
 def test_grad_cam_is_that_of_plain_autograd(name):
     """Of the layer that the table names, however odd the network is."""
     odd, network = ODD[name], model(name)
-    results = xai_abn.explain(network, odd.images, ["grad-cam", "hires-cam"], 0)
+    everywhere = xai_abn.SegmentationTarget(0, region=np.ones(odd.images.shape[2:], bool))
+    target = [[everywhere]] * len(odd.images) if network.gives_map else 0
+    results = xai_abn.explain(network, odd.images, ["grad-cam", "hires-cam"], target)
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in network.module.parameters())
     half |= "autocast" in name
     for method, right in zip(("grad-cam", "hires-cam"), plain_gradient_maps(odd, network, 0), strict=True):

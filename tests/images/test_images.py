@@ -283,6 +283,8 @@ def test_cells_of_a_polygon_and_of_a_tensor():
         ((1, 2, 3), "a box"),
         ([(1, 2), (3, 4)], "at least three corners"),
         ((0, 0, float("nan"), 9), "a box"),
+        ("left", "a box"),
+        ([(1, 2), (3,), (4, 5)], "a box"),
         ((0, 0, 99, 99), "the network saw nothing of .* from 100, 0 to 300, 200"),
         ((150, 50, 150, 90), "saw nothing"),
     ],

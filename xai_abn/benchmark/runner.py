@@ -144,6 +144,10 @@ class _Run:
         metrics: Sequence[str],
         settings: BenchmarkSettings,
     ) -> None:
+        if model.gives_map:
+            raise InvalidInputError(
+                f"{model.name} scores every class at every position; a benchmark needs a classifier"
+            )
         self.model, self.settings, self.data = model, settings, data
         self.preprocess = model.preprocess if settings.crop == "center" else replace(model.preprocess, crop="squash")
         if data.image_size is not None:

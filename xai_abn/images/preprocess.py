@@ -66,7 +66,10 @@ class PreparedImage:
         """
         from matplotlib.path import Path
 
-        corners = np.asarray(outline, np.float64)
+        try:
+            corners = np.asarray(outline, np.float64)
+        except (TypeError, ValueError):  # reported below
+            corners = np.zeros(0)
         if corners.shape == (4,):
             left, top, right, bottom = corners
             corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])

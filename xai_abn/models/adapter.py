@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError, shown
-from xai_abn.images.preprocess import Preprocess
+from xai_abn.errors import InvalidInputError, NonFiniteError, UnknownNameError, UnsupportedModelError, shown
+from xai_abn.images.preprocess import PreparedImage, Preprocess
 from xai_abn.models.layers import (
     AttentionPlace,
     attention_blocks,
@@ -23,6 +23,7 @@ from xai_abn.models.layers import (
     runs_in_series,
 )
 from xai_abn.models.metadata import as_labels, as_preprocess, is_of_hugging_face, own_labels, own_preprocess
+from xai_abn.models.segmentation import Region, class_scores
 from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
 from xai_abn.networks.layout import Layout
 from xai_abn.networks.multi_task import MultiTaskABN
@@ -99,13 +100,23 @@ class ModelAdapter:
         """Whether the network has an attention map for each attribute."""
         return isinstance(self.module, MultiTaskABN)
 
-    @cached_property
+    @property
     def example(self) -> Tensor:
         """An input (1, C, H, W) that the network accepts: the given example, or zeros of the size of the preprocessing.
 
         Raises:
             UnsupportedModelError: the network does not accept it; the message says what it raised and what to do.
         """
+        return self._tried[0]
+
+    @property
+    def gives_map(self) -> bool:
+        """Whether the network scores every class at every position, as for segmentation."""
+        return self.output is None and self._tried[1]
+
+    @cached_property
+    def _tried(self) -> tuple[Tensor, bool]:
+        """The example, and whether the network outputs a map of class scores for it."""
         given = self.example_input
         example = torch.zeros(1, *self.preprocess.shape) if given is None else given[:1].detach().float().cpu()
         shape = "x".join(map(str, example.shape))
@@ -119,12 +130,12 @@ class ModelAdapter:
         ):
             try:
                 with torch.no_grad():
-                    self.module(on_device(example, self.module))
+                    output = self.module(on_device(example, self.module))
             except Exception:  # a network that uses gradients in its forward pass can raise anything
                 with torch.enable_grad():
-                    self.module(on_device(example, self.module))
+                    output = self.module(on_device(example, self.module))
                 NEED_GRADIENTS.add(self.module)
-        return example
+        return example, class_scores(output) is not None
 
     @property
     def needs_gradients(self) -> bool:
@@ -274,9 +285,10 @@ class ModelAdapter:
     def has_probabilities(self) -> bool:
         """Whether the outputs give probabilities of classes.
 
-        A user-defined score does not. A single output does if ``multi_label`` says that it is a class's logit.
+        A user-defined score and a map of class scores do not. A single output does if ``multi_label`` says that it is a
+        class's logit.
         """
-        return not self.scores_only and (self.multi_label or self.number_of_classes > 1)
+        return not self.scores_only and (self.multi_label or self.number_of_classes > 1) and not self.gives_map
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return logits (N, K) as probabilities.
@@ -284,7 +296,7 @@ class ModelAdapter:
         The softmax, or the sigmoid for attributes; the outputs themselves if the network ends in a softmax or sigmoid
         of its own; NaN if there are no probabilities.
         """
-        if self.scores_only or (logits.shape[1] == 1 and not self.multi_label):
+        if self.scores_only or (logits.shape[1] == 1 and not self.multi_label) or self.gives_map:
             return logits * float("nan")
         if self.output_kind(logits) == "probabilities":
             return logits
@@ -377,7 +389,7 @@ class ModelAdapter:
         return found[-1]
 
     def logits_of(self, output: object) -> Tensor:
-        """Return the logits (N, K) in the network's output.
+        """Return the logits (N, K) in the network's output; of a map of class scores the mean over all positions.
 
         Raises:
             UnsupportedModelError: there are none; the message says what came and what to do.
@@ -391,6 +403,8 @@ class ModelAdapter:
                 found = self.output(found)
         elif self.output is not None:
             found = self._part(found, self.output)
+        elif (scores := class_scores(found)) is not None:
+            found = scores.mean(dim=(2, 3))
         if isinstance(found, Tensor) and found.dim() == 1 and callable(self.output):
             found = found[:, None]
         if not isinstance(found, Tensor) or found.dim() != 2 or not found.shape[1] or not found.is_floating_point():
@@ -423,6 +437,31 @@ class ModelAdapter:
             return found
 
         return replace(self, labels=(name,), output=one_per_image, scores_only=True)
+
+    def in_region(self, region: Region) -> ModelAdapter:
+        """Return this model with the score of a class in a region as its only class, which reads the same layers."""
+        scored = self.with_output(region.score, region.label)
+        vars(scored).update({name: value for name, value in vars(self).items() if name in _OF_LAYERS})
+        return scored
+
+    def class_map(self, image: PreparedImage) -> Tensor:
+        """Return the scores (K, h, w) of all classes at all positions of an image.
+
+        Raises:
+            UnsupportedModelError: the network outputs no such map.
+            NonFiniteError: a score is NaN or infinite.
+        """
+        inputs = on_device(image.tensor[None], self.module)
+        problem = as_unsupported(f"{self.name} cannot be run on an input of {tuple(inputs.shape)}")
+        with problem, evaluating(self.module), without_gradients(self.module):
+            scores = class_scores(self.module(inputs))
+        if scores is None:
+            raise UnsupportedModelError(f"{self.name} outputs no map of class scores for {image.source}")
+        if not bool(scores.isfinite().all()):
+            raise NonFiniteError(
+                f"{image.source}: {self.name} outputs NaN or infinite scores; check its weights and preprocessing"
+            )
+        return scores[0].detach().float()
 
     def label(self, index: int) -> str:
         """Return the name of a class, or ``"class 7"`` without labels."""
@@ -460,6 +499,20 @@ class ModelAdapter:
         if len(found) > 1:
             raise InvalidInputError(f"label {text!r} names classes {', '.join(map(str, found))}; give the index")
         return found[0]
+
+
+#: What an adapter knows of its layers, which does not depend on the score that is explained.
+_OF_LAYERS = (
+    "_tried",
+    "memory_format",
+    "target_layer",
+    "_found_layer",
+    "_traces",
+    "_attention_places",
+    "attention_blocks",
+    "reads_class_token",
+    "prefix_tokens",
+)
 
 
 def _kind_of_outputs(values: Tensor, multi_label: bool) -> str:

@@ -20,7 +20,7 @@ from xai_abn.models.zero_shot import zero_shot
 def load_hugging_face(
     name: str, weights: str | Path | None, classes: int | None, labels: Sequence[str] | None
 ) -> ModelAdapter:
-    """Load an image classifier with its labels and the preprocessing of its image processor.
+    """Load an image classifier, or a network that segments, with its labels and its image processor's preprocessing.
 
     A network that compares images with texts, such as CLIP, becomes a classifier of ``labels``; see
     :func:`xai_abn.zero_shot`.
@@ -51,14 +51,16 @@ def load_hugging_face(
             network = auto.AutoModel.from_pretrained(name) if weights is None else auto.AutoModel.from_config(config)
             processor = auto.AutoProcessor.from_pretrained(name)
             return zero_shot(network.eval(), processor, labels, name=f"hf:{name}")
+        segments = any(name.endswith("ForSemanticSegmentation") for name in config.architectures or ())
+        kind = auto.AutoModelForSemanticSegmentation if segments else auto.AutoModelForImageClassification
         if weights is None:
-            module, report = auto.AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
+            module, report = kind.from_pretrained(name, output_loading_info=True)
             missing = sorted(report["missing_keys"])
         else:
             if classes is not None:
                 config = copy.deepcopy(config)
                 config.num_labels = classes
-            module, missing = auto.AutoModelForImageClassification.from_config(config), []
+            module, missing = kind.from_config(config), []
         processor = image_processor(name)
     if missing:
         raise WeightsError(

@@ -43,7 +43,7 @@ def as_preprocess(source: object) -> Preprocess:
     try:
         if isinstance(source, Mapping) and {"mean", "std"} <= set(source):
             return _of_config(source)
-        if all(hasattr(source, name) for name in ("crop_size", "resize_size", "mean", "std", "interpolation")):
+        if all(hasattr(source, name) for name in ("resize_size", "mean", "std", "interpolation")):
             return _of_torchvision(source)
         if isinstance(config := getattr(source, "data_config", None), Mapping):  # a processor around a network of timm
             return _of_config(config)
@@ -85,10 +85,13 @@ def _of_config(config: Mapping[str, Any]) -> Preprocess:
 
 
 def _of_torchvision(preset: Any) -> Preprocess:
-    height, width = _pair(preset.crop_size)
+    """Return the preprocessing of a preset; the whole image is squashed if the preset crops nothing (segmentation)."""
+    crops = hasattr(preset, "crop_size")
+    height, width = _pair(preset.crop_size if crops else preset.resize_size)
     return Preprocess(
         size=height,
         width=None if width == height else width,
+        crop="center" if crops else "squash",
         crop_pct=min(1.0, min(height, width) / min(_pair(preset.resize_size))),
         interpolation=preset.interpolation.value,
         mean=tuple(preset.mean),

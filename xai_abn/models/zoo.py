@@ -22,7 +22,7 @@ from xai_abn.errors import (
     WeightsError,
 )
 from xai_abn.images.preprocess import Preprocess
-from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.metadata import as_labels, as_preprocess, imagenet_labels
 from xai_abn.networks.architectures import create_model, timm_names, torchvision_names
 from xai_abn.networks.assembly import assemble
@@ -69,9 +69,10 @@ def load_model(
     Args:
         spec: ``"abn-lite0"`` (an ImageNet-1k ABN, shipped), ``"lite0"`` (the classifier it was made from,
             EfficientNet-Lite0), ``"abn-cifar100"`` (a small ABN for 32x32 images, shipped), the name of a plug-in's
-            model, ``"timm:NAME"``, ``"torchvision:NAME"``, ``"hf:NAME"`` or ``"hf:DIR"`` (an image classifier of
-            Hugging Face transformers), or the path of a checkpoint or of a training run's folder, whose
-            ``best.safetensors`` is loaded, else ``final.safetensors`` or ``model.safetensors``.
+            model, ``"timm:NAME"``, ``"torchvision:NAME"``, ``"hf:NAME"`` or ``"hf:DIR"`` (Hugging Face transformers),
+            where the last three may also name a network for semantic segmentation, or the path of a checkpoint or of a
+            training run's folder, whose ``best.safetensors`` is loaded, else ``final.safetensors`` or
+            ``model.safetensors``.
         weights: for ``timm:`` and ``torchvision:``: a file with weights of your own, of any number of classes (see
             :func:`xai_abn.networks.weights.read_weights`), or ``"random"`` for an untrained network; default: the
             library's own pretrained weights, which it downloads.
@@ -285,11 +286,15 @@ def _from_timm(name: str, weights: str | Path | None, classes: int | None) -> Mo
 def _from_torchvision(name: str, weights: str | Path | None, classes: int | None) -> ModelAdapter:
     from torchvision import models as tv
 
-    if name not in torchvision_names():
-        raise UnknownNameError("torchvision model", name, torchvision_names())
+    segmenters: list[str] = tv.list_models(module=tv.segmentation)
+    if name not in (known := [*torchvision_names(), *segmenters]):
+        raise UnknownNameError("torchvision model", name, known)
     chosen = tv.get_model_weights(name).DEFAULT
 
     def build(number: int | None, pretrained: bool = False, **more: Any) -> nn.Module:
+        if name in segmenters and not pretrained:
+            auxiliary = more.pop("aux_logits", True) and not name.startswith("lraspp")
+            more |= {"weights_backbone": None, "aux_loss": auxiliary}
         if name in ("googlenet", "inception_v3") and not pretrained:
             more["init_weights"] = True
         given: dict[str, Any] = {} if number is None else {"num_classes": number}
@@ -297,6 +302,11 @@ def _from_torchvision(name: str, weights: str | Path | None, classes: int | None
         return result
 
     module = _create(build, f"torchvision:{name}", weights, classes)
+    if name in segmenters:
+        found = wrap(module, preprocess=chosen.transforms(), name=f"torchvision:{name}")
+        categories = chosen.meta["categories"]
+        fits = found.number_of_classes == len(categories)
+        return replace(found, labels=tuple(categories) if fits else None, weights=str(weights or "pretrained"))
     head = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
     number = head.out_features if isinstance(head, nn.Linear) else head.out_channels
     return _adapter(module, f"torchvision:{name}", as_preprocess(chosen.transforms()), number, weights)
