@@ -236,7 +236,7 @@ OTHER_PROCESSORS = {
 def test_a_processor_that_does_something_else_is_refused(kind):
     """Instead of images that its network does not know."""
     made, options = OTHER_PROCESSORS[kind]
-    with pytest.raises(InvalidInputError, match=r"prepares .*; give xai_abn.Preprocess\("):
+    with pytest.raises(InvalidInputError, match=r"give xai_abn.Preprocess\("):
         xai_abn.wrap(body(), preprocess=made(**options))
 
 

@@ -90,8 +90,11 @@ def _draw(outline: Outline, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     if tuple(outline["size"]) != size:
         raise DatasetError(f"the mask is {outline['size'][1]}x{outline['size'][0]}, the image {width}x{height} pixels")
+    counts = outline["counts"]
     try:
-        runs = coco.frPyObjects(outline, *size) if isinstance(outline["counts"], list) else outline
+        if isinstance(counts, list) and not all(0 <= count <= height * width for count in counts):
+            raise OverflowError  # earlier versions of numpy would wrap it
+        runs = coco.frPyObjects(outline, *size) if isinstance(counts, list) else outline
         mask = coco.decode(runs)
     except (OverflowError, ValueError) as error:
         raise DatasetError(f"the run lengths of the mask cover more than {width}x{height} pixels") from error

@@ -118,6 +118,7 @@ def _labels(table: Any, image: str, label: str, source: str) -> list[Any]:
         if wanted not in table.features:
             raise DatasetError(f"{source}: no column {wanted!r}, which the train split has")
     values = [value.get(field) if field else value for value in table[column]]
+    values = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in values]
     if None in values:
         raise DatasetError(f"{source}: {values.count(None)} rows have no {label!r}")
     odd = next((value for value in values if not isinstance(value, (int, str))), None)
