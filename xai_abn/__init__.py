@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from xai_abn.explanation import Explanation
     from xai_abn.images.preprocess import Preprocess
     from xai_abn.models.adapter import ModelAdapter, wrap
+    from xai_abn.models.detection import DetectionTarget
     from xai_abn.models.forward_pass import ForwardPass
     from xai_abn.models.segmentation import SegmentationTarget
     from xai_abn.models.targets import Difference
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ABNOutput": "xai_abn.networks.abn",
     "AttentionBranchNetwork": "xai_abn.networks.abn",
+    "DetectionTarget": "xai_abn.models.detection",
     "Difference": "xai_abn.models.targets",
     "Explanation": "xai_abn.explanation",
     "ForwardPass": "xai_abn.models.forward_pass",
@@ -45,6 +47,7 @@ _MODULES = ("errors", "explainers", "images", "metrics", "models", "rendering", 
 __all__ = [
     "ABNOutput",
     "AttentionBranchNetwork",
+    "DetectionTarget",
     "Difference",
     "Explanation",
     "ForwardPass",

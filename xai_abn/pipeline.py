@@ -21,6 +21,7 @@ from xai_abn.explanation import Explanation, Explanations, ImageExplanations
 from xai_abn.images.loading import decode_image, from_array, load_image, to_rgb
 from xai_abn.images.preprocess import PreparedImage, Preprocess
 from xai_abn.models.adapter import ModelAdapter, wrap
+from xai_abn.models.detection import Detection, DetectionTarget, as_target, find_detection
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.segmentation import Region, SegmentationTarget, find_region
 from xai_abn.models.targets import (
@@ -34,6 +35,7 @@ from xai_abn.models.targets import (
     target_scores,
 )
 from xai_abn.networks.tracing import refuse_fork
+from xai_abn.rendering import with_box
 
 #: Images per forward pass.
 BATCH_SIZE = 8
@@ -65,7 +67,9 @@ def explain(
             to have than not; one target for all images, or one per image: an index, a label or a :class:`Difference`
             of two classes. A list inside the list asks for several targets of one image. Or a function that takes the
             network's output for a batch and gives one score per image (N,). For a network that scores every class at
-            every position, a class is explained where it is the top one, or a :class:`SegmentationTarget` elsewhere.
+            every position, a class is explained where it is the top one, or in a :class:`SegmentationTarget`. For a
+            detector, a target is a class, such as ``"dog"`` or ``"dog#2"`` for the second of them by score, or a
+            :class:`DetectionTarget`.
 
     Returns:
         A list with, for each image, a dictionary from method to :class:`Explanation`; for several targets from
@@ -125,11 +129,11 @@ def explain_images(
         InvalidInputError: this process was forked from one that had run a network.
     """
     refuse_fork()  # before the first image is prepared, which takes several threads too
-    if model.gives_map:
+    if model.gives_map or model.detects:
         pairs = zip(images, repeat((None,)) if targets is None else targets, strict=False)
         for number, (image, wanted) in enumerate(pairs):
             prepared = _read(image, model, f"{kind} {number}")
-            yield prepared if isinstance(prepared, XaiAbnError) else _in_regions(model, prepared, explainers, wanted)
+            yield prepared if isinstance(prepared, XaiAbnError) else _explain_parts(model, prepared, explainers, wanted)
         return
     waiting: list[tuple[PreparedImage | XaiAbnError, ImageTargets]] = []
     shape: tuple[int, ...] | None = None
@@ -203,33 +207,47 @@ def explain_batch(
     return results
 
 
-def _in_regions(
+def _explain_parts(
     model: ModelAdapter, image: PreparedImage, explainers: Sequence[Explainer], targets: ImageTargets
 ) -> Result:
-    """Explain an image to a network that scores every class at every position; each target is a class in a region."""
+    """Explain an image to a network for segmentation or a detector: each target is a part of its output."""
     try:
-        scores = model.class_map(image)
-        wanted = targets(scores.mean(dim=(1, 2))) if callable(targets) else targets
-        regions = [_region(model, target, scores, image) for target in wanted]
+        parts = _regions(model, image, targets) if model.gives_map else _detections(model, image, targets)
     except XaiAbnError as error:
         return error
     found = ImageExplanations()
-    for region in regions:
-        (result,) = explain_batch(model.in_region(region), [image], explainers, [(None,)])
+    for part in parts:
+        shown = replace(image, view=with_box(image.view, part.box.tolist())) if isinstance(part, Detection) else image
+        (result,) = explain_batch(model.scoring(part), [shown], explainers, [(None,)])
         if isinstance(result, XaiAbnError):
             return result
         for e in result.values():
-            key = (e.method, region.label) if len(regions) > 1 and e.class_specific else e.method
-            notes = (*e.notes, region.note) if e.class_specific else e.notes
-            found[key] = replace(e, target=region.index, predicted=region.index, notes=notes)
+            key = (e.method, part.label) if len(parts) > 1 and e.class_specific else e.method
+            notes = (*image.notes, part.note) if e.class_specific else image.notes
+            found[key] = replace(e, target=part.index, predicted=part.index, notes=notes)
     return found
 
 
-def _region(model: ModelAdapter, target: Target | None, scores: Tensor, image: PreparedImage) -> Region:
-    if isinstance(target, Difference):
-        raise InvalidInputError(f"{model.name} scores every class at every position; two classes cannot be compared")
-    target = target if isinstance(target, SegmentationTarget) else SegmentationTarget(target)
-    return find_region(target, scores, image, model.label, model.target_index)
+def _regions(model: ModelAdapter, image: PreparedImage, targets: ImageTargets) -> list[Region]:
+    scores = model.class_map(image)
+    wanted = targets(scores.mean(dim=(1, 2))) if callable(targets) else targets
+    regions = []
+    for target in wanted:
+        if isinstance(target, (Difference, DetectionTarget)):
+            raise InvalidInputError(
+                f"{model.name} scores every class at every position; give a label, an index or a SegmentationTarget, "
+                f"not a {type(target).__name__}"
+            )
+        target = target if isinstance(target, SegmentationTarget) else SegmentationTarget(target)
+        regions.append(find_region(target, scores, image, model.label, model.target_index))
+    return regions
+
+
+def _detections(model: ModelAdapter, image: PreparedImage, targets: ImageTargets) -> list[Detection]:
+    found = model.detections(image)
+    wanted = targets(found.scores) if callable(targets) else targets
+    several = [find_detection(as_target(t), found, image, model.label, model.labelled) for t in wanted]
+    return list({detection.label: detection for detection in several}.values())
 
 
 def _ask(
@@ -396,7 +414,7 @@ def targets_per_image(targets: Any, number: int) -> list[list[Target | None]]:
                 "targets are indices of classes, got rows of zeros and ones; give the indices of the ones, as a list "
                 "for each image: [row.nonzero().flatten().tolist() for row in targets]"
             )
-    if targets is None or isinstance(targets, (int, float, str, Difference, SegmentationTarget)):
+    if targets is None or isinstance(targets, (int, float, str, Difference, SegmentationTarget, DetectionTarget)):
         return [[targets]] * number  # type: ignore[list-item]
     if not isinstance(targets, Iterable) or isinstance(targets, (Mapping, Set, bytes)):
         raise InvalidInputError(

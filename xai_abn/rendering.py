@@ -131,6 +131,19 @@ def png_bytes(image: Image.Image, texts: Mapping[str, str] | None = None) -> byt
     return buffer.getvalue()
 
 
+def with_box(view: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    """Return an image (H, W, 3) uint8 with a box (left, top, right, bottom), in shares of its sides, drawn on it."""
+    height, width = view.shape[:2]
+    image = Image.fromarray(view)
+    thick = max(1, round(min(height, width) / 150))
+    left, top, right, bottom = (round(v * s) for v, s in zip(box, (width - 1, height - 1) * 2, strict=True))
+    corners = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle(corners, outline=(0, 0, 0), width=2 * thick)
+    draw.rectangle(corners, outline=(255, 255, 255), width=thick)
+    return np.asarray(image)
+
+
 def blend(
     view: np.ndarray, map_: np.ndarray, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY
 ) -> np.ndarray:

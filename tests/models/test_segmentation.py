@@ -159,7 +159,7 @@ class Nan(UNet):
         (xai_abn.SegmentationTarget("a", np.zeros((80, 120), bool)), "saw nothing of the mask"),
         (xai_abn.SegmentationTarget("a", "left"), "outline must be a box"),
         (xai_abn.SegmentationTarget("d"), "unknown label 'd'"),
-        (xai_abn.Difference("a", versus="b"), "two classes cannot be compared"),
+        (xai_abn.Difference("a", versus="b"), "give a label, an index or a SegmentationTarget, not a Difference"),
         (9, "target 9 is out of range"),
     ],
 )

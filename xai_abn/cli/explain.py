@@ -306,7 +306,9 @@ def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> lis
     from xai_abn.models.targets import Difference
 
     def found(target: str) -> int | str:
-        return target if model.labels is None else model.target_index(target, len(model.labels))
+        if model.labels is None or model.detects:  # "dog#2" is found in each image
+            return target
+        return model.target_index(target, len(model.labels))
 
     chosen: list[int | str | None] = [found(target) for target in targets]
     if versus is not None:

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from xai_abn.errors import InvalidInputError, NonFiniteError, UnknownNameError, UnsupportedModelError, shown
 from xai_abn.images.preprocess import PreparedImage, Preprocess
+from xai_abn.models.detection import Detection, Detections, backbone_layer, detections, scores_of_detections
 from xai_abn.models.layers import (
     AttentionPlace,
     attention_blocks,
@@ -112,11 +113,16 @@ class ModelAdapter:
     @property
     def gives_map(self) -> bool:
         """Whether the network scores every class at every position, as for segmentation."""
-        return self.output is None and self._tried[1]
+        return self.output is None and self._tried[1] == "class scores"
+
+    @property
+    def detects(self) -> bool:
+        """Whether the network outputs boxes with classes and scores."""
+        return self.output is None and self._tried[1] == "detections"
 
     @cached_property
-    def _tried(self) -> tuple[Tensor, bool]:
-        """The example, and whether the network outputs a map of class scores for it."""
+    def _tried(self) -> tuple[Tensor, str]:
+        """The example, and what the network outputs for it: ``"class scores"``, ``"detections"`` or ``"logits"``."""
         given = self.example_input
         example = torch.zeros(1, *self.preprocess.shape) if given is None else given[:1].detach().float().cpu()
         shape = "x".join(map(str, example.shape))
@@ -135,7 +141,8 @@ class ModelAdapter:
                 with torch.enable_grad():
                     output = self.module(on_device(example, self.module))
                 NEED_GRADIENTS.add(self.module)
-        return example, class_scores(output) is not None
+        kind = "logits" if class_scores(output) is None else "class scores"
+        return example, kind if detections(output, (1, 1)) is None else "detections"
 
     @property
     def needs_gradients(self) -> bool:
@@ -189,10 +196,15 @@ class ModelAdapter:
     @cached_property
     def _found_layer(self) -> str:
         outputs = self._outputs
+        if self.detects:
+            names = [o.name for o in spatial_layers(outputs) if o.layout is not None and min(o.layout.grid) > 1]
+            if (layer := backbone_layer(names)) is not None:
+                return layer
         if self.is_multi_task:
             outputs = [o for o in outputs if o.name.startswith("feature_extractor.")]
         with as_unsupported(f"no layer of {self.name} can be chosen; name one with layer="):
-            return find_target_layer(self.module, self.example, outputs, self._attention_places, self.logits_of)
+            scores = scores_of_detections if self.detects else self.logits_of
+            return find_target_layer(self.module, self.example, outputs, self._attention_places, scores)
 
     @cached_property
     def attention_blocks(self) -> tuple[str, ...]:
@@ -288,7 +300,9 @@ class ModelAdapter:
         A user-defined score and a map of class scores do not. A single output does if ``multi_label`` says that it is a
         class's logit.
         """
-        return not self.scores_only and (self.multi_label or self.number_of_classes > 1) and not self.gives_map
+        if self.scores_only or self.gives_map:
+            return False
+        return self.multi_label or self.detects or self.number_of_classes > 1
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return logits (N, K) as probabilities.
@@ -438,9 +452,12 @@ class ModelAdapter:
 
         return replace(self, labels=(name,), output=one_per_image, scores_only=True)
 
-    def in_region(self, region: Region) -> ModelAdapter:
-        """Return this model with the score of a class in a region as its only class, which reads the same layers."""
-        scored = self.with_output(region.score, region.label)
+    def scoring(self, part: Region | Detection) -> ModelAdapter:
+        """Return this model with the score of a part of its output as its only class, which reads the same layers.
+
+        The score of a detection is a probability.
+        """
+        scored = replace(self.with_output(part.score, part.label), scores_only=self.gives_map, multi_label=self.detects)
         vars(scored).update({name: value for name, value in vars(self).items() if name in _OF_LAYERS})
         return scored
 
@@ -451,10 +468,7 @@ class ModelAdapter:
             UnsupportedModelError: the network outputs no such map.
             NonFiniteError: a score is NaN or infinite.
         """
-        inputs = on_device(image.tensor[None], self.module)
-        problem = as_unsupported(f"{self.name} cannot be run on an input of {tuple(inputs.shape)}")
-        with problem, evaluating(self.module), without_gradients(self.module):
-            scores = class_scores(self.module(inputs))
+        scores = class_scores(self._output_for(image))
         if scores is None:
             raise UnsupportedModelError(f"{self.name} outputs no map of class scores for {image.source}")
         if not bool(scores.isfinite().all()):
@@ -462,6 +476,23 @@ class ModelAdapter:
                 f"{image.source}: {self.name} outputs NaN or infinite scores; check its weights and preprocessing"
             )
         return scores[0].detach().float()
+
+    def detections(self, image: PreparedImage) -> Detections:
+        """Return what a detector finds in an image.
+
+        Raises:
+            UnsupportedModelError: the network is no detector.
+        """
+        found = detections(self._output_for(image), (image.tensor.shape[1], image.tensor.shape[2]))
+        if found is None or len(found) != 1:
+            raise UnsupportedModelError(f"{self.name} outputs no boxes with classes and scores for {image.source}")
+        return found[0]
+
+    def _output_for(self, image: PreparedImage) -> object:
+        inputs = on_device(image.tensor[None], self.module)
+        problem = as_unsupported(f"{self.name} cannot be run on an input of {tuple(inputs.shape)}")
+        with problem, evaluating(self.module), without_gradients(self.module):
+            return self.module(inputs)
 
     def label(self, index: int) -> str:
         """Return the name of a class, or ``"class 7"`` without labels."""
@@ -482,14 +513,15 @@ class ModelAdapter:
         if isinstance(target, str) and target.strip().isdecimal() and target.strip() not in (self.labels or ()):
             target = int(target)
         if isinstance(target, str):
-            return self._labelled(target)
+            return self.labelled(target)
         if isinstance(target, bool) or not isinstance(target, int):
             raise InvalidInputError(f"a target must be an index or a label, got {type(target).__name__}")
         if not 0 <= target < classes:
             raise InvalidInputError(f"target {target} is out of range; {self.name} has classes 0 to {classes - 1}")
         return target
 
-    def _labelled(self, text: str) -> int:
+    def labelled(self, text: str) -> int:
+        """Return the index of the class with a label; see :meth:`target_index`."""
         if self.labels is None:
             raise InvalidInputError(f"{self.name} has no labels, so a target must be an index, got {shown(repr(text))}")
         wanted = text.strip().casefold()
@@ -581,7 +613,7 @@ def wrap(
     )
     if adapter.layer is not None:
         adapter.check_layer(adapter.layer)
-    if labels is not None:
+    if labels is not None and not adapter.detects:
         adapter.check_labels(adapter.number_of_classes)
     return adapter
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from xai_abn.errors import InvalidInputError, WeightsError, XaiAbnError
+from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.metadata import as_preprocess, image_processor
 from xai_abn.models.zero_shot import zero_shot
@@ -20,7 +21,7 @@ from xai_abn.models.zero_shot import zero_shot
 def load_hugging_face(
     name: str, weights: str | Path | None, classes: int | None, labels: Sequence[str] | None
 ) -> ModelAdapter:
-    """Load an image classifier, or a network that segments, with its labels and its image processor's preprocessing.
+    """Load an image classifier, or a network that segments or detects, with its labels and preprocessing.
 
     A network that compares images with texts, such as CLIP, becomes a classifier of ``labels``; see
     :func:`xai_abn.zero_shot`.
@@ -51,8 +52,7 @@ def load_hugging_face(
             network = auto.AutoModel.from_pretrained(name) if weights is None else auto.AutoModel.from_config(config)
             processor = auto.AutoProcessor.from_pretrained(name)
             return zero_shot(network.eval(), processor, labels, name=f"hf:{name}")
-        segments = any(name.endswith("ForSemanticSegmentation") for name in config.architectures or ())
-        kind = auto.AutoModelForSemanticSegmentation if segments else auto.AutoModelForImageClassification
+        kind = _kind(auto, config)
         if weights is None:
             module, report = kind.from_pretrained(name, output_loading_info=True)
             missing = sorted(report["missing_keys"])
@@ -67,9 +67,31 @@ def load_hugging_face(
             f"hf:{name} has no weights for {', '.join(missing[:3])}, so it is not a trained image classifier; give one "
             "that was fine-tuned to classify"
         )
-    preprocess = None if processor is None else as_preprocess(processor)
+    detects = kind is auto.AutoModelForObjectDetection
+    preprocess = None if processor is None else _for_detection(processor) if detects else as_preprocess(processor)
     adapter = wrap(module.eval().to(memory_format=torch.channels_last), preprocess=preprocess, name=f"hf:{name}")
     return replace(adapter, weights=str(weights or "pretrained"))
+
+
+def _kind(transformers: Any, config: Any) -> Any:
+    """Return the class that loads a network: of its kind if it segments or detects, else of an image classifier."""
+    for kind in ("SemanticSegmentation", "ObjectDetection"):
+        if any(name.endswith(f"For{kind}") for name in config.architectures or ()):
+            return getattr(transformers, f"AutoModelFor{kind}")
+    return transformers.AutoModelForImageClassification
+
+
+def _for_detection(processor: Any) -> Preprocess:
+    """Return the preprocessing of a detector: the whole image, squashed to a square of the processor's shorter side."""
+    size = dict(processor.size)
+    normalized = getattr(processor, "do_normalize", True)
+    return Preprocess(
+        size=size.get("shortest_edge") or size["height"],
+        crop="squash",
+        interpolation="bilinear",
+        mean=tuple(processor.image_mean) if normalized else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if normalized else (1.0, 1.0, 1.0),
+    )
 
 
 def _transformers() -> Any:

@@ -182,10 +182,17 @@ def image_processor(name: str, *, local: bool = False) -> Any:
         return None
 
 
+def own_transform(module: nn.Module) -> Any:
+    """Return the part of torchvision's detectors that normalizes and resizes images, or None."""
+    part = getattr(module, "transform", None)
+    return part if all(hasattr(part, name) for name in ("image_mean", "image_std", "min_size")) else None
+
+
 def own_preprocess(module: nn.Module) -> Preprocess | None:
     """Return the preprocessing that a network, or the only one inside a module, carries.
 
-    Networks of timm and open_clip hold it. That of a network of Hugging Face is in the folder it was loaded from.
+    Networks of timm and open_clip hold it; torchvision's detectors normalize images themselves. That of a network of
+    Hugging Face is in the folder it was loaded from.
 
     Raises:
         InvalidInputError: the preprocessing is not supported.
@@ -194,6 +201,8 @@ def own_preprocess(module: nn.Module) -> Preprocess | None:
     if place and is_of_hugging_face(module):
         processor = image_processor(place, local=True)
         return None if processor is None else as_preprocess(processor)
+    if (part := own_transform(module)) is not None:
+        return Preprocess(size=min(part.min_size), crop="squash", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     configs = [(m, c) for m, c in _configs(module, "pretrained_cfg", "preprocess_cfg") if {"mean", "std"} <= set(c)]
     if len(configs) != 1:
         return None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.detection import DetectionTarget
 from xai_abn.models.segmentation import SegmentationTarget
 
 
@@ -36,8 +37,8 @@ class Difference:
     versus: int | str
 
 
-#: An index or label, two classes compared, or a class in a region of the image.
-Target: TypeAlias = int | str | Difference | SegmentationTarget
+#: An index or label, two classes compared, a class in a region of the image, or a detection.
+Target: TypeAlias = int | str | Difference | SegmentationTarget | DetectionTarget
 #: A function of the network's output for a batch that gives one score per image, (N,).
 ScoreFunction: TypeAlias = Callable[[Any], Tensor]
 
@@ -97,10 +98,11 @@ def resolve_targets(model: ModelAdapter, targets: Sequence[Target | None], logit
         if target is None:
             found |= {ResolvedTarget(index, model.label(index)): None for index in present or ranked[:1]}
             continue
-        if isinstance(target, SegmentationTarget):
+        if isinstance(target, (SegmentationTarget, DetectionTarget)):
+            kind = "scores every class at every position" if isinstance(target, SegmentationTarget) else "detects"
             raise InvalidInputError(
-                f"a SegmentationTarget is for a network that scores every class at every position, and {model.name} "
-                "does not; give a label or an index"
+                f"a {type(target).__name__} is for a network that {kind}, and {model.name} does not; give a label or "
+                "an index"
             )
         one = target.target if isinstance(target, Difference) else target
         index = ranked[0] if one is None else model.target_index(one, len(ranked))

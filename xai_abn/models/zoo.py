@@ -100,8 +100,9 @@ def load_model(
     adapter = _load_by_name(str(spec), weights, classes or (len(names) if names and weights == RANDOM else None), names)
     if names is not None:
         adapter = replace(adapter, labels=names)
+    if names is not None and not adapter.detects:
         adapter.check_labels(adapter.number_of_classes)
-    if classes is not None and classes != adapter.number_of_classes:
+    if classes is not None and not adapter.detects and classes != adapter.number_of_classes:
         raise InvalidInputError(
             f"{spec} has {adapter.number_of_classes} classes, not {classes}; for another number give weights=FILE with "
             "the weights of a network that has it"
@@ -287,7 +288,8 @@ def _from_torchvision(name: str, weights: str | Path | None, classes: int | None
     from torchvision import models as tv
 
     segmenters: list[str] = tv.list_models(module=tv.segmentation)
-    if name not in (known := [*torchvision_names(), *segmenters]):
+    detectors: list[str] = tv.list_models(module=tv.detection)
+    if name not in (known := [*torchvision_names(), *segmenters, *detectors]):
         raise UnknownNameError("torchvision model", name, known)
     chosen = tv.get_model_weights(name).DEFAULT
 
@@ -295,6 +297,8 @@ def _from_torchvision(name: str, weights: str | Path | None, classes: int | None
         if name in segmenters and not pretrained:
             auxiliary = more.pop("aux_logits", True) and not name.startswith("lraspp")
             more |= {"weights_backbone": None, "aux_loss": auxiliary}
+        if name in detectors and not pretrained:
+            more |= {"weights_backbone": None}
         if name in ("googlenet", "inception_v3") and not pretrained:
             more["init_weights"] = True
         given: dict[str, Any] = {} if number is None else {"num_classes": number}
@@ -302,10 +306,11 @@ def _from_torchvision(name: str, weights: str | Path | None, classes: int | None
         return result
 
     module = _create(build, f"torchvision:{name}", weights, classes)
-    if name in segmenters:
-        found = wrap(module, preprocess=chosen.transforms(), name=f"torchvision:{name}")
+    if name in (*segmenters, *detectors):
+        preprocess = None if name in detectors else chosen.transforms()
+        found = wrap(module, preprocess=preprocess, name=f"torchvision:{name}")
         categories = chosen.meta["categories"]
-        fits = found.number_of_classes == len(categories)
+        fits = classes is None if name in detectors else found.number_of_classes == len(categories)
         return replace(found, labels=tuple(categories) if fits else None, weights=str(weights or "pretrained"))
     head = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
     number = head.out_features if isinstance(head, nn.Linear) else head.out_channels

@@ -1,0 +1,274 @@
+"""Detectors: targets, scores that follow an object, and maps equal to those of plain autograd."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import call
+from torch import nn
+from torchvision.models import detection
+from torchvision.ops import box_convert, box_iou
+
+import xai_abn
+from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
+from xai_abn.images.loading import from_array
+from xai_abn.images.preprocess import Preprocess
+from xai_abn.models.detection import find_detection
+
+LABELS = ["background", "a", "b", "c", "d"]
+
+
+def of_torchvision(name, **options):
+    def build():
+        plain = {"weights": None, "weights_backbone": None, "num_classes": 5}
+        return getattr(detection, name)(**plain, **options)
+
+    return build
+
+
+def detr():
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    small = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    config = transformers.DetrConfig(
+        **small,
+        d_model=32,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=8,
+        id2label=dict(enumerate(LABELS)),
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16, 16, 32], depths=[1] * 4, layer_type="basic", out_features=["stage4"]
+        ),
+    )
+    return transformers.DetrForObjectDetection(config)
+
+
+def rt_detr():
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    backbone = transformers.RTDetrResNetConfig(
+        embedding_size=10,
+        hidden_sizes=[10, 20, 30, 40],
+        depths=[1, 1, 2, 1],
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = transformers.RTDetrConfig(
+        backbone_config=backbone,
+        encoder_hidden_dim=32,
+        encoder_in_channels=[20, 30, 40],
+        encoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        d_model=32,
+        decoder_in_channels=[32] * 3,
+        decoder_ffn_dim=32,
+        decoder_layers=2,
+        decoder_attention_heads=2,
+        num_queries=10,
+        id2label=dict(enumerate(LABELS)),
+    )
+    return transformers.RTDetrForObjectDetection(config)
+
+
+NETWORKS = {
+    "Faster R-CNN": of_torchvision("fasterrcnn_mobilenet_v3_large_320_fpn", box_score_thresh=0.0),
+    "RetinaNet": of_torchvision("retinanet_resnet50_fpn", score_thresh=0.0, min_size=96),
+    "FCOS": of_torchvision("fcos_resnet50_fpn", score_thresh=0.0, min_size=96),
+    "SSDlite": of_torchvision("ssdlite320_mobilenet_v3_large", score_thresh=0.0),
+    "DETR": detr,
+    "RT-DETR": rt_detr,
+}
+
+
+def model(name="SSDlite", **options):
+    torch.manual_seed(0)
+    network = NETWORKS[name]().eval()
+    preprocess = Preprocess(size=128, crop="squash") if name.endswith("DETR") else None
+    return xai_abn.wrap(network, labels=LABELS, preprocess=preprocess, **options)
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8)
+
+
+def found(output, size):
+    """Boxes in pixels of the input, classes and scores of the only image of an output."""
+    if isinstance(output, list):
+        return output[0]["boxes"], output[0]["labels"], output[0]["scores"]
+    logits = output.logits[0]
+    probabilities = logits.softmax(-1)[:, :-1] if type(output).__name__.startswith("Detr") else logits.sigmoid()
+    scores, classes = probabilities.max(-1)
+    return box_convert(output.pred_boxes[0], "cxcywh", "xyxy") * size, classes, scores
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_map_is_that_of_plain_autograd(name, picture):
+    """Of the score of the best detection, with a hook on the layer in the backbone."""
+    adapter = model(name)
+    prepared = adapter.preprocess(from_array(picture))
+    # in the same layout: with random weights, a rounding error can select other queries in RT-DETR
+    inputs = torch.stack([prepared.tensor]).contiguous(memory_format=adapter.memory_format)
+    kept = []
+    record = xai_abn.explain(adapter, picture, "grad-cam,hires-cam")[0]["grad-cam"]
+    hires = xai_abn.explain(adapter, picture, "hires-cam")["hires-cam"].map
+    assert "backbone" in record.layer
+    handle = adapter.module.get_submodule(record.layer).register_forward_hook(lambda _m, _i, o: kept.append(o))
+    boxes, classes, scores = found(adapter.module(inputs.clone().requires_grad_()), inputs.shape[-1])
+    handle.remove()
+    sides = boxes[:, 2:] - boxes[:, :2]
+    best = int(torch.where((sides > 0).all(1), scores, -1.0).argmax())
+    (gradient,) = torch.autograd.grad(scores[best], kept[0])
+    right = [(gradient.mean((2, 3), keepdim=True) * kept[0]).sum(1).relu()[0], (gradient * kept[0]).sum(1)[0]]
+    scale = max(float(map_.abs().max()) for map_ in right)
+    assert scale > 0
+    for map_, other in zip((record.map, hires), right, strict=True):
+        np.testing.assert_allclose(map_, other.detach().numpy(), atol=2e-5 * scale)
+    assert record.score == record.probability == pytest.approx(float(scores[best]), rel=1e-5)
+    assert (record.target, record.label) == (int(classes[best]), f"{LABELS[int(classes[best])]}#1")
+    x0, y0, x1, y1 = (boxes[best] / inputs.shape[-1] * torch.tensor([120, 80, 120, 80])).tolist()
+    assert f"box {x0:.0f}, {y0:.0f}, {x1:.0f}, {y1:.0f} (x, y in pixels)" in record.notes[-1]
+
+
+class Fixed(nn.Module):
+    """Finds three boxes, with scores that are brightnesses of their places, which one network outputs as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 3, 4, 1)
+        self.boxes = torch.tensor([[0, 0, 16, 16], [16, 16, 32, 32], [0, 0, 16, 12], [5, 5, 5, 9]]).float()
+        self.classes = torch.tensor([1, 1, 2, 1])
+
+    def forward(self, x):
+        maps = self.backbone(x).sigmoid()
+        scores = [maps[:, :, :4, :4], maps[:, :, 4:, 4:] / 2, maps[:, :, :3, :4] / 4, maps]
+        scores = torch.stack([s.mean((1, 2, 3)) for s in scores], 1)
+        return [{"boxes": self.boxes, "labels": self.classes, "scores": s} for s in scores]
+
+
+def fixed(network=Fixed, **options):
+    torch.manual_seed(0)
+    preprocess = Preprocess(size=32, crop="squash")
+    return xai_abn.wrap(network().eval(), labels=LABELS, preprocess=preprocess, **options)
+
+
+def test_targets_choose_detections(picture):
+    """By class, by rank, by index and by box; several at once; the box without area is never chosen."""
+    adapter = fixed()
+
+    def chosen(target):
+        return [e.label for e in xai_abn.explain(adapter, [picture], "grad-cam", [target])[0].values()]
+
+    assert chosen(None) == chosen("a") == chosen(1) == chosen("a#1") == ["a#1"]
+    assert chosen("a#2") == chosen(xai_abn.DetectionTarget("a", rank=2)) == ["a#2"]
+    assert chosen(xai_abn.DetectionTarget(box=(60, 40, 120, 80))) == ["a#2"]
+    assert chosen(xai_abn.DetectionTarget("b", box=(0, 0, 60, 40))) == ["b#1"]
+    assert chosen([None, "a", "b", "a#2"]) == ["a#1", "b#1", "a#2"]
+
+
+def test_a_score_follows_its_object():
+    """Overlap times score of the best detection of the class; 0 where nothing overlaps."""
+    adapter = fixed()
+    prepared = adapter.preprocess(from_array(np.full((32, 32, 3), 99, np.uint8)))
+    from xai_abn.models.detection import DetectionTarget
+
+    part = find_detection(DetectionTarget("a"), adapter.detections(prepared), prepared, adapter.label, adapter.labelled)
+    box = torch.tensor([[0.0, 0, 16, 16]])
+    moved = torch.tensor([[8.0, 0, 24, 16], [0, 2, 16, 16], [20, 20, 30, 30]])
+    output = [
+        {"boxes": moved, "labels": torch.tensor([1, 1, 1]), "scores": torch.tensor([0.9, 0.4, 1.0])},
+        {"boxes": moved, "labels": torch.tensor([2, 2, 2]), "scores": torch.tensor([0.9, 0.4, 1.0])},
+        {"boxes": moved[:0], "labels": torch.zeros(0).long(), "scores": torch.zeros(0)},
+    ]
+    expected = (box_iou(box, moved)[0] * torch.tensor([0.9, 0.4, 1.0])).max()
+    torch.testing.assert_close(part.score(output), torch.tensor([float(expected), 0.0, 0.0]))
+
+
+def test_perturbations_ask_for_the_same_object(picture):
+    """RISE weighs its masks by the score of the object, as D-RISE does."""
+    adapter = fixed()
+    inputs = adapter.preprocess(from_array(picture)).tensor[None]
+    result = xai_abn.explain(adapter, picture, "rise:masks=64,seed=1", "a#2")
+    (record,) = result[0].values()
+    with torch.no_grad():
+        score = float(adapter.module(inputs)[0]["scores"][1])
+    assert record.probability == pytest.approx(score, rel=1e-5)
+    assert record.map.shape == (32, 32)
+    first = xai_abn.explain(adapter, picture, "rise:masks=64,seed=1", "a#1")
+    assert not np.allclose(next(iter(first[0].values())).map, record.map)
+
+
+def test_the_detection_is_drawn(picture):
+    """A white box with a black edge, on the view alone."""
+    adapter = fixed()
+    plain = adapter.preprocess(from_array(picture)).view
+    record = xai_abn.explain(adapter, picture, "grad-cam", "a#2")["grad-cam"]
+    changed = np.argwhere((record.view != plain).any(axis=2))
+    height, width = plain.shape[:2]
+    assert changed.min(axis=0).tolist() == [round(0.5 * (height - 1)), round(0.5 * (width - 1))]
+    assert changed.max(axis=0).tolist() == [height - 1, width - 1]
+
+
+class Nothing(Fixed):
+    """Finds nothing."""
+
+    def forward(self, x):
+        return [{k: v[:0] for k, v in one.items()} for one in super().forward(x)]
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("c", r"the detector finds no 'c'; it finds a#1 \(\d+%\), "),
+        ("a#3", "there are 2 such detections, none of rank 3"),
+        (xai_abn.DetectionTarget(rank=0), "none of rank 0"),
+        (xai_abn.DetectionTarget(box=(0, 60, 20, 80)), r"no detection overlaps the box \[0, 60, 20, 80\] by 50%"),
+        (xai_abn.DetectionTarget(box=(9, 9, 3, 3)), r"a box must be \(left, top, right, bottom\)"),
+        (xai_abn.DetectionTarget(box="left"), "a box must be"),
+        ("e", "unknown label 'e'"),
+        (xai_abn.Difference("a", versus="b"), "a target of a detector must be a label"),
+        (xai_abn.SegmentationTarget("a"), "a target of a detector must be a label"),
+    ],
+)
+def test_what_is_no_detection_is_refused(picture, target, problem):
+    with pytest.raises((InvalidInputError, UnknownNameError), match=problem):
+        xai_abn.explain(fixed(), picture, "grad-cam", target)
+
+
+def test_other_refusals(picture, gap_net):
+    """A detector that finds nothing, a classifier, and a benchmark."""
+    with pytest.raises(InvalidInputError, match="the detector finds nothing"):
+        xai_abn.explain(fixed(Nothing), picture, "grad-cam")
+    with pytest.raises(InvalidInputError, match="a DetectionTarget is for a network that detects"):
+        xai_abn.explain(gap_net, picture, "cam", xai_abn.DetectionTarget("a"))
+    with pytest.raises(UnsupportedModelError, match="outputs no boxes"):
+        gap_net.detections(gap_net.preprocess(from_array(picture)))
+
+
+def test_detectors_are_loaded_by_name(tmp_path, picture, monkeypatch):
+    """Of torchvision and of Hugging Face, also in a command; they get pixels as they expect them."""
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    name = "torchvision:ssdlite320_mobilenet_v3_large"
+    adapter = xai_abn.load_model(name, weights="random")
+    assert adapter.labels[18] == "dog"
+    assert (adapter.preprocess.size, adapter.preprocess.mean, adapter.preprocess.std) == (320, (0.0,) * 3, (1.0,) * 3)
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    detr().save_pretrained(tmp_path / "detr")
+    size = {"shortest_edge": 128, "longest_edge": 200}
+    transformers.DetrImageProcessor(size=size).save_pretrained(tmp_path / "detr")
+    loaded = xai_abn.load_model(f"hf:{tmp_path / 'detr'}")
+    assert (loaded.preprocess.size, loaded.preprocess.crop) == (128, "squash")
+    assert loaded.preprocess.mean == pytest.approx((0.485, 0.456, 0.406))
+    arguments = ("--model", f"hf:{tmp_path / 'detr'}", "--output", tmp_path / "out")
+    code, out, err = call("explain", tmp_path / "a.png", *arguments, "--method", "grad-cam", "--json")
+    assert code == 0, err
+    (record,) = json.loads(out)["explanations"]
+    assert record["label"].endswith("#1")
+    code, _, err = call("explain", tmp_path / "a.png", *arguments, "--target", f"{record['label'][:-1]}9")
+    assert code == 1
+    assert "none of rank 9" in err
