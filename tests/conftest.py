@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from support import GapNet
 import xai_abn
 from xai_abn.images.preprocess import Preprocess
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start jobs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # each worker keeps to its share of the cores, and so do the processes that its tests start
     torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import xai_abn
-from tests.support import call, make_images
+from support import call, make_images
 from xai_abn.errors import CheckpointError, InvalidInputError, UnknownNameError
 from xai_abn.networks.released_code import convert_file
 from xai_abn.networks.weights import WeightsWarning, WithoutRandomWeights, on_meta, read_weights

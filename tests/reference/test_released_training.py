@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import xai_abn
-from tests.support import released_names
+from support import released_names
 from xai_abn.networks.architectures import create_model
 from xai_abn.networks.released_code import convert_file
 
