@@ -7,11 +7,11 @@ import io
 import pytest
 import timm
 import torch
+from support import released_names
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import xai_abn
-from support import released_names
 from xai_abn.errors import CheckpointError, InvalidInputError, OutputError, UnknownNameError, UnsupportedModelError
 from xai_abn.models.zoo import load_model
 from xai_abn.networks import released_code

@@ -13,11 +13,11 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from support import call, make_images
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import xai_abn
-from support import call, make_images
 from xai_abn.errors import CheckpointError, InvalidInputError, UnknownNameError
 from xai_abn.networks.released_code import convert_file
 from xai_abn.networks.weights import WeightsWarning, WithoutRandomWeights, on_meta, read_weights

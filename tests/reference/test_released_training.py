@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from support import released_names
 
 import xai_abn
-from support import released_names
 from xai_abn.networks.architectures import create_model
 from xai_abn.networks.released_code import convert_file
 
