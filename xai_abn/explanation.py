@@ -39,6 +39,8 @@ class Explanation:
         notes: what to know about image, model and target, such as what was done to the image on reading it.
         seconds: wall time for this map: the image's share of the forward pass and of the method.
         view: (H, W, 3) uint8 RGB, the part of the image the network saw.
+        top: the most probable classes with their probabilities, at most five, the first first; empty without
+            probabilities.
         image_size: (height, width) of the whole image; None for a tensor.
         region: (left, top, right, bottom) of the view in the whole image, in pixels; None for a tensor.
     """
@@ -61,6 +63,7 @@ class Explanation:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     versus: int | None = None
+    top: tuple[tuple[str, float], ...] = ()
     image_size: tuple[int, int] | None = None
     region: tuple[float, float, float, float] | None = None
 
@@ -185,6 +188,7 @@ class Explanation:
             "versus": self.versus,
             "predicted": self.predicted,
             "predicted_label": self.predicted_label,
+            "top": [{"label": label, "probability": probability} for label, probability in self.top],
             "class_specific": self.class_specific,
             "image_size": None if self.image_size is None else list(self.image_size),
             "region": None if self.region is None else list(self.region),

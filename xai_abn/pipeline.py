@@ -40,6 +40,9 @@ from xai_abn.rendering import with_box
 #: Images per forward pass.
 BATCH_SIZE = 8
 
+#: Number of classes of which a record has the probability.
+TOP = 5
+
 #: A target other than the prediction with a smaller probability gets a note.
 UNSEEN = 0.01
 
@@ -224,7 +227,7 @@ def _explain_parts(
         for e in result.values():
             key = (e.method, part.label) if len(parts) > 1 and e.class_specific else e.method
             notes = (*image.notes, part.note) if e.class_specific else image.notes
-            found[key] = replace(e, target=part.index, predicted=part.index, notes=notes)
+            found[key] = replace(e, target=part.index, predicted=part.index, notes=notes, top=())
     return found
 
 
@@ -261,6 +264,7 @@ def _ask(
     """Compute one method's maps of all targets, one target per image at a time, and add them to the results."""
     model, logits = forward_pass.model, forward_pass.logits
     top = logits.argmax(dim=1).tolist()
+    probable = _most_probable(model, logits)
     if not explainer.is_class_specific(model):
         resolved = [
             [ResolvedTarget(t, model.label(t))] if targets else [] for t, targets in zip(top, resolved, strict=True)
@@ -299,6 +303,7 @@ def _ask(
                 probability=probability,
                 predicted=top[row],
                 predicted_label=model.label(top[row]),
+                top=probable[row],
                 view=image.view,
                 source=image.source,
                 image_size=image.size,
@@ -307,6 +312,13 @@ def _ask(
                 seconds=seconds,
                 **facts,
             )
+
+
+def _most_probable(model: ModelAdapter, logits: Tensor) -> list[tuple[tuple[str, float], ...]]:
+    """Return the most probable classes of each image with their probabilities; none without probabilities."""
+    best = model.probabilities(logits).topk(min(TOP, logits.shape[1]))
+    rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    return [tuple((model.label(k), p) for p, k in zip(*row, strict=True) if p == p) for row in rows]  # without NaN
 
 
 def _notes_on(target: ResolvedTarget, probability: float, predicted: int, model: str) -> tuple[str, ...]:

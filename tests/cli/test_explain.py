@@ -89,6 +89,41 @@ def bad_files(tmp_path, image):
     return folder
 
 
+def test_boxes_and_masks_are_those_of_the_record(image_file, tmp_path):
+    """In the records and as images of the size of the image; a flat map has neither."""
+    code, out, _ = explain(
+        image_file, "--method", "grad-cam,uniform", "--boxes", "0.4", "--masks", "0.5", "--json", "--format", "jpg"
+    )
+    assert code == 0
+    first, second = json.loads(out)["explanations"]
+    record = xai_abn.explain(zoo.load_model("small"), image_file, "grad-cam")["grad-cam"]
+    assert first["boxes"] == [list(box) for box in record.boxes(0.4)]
+    assert (second["flaw"], second["boxes"]) == ("flat", [])
+    (mask,) = (name for name in first["files"] if name.endswith(".mask.png"))
+    assert not any(name.endswith(".mask.png") for name in second["files"])
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / mask)) > 0, record.mask(0.5))
+    assert Image.open(tmp_path / mask).size == Image.open(image_file).size
+    lines = [json.loads(line) for line in (tmp_path / "explanations/records.jsonl").read_text().splitlines()]
+    assert lines[0]["explanations"][0]["boxes"] == first["boxes"]
+    for share in ("0", "1.5"):
+        code, _, err = explain(image_file, "--boxes", share)
+        assert code == 2
+        assert "--boxes must be above 0 and at most 1" in err
+
+
+def test_the_most_probable_classes_are_in_the_record(image_file):
+    """At most five, with their probabilities; none of a score."""
+    (record,) = json.loads(explain(image_file, "--json")[1])["explanations"]
+    model = zoo.load_model("small")
+    found = xai_abn.explain(model, image_file, "grad-cam")["grad-cam"]
+    assert record["top"] == [{"label": label, "probability": p} for label, p in found.top]
+    assert found.top[0] == (found.predicted_label, pytest.approx(found.probability))
+    values = [p for _, p in found.top]
+    assert values == sorted(values, reverse=True)
+    assert sum(values) <= 1 + 1e-6
+    assert xai_abn.explain(model, image_file, "grad-cam", lambda output: output[:, 0])["grad-cam"].top == ()
+
+
 def test_each_bad_file_is_one_line_and_exit_1(bad_files):
     """Alone, a broken file prints exactly one line that begins with the program and names the file."""
     for path in sorted(bad_files.iterdir()):

@@ -106,6 +106,24 @@ def command(
             "--save-maps", help="Also save each raw map as a NumPy file (.npy).", rich_help_panel=options.OUTPUT
         ),
     ] = False,
+    boxes: Annotated[
+        float | None,
+        typer.Option(
+            help="Put a box around each part of a map above this share of its range into the records (--json, "
+            "records.jsonl), in pixels of the image: left, top, right, bottom.",
+            metavar="SHARE",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    masks: Annotated[
+        float | None,
+        typer.Option(
+            help="Also save a mask of each map as PNG, of the image's size: white where the map is above this share of "
+            "its range.",
+            metavar="SHARE",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel=options.OUTPUT)
     ] = False,
@@ -137,6 +155,9 @@ def command(
     Example: xai-abn explain holiday.jpg --method abn,grad-cam
     """
     options.check_methods(method or [])
+    for option, share in (("--boxes", boxes), ("--masks", masks)):
+        if share is not None and not 0 < share <= 1:
+            raise InvalidInputError(f"{option} must be above 0 and at most 1, got {share}")
     chosen = options.chosen_model(model)
     sources, failures = _expand(images)
     if not sources:
@@ -145,7 +166,14 @@ def command(
     from xai_abn.cli.output import OutputFolder
 
     folder = OutputFolder(
-        output, overwrite=overwrite, colormap=colormap, maps=save_maps, image_format=image_format, sheets=sheets
+        output,
+        overwrite=overwrite,
+        colormap=colormap,
+        maps=save_maps,
+        image_format=image_format,
+        sheets=sheets,
+        boxes=boxes,
+        masks=masks,
     )
     adapter = options.load_model(chosen, device)
     if crop is not None:
@@ -279,7 +307,7 @@ class _Work:
             "preprocess": model.preprocess.to_dict(),
             "methods": [explainer.identity(model) for explainer in self.explainers],
             "targets": repr(self.targets),
-            "files": [folder.colormap, folder.format.value, folder.sheets, folder.maps],
+            "files": [folder.colormap, folder.format.value, folder.sheets, folder.maps, *folder.parts],
         }
         return {
             stem: "" if source == STDIN else key_of(**facts, image=[source, stem, *_state(source)])
@@ -319,7 +347,7 @@ def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> lis
 def _saved(folder: OutputFolder, source: str, result: ImageExplanations) -> list[dict[str, Any]]:
     files = folder.save(source, list(result.values()))
     return [
-        {**e.to_dict(), "seconds": e.seconds, "files": [str(f) for f in made]}
+        {**e.to_dict(), **folder.boxes_of(e), "seconds": e.seconds, "files": [str(f) for f in made]}
         for e, made in zip(result.values(), files, strict=True)
     ]
 

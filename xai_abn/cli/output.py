@@ -40,6 +40,8 @@ class OutputFolder:
         maps: also save raw maps as ``.npy``.
         image_format: of overlays and sheets.
         sheets: also make a sheet of an image with a single explanation.
+        boxes: share of its range above which parts of a map are surrounded by boxes in the records; None for none.
+        masks: share of its range above which a map is white in a mask; None for no masks.
 
     Raises:
         OutputError: the folder cannot be made or written to.
@@ -55,11 +57,13 @@ class OutputFolder:
         maps: bool = False,
         image_format: ImageFormat = ImageFormat.PNG,
         sheets: bool = False,
+        boxes: float | None = None,
+        masks: float | None = None,
     ) -> None:
         if colormap not in COLORMAPS:
             raise UnknownNameError("colormap", colormap, COLORMAPS)
         self.path, self.overwrite, self.colormap, self.maps = path, overwrite, colormap, maps
-        self.format, self.sheets = image_format, sheets
+        self.format, self.sheets, self._boxes, self._masks = image_format, sheets, boxes, masks
         self._stems: dict[str, str] = {}
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -72,7 +76,7 @@ class OutputFolder:
         """Save the explanations of one image, and a sheet if there are several.
 
         Returns:
-            For each explanation the files that show it: its overlay, then its map and the sheet if made.
+            For each explanation the files that show it: its overlay, then its map, its mask and the sheet if made.
 
         Raises:
             OutputError: a file cannot be written, or exists and was not created by xai-abn; then none is written.
@@ -93,6 +97,11 @@ class OutputFolder:
                 path = path.with_suffix(".npy")
                 contents[path] = _npy(explanation.map)
                 made.append(path)
+            if self._masks is not None and explanation.flaw is None:
+                path = path.with_name(_fitting(f"{path.stem}.mask.png"))
+                mask = Image.fromarray(explanation.mask(self._masks).astype(np.uint8) * 255)
+                contents[path] = png_bytes(mask, {IMAGE_KEY: json.dumps([explanation.to_dict()])})
+                made.append(path)
         if len(explanations) > 1 or self.sheets:
             path = self.path / _fitting(f"{stem}.sheet.{self.format.value}")
             contents[path] = self._encoded(sheet(explanations, colormap=self.colormap), explanations)
@@ -104,6 +113,18 @@ class OutputFolder:
             with replacing(path) as draft:
                 draft.write_bytes(content)
         return files
+
+    @property
+    def parts(self) -> list[float | None]:
+        """Shares of the range for boxes and masks; empty without either."""
+        return [] if self._boxes is None and self._masks is None else [self._boxes, self._masks]
+
+    def boxes_of(self, explanation: Explanation) -> dict[str, list[list[int]]]:
+        """Return the boxes of a map for its record: none of a map with a flaw, no entry if there are to be no boxes."""
+        if self._boxes is None:
+            return {}
+        found = [] if explanation.flaw else explanation.boxes(self._boxes)
+        return {"boxes": [list(box) for box in found]}
 
     def stem(self, source: str) -> str:
         """Return a stem for the files of an image; a number is added if another image has the same stem."""
