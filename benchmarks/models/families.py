@@ -84,7 +84,14 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "ViT": of_timm("vit_tiny_patch16_224", img_size=SIZE, depth=3),
     "ViT (HF)": of_hugging_face("ViTForImageClassification", image_size=SIZE, **VIT),
     "BEiT (HF)": of_hugging_face("BeitForImageClassification", image_size=SIZE, **VIT),
-    "Swin (HF)": of_hugging_face("SwinForImageClassification", embed_dim=12, depths=[1] * 4, num_heads=[1, 2, 3, 4]),
+    "Swin (HF)": of_hugging_face(
+        "SwinForImageClassification",
+        image_size=SIZE,
+        window_size=2,
+        embed_dim=16,
+        depths=[2] * 4,
+        num_heads=[1, 2, 4, 8],
+    ),
     "SegFormer (HF)": of_hugging_face("SegformerForImageClassification", depths=[1] * 4),
     "segmentation": segmenter,
     "detection": detector,
@@ -99,7 +106,7 @@ def tried(model: xai_abn.ModelAdapter, method: str) -> str | None:
     try:
         (record,) = xai_abn.explain(model, image, spec)[0].values()
     except XaiAbnError as error:
-        reason = str(error).replace(model.name, "the network").replace(type(model.module).__name__, "the network")
+        reason = str(error).replace(model.name, "it").replace(type(model.module).__name__, "network")
         return re.sub(r"'[^']*'", "'...'", reason.replace(f"{method} ", "", 1)).splitlines()[0]
     assert record.map.ndim == 2
     return None

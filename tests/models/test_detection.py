@@ -129,7 +129,7 @@ def test_the_map_is_that_of_plain_autograd(name, picture):
     assert scale > 0
     for map_, other in zip((record.map, hires), right, strict=True):
         np.testing.assert_allclose(map_, other.detach().numpy(), atol=2e-5 * scale)
-    assert record.score == record.probability == pytest.approx(float(scores[best]), rel=1e-5)
+    assert record.score == record.probability == pytest.approx(scores[best].item(), rel=1e-5)
     assert (record.target, record.label) == (int(classes[best]), f"{LABELS[int(classes[best])]}#1")
     x0, y0, x1, y1 = (boxes[best] / inputs.shape[-1] * torch.tensor([120, 80, 120, 80])).tolist()
     assert f"box {x0:.0f}, {y0:.0f}, {x1:.0f}, {y1:.0f} (x, y in pixels)" in record.notes[-1]

@@ -298,7 +298,10 @@ class _ModifiedGradient(CaptumMethod):
 
     def check(self, model: ModelAdapter) -> None:
         """Refuse a layer, and a network to which the rule of the method does not apply."""
-        self.network(model)
+        if model.detects:  # checked with the score of a detection
+            super().check(model)
+        else:
+            self.network(model)
 
     def explain(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps as :meth:`Explainer.explain` does; making the copy also checks the model."""
