@@ -17,7 +17,7 @@ from xai_abn.benchmark.trials import class_indices
 from xai_abn.cli.benchmark import _report
 from xai_abn.datasets import Dataset, Sample, read_dataset
 from xai_abn.datasets.imagenet_classes import wnids_of
-from xai_abn.errors import DatasetError, InvalidInputError
+from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError
 from xai_abn.images.loading import SkippedFilesWarning, find_images, load_image
 from xai_abn.models.metadata import imagenet_labels
 
@@ -181,6 +181,33 @@ def test_a_link_that_leads_nowhere_is_told(tmp_path):
     with pytest.warns(SkippedFilesWarning, match=r"1 links lead nowhere: .*b\.jpg"):
         data = read_dataset(f"images:{tmp_path / 'images'}")
     assert len(data.samples) == 1
+    with pytest.warns(SkippedFilesWarning, match=r"1 links lead nowhere: .*b\.jpg"):
+        assert len(find_images(str(tmp_path / "images/cat/*.jpg"))) == 1
+
+
+def test_a_folder_that_cannot_be_opened_is_told(tmp_path, monkeypatch):
+    """Its images are not passed over in silence, and the folder itself is one line of error."""
+    for name in ("a", "b"):
+        save(tmp_path / "images" / "cat" / name / "1.jpg")
+    shut = tmp_path / "images" / "cat" / "b"
+
+    def refusing(function):
+        def refuse(path="."):
+            if str(path).startswith(str(shut)):
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path)
+
+        return refuse
+
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(os, "listdir", refusing(os.listdir))
+    with pytest.warns(SkippedFilesWarning, match=r"1 folders cannot be opened: .*b \(Permission denied\)"):
+        assert len(find_images(tmp_path / "images")) == 1
+    with pytest.raises(ImageLoadError, match=r"b: the folder cannot be opened \(Permission denied\)"):
+        find_images(shut)
+    shut = tmp_path / "images"
+    with pytest.raises(DatasetError, match=r"images: the folder cannot be opened \(Permission denied\)"):
+        read_dataset(f"images:{shut}")
 
 
 def test_an_image_without_objects_is_no_failure(tmp_path):

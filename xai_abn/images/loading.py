@@ -8,7 +8,7 @@ import os
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -217,7 +217,10 @@ def find_images(source: str | Path) -> list[str]:
         return [text]
     there = _exists(path)
     if path.is_dir():
-        entries = list(_entries_below(path))
+        closed: list[OSError] = []
+        entries = list(_entries_below(path, closed.append))
+        if any(error.filename == text for error in closed):
+            raise ImageLoadError(f"{text}: the folder cannot be opened ({closed[0].strerror})")
         files = [p for p in entries if p.is_file()]
         found = sorted(str(p) for p in files if p.suffix.lower() in EXTENSIONS)
         others = Counter(p.suffix.lower() or "no ending" for p in files if p.suffix.lower() not in EXTENSIONS)
@@ -227,9 +230,10 @@ def find_images(source: str | Path) -> list[str]:
             hint = f"; it has {listed}" if listed else ""
             hint += "; for .heic install pillow-heif and convert them" if ".heic" in skipped else ""
             raise ImageLoadError(f"{text}: no images in this folder (looked for {', '.join(sorted(EXTENSIONS))}){hint}")
-        broken = [p for p in entries if p.is_symlink() and not p.exists()]
-        if broken:
-            warnings.warn(SkippedFilesWarning(f"{text}: {len(broken)} links lead nowhere: {broken[0]}"), stacklevel=2)
+        if closed:
+            problem = f"{len(closed)} folders cannot be opened: {closed[0].filename} ({closed[0].strerror})"
+            warnings.warn(SkippedFilesWarning(f"{text}: {problem}"), stacklevel=2)
+        _warn_of_links(text, entries)
         if skipped:
             warnings.warn(
                 SkippedFilesWarning(f"{text}: {sum(skipped.values())} files are skipped by their ending: {listed}"),
@@ -237,11 +241,19 @@ def find_images(source: str | Path) -> list[str]:
             )
         return found
     if not there and glob.has_magic(text):
-        found = sorted(p for p in glob.glob(text, recursive=True) if Path(p).is_file())
+        matches = glob.glob(text, recursive=True)
+        found = sorted(p for p in matches if Path(p).is_file())
         if not found:
             raise ImageLoadError(f"{text}: matches no file")
+        _warn_of_links(text, map(Path, matches))
         return found
     return [text]
+
+
+def _warn_of_links(source: str, entries: Iterable[Path]) -> None:
+    broken = [p for p in entries if p.is_symlink() and not p.exists()]
+    if broken:
+        warnings.warn(SkippedFilesWarning(f"{source}: {len(broken)} links lead nowhere: {broken[0]}"), stacklevel=3)
 
 
 def _exists(path: Path) -> bool:
@@ -258,10 +270,13 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
-def _entries_below(folder: Path) -> Iterator[Path]:
-    """Yield every entry below a folder and its linked folders that is no folder, except hidden ones."""
+def _entries_below(folder: Path, closed: Callable[[OSError], None]) -> Iterator[Path]:
+    """Yield every entry below a folder and its linked folders that is no folder, except hidden ones.
+
+    ``closed`` is called with the error of each folder that cannot be opened.
+    """
     seen: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=closed):
         real = os.path.realpath(root)
         if real in seen:  # a link to a folder above, or a second one to the same
             folders.clear()

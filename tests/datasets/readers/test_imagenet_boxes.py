@@ -87,8 +87,15 @@ def test_a_csv_file_needs_its_columns(tmp_path, header):
 
 
 def test_a_csv_file_that_is_no_text_is_refused(tmp_path):
-    """Bytes that are no text are one line of error."""
-    spec = boxes_csv(tmp_path)
+    """Bytes that are no text are one line of error; a name in other bytes than UTF-8 costs its own image."""
+    spec = boxes_csv(tmp_path, "a.JPEG,n02134084,1 2 3 4", "b.JPEG,n02134084,1 2 3 4")
+    content = (tmp_path / "boxes.csv").read_bytes()
+    (tmp_path / "boxes.csv").write_bytes(content.replace(b"b.JPEG", b"caf\xe9.JPEG"))
+    data = read_dataset(spec)
+    assert [Path(sample.source).name for sample in data.samples] == ["a.JPEG"]
+    ((name, reason),) = data.problems
+    assert "caf" in name
+    assert "no such file" in reason
     (tmp_path / "boxes.csv").write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(DatasetError, match="cannot be read as CSV"):
+    with pytest.raises(DatasetError, match="no column 'file'"):
         read_dataset(spec)

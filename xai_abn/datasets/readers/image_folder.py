@@ -51,9 +51,17 @@ def read_image_folder(place: str) -> Dataset:
     return Dataset("images", splits, classes, own_wnids(classes), tuple(problems))
 
 
+def _entries(folder: Path) -> list[Path]:
+    """Return what is in a folder, sorted and without what is hidden."""
+    try:
+        return sorted(p for p in folder.iterdir() if not is_hidden(p.name))
+    except OSError as error:
+        raise DatasetError(f"{folder}: the folder cannot be opened ({error.strerror})") from error
+
+
 def _folders_in(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, without hidden ones."""
-    return [p.name for p in sorted(folder.iterdir()) if p.is_dir() and not is_hidden(p.name)]
+    return [p.name for p in _entries(folder) if p.is_dir()]
 
 
 def _inner(folder: Path) -> Path:
@@ -80,7 +88,7 @@ def _refuse_hidden_splits(root: Path, names: list[str]) -> None:
 
 def _read_split(folder: Path) -> tuple[list[Sample], list[str]]:
     """Return the images of class folders, and the paths of images beside these; images alone have no class."""
-    entries = sorted(p for p in folder.iterdir() if not is_hidden(p.name))
+    entries = _entries(folder)
     loose = [str(p) for p in entries if p.suffix.lower() in EXTENSIONS and p.is_file()]
     by_class: dict[str, list[str]] = {}
     empty = []

@@ -67,14 +67,15 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     if not file.is_file():
         raise DatasetError(f"{file}: no such file; give a CSV file with the columns {','.join(COLUMNS)}")
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
+        # names in other bytes than UTF-8 are kept as they are, and cost their own images at most
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
             columns = reader.fieldnames or ()
             if not set(KAGGLE) <= set(columns) and (missing := [c for c in COLUMNS if c not in columns]):
                 raise DatasetError(f"{file}, line 1: no column {missing[0]!r}; expected {','.join(COLUMNS)}")
             for row in reader:
                 yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise DatasetError(f"{file}: cannot be read as CSV ({error}); expected {','.join(COLUMNS)}") from error
 
 
