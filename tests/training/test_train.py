@@ -189,7 +189,11 @@ def test_a_stopped_run_saves_the_step_and_says_how_to_go_on(images, tmp_path, nu
     assert (after.epoch, after.step) >= (before.epoch, before.step)  # the signal may come while that is saved
     step = after.epoch * (32 // 8) + after.step
     advice = f"go on with xai-abn train --resume --output {folder}"
-    assert said.splitlines()[-1] == f"xai-abn: interrupted; the state after step {step} is saved; {advice}"
+    assert said.splitlines()[-1] in (
+        f"xai-abn: interrupted; the state after step {step} is saved; {advice}",
+        # of a process that reads images which the signal ended before it could ignore it
+        f"xai-abn: interrupted; the last saved state stays; {advice}",
+    )
     assert "Traceback" not in said
     saved = make_training_settings(read_settings(folder / "config.yaml")[0])
     short = saved.replace(epochs=after.epoch + 1)
