@@ -459,6 +459,8 @@ class ModelAdapter:
         """
         scored = replace(self.with_output(part.score, part.label), scores_only=self.gives_map, multi_label=self.detects)
         vars(scored).update({name: value for name, value in vars(self).items() if name in _OF_LAYERS})
+        if self.detects:
+            vars(scored)["_usual_kind"] = "probabilities"  # without trying it on other inputs
         return scored
 
     def class_map(self, image: PreparedImage) -> Tensor:
