@@ -132,17 +132,15 @@ def explain_images(
         InvalidInputError: this process was forked from one that had run a network.
     """
     refuse_fork()  # before the first image is prepared, which takes several threads too
+    pairs = zip(images, repeat((None,)) if targets is None else targets, strict=False)
     if model.gives_map or model.detects:
-        pairs = zip(images, repeat((None,)) if targets is None else targets, strict=False)
         for number, (image, wanted) in enumerate(pairs):
             prepared = _read(image, model, f"{kind} {number}")
             yield prepared if isinstance(prepared, XaiAbnError) else _explain_parts(model, prepared, explainers, wanted)
         return
     waiting: list[tuple[PreparedImage | XaiAbnError, ImageTargets]] = []
     shape: tuple[int, ...] | None = None
-    for number, (image, wanted) in enumerate(
-        zip(images, repeat((None,)) if targets is None else targets, strict=False)
-    ):
+    for number, (image, wanted) in enumerate(pairs):
         prepared = _read(image, model, f"{kind} {number}")
         size = tuple(prepared.tensor.shape) if isinstance(prepared, PreparedImage) else shape
         if len(waiting) == batch_size or (shape is not None and size != shape):

@@ -272,3 +272,9 @@ def test_detectors_are_loaded_by_name(tmp_path, picture, monkeypatch):
     code, _, err = call("explain", tmp_path / "a.png", *arguments, "--target", f"{record['label'][:-1]}9")
     assert code == 1
     assert "none of rank 9" in err
+    (tmp_path / "set/one").mkdir(parents=True)
+    Image.fromarray(picture).save(tmp_path / "set/one/a.png")
+    options = ("--metric", "gini", "--method", "saliency", "--output", tmp_path / "run.sqlite")
+    code, _, err = call("benchmark", "run", "--data", f"images:{tmp_path / 'set'}", *arguments[:2], *options)
+    assert code == 2
+    assert "is no classifier, which a benchmark needs" in err

@@ -204,7 +204,9 @@ def test_segmentation_networks_are_loaded_by_name(tmp_path, picture):
     code, out, err = call("explain", tmp_path / "a.png", *arguments, "--method", "grad-cam")
     assert code == 0, err
     assert any(f'"label": "{label}"' in out for label in found.labels)
-    code, _, err = call(
-        "benchmark", "run", "--data", f"images:{tmp_path}", "--metric", "gini", "--method", "saliency", *arguments[:4]
-    )
-    assert code == 1
+    (tmp_path / "set/one").mkdir(parents=True)
+    Image.fromarray(picture).save(tmp_path / "set/one/a.png")
+    options = ("--metric", "gini", "--method", "saliency", "--output", tmp_path / "run.sqlite")
+    code, _, err = call("benchmark", "run", "--data", f"images:{tmp_path / 'set'}", *arguments[:4], *options)
+    assert code == 2
+    assert "is no classifier, which a benchmark needs" in err

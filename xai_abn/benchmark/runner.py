@@ -144,10 +144,8 @@ class _Run:
         metrics: Sequence[str],
         settings: BenchmarkSettings,
     ) -> None:
-        if model.gives_map:
-            raise InvalidInputError(
-                f"{model.name} scores every class at every position; a benchmark needs a classifier"
-            )
+        if model.gives_map or model.detects:
+            raise InvalidInputError(f"{model.name} is no classifier, which a benchmark needs")
         self.model, self.settings, self.data = model, settings, data
         self.preprocess = model.preprocess if settings.crop == "center" else replace(model.preprocess, crop="squash")
         if data.image_size is not None:

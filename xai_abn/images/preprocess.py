@@ -50,6 +50,11 @@ class PreparedImage:
     size: tuple[int, int] | None = None
     region: tuple[float, float, float, float] | None = None
 
+    @property
+    def seen(self) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of what the network saw, in pixels of the image; of a tensor, of the tensor."""
+        return self.region or (0.0, 0.0, float(self.tensor.shape[2]), float(self.tensor.shape[1]))
+
     def cells(self, outline: Sequence[float] | Sequence[Sequence[float]], grid: Sequence[int]) -> np.ndarray:
         """Return how much of each cell of a map lies in a part of the image, to change a map there.
 
@@ -77,7 +82,7 @@ class PreparedImage:
             raise InvalidInputError(
                 f"outline must be a box (left, top, right, bottom) or at least three corners (x, y), got {outline!r}"
             )
-        left, top, right, bottom = self.region or (0, 0, self.tensor.shape[2], self.tensor.shape[1])
+        left, top, right, bottom = self.seen
         height, width = (int(side) * _PARTS for side in grid)
         y, x = np.mgrid[:height, :width] + 0.5
         points = np.stack([x / width * (right - left) + left, y / height * (bottom - top) + top], axis=-1)

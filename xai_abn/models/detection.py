@@ -173,7 +173,7 @@ def find_detection(
     if not rows:
         wanted = "nothing" if chosen is None else f"no {label(chosen)!r}"
         raise InvalidInputError(f"{image.source}: the detector finds {wanted}" + (f"; it finds {seen}" if seen else ""))
-    left, top, right, bottom = image.region or (0.0, 0.0, float(image.tensor.shape[2]), float(image.tensor.shape[1]))
+    left, top, right, bottom = image.seen
     if target.box is not None:
         corners = boxes.new_tensor(_checked_box(target.box)) - boxes.new_tensor([left, top, left, top])
         wanted_box = corners / boxes.new_tensor([right - left, bottom - top] * 2)

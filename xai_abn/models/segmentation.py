@@ -132,7 +132,7 @@ def _cells(region: Any, image: PreparedImage, grid: tuple[int, int]) -> np.ndarr
     """Return how much of each position (h, w) lies in a region: in [0, 1], and somewhere above 0."""
     given = np.asarray(region.cpu() if isinstance(region, Tensor) else region)
     height, width = image.size or (image.tensor.shape[1], image.tensor.shape[2])
-    left, top, right, bottom = image.region or (0.0, 0.0, float(width), float(height))
+    left, top, right, bottom = image.seen
     if given.shape == (2,):
         x, y = (float(value) for value in given)
         if not (left <= x < right and top <= y < bottom):

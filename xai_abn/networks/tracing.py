@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -421,14 +420,13 @@ def on_device(inputs: Tensor, module: nn.Module) -> Tensor:
     The precision is that of the first matrix of weights: scales and tables may have another. It is a copy because a
     network may change its input in place.
     """
-    weights = (
-        p for p in module.parameters() if p.is_floating_point()
-    )  # walking over all of them takes as long as a layer
-    first = next(weights, None)
-    if first is None:
-        return inputs.clone()
-    matrix = next((p for p in chain([first], weights) if p.dim() > 1), first)
-    return inputs.to(matrix.device, matrix.dtype, copy=True)
+    weight = None
+    for parameter in module.parameters():  # up to the first matrix: walking over all takes as long as a layer
+        if parameter.is_floating_point() and (weight is None or parameter.dim() > 1):
+            weight = parameter
+            if weight.dim() > 1:
+                break
+    return inputs.clone() if weight is None else inputs.to(weight.device, weight.dtype, copy=True)
 
 
 def spatial_layers(outputs: list[LayerOutput]) -> list[LayerOutput]:
