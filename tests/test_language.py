@@ -18,7 +18,7 @@ NOT_IN_NAMES = re.compile(
 NOT_IN_TEXT = re.compile(r"(?<![\"\w])(pictures?|photos?|shall|anew|whilst|hitherto|thereof|whereof)(?![\"\w])", re.I)
 
 #: Where text is read.
-TEXTS = ("xai_abn/**/*.py", "xai_abn/**/*.j2", "docs/*.md", "README.md", "benchmarks/**/*.md", "benchmarks/**/*.py")
+TEXTS = ("xai_abn/**/*.py", "xai_abn/**/*.j2", "docs/**/*.md", "README.md", "benchmarks/**/*.md", "benchmarks/**/*.py")
 
 
 def names(tree: ast.AST) -> Iterator[str]:
