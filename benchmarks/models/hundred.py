@@ -313,8 +313,9 @@ def as_maps(values: Tensor, case: Case, number: int) -> Tensor:
         values = values.transpose(0, 1)
     patches = values.shape[1] - case.prefix
     rows = round((patches * case.size[0] / case.size[1]) ** 0.5)
-    if rows * (patches // rows) != patches:  # a stage without the tokens in front
-        patches, rows = values.shape[1], round(values.shape[1] ** 0.5)
+    if rows * (patches // rows) != patches:  # a stage without the tokens in front, or a network that does not tell
+        rows = int(values.shape[1] ** 0.5)
+        patches = rows * rows
     maps = values[:, -patches:].transpose(1, 2).unflatten(2, (rows, patches // rows))
     return maps
 
