@@ -294,7 +294,12 @@ def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
 def by_hand(case: Case, layer: str, images: Tensor) -> dict[str, Tensor]:
     """Return Grad-CAM and HiResCAM (N, h, w) of a layer, by a hook and plain autograd."""
     kept: list[Tensor] = []
-    handle = case.network.get_submodule(layer).register_forward_hook(lambda _m, _i, output: kept.append(output))
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        kept.append(output)
+        return output.clone()  # the next operation may work in place, as torchvision's DenseNet does
+
+    handle = case.network.get_submodule(layer).register_forward_hook(keep)
     score = case.logits(case.network(images.double()))[:, TARGET].sum()
     handle.remove()
     (gradient,) = torch.autograd.grad(score, kept[0])

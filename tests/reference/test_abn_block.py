@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
@@ -234,6 +235,7 @@ FAMILIES = [
     "timm:mobilenetv3_small_050",
     "timm:regnety_002",
     "timm:tf_efficientnet_lite0",
+    "timm:dla46_c",  # its head is a 1x1 convolution
 ]
 
 
@@ -251,6 +253,16 @@ def test_every_family_splits_without_changing_its_answer(spec):
         small = parts.last_stage(features)
     assert output.attention_map.shape[2:] == features.shape[2:]
     assert features.shape[2] == 2 * small.shape[2]
+
+
+def test_a_head_that_is_a_convolution_starts_the_branch():
+    """Untrained, the attention branch of a network with such a head has the rectified evidence of the classifier."""
+    torch.manual_seed(0)
+    module = timm.create_model("dla46_c", num_classes=5).eval()
+    network = xai_abn.abn_from(module, input_size=64)
+    branch = network.attention_branch
+    assert torch.equal(branch.att_conv.weight, module.fc.weight)
+    assert torch.equal(branch.bn_att2.bias, module.fc.bias)
 
 
 def test_what_cannot_be_split_is_refused(backbone):

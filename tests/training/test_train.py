@@ -45,7 +45,15 @@ from xai_abn.training.ranks import synchronize_batch_norms
 from xai_abn.training.run_folder import STATE
 from xai_abn.training.settings import TrainingSettings, published_recipe, read_settings, resumed_settings
 from xai_abn.training.state import FORMAT, Position, State, read_state, save_state
-from xai_abn.training.supervised import BEST, FINAL, RESULT, LeftOutWarning, build_network, validation_key
+from xai_abn.training.supervised import (
+    BEST,
+    FINAL,
+    RESULT,
+    LeftOutWarning,
+    build_network,
+    load_backbone,
+    validation_key,
+)
 
 CLASSES = tuple("abcdefghij")
 
@@ -718,6 +726,18 @@ def test_losses_are_the_published_ones():
     assert float(plain["loss"]) == pytest.approx(ce[0])
     attributes = classification_losses(logits, torch.tensor([[1, 0]]))
     assert float(attributes["loss"]) == pytest.approx((ce[0] + float(torch.log(torch.tensor(2.0)))) / 2)
+
+
+def test_a_convolution_as_head_is_left_out_where_the_classes_differ(tmp_path):
+    """As a linear layer is."""
+    torch.manual_seed(5)
+    other = create_model("torchvision:squeezenet1_1", 7, mechanism=None)
+    torch.save(other.state_dict(), tmp_path / "w.pth")
+    network = create_model("torchvision:squeezenet1_1", 10, mechanism=None)
+    with pytest.warns(LeftOutWarning, match=r"the last layer, classifier\.1, has 7 classes and is left out"):
+        load_backbone(network, str(tmp_path / "w.pth"))
+    assert torch.equal(network.features[0].weight, other.features[0].weight)
+    assert network.classifier[1].out_channels == 10
 
 
 def test_a_backbone_starts_from_given_weights(cifar, tmp_path):

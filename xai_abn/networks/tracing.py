@@ -447,13 +447,36 @@ def of_the_image(outputs: list[LayerOutput]) -> list[LayerOutput]:
     return [o for o in outputs if o.calls == 1 or (o.from_image and calls[o.name] == 1)]
 
 
-def find_classifier(module: nn.Module) -> nn.Linear:
-    """Return the last linear layer, which gives the logits.
+def classifier_name(module: nn.Module) -> str:
+    """Return the name of the last linear layer, or without any of the last 1x1 convolution, which gives the logits.
 
     Raises:
-        UnsupportedModelError: the model has no linear layer.
+        UnsupportedModelError: the model has neither.
     """
-    linears = [m for m in module.modules() if isinstance(m, nn.Linear)]
-    if not linears:
-        raise UnsupportedModelError(f"{type(module).__name__} has no linear layer that could give its logits")
-    return linears[-1]
+    linear: list[str] = []
+    pointwise: list[str] = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            linear.append(name)
+        elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+            pointwise.append(name)
+    if not linear and not pointwise:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has no linear layer or 1x1 convolution that could give its logits"
+        )
+    return (linear or pointwise)[-1]
+
+
+def find_classifier(module: nn.Module) -> nn.Linear:
+    """Return the layer that gives the logits, a 1x1 convolution as a linear layer of the same weights.
+
+    Raises:
+        UnsupportedModelError: the model has none; see :func:`classifier_name`.
+    """
+    found = module.get_submodule(classifier_name(module))
+    if isinstance(found, nn.Linear):
+        return found
+    assert isinstance(found, nn.Conv2d)
+    linear = nn.Linear(found.in_channels, found.out_channels, device="meta")
+    linear.weight, linear.bias = nn.Parameter(found.weight.detach().flatten(1)), found.bias  # type: ignore[assignment]
+    return linear

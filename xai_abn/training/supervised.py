@@ -21,7 +21,7 @@ from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
 from xai_abn.networks.architectures import abn_arguments, create_model, find_architecture
 from xai_abn.networks.build import abn_from
 from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
-from xai_abn.networks.tracing import find_classifier
+from xai_abn.networks.tracing import classifier_name
 from xai_abn.networks.weights import load_weights, read_weights
 from xai_abn.seeding import mixed_seed, seeded
 from xai_abn.training.evaluate import evaluate
@@ -163,8 +163,7 @@ def load_backbone(network: nn.Module, path: str) -> None:
     given = read_weights(path, own)
     other = [name for name in given if name in own and own[name].shape != given[name].shape]
     if other:
-        classifier = find_classifier(network)
-        last = next(name for name, module in network.named_modules() if module is classifier)
+        last = classifier_name(network)
         more = sorted({name.rpartition(".")[0] for name in other} - {last})
         if more:
             raise CheckpointError(f"{path}: more than the last layer has another shape: {', '.join(more[:4])}")
