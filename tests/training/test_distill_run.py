@@ -38,7 +38,8 @@ from xai_abn.networks.abn import AttentionBranchNetwork, Residual
 from xai_abn.networks.architectures import create_model
 from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
 from xai_abn.training import DistillationSettings, TrainingSettings, distillation, run_distillation
-from xai_abn.training.distillation import DistillationObjective, InfiniteCrops
+from xai_abn.training.crops import InfiniteCrops
+from xai_abn.training.distillation import DistillationObjective
 from xai_abn.training.map_check import check_map
 from xai_abn.training.run_folder import RunFolder
 from xai_abn.training.settings import read_settings

@@ -26,14 +26,34 @@ if TYPE_CHECKING:
 #: Settings by heading in the help.
 PANELS = {
     "Images": ("images", "exclude", "held_out", "least_area", "on_unreadable", "workers"),
-    "Classifier": ("model", "weights", "classes", "labels", "size", "mean", "std", "device"),
+    "Classifier": ("model", "objective", "weights", "classes", "labels", "size", "mean", "std", "device"),
     "Attention branch": ("layer", "mechanism", "smoothing", "continue_from", "train_stage"),
     "Training": (
-        "steps", "batch_size", "mosaics", "lr", "perception_lr", "map_lr", "warmup", "max_grad_norm", "seed", "bf16",
+        "steps", "batch_size", "mosaics", "lr", "perception_lr", "map_lr", "mask_lr", "warmup", "max_grad_norm", "seed",
+        "bf16",
     ),
-    "Loss": ("area_weight", "sufficiency_weight", "necessity_weight"),
+    "Loss": ("area_weight", "sufficiency_weight", "necessity_weight", "variation_weight", "tile_weight"),
     "Files": ("check_every", "half"),
 }  # fmt: skip
+
+
+#: Columns of the table of checks, by what a check finds: of the attention map, and of class masks.
+_OF_MAP = {
+    "agreement": "top-1 as teacher",
+    "area": "map's mean",
+    "kept": "teacher sees kept",
+    "hidden": "hidden",
+    "polarity": "polarity",
+    "upright": "above 0",
+    "verdict": "verdict",
+}
+_OF_MASKS = {
+    "kept": "class where the mask is shown",
+    "hidden": "hidden",
+    "kept_by_class_map": "where the class map is shown",
+    "hidden_by_class_map": "hidden",
+    "verdict": "masks are",
+}
 
 
 @with_settings(
@@ -63,15 +83,7 @@ def _report(summary: DistillationSummary) -> None:
     """Print the results of each check, and what is wrong with the map or the images."""
     from xai_abn.cli._console import print_table
 
-    columns = {
-        "agreement": "top-1 as teacher",
-        "area": "map's mean",
-        "kept": "teacher sees kept",
-        "hidden": "hidden",
-        "polarity": "polarity",
-        "upright": "above 0",
-        "verdict": "verdict",
-    }
+    columns = _OF_MASKS if "kept_by_class_map" in summary.checks[0] else _OF_MAP
     rows = [(str(check["step"]), *(_cell(check[name]) for name in columns)) for check in summary.checks]
     print_table(("step", *columns.values()), rows, right=("step", *list(columns.values())[:-1]))
     typer.echo(f"{summary.checkpoint}: {summary.done} of {summary.steps} steps")

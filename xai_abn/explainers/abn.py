@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.networks.abn import AttentionBranchNetwork
+from xai_abn.networks.masks import as_mask
 
 
 class _AttentionBranchMap(Explainer):
@@ -94,6 +97,70 @@ class ABNClass(_AttentionBranchMap):
         """Return the class maps of ``targets``, (N, h, w)."""
         assert forward_pass.class_maps is not None  # check() refuses other models
         return _select_targets(forward_pass.class_maps, targets)
+
+
+@register("abn-mask")
+class ABNMask(_AttentionBranchMap):
+    """The mask of the target class, in [0, 1]: what must stay visible for the class to be predicted.
+
+    It is trained so that the network still predicts the class from what the mask keeps, and no longer does from what it
+    hides, at every share of the area (see docs/guide.md). It costs a few convolutions beyond the prediction, for any
+    class.
+
+    Source: this project. Related: Stalder et al., "What You See is What You Classify", NeurIPS 2022; Ntrougkas et al.,
+    "T-TAME", 2024.
+    """
+
+    source = "this project; related: Stalder et al., NeurIPS 2022"
+
+    unite: int = Field(
+        0, ge=0, le=1000, description="Show the largest of the masks of that many most probable classes. 0: the target."
+    )
+
+    def check(self, model: ModelAdapter) -> None:
+        """Also refuse a network without a mask branch."""
+        super().check(model)
+        if model.module.mask_branch is None:
+            raise UnsupportedModelError(
+                f"{self.name} needs a mask branch, which {model.name} has not; train one with 'xai-abn distill "
+                "--objective masks', or use abn-class"
+            )
+
+    def is_class_specific(self, model: ModelAdapter) -> bool:
+        """Return whether the map is that of the target."""
+        return self.unite == 0
+
+    def layers_read(self, model: ModelAdapter) -> tuple[str, ...]:
+        """Return the layers that the mask branch reads."""
+        branch = getattr(model.module, "mask_branch", None)
+        return () if branch is None else tuple(branch.description.layers)
+
+    def layer_of(self, model: ModelAdapter) -> str:
+        """Return the name recorded with the map."""
+        return "mask_branch"
+
+    @property
+    def grid(self) -> str:
+        """What the values lie on, in words."""
+        return "mask branch"
+
+    def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+        """Return the masks of ``targets``, (N, H, W).
+
+        Raises:
+            UnsupportedModelError: a target is a difference of classes or a function of the output.
+        """
+        network = forward_pass.model.module
+        assert isinstance(network, AttentionBranchNetwork)
+        assert forward_pass.class_maps is not None
+        if targets.is_floating_point():
+            raise UnsupportedModelError(f"{self.name} has one mask for each class; use abn-class for a difference")
+        top = min(self.unite, forward_pass.logits.shape[1])
+        wanted = forward_pass.logits.topk(top).indices if top else targets[:, None]
+        features = [forward_pass.activations(layer) for layer in self.layers_read(forward_pass.model)]
+        with torch.no_grad():
+            scores = network.mask_scores(features, forward_pass.class_maps, wanted.to(forward_pass.class_maps.device))
+        return as_mask(scores).amax(dim=1)
 
 
 def _select_targets(maps: Tensor, targets: Tensor) -> Tensor:

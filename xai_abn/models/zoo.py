@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from importlib import resources
@@ -34,6 +35,8 @@ from xai_abn.registry import Registry
 
 #: The model that is used if none is named.
 DEFAULT_MODEL = "abn-lite0"
+#: Names of the Attention Branch Networks that ship with the package.
+SHIPPED = ("abn-lite0", "abn-cifar100")
 #: ``weights=`` value for an untrained network.
 RANDOM = "random"
 #: Names of the model's file in the folder of a run, best first.
@@ -205,8 +208,35 @@ def _abn_cifar100() -> ModelAdapter:
 
 
 def _shipped(name: str) -> ModelAdapter:
-    with resources.as_file(resources.files("xai_abn.weights") / f"{name.replace('-', '_')}.safetensors") as path:
+    with _shipped_file(name) as path:
         return load_checkpoint(path, name=name)
+
+
+def _shipped_file(name: str) -> AbstractContextManager[Path]:
+    return resources.as_file(resources.files("xai_abn.weights") / f"{name.replace('-', '_')}.safetensors")
+
+
+def backbone_of(spec: str, adapter: ModelAdapter) -> str:
+    """Return the name of the classifier that a model was made from, as a checkpoint records it.
+
+    Args:
+        spec: what :func:`load_model` was given.
+        adapter: what it returned.
+
+    Raises:
+        UnsupportedModelError: a plug-in's model or one of Hugging Face, which a checkpoint cannot rebuild.
+    """
+    if spec == "lite0" or spec.partition(":")[0] in _LIBRARIES:
+        return spec
+    if spec in SHIPPED:
+        with _shipped_file(spec) as path:
+            return read_checkpoint(path)[0].backbone
+    if Path(spec).exists():  # a checkpoint, or the folder of a run
+        return read_checkpoint(adapter.weights)[0].backbone
+    raise UnsupportedModelError(
+        f"{spec} is a model that a checkpoint cannot rebuild; give lite0, timm:NAME, torchvision:NAME or a checkpoint, "
+        "or use xai_abn.training.distill in Python"
+    )
 
 
 @models.register("lite0")

@@ -8,7 +8,7 @@ BatchNorm before the ReLU over the class maps. The published numbers come from t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, NamedTuple, TypeAlias
 
@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from xai_abn.errors import InvalidInputError
+from xai_abn.networks.masks import MaskBranch, MaskDescription
 from xai_abn.registry import Registry
 
 
@@ -65,6 +66,7 @@ class ABNDescription:
         maps: ``"shared"``, ``"per-attribute"`` or ``"per-attribute-signed"``.
         smoothing: how many times the map is averaged over 3x3 neighbors.
         normalized: whether the attention branch normalizes its stage's output, as all released networks but ResNeXt do.
+        masks: what the mask branch reads; None without one.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # of checkpoints, which are checked when read
@@ -78,6 +80,7 @@ class ABNDescription:
     maps: Annotated[str, Field(pattern="^(shared|per-attribute|per-attribute-signed)$")] = "shared"
     smoothing: Annotated[int, Field(ge=0, le=MAX_SMOOTHING)] = 0
     normalized: bool = True
+    masks: MaskDescription | None = None
 
 
 class AttentionBranch(nn.Module):
@@ -290,6 +293,7 @@ class AttentionBranchNetwork(nn.Module):
 
     Attributes:
         description: how the network was made of a classifier; None if it was built from parts.
+        mask_branch: makes a mask for any class; None without one. It does not change the prediction.
 
     Build one from an existing classifier with :func:`xai_abn.abn_from`.
     """
@@ -299,6 +303,7 @@ class AttentionBranchNetwork(nn.Module):
     perception_branch: nn.Module
     mechanism: Mechanism
     description: ABNDescription | None = None
+    mask_branch: MaskBranch | None
 
     def __init__(
         self,
@@ -312,6 +317,7 @@ class AttentionBranchNetwork(nn.Module):
         self.attention_branch = attention_branch
         self.perception_branch = perception_branch
         self.mechanism = mechanism
+        self.mask_branch = None
 
     def forward(self, images: Tensor, attention: Tensor | None = None) -> ABNOutput:
         """Return the prediction and the maps, optionally with another attention map.
@@ -344,6 +350,31 @@ class AttentionBranchNetwork(nn.Module):
         """Return logits (N, K) for features (N, C, h, w) weighted by a map (N, 1, h, w)."""
         logits: Tensor = self.perception_branch(self.mechanism(features, attention_map))
         return logits
+
+    def mask_scores(self, features: Sequence[Tensor], class_maps: Tensor, targets: Tensor) -> Tensor:
+        """Return the standardized scores of the masks of T classes of each image; see :func:`xai_abn.networks.masks`.
+
+        Args:
+            features: maps of the layers that the mask branch reads, the finest first.
+            class_maps: of the attention branch, (N, K, h, w).
+            targets: class indices (N, T).
+
+        Returns:
+            (N, T, H, W), at least twice as fine as the class maps; :func:`xai_abn.networks.masks.as_mask` makes them
+            masks in [0, 1].
+
+        Raises:
+            InvalidInputError: the network has no mask branch.
+        """
+        if self.mask_branch is None:
+            raise InvalidInputError("the network has no mask branch; make one with abn_from(..., masks=True)")
+        scores: Tensor = self.mask_branch(features, class_maps, self.class_rows, targets)
+        return scores
+
+    @property
+    def class_rows(self) -> Tensor:
+        """The rows of the attention branch's classifier, (K, C'), detached."""
+        return self.attention_branch.att_conv.weight.detach().flatten(1)
 
     def as_classifier(self) -> nn.Module:
         """Return a module that outputs only the perception logits (N, K); it shares the weights."""

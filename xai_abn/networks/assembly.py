@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.networks.abn import ABNDescription, AttentionBranch, AttentionBranchNetwork, mechanisms
+from xai_abn.networks.masks import MaskBranch
 from xai_abn.networks.multi_task import AttributeBranch, MultiTaskABN
 from xai_abn.networks.vit_abn import assemble_vit
 
@@ -61,6 +62,8 @@ def join(parts: BackboneSplit, description: ABNDescription, classes: int) -> Att
         perception_branch=copy.deepcopy(parts.perception) if shared else parts.perception,
         mechanism=mechanisms[description.mechanism](description.channels),
     )
+    if description.masks is not None:
+        network.mask_branch = MaskBranch(description.masks, channels)
     network.description = description
     return network
 

@@ -6,6 +6,7 @@ import copy
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -15,8 +16,9 @@ from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModel
 from xai_abn.networks.abn import ABNDescription, AttentionBranchNetwork, initialize, mechanisms
 from xai_abn.networks.assembly import join, split
 from xai_abn.networks.dilation import plan_windows
+from xai_abn.networks.masks import MaskBranch, MaskDescription
 from xai_abn.networks.splitting import ends_in_tokens, find_cut
-from xai_abn.networks.tracing import as_unsupported, evaluating, find_classifier
+from xai_abn.networks.tracing import LayerOutput, as_unsupported, evaluating, find_classifier, trace_outputs
 from xai_abn.networks.vit_abn import assemble_vit, describe_vit, linear_head
 
 #: Kinds of attention maps that :func:`abn_from` takes as ``maps``.
@@ -36,6 +38,7 @@ def abn_from(
     stage: str | None = None,
     start: str = "classifier",
     maps: str = "shared",
+    masks: bool = False,
 ) -> AttentionBranchNetwork:
     """Turn a classifier into an Attention Branch Network.
 
@@ -62,6 +65,8 @@ def abn_from(
             that can hold at once, ``"per-attribute"`` gives a :class:`~xai_abn.networks.multi_task.MultiTaskABN`,
             which has a map for each attribute; ``"per-attribute-signed"`` leaves out the sigmoid of the maps, which is
             the published multi-task network with ``mechanism="product"``.
+        masks: add a mask branch, which makes a fine map for any class once it is trained; see
+            :func:`add_mask_branch`.
 
     Returns:
         A network in evaluation mode whose perception branch computes the backbone's logits whenever the mechanism
@@ -113,7 +118,44 @@ def abn_from(
     if not isinstance(backbone, VisionTransformer):
         with _naming_tokens(backbone, input_size):
             _check_runs(network, sample, description.layer)
+    return add_mask_branch(network, sample) if masks else network
+
+
+def add_mask_branch(network: AttentionBranchNetwork, sample: Tensor, width: int = 96) -> AttentionBranchNetwork:
+    """Give an Attention Branch Network an untrained mask branch, in place, and return the network.
+
+    The branch reads the stage of the attention branch, the features, and the last layer of the feature extractor that
+    is twice as fine, if there is one.
+
+    Args:
+        network: made by :func:`abn_from`, with one map for all classes.
+        sample: (1, 3, H, W) input used to find the layers.
+        width: channels of the branch.
+
+    Raises:
+        UnsupportedModelError: the network has a map for each attribute, or was built from parts of its own.
+    """
+    if network.description is None or network.description.maps != "shared":
+        raise UnsupportedModelError(
+            "a mask branch needs a network of abn_from with one map for all classes, maps='shared'"
+        )
+    parts = [o for o in trace_outputs(network, sample) if o.layout is not None and not o.packed]
+    extractor = [o for o in parts if o.name.startswith("feature_extractor.")]
+    stage = next(o for o in reversed(parts) if o.name in ("attention_branch.stage", "attention_branch.bn_att"))
+    assert stage.layout is not None
+    coarse = stage.layout.grid
+    finer = [o for o in extractor if o.layout is not None and o.layout.grid == (2 * coarse[0], 2 * coarse[1])]
+    same = [o for o in extractor if o.layout is not None and o.layout.grid == coarse]
+    read = [*finer[-1:], *same[-1:], stage]
+    description = MaskDescription([o.name for o in read], [_channels(o) for o in read], width)
+    network.mask_branch = MaskBranch(description, network.class_rows.shape[1]).to(sample)
+    network.description = replace(network.description, masks=description)
     return network
+
+
+def _channels(output: LayerOutput) -> int:
+    assert output.layout is not None
+    return output.shape[1] if output.layout.kind == "channels-first" else output.shape[-1]
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from xai_abn.settings import MAX_SIZE
 
 #: Written to and expected in the header.
 FORMAT = "xai-abn-checkpoint"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from xai_abn.errors import UnknownNameError, UnsupportedModelError
 from xai_abn.networks.abn import ABNDescription, AttentionBranch, AttentionBranchNetwork, Mechanism, mechanisms
 from xai_abn.networks.layout import Layout
+from xai_abn.networks.masks import MaskBranch
 
 #: Default number of a transformer's blocks after the split.
 LAST_BLOCKS = 2
@@ -138,6 +139,8 @@ def assemble_vit(vit: VisionTransformer, description: ABNDescription) -> Attenti
         perception_branch=TokenClassifier(vit, blocks),
         mechanism=OnPatches(mechanisms[description.mechanism](vit.embed_dim)),
     )
+    if description.masks is not None:
+        network.mask_branch = MaskBranch(description.masks, vit.embed_dim)
     network.description = description
     return network
 

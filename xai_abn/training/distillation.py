@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,36 +16,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from xai_abn.datasets.batches import Batch, RandomCrops, ignore_signals, stack_readable
+from xai_abn.datasets.batches import Batch, RandomCrops
 from xai_abn.datasets.splits import find_samples, hold_out
 from xai_abn.errors import CheckpointError, ImageLoadError, InvalidInputError, UnsupportedModelError
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.metadata import imagenet_labels
-from xai_abn.models.zoo import load_checkpoint
+from xai_abn.models.zoo import backbone_of
 from xai_abn.networks.abn import AttentionBranchNetwork
-from xai_abn.networks.build import abn_from
-from xai_abn.networks.checkpoint import (
-    CheckpointConfig,
-    fingerprint,
-    fingerprints_v1,
-    read_checkpoint,
-    save_checkpoint,
-)
+from xai_abn.networks.build import abn_from, add_mask_branch
+from xai_abn.networks.checkpoint import fingerprints_v1, read_checkpoint
 from xai_abn.networks.multi_task import MultiTaskABN
 from xai_abn.networks.vit_abn import OnPatches
 from xai_abn.networks.weights import load_weights
 from xai_abn.seeding import mixed_seed, seeded
+from xai_abn.training.crops import MODEL, CropsObjective, Student
 from xai_abn.training.log import read_log
-from xai_abn.training.loop import Objective, Progress, TrainingLoop
+from xai_abn.training.loop import Progress, TrainingLoop
 from xai_abn.training.losses import distillation_losses
 from xai_abn.training.map_check import check_map
+from xai_abn.training.masks import MaskObjective
 from xai_abn.training.run_folder import RunFolder
 from xai_abn.training.settings import DistillationSettings
-from xai_abn.training.state import Position
-
-MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -150,7 +142,9 @@ def run_distillation(
     if held.unreadable and settings.on_unreadable == "stop":
         raise ImageLoadError(held.unreadable[0])
     images = RandomCrops(held.rest, classifier.preprocess, (settings.least_area, 1.0))
-    objective = CheckedDistillation(student, images, settings, held.inputs, folder.path)
+    objective = _objective(student, images, settings)
+    names = [Path(sample.source).name for sample in images.samples]
+    objective.keep(student, names, held.inputs, folder.path)
     loop = TrainingLoop(objective, accelerator, folder, progress)
     if resuming:
         loop.restore()
@@ -163,6 +157,13 @@ def run_distillation(
     return DistillationSummary(folder.path / MODEL, loop.step, settings.steps, checks, list(unreadable))
 
 
+def _objective(student: Student, images: RandomCrops, settings: DistillationSettings) -> CropsObjective:
+    """Return what the settings ask to train."""
+    if settings.objective == "masks":
+        return MaskObjective(student.network, images, settings)
+    return DistillationObjective(student.network, images, settings, student.teacher)
+
+
 def _accelerator() -> Any:
     from accelerate import Accelerator
 
@@ -172,23 +173,6 @@ def _accelerator() -> Any:
     return accelerator
 
 
-@dataclass(frozen=True)
-class Student:
-    """A network to distill into.
-
-    Attributes:
-        network: the ABN.
-        teacher: features (N, C, h, w) to logits (N, K), the classifier's own part behind the split.
-        description: its checkpoint's description, except the training record.
-        earlier: records of its earlier training, the oldest first.
-    """
-
-    network: AttentionBranchNetwork
-    teacher: nn.Module
-    description: Mapping[str, Any]
-    earlier: list[dict[str, Any]]
-
-
 def make_student(classifier: ModelAdapter, settings: DistillationSettings) -> Student:
     """Make an ABN of a classifier, with weights of ``settings.continue_from`` if given.
 
@@ -196,31 +180,32 @@ def make_student(classifier: ModelAdapter, settings: DistillationSettings) -> St
         UnsupportedModelError: the classifier is multi-label, cannot become an ABN, or cannot be named in a checkpoint.
         CheckpointError: ``settings.continue_from`` cannot be read, or was made of another classifier.
     """
-    spec = settings.model
+    spec, masks = settings.model, settings.objective == "masks"
     if classifier.multi_label:
         raise UnsupportedModelError(
             f"{spec} is multi-label, and distillation compares softmax probabilities; train its ABN with labels"
         )
-    if classifier.is_abn:
+    if classifier.is_abn and not masks:
         raise UnsupportedModelError(
             f"{spec} is an Attention Branch Network already; to train it further, give the classifier it was made of "
             "as model, and it as continue_from"
         )
-    if spec == "lite0" or spec.partition(":")[0] in ("timm", "torchvision"):
-        backbone = spec
-    elif Path(spec).exists():  # a checkpoint, or the folder of a run
-        backbone = read_checkpoint(classifier.weights)[0].backbone
+    backbone, size = backbone_of(spec, classifier), classifier.preprocess.side
+    if isinstance(classifier.module, AttentionBranchNetwork):
+        network = classifier.module
     else:
-        raise UnsupportedModelError(
-            f"{spec} is a plug-in's model, which a checkpoint cannot rebuild; use xai_abn.training.distill in Python"
+        # with masks alone, the prediction stays that of the classifier
+        mechanism = "auxiliary" if masks else settings.mechanism
+        network = abn_from(
+            classifier.module,
+            mechanism=mechanism,
+            layer=settings.layer,
+            smoothing=settings.smoothing,
+            input_size=size,
         )
-    network = abn_from(
-        classifier.module,
-        mechanism=settings.mechanism,
-        layer=settings.layer,
-        smoothing=settings.smoothing,
-        input_size=classifier.preprocess.side,
-    ).to(memory_format=torch.channels_last)
+    if masks and network.mask_branch is None:
+        add_mask_branch(network, torch.zeros(1, *classifier.preprocess.shape).to(next(network.parameters())))
+    network = network.to(memory_format=torch.channels_last)
     teacher = copy.deepcopy(network.perception_branch)
     earlier = _continue_from(settings.continue_from, network, spec) if settings.continue_from else []
     labels = classifier.labels
@@ -246,34 +231,7 @@ def _continue_from(path: str, network: AttentionBranchNetwork, model: str) -> li
     return [*before.training.get("earlier", []), last]
 
 
-class InfiniteCrops(Dataset[Any]):
-    """An endless sequence of crops: all images in a random order, then all in another, and so on.
-
-    Each crop depends on the seed and its number alone, so a resumed run sees the crops it would have seen, with any
-    number of workers.
-
-    Args:
-        images: gives crops, drawn with torch's random numbers.
-        seed: seed of the orders and the crops.
-    """
-
-    def __init__(self, images: Dataset[Any], seed: int) -> None:
-        self.images, self.seed = images, seed
-        self.size = len(images)  # type: ignore[arg-type]
-        self._pass, self._order = -1, torch.empty(0)
-
-    def __getitem__(self, number: int) -> Any:
-        """Return crop ``number``, counted from 0; torch's random state stays."""
-        through, position = divmod(number, self.size)
-        if through != self._pass:
-            generator = torch.Generator().manual_seed(mixed_seed(self.seed, "order", through))
-            self._pass, self._order = through, torch.randperm(self.size, generator=generator)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(mixed_seed(self.seed, "crop", number))
-            return self.images[int(self._order[position])]
-
-
-class DistillationObjective(Objective):
+class DistillationObjective(CropsObjective):
     """The distillation losses on random crops; see :func:`distill`.
 
     Args:
@@ -282,16 +240,12 @@ class DistillationObjective(Objective):
         settings: see :class:`DistillationSettings`.
         teacher: see :func:`distill`.
 
-    Attributes:
-        unreadable: reasons for unreadable images so far, in order.
-
     Raises:
         InvalidInputError: there are fewer images than a batch holds.
         UnsupportedModelError: the network is made of a Vision Transformer, or has a map for each attribute.
     """
 
-    kind, check_kind, advice = "distill", "check", "lower lr or map_lr"
-    settings: DistillationSettings
+    what, advice = "self-distillation", "lower lr or map_lr"
 
     def __init__(
         self,
@@ -307,149 +261,42 @@ class DistillationObjective(Objective):
                 "distill weighs whole feature maps, and in a Vision Transformer the class token would still tell what "
                 "g*M hides; train its ABN with labels, as docs/guide.md shows"
             )
-        self.network, self.settings = network, settings
-        self.crops = InfiniteCrops(images, settings.seed)
-        if self.crops.size < settings.batch_size:
-            raise InvalidInputError(
-                f"a batch of {settings.batch_size} needs as many images to train on, got {self.crops.size}; lower "
-                "batch_size"
-            )
-        self.teacher = copy.deepcopy(network.perception_branch if teacher is None else teacher)
-        self.teacher.eval().requires_grad_(False)
-        self.device = next(network.parameters()).device
-        self.epochs, self.steps_per_epoch, self.max_grad_norm = 1, settings.steps, settings.max_grad_norm
-        self.unreadable: dict[str, None] = {}
-        self.origin: Mapping[str, str] = {}
-        self._peak_rates, groups = self._parameter_groups()
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-
-    def _parameter_groups(self) -> tuple[list[float], list[dict[str, Any]]]:
-        """Return learning rates and parameters of attention branch, perception branch and map layers."""
-        network, settings, branch = self.network, self.settings, self.network.attention_branch
+        branch = network.attention_branch
         trunk = [branch.bn_att, branch.att_conv, branch.bn_att2, branch.att_conv2]
         parts = [
             (settings.lr, [*trunk, branch.stage] if settings.train_stage else trunk),
             (settings.perception_lr, [network.perception_branch, network.mechanism]),
             (settings.map_lr, [branch.att_conv3, branch.bn_att3]),
         ]
-        groups = [(rate, [p for m in modules for p in m.parameters()]) for rate, modules in parts if rate > 0]
-        groups = [(rate, parameters) for rate, parameters in groups if parameters]
-        return [rate for rate, _ in groups], [{"params": parameters, "lr": rate} for rate, parameters in groups]
+        super().__init__(network, images, settings, parts)
+        self.teacher = copy.deepcopy(network.perception_branch if teacher is None else teacher)
+        self.teacher.eval().requires_grad_(False)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Freeze everything that is not trained; afterwards flags are as before, and the network in evaluation mode."""
-        network = self.network
-        flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-        network.eval().requires_grad_(False)
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.requires_grad_(True)
-        network.attention_branch.bn_att3.train(self.settings.map_lr > 0)
-        try:
+        """Also let the statistics of the map's own BatchNorm follow."""
+        with super().training():
+            self.network.attention_branch.bn_att3.train(self.settings.map_lr > 0)
             yield
-        finally:
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
-            network.eval()
-
-    def batches(self, epoch: int, first: int, last: int | None = None) -> Iterator[Batch]:
-        """Yield the batches of the steps; see :class:`Objective`.
-
-        Raises:
-            ImageLoadError: an image cannot be read and this stops the run, or no image of a batch can be read.
-        """
-        settings = self.settings
-        steps = range(first, self.steps_per_epoch if last is None else last)
-        loader = DataLoader(
-            self.crops,
-            batch_size=settings.batch_size,
-            sampler=range(steps.start * settings.batch_size, steps.stop * settings.batch_size),
-            num_workers=settings.workers,
-            collate_fn=stack_readable,
-            generator=torch.Generator().manual_seed(settings.seed),
-            worker_init_fn=ignore_signals,
-        )
-        for images, unreadable in loader:
-            self.unreadable |= dict.fromkeys(unreadable)
-            if unreadable and settings.on_unreadable == "stop":
-                raise ImageLoadError(unreadable[0])
-            if not len(images):
-                raise ImageLoadError(
-                    f"none of the {len(unreadable)} images of a batch can be read; the first: {unreadable[0]}"
-                )
-            images = images.to(self.device, memory_format=torch.channels_last)
-            yield Batch(images, torch.empty(0), len(unreadable))
-
-    def rates(self, epoch: int, step: int) -> list[float]:
-        """Return the learning rate of each parameter group."""
-        return [rate * self.settings.rate(step) for rate in self._peak_rates]
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return loss and terms of a batch; the mosaics depend on seed and step alone."""
         generator = torch.Generator().manual_seed(mixed_seed(self.settings.seed, "mosaics", step))
         return distillation_losses(self.network, self.teacher, batch.images, self.settings, generator)
 
-    def check(self, position: Position, means: Mapping[str, float]) -> dict[str, Any]:
-        """Return nothing to log."""
-        return {}
-
-    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+    def trained(self) -> Mapping[str, Tensor]:
         """Return the weights and statistics behind the feature extractor, which is frozen."""
         weights = self.network.state_dict().items()
-        return {"network": {name: t for name, t in weights if not name.startswith("feature_extractor.")}}
+        return {name: t for name, t in weights if not name.startswith("feature_extractor.")}
 
-    def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Load what :meth:`tensors` returned."""
-        if tensors["network"].keys() != self.tensors()["network"].keys():
-            raise ValueError("its layers have other names")
-        self.network.load_state_dict({**self.network.state_dict(), **tensors["network"]})
+    def measure(self, held_out: Tensor) -> dict[str, Any]:
+        """Check the map."""
+        return check_map(self.network, self.teacher, held_out).to_dict()
 
-
-class CheckedDistillation(DistillationObjective):
-    """A distillation whose map is checked on held-out images whenever its model is saved.
-
-    Args:
-        student: see :class:`Student`.
-        images: see :class:`DistillationObjective`.
-        settings: see :class:`DistillationSettings`.
-        held_out: (N, 3, H, W) inputs that are never trained on.
-        folder: where the model is saved.
-    """
-
-    def __init__(
-        self, student: Student, images: RandomCrops, settings: DistillationSettings, held_out: Tensor, folder: Path
-    ) -> None:
-        super().__init__(student.network, images, settings, student.teacher)
-        self.student, self.held_out, self.path = student, held_out, folder / MODEL
-        self.check_start, self.check_every = True, settings.check_every
-        names = "\n".join(Path(sample.source).name for sample in images.samples)
-        self.origin = {
-            "images": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:32],
-            "classifier": fingerprint(nn.ModuleList([self.network.feature_extractor, self.teacher])),
-        }
+    def frozen(self) -> nn.Module:
+        """Return the classifier."""
+        return nn.ModuleList([self.network.feature_extractor, self.teacher])
 
     def origin_v1(self) -> Mapping[str, set[str]]:
         """Return the classifier's fingerprints of version 1."""
-        return {"classifier": fingerprints_v1(nn.ModuleList([self.network.feature_extractor, self.teacher]))}
-
-    def check(self, position: Position, means: Mapping[str, float]) -> dict[str, Any]:
-        """Check the map, and save the model."""
-        settings = self.settings
-        found = check_map(self.network, self.teacher, self.held_out).to_dict()
-        record = {
-            "method": "self-distillation (xai_abn.training.run_distillation)",
-            "teacher": settings.portable()["model"],
-            "images": self.crops.size,
-            "held_out": len(self.held_out),
-            "settings": settings.portable(),
-            "command": settings.command(),
-            "earlier": self.student.earlier,
-            "steps_done": position.step,
-            "map_check": found,
-        }
-        description = CheckpointConfig(**self.student.description, training=record)
-        save_checkpoint(self.path, self.network, description, half=settings.half)
-        if position.step == 0:
-            load_checkpoint(self.path)  # fails now rather than after hours
-        return {**found, "skipped": int(means["skipped"]), "seconds": position.seconds}
+        return {"classifier": fingerprints_v1(self.frozen())}

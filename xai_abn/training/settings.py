@@ -248,6 +248,16 @@ class TrainingSettings(RunSettings):
         return self.lr * self.gamma ** sum(epoch >= drop for drop in self.drops)
 
 
+#: Settings of one objective of a distillation alone.
+_OF_MAP = frozenset(
+    (
+        "mechanism", "smoothing", "continue_from", "train_stage", "lr", "perception_lr", "map_lr", "area_weight",
+        "sufficiency_weight", "necessity_weight",
+    )
+)  # fmt: skip
+_OF_MASKS = frozenset(("mask_lr", "variation_weight", "tile_weight"))
+
+
 class DistillationSettings(ModelSettings, RunSettings):
     """Settings of :func:`xai_abn.training.run_distillation`; :func:`xai_abn.training.distill` uses some of them."""
 
@@ -260,6 +270,11 @@ class DistillationSettings(ModelSettings, RunSettings):
         "lite0", description="Classifier to distill: lite0, timm:NAME, torchvision:NAME or the path of a checkpoint."
     )
     device: str = Field("cpu", description="Device to train on, such as cpu or cuda.")
+    objective: Literal["map", "masks"] = Field(
+        "map",
+        description="'map' trains the branches of an Attention Branch Network and its attention map. 'masks' trains a "
+        "mask branch, which gives a fine map for any class, and leaves the prediction as it is.",
+    )
     images: tuple[str, ...] = Field(
         (),
         description="Folder (searched recursively), file, glob or KIND:PLACE with images to train on; give the option "
@@ -323,6 +338,16 @@ class DistillationSettings(ModelSettings, RunSettings):
     area_weight: float = Field(
         4.0, ge=0, allow_inf_nan=False, description="Weight of a penalty on the mean of the attention map."
     )
+    mask_lr: float = Field(2e-3, gt=0, allow_inf_nan=False, description="Highest learning rate of the mask branch.")
+    variation_weight: float = Field(
+        0.12, ge=0, allow_inf_nan=False, description="Weight of a penalty on differences between neighbors in a mask."
+    )
+    tile_weight: float = Field(
+        0.3,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of the share of a mask inside the image of a mosaic whose class it is of.",
+    )
     sufficiency_weight: float = Field(
         1.0,
         ge=0,
@@ -356,7 +381,11 @@ class DistillationSettings(ModelSettings, RunSettings):
     half: bool = Field(False, description="Store the weights of the model file as 16-bit floating-point numbers.")
 
     @model_validator(mode="after")
-    def _check_rates(self) -> DistillationSettings:
+    def _check_objective(self) -> DistillationSettings:
+        other = _OF_MAP if self.objective == "masks" else _OF_MASKS
+        unused = [name for name in self.changed() if name in other]
+        if unused:
+            raise InvalidInputError(f"{unused[0]} is not for objective={self.objective}; leave it out")
         if not (self.lr or self.perception_lr or self.map_lr):
             raise InvalidInputError("lr, perception_lr and map_lr are all 0, so nothing would be trained")
         return self

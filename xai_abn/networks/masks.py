@@ -1,0 +1,127 @@
+"""The mask branch: for any class, a fine map of what its prediction needs.
+
+The branch reads layers of a trained Attention Branch Network at several resolutions and refines the class map of the
+attention branch. Before training its map is the class map, and training can only refine it.
+
+Source: this project; related are Stalder et al., "What You See is What You Classify" (NN-Explainer), NeurIPS 2022, and
+Ntrougkas et al., "T-TAME", 2024, which train a mask for all classes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import ConfigDict, Field
+from torch import Tensor, nn
+
+#: A map of scores (h, w), standardized, becomes a mask by ``sigmoid(STEEPNESS * (score - LEVEL))``.
+STEEPNESS, LEVEL = 2.5, 0.8
+#: Smallest standard deviation of a map that is standardized.
+_LEAST = 1e-6
+
+
+@dataclass(frozen=True)
+class MaskDescription:
+    """What a mask branch reads of its network, and how wide it is.
+
+    Attributes:
+        layers: names of the layers that are read, the finest first.
+        channels: number of channels of each.
+        width: channels of the branch.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # of checkpoints, which are checked when read
+
+    layers: Annotated[list[Annotated[str, Field(max_length=500)]], Field(min_length=1, max_length=8)]
+    channels: Annotated[list[Annotated[int, Field(ge=1, le=100_000)]], Field(min_length=1, max_length=8)]
+    width: Annotated[int, Field(ge=1, le=4096)] = 96
+
+
+class MaskBranch(nn.Module):
+    """Refines the class map of any class to a map at twice its resolution or finer.
+
+    Layers are joined from coarse to fine, once for an image. The class enters by its row of the classifier, which
+    scales and shifts the joined channels, and by its class map, to a multiple of which the result is added.
+
+    Args:
+        description: what is read.
+        class_channels: C' of the rows of the classifier.
+    """
+
+    def __init__(self, description: MaskDescription, class_channels: int) -> None:
+        super().__init__()
+        self.description, width = description, description.width
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in description.channels)
+        self.join = nn.ModuleList(_Join(width) for _ in description.channels)
+        self.classes = nn.Sequential(nn.Linear(class_channels, width), nn.GELU(), nn.Linear(width, 3 * width))
+        half, last = max(1, width // 2), nn.Conv2d(max(1, width // 2), 1, 1, bias=False)
+        first, second = nn.Conv2d(width + 3, width, 3, padding=1), nn.Conv2d(width, half, 3, padding=1)
+        self.decode = nn.Sequential(first, nn.GELU(), second, nn.GELU(), last)
+        self.gain = nn.Parameter(torch.ones(()))
+        nn.init.zeros_(last.weight)
+
+    def forward(self, features: Sequence[Tensor], class_maps: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+        """Return standardized scores (N, T, H, W) of T classes of each image.
+
+        Args:
+            features: maps (N, C_l, h_l, w_l) of the layers of the description.
+            class_maps: of the attention branch, (N, K, h, w).
+            rows: of the classifier, (K, C').
+            targets: class indices (N, T).
+        """
+        joined = self._joined(features, (2 * class_maps.shape[2], 2 * class_maps.shape[3]))
+        number, several = targets.shape
+        size = (joined.shape[2], joined.shape[3])
+        index = targets[:, :, None, None].expand(-1, -1, *class_maps.shape[2:])
+        evidence = standardized(class_maps.gather(1, index))
+        share = class_maps.softmax(dim=1).gather(1, index)
+        given = F.interpolate(torch.cat([evidence, share], dim=1), size, mode="bilinear").unflatten(1, (2, several))
+        scale, shift, query = self.classes(F.normalize(rows[targets], dim=2)).chunk(3, dim=2)
+        maps = joined[:, None] * (1 + scale[..., None, None]) + shift[..., None, None]
+        similar = torch.einsum("nchw,ntc->nthw", joined, query) / joined.shape[1] ** 0.5
+        inputs = torch.cat([maps, given[:, 0, :, None], given[:, 1, :, None], similar[:, :, None]], dim=2)
+        refined = self.decode(inputs.flatten(0, 1)).unflatten(0, (number, several))[:, :, 0]
+        return standardized(self.gain * given[:, 0] + refined)
+
+    def _joined(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Return the layers joined from coarse to fine, (N, width, H, W), at least of that size."""
+        laterals = [layer(values) for layer, values in zip(self.lateral, features, strict=True)]
+        found: Tensor | None = None
+        for values, join in zip(reversed(laterals), reversed(self.join), strict=True):
+            if found is not None:
+                values = values + F.interpolate(found, values.shape[2:], mode="bilinear")
+            found = join(values)
+        assert found is not None
+        if found.shape[2] < size[0] or found.shape[3] < size[1]:
+            found = F.interpolate(found, size, mode="bilinear")
+        return found
+
+
+class _Join(nn.Module):
+    """A depthwise 3x3 and a 1x1 convolution with group normalization, added to the input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False), nn.Conv2d(width, width, 1, bias=False)
+        )
+        self.normalize = nn.GroupNorm(1, width)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return maps (N, width, h, w) of the same size."""
+        return F.gelu(self.normalize(maps + self.convolutions(maps)))
+
+
+def standardized(maps: Tensor) -> Tensor:
+    """Return maps (..., h, w) less their mean, by their standard deviation; a flat map becomes 0."""
+    centered = maps - maps.mean(dim=(-2, -1), keepdim=True)
+    return centered / centered.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp_min(_LEAST)
+
+
+def as_mask(scores: Tensor) -> Tensor:
+    """Return standardized scores (..., h, w) as masks in [0, 1]."""
+    return torch.sigmoid(STEEPNESS * (scores - LEVEL))
