@@ -103,7 +103,7 @@ def test_descriptions_of_something_unknown_are_refused(network, tmp_path):
         with pytest.raises(CheckpointError, match=message):
             xai_abn.load_model(path)
     save_checkpoint(path, network, CONFIG)
-    path.write_bytes(path.read_bytes().replace(b'"format_version":"3"', b'"format_version":"x"'))
+    path.write_bytes(path.read_bytes().replace(b'"format_version":"4"', b'"format_version":"x"'))
     with pytest.raises(CheckpointError, match="format version 'x'"):
         xai_abn.load_model(path)
 

@@ -37,7 +37,7 @@ from xai_abn.models import zoo
 from xai_abn.networks.abn import AttentionBranchNetwork, Residual
 from xai_abn.networks.architectures import create_model
 from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
-from xai_abn.training import DistillationSettings, TrainingSettings, distillation, run_distillation
+from xai_abn.training import DistillationSettings, TrainingSettings, crops, distillation, run_distillation
 from xai_abn.training.crops import InfiniteCrops
 from xai_abn.training.distillation import DistillationObjective
 from xai_abn.training.map_check import check_map
@@ -289,7 +289,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_model(settings, tmp_path,
 
 def test_a_full_disk_keeps_what_was_saved(settings, tmp_path, monkeypatch):
     """When the third save fails, the run stops with one error and the second checkpoint is whole."""
-    save = distillation.save_checkpoint
+    save = crops.save_checkpoint
     calls = []
 
     def full(path, *rest, **more):
@@ -299,7 +299,7 @@ def test_a_full_disk_keeps_what_was_saved(settings, tmp_path, monkeypatch):
             raise OutputError(f"cannot write checkpoint {path}: No space left on device")
         save(path, *rest, **more)
 
-    monkeypatch.setattr(distillation, "save_checkpoint", full)
+    monkeypatch.setattr(crops, "save_checkpoint", full)
     with pytest.raises(OutputError, match="No space left"):
         run_distillation(tmp_path / "run", settings)
     assert read_checkpoint(tmp_path / "run/model.safetensors")[0].training["steps_done"] == 2

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 #: A map of scores (h, w), standardized, becomes a mask by ``sigmoid(STEEPNESS * (score - LEVEL))``.
 STEEPNESS, LEVEL = 2.5, 0.8
-#: Smallest standard deviation of a map that is standardized.
+#: Standard deviation at which a map begins to count as flat.
 _LEAST = 1e-6
 
 
@@ -119,7 +119,7 @@ class _Join(nn.Module):
 def standardized(maps: Tensor) -> Tensor:
     """Return maps (..., h, w) less their mean, by their standard deviation; a flat map becomes 0."""
     centered = maps - maps.mean(dim=(-2, -1), keepdim=True)
-    return centered / centered.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp_min(_LEAST)
+    return centered / (centered.square().mean(dim=(-2, -1), keepdim=True) + _LEAST**2).sqrt()
 
 
 def as_mask(scores: Tensor) -> Tensor:
