@@ -111,9 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     machine()
     warnings.filterwarnings("ignore")
-    print(
-        "| network | default method | class by name | target layer, grid | Grad-CAM, difference | ABN: map, difference |"
-    )
+    print("| network | default method | class by name | layer, grid | Grad-CAM, difference | ABN: map, difference |")
     print("|---|---|---|---|---|---|")
     started = time.perf_counter()
     refusals: list[str] = []
