@@ -234,8 +234,8 @@ def backbone_of(spec: str, adapter: ModelAdapter) -> str:
     if Path(spec).exists():  # a checkpoint, or the folder of a run
         return read_checkpoint(adapter.weights)[0].backbone
     raise UnsupportedModelError(
-        f"{spec} is a plug-in's model or one of Hugging Face, which a checkpoint cannot rebuild; give lite0, timm:NAME, "
-        "torchvision:NAME or a checkpoint, or use xai_abn.training.distill in Python"
+        f"{spec} is a plug-in's model or one of Hugging Face, which a checkpoint cannot rebuild; give lite0, "
+        "timm:NAME, torchvision:NAME or a checkpoint, or use xai_abn.training.distill in Python"
     )
 
 
