@@ -272,8 +272,8 @@ def test_a_method_is_given_only_once(resnet18):
 
 
 #: Images that stand behind "per ..." in the cost of a method, for the case below: 12 channels, 4 windows and the
-#: image itself, 4 superpixels and the image itself.
-PER = {"channel": 12, "window": 5, "superpixel": 5}
+#: image itself, 4 superpixels and the image itself, 8x8 positions.
+PER = {"channel": 12, "window": 5, "superpixel": 5, "position": 64}
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "forward" in explainers.get(n)().cost and n != "legrad"])

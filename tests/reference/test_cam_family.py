@@ -23,6 +23,7 @@ from xai_abn.explainers import (
     HiResCAM,
     LayerCAM,
     LeGrad,
+    ReciproCAM,
     RefineCAM,
     ScoreCAM,
     ShapleyCAM,
@@ -273,6 +274,49 @@ def test_ablation_cam_is_its_equation(resnet18, inputs, layer):
     torch.testing.assert_close(((whole - lost) / whole)[::16], torch.stack(drops), rtol=1e-3, atol=1e-5)
     found = explainer.explain(shared, TARGETS[:1])[0]
     torch.testing.assert_close(found, (((whole - lost) / whole)[:, None, None] * a).sum(0).relu())
+
+
+@pytest.mark.parametrize("layer", [None, "layer2"])
+def test_recipro_cam_is_its_equation(resnet18, inputs, layer):
+    """The softmax of the class with the features of one position alone, each in its own forward pass."""
+    name = layer or "layer4"
+    shared = ForwardPass(resnet18, inputs[:1], [name])
+    height, width = shared.activations(name).shape[2:]
+    expected = torch.zeros(height, width)
+    for y in range(height):
+        for x in range(width):
+
+            def keep(module, inputs, output, y=y, x=x):
+                alone = torch.zeros_like(output)
+                alone[:, :, y, x] = output[:, :, y, x]
+                return alone
+
+            handle = resnet18.module.get_submodule(name).register_forward_hook(keep)
+            with torch.no_grad():
+                expected[y, x] = resnet18.module(inputs[:1]).softmax(dim=1)[0, 3]
+            handle.remove()
+    found = ReciproCAM(layer=layer).explain(shared, TARGETS[:1])[0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    assert found.std() > 100 * (found - expected).abs().max()
+
+
+def test_recipro_cam_of_a_transformer_keeps_the_class_token(vit, inputs):
+    """Patch tokens are set to 0 but one, in front of the last attention."""
+    name = vit.target_layer
+    expected = torch.zeros(16)
+    for place in range(16):
+
+        def keep(module, inputs, output, place=place):
+            alone = torch.zeros_like(output)
+            alone[:, [0, 1 + place]] = output[:, [0, 1 + place]]
+            return alone
+
+        handle = vit.module.get_submodule(name).register_forward_hook(keep)
+        with torch.no_grad():
+            expected[place] = vit.module(inputs[:1]).softmax(dim=1)[0, 3]
+        handle.remove()
+    found = ReciproCAM().explain(ForwardPass(vit, inputs[:1], [name]), TARGETS[:1])[0]
+    torch.testing.assert_close(found, expected.view(4, 4), rtol=1e-5, atol=0)
 
 
 def test_running_again_from_inside_a_dense_block_works(inputs):

@@ -37,6 +37,7 @@ from xai_abn.explainers.grad_cam import (
 )
 from xai_abn.explainers.multi_pass_cam import RefineCAM, SmoothGradCAMPlusPlus
 from xai_abn.explainers.perturbation import LIME, FeatureAblation, KernelSHAP, Occlusion
+from xai_abn.explainers.recipro_cam import ReciproCAM
 from xai_abn.explainers.rise import RISE
 from xai_abn.explainers.score_cam import ISCAM, SSCAM, AblationCAM, ScoreCAM
 
@@ -74,6 +75,7 @@ __all__ = [
     "Occlusion",
     "Random7",
     "Random14",
+    "ReciproCAM",
     "RefineCAM",
     "Saliency",
     "ScoreCAM",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.forward_pass import ForwardPass
-from xai_abn.models.targets import target_rows, target_scores
+from xai_abn.models.targets import target_rows
 
 #: Relative tolerance of the check that the head is global average pooling and a linear layer, by the largest logit.
 TOLERANCE = 1e-3
@@ -35,23 +37,28 @@ class CAM(Explainer):
         Raises:
             UnsupportedModelError: the head is not global average pooling with one linear layer or 1x1 convolution.
         """
+        head = self.head(forward_pass)
+        output = head.pooled(forward_pass.activations(self.layer_of(forward_pass.model)))
+        return torch.einsum("nkhw,nk->nhw", output, target_rows(head.rows(output), targets))
+
+    def head(self, forward_pass: ForwardPass) -> Head:
+        """Return how the logits come from the layer.
+
+        Raises:
+            UnsupportedModelError: not by global average pooling with one linear layer or 1x1 convolution.
+        """
         layer = self.layer_of(forward_pass.model)
         output = forward_pass.activations(layer)
         channels, classes = output.shape[1], forward_pass.logits.shape[1]
-        heads = []
         classifier = forward_pass.classifier
-        if classifier is not None:
-            heads.append((classifier.weight.detach().flatten(1), classifier.bias))
+        heads = []
+        if classifier is not None and classifier.weight.shape[1] == channels:
+            heads += [Head(classifier, False), Head(classifier, True)]
         if channels == classes:
-            heads.append((torch.eye(classes, device=output.device), None))
-        for weights, bias in heads:
-            if weights.shape[1] != channels:
-                continue
-            rows = target_rows(weights, targets).to(output)
-            for pooled in (output, output.relu()):  # torchvision's DenseNet pools a functional ReLU of its last layer
-                maps = torch.einsum("nkhw,nk->nhw", pooled, rows)
-                if _accounts_for_logits(maps, bias, forward_pass, targets):
-                    return maps
+            heads += [Head(None, False), Head(None, True)]
+        for head in heads:
+            if head.gives(output, forward_pass.logits):
+                return head
         if classifier is None:
             problem = "no linear layer or 1x1 convolution that gives the logits"
         elif channels != classifier.weight.shape[1]:
@@ -64,10 +71,34 @@ class CAM(Explainer):
         )
 
 
-def _accounts_for_logits(maps: Tensor, bias: Tensor | None, forward_pass: ForwardPass, targets: Tensor) -> bool:
-    """Return whether mean(CAM) + bias is the target's logit, for every image."""
-    shift = target_rows(bias.detach().float(), targets) if bias is not None else 0.0
-    expected = maps.mean(dim=(1, 2)).float() + shift
-    logits = target_scores(forward_pass.logits, targets)
-    largest = forward_pass.logits.abs().max().clamp_min(1.0)
-    return bool((logits - expected).abs().max() <= TOLERANCE * largest)
+@dataclass(frozen=True, eq=False)
+class Head:
+    """How logits come from a layer's output (N, C, h, w): by its mean and the rows of a linear layer.
+
+    Attributes:
+        classifier: the linear layer or 1x1 convolution; None if the output is a map of class scores itself.
+        rectified: whether a ReLU without a module is in front of the mean, as in torchvision's DenseNet.
+    """
+
+    classifier: nn.Linear | nn.Conv2d | None
+    rectified: bool
+
+    def pooled(self, output: Tensor) -> Tensor:
+        """Return what is averaged, (N, C, h, w)."""
+        return output.relu() if self.rectified else output
+
+    def rows(self, output: Tensor) -> Tensor:
+        """Return the weights (K, C) of the classes, in the precision of the output."""
+        if self.classifier is None:
+            return torch.eye(output.shape[1]).to(output)
+        return self.classifier.weight.detach().flatten(1).to(output)
+
+    def gives(self, output: Tensor, logits: Tensor) -> bool:
+        """Return whether the mean of the maps of every class, plus its bias, is its logit, for every image."""
+        output = output.float()
+        found = self.pooled(output).mean(dim=(2, 3)) @ self.rows(output).T
+        if self.classifier is not None and self.classifier.bias is not None:
+            found = found + self.classifier.bias.detach().float()
+        shown = logits.isfinite()  # a masked class has minus infinity
+        largest = logits[shown].abs().max().clamp_min(1.0)
+        return bool((logits - found)[shown].abs().max() <= TOLERANCE * largest)
