@@ -338,7 +338,7 @@ def test_onnx_gives_all_maps(model, inputs, tmp_path, at_once):
     """The file answers any batch with the logits and T maps of each kind, and says that probabilities are sigmoids."""
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    from xai_abn.models.onnx import export_onnx
+    from xai_abn.integrations.onnx import export_onnx
 
     model = model.with_module(copy.deepcopy(model.module))
     model.module.at_once = at_once

@@ -15,7 +15,7 @@ import xai_abn
 from xai_abn.cli.main import app
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.images.preprocess import Preprocess
-from xai_abn.models.onnx import export_onnx
+from xai_abn.integrations.onnx import export_onnx
 from xai_abn.networks.abn import ABNOutput, mechanisms
 from xai_abn.networks.checkpoint import CheckpointConfig, save_checkpoint
 from xai_abn.networks.layout import Layout

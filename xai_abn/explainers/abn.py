@@ -10,6 +10,7 @@ from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.models.targets import select_targets
 from xai_abn.networks.abn import AttentionBranchNetwork
 from xai_abn.networks.masks import as_mask
 
@@ -72,7 +73,7 @@ class ABN(_AttentionBranchMap):
         """Return M, (N, h, w), for any ``targets``; for a multi-task ABN, the maps of the targets."""
         assert forward_pass.attention_map is not None  # check() refuses other models
         if self.is_class_specific(forward_pass.model):
-            return _select_targets(forward_pass.attention_map, targets)
+            return select_targets(forward_pass.attention_map, targets)
         return forward_pass.attention_map[:, 0]
 
     def is_class_specific(self, model: ModelAdapter) -> bool:
@@ -96,7 +97,7 @@ class ABNClass(_AttentionBranchMap):
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the class maps of ``targets``, (N, h, w)."""
         assert forward_pass.class_maps is not None  # check() refuses other models
-        return _select_targets(forward_pass.class_maps, targets)
+        return select_targets(forward_pass.class_maps, targets)
 
 
 @register("abn-mask")
@@ -161,11 +162,3 @@ class ABNMask(_AttentionBranchMap):
         with torch.no_grad():
             scores = network.mask_scores(features, forward_pass.class_maps, wanted.to(forward_pass.class_maps.device))
         return as_mask(scores).amax(dim=1)
-
-
-def _select_targets(maps: Tensor, targets: Tensor) -> Tensor:
-    """Return the map of each image's target, (N, h, w), from maps (N, K, h, w); for directions, the weighted sum."""
-    if targets.is_floating_point():
-        return torch.einsum("nk,nkhw->nhw", targets.to(maps), maps)
-    rows = torch.arange(len(targets), device=maps.device)
-    return maps[rows, targets.to(rows.device)]

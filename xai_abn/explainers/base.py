@@ -13,7 +13,7 @@ from torch import Tensor
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError, shown
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
-from xai_abn.models.targets import checked_targets
+from xai_abn.models.targets import checked_targets, select_targets
 from xai_abn.networks.tracing import as_unsupported
 from xai_abn.registry import Registry
 from xai_abn.settings import Settings, parse_options, split_specs
@@ -76,12 +76,17 @@ class Explainer(Settings, ABC):
             InvalidInputError: the targets have another shape, or one does not exist.
         """
         with self._running_on(forward_pass.model):
-            self.check(forward_pass.model)
+            self.check_on(forward_pass.model)
             return self._maps(forward_pass, targets)
 
     def _maps(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return what :meth:`compute` does, for targets that exist, and refuse anything but a map for each image."""
-        maps = self.compute(forward_pass, checked_targets(targets, forward_pass.logits))
+        targets, model = checked_targets(targets, forward_pass.logits), forward_pass.model
+        if self.is_given_by(model):
+            given: Tensor = model.module.maps_of(self.name, forward_pass.inputs)  # type: ignore[operator]
+            maps = select_targets(given, targets) if self.is_class_specific(model) else given[:, 0]
+        else:
+            maps = self.compute(forward_pass, targets)
         if not isinstance(maps, Tensor) or maps.dim() != 3 or len(maps) != len(forward_pass) or not maps.numel():
             got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise InvalidInputError(
@@ -91,7 +96,8 @@ class Explainer(Settings, ABC):
 
     def _running_on(self, model: ModelAdapter) -> AbstractContextManager[None]:
         """Return a context in which any exception of a network becomes an error that says what to try instead."""
-        other = "occlusion, which needs no gradients" if self.needs_gradient else "grad-cam, which runs it once"
+        unlike = self.needs_gradient or model.black_box
+        other = "occlusion, which needs no gradients" if unlike else "grad-cam, which runs it once"
         return as_unsupported(f"{self.name} fails on {model.name}; try {other}")
 
     @abstractmethod
@@ -108,10 +114,23 @@ class Explainer(Settings, ABC):
             UnknownNameError: the model has no layer of this name; the message suggests the nearest.
             UnsupportedModelError: the method does not apply; the message says why and what to use instead.
         """
+        if self.needs_gradient or self.needs_attention or self.reads_layer:
+            needs = "layers" if self.reads_layer else "gradients" if self.needs_gradient else "attention"
+            model.refuse_black_box(f"{self.name} reads {needs} of the network")
         if self.layer is not None and not self.reads_layer:
             raise UnsupportedModelError(f"{self.name} reads no layer (got {self.layer!r}); leave the layer out")
         for layer in self.layers_read(model):
             model.check_layer(layer)
+
+    def check_on(self, model: ModelAdapter) -> None:
+        """Refuse a model that this method cannot explain, unless it is an ONNX file that outputs the method's maps."""
+        if not self.is_given_by(model):
+            self.check(model)
+
+    def is_given_by(self, model: ModelAdapter) -> bool:
+        """Return whether a model is an ONNX file that outputs the maps of this method, of the layer asked for."""
+        own = model.maps_given.get(self.name)
+        return own is not None and self.layer in (None, own) and not (self.changed().keys() - {"layer"})
 
     def is_class_specific(self, model: ModelAdapter) -> bool:
         """Return whether the map of this model depends on the target; by default ``class_specific``."""
@@ -119,10 +138,12 @@ class Explainer(Settings, ABC):
 
     def layers_read(self, model: ModelAdapter) -> tuple[str, ...]:
         """Return the names of the layers that the forward pass must capture."""
-        return (self.layer_of(model),) if self.reads_layer else ()
+        return (self.layer_of(model),) if self.reads_layer and not self.is_given_by(model) else ()
 
     def layer_of(self, model: ModelAdapter) -> str:
         """Return the layer this explainer reads, or what it reads instead; recorded with its maps."""
+        if self.is_given_by(model):
+            return model.maps_given[self.name]
         return "input" if not self.reads_layer else model.target_layer if self.layer is None else self.layer
 
     @property
@@ -250,7 +271,8 @@ def make_explainers(
     Args:
         model: the model to explain.
         methods: specifications, one or several in a string, or :class:`Explainer` objects; default: ``"abn"`` for an
-            Attention Branch Network that uses its map, else ``"grad-cam"``.
+            Attention Branch Network that uses its map, for an ONNX file the method whose maps it outputs or
+            ``"occlusion"``, else ``"grad-cam"``.
         layer: the layer to read, for methods given by name.
 
     Raises:
@@ -259,7 +281,8 @@ def make_explainers(
         InvalidInputError: no method, one given twice, or an option with a wrong value.
     """
     if methods is None:
-        methods = "abn" if model.uses_attention_map else "grad-cam"
+        usual = "occlusion" if model.black_box else "abn" if model.uses_attention_map else "grad-cam"
+        methods = next(iter(model.maps_given), usual)
     several = isinstance(methods, Iterable) and not isinstance(methods, (str, bytes, Explainer, Mapping))
     listed: list[Any] = list(methods) if several else [methods]
     made: list[Explainer] = []
@@ -271,7 +294,7 @@ def make_explainers(
         raise InvalidInputError(f"give at least one method and each only once, got {', '.join(specs) or 'none'}")
     for explainer in made:
         with explainer._running_on(model):
-            explainer.check(model)
+            explainer.check_on(model)
     return made
 
 

@@ -28,6 +28,7 @@ from xai_abn.models.segmentation import Region, class_scores
 from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
 from xai_abn.networks.layout import Layout
 from xai_abn.networks.multi_task import MultiTaskABN
+from xai_abn.networks.onnx import OnnxNetwork
 from xai_abn.networks.tracing import (
     NEED_GRADIENTS,
     LayerOutput,
@@ -99,7 +100,33 @@ class ModelAdapter:
     @property
     def is_multi_task(self) -> bool:
         """Whether the network has an attention map for each attribute."""
+        if isinstance(self.module, OnnxNetwork):
+            return self.module.has_map_per_class("abn")
         return isinstance(self.module, MultiTaskABN)
+
+    @property
+    def black_box(self) -> bool:
+        """Whether the network only gives scores, as in an ONNX file: nothing inside can be read or differentiated."""
+        return isinstance(self.module, OnnxNetwork)
+
+    @property
+    def maps_given(self) -> dict[str, str]:
+        """For each method whose maps an ONNX file outputs, the layer that it read; none for a score of the output."""
+        maps = self.module.maps if isinstance(self.module, OnnxNetwork) and self.output is None else {}
+        return {method: layer for method, (_, layer) in maps.items()}
+
+    def refuse_black_box(self, what: str) -> None:
+        """Refuse what needs more of the network than its scores, if it is a black box.
+
+        Raises:
+            UnsupportedModelError: it is; the message starts with ``what``.
+        """
+        if self.black_box:
+            own = "".join(f"{method}, whose maps it outputs, " for method in self.maps_given)
+            raise UnsupportedModelError(
+                f"{what}, and {self.name} is an ONNX file, a black box that only gives scores; use {own}occlusion, rise, "
+                "lime, kernel-shap or feature-ablation, or the network from which the file was exported"
+            )
 
     @property
     def example(self) -> Tensor:
@@ -195,6 +222,7 @@ class ModelAdapter:
 
     @cached_property
     def _found_layer(self) -> str:
+        self.refuse_black_box("layers are inside the network")
         outputs = self._outputs
         if self.detects:
             names = [o.name for o in spatial_layers(outputs) if o.layout is not None and min(o.layout.grid) > 1]
@@ -262,8 +290,9 @@ class ModelAdapter:
 
         Raises:
             UnknownNameError: there is no such layer; the message suggests the nearest.
-            UnsupportedModelError: the layer is behind the maps of a multi-task ABN.
+            UnsupportedModelError: the layer is behind the maps of a multi-task ABN, or the network is a black box.
         """
+        self.refuse_black_box(f"layer {name!r} is inside the network")
         try:
             layer = self.module.get_submodule(name)
         except AttributeError:
@@ -347,7 +376,7 @@ class ModelAdapter:
         if self.assumed_preprocessing:
             notes.append(
                 f"the preprocessing of {self.name} is unknown and assumed to be ImageNet's; give wrap(..., "
-                "preprocess=...), such as its image processor"
+                "preprocess=...), such as its image processor, or --mean and --std"
             )
         return tuple(notes)
 

@@ -62,9 +62,12 @@ class FastPredictor:
 
     Raises:
         NonFiniteError: the network outputs NaN or infinity for noise.
+        UnsupportedModelError: it is a black box, with ``bf16`` or ``compile``.
     """
 
     def __init__(self, model: ModelAdapter, *, bf16: bool = False, compile: bool = False) -> None:
+        if bf16 or compile:
+            model.refuse_black_box(f"{'bf16' if bf16 else 'compile'} changes how layers are computed")
         self.precision = "bfloat16" if bf16 else "float32"
         with evaluating(model.module):
             whole = model.module.as_classifier() if model.is_abn else model.module  # type: ignore[operator]

@@ -167,6 +167,14 @@ def target_scores(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(1, targets.to(logits.device)[:, None])[:, 0]
 
 
+def select_targets(maps: Tensor, targets: Tensor) -> Tensor:
+    """Return the map of each image's target, (N, h, w), from those of all classes (N, K, h, w). For directions, the weighted sum."""
+    if targets.is_floating_point():
+        return torch.einsum("nk,nkhw->nhw", targets.to(maps), maps)
+    rows = torch.arange(len(targets), device=maps.device)
+    return maps[rows, targets.to(rows.device)]
+
+
 def target_rows(rows: Tensor, targets: Tensor) -> Tensor:
     """Return the targets' rows (N, ...) of rows (K, ...), one per class; for directions, the mixture of the rows."""
     if targets.is_floating_point():

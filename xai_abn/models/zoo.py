@@ -73,9 +73,9 @@ def load_model(
         spec: ``"abn-lite0"`` (an ImageNet-1k ABN, shipped), ``"lite0"`` (the classifier it was made from,
             EfficientNet-Lite0), ``"abn-cifar100"`` (a small ABN for 32x32 images, shipped), the name of a plug-in's
             model, ``"timm:NAME"``, ``"torchvision:NAME"``, ``"hf:NAME"`` or ``"hf:DIR"`` (Hugging Face transformers),
-            where the last three may also name a network for semantic segmentation, or the path of a checkpoint or of a
-            training run's folder, whose ``best.safetensors`` is loaded, else ``final.safetensors`` or
-            ``model.safetensors``.
+            where the last three may also name a network for semantic segmentation, ``"onnx:FILE"``, a black box, or the
+            path of a checkpoint or of a training run's folder, whose ``best.safetensors`` is loaded, else
+            ``final.safetensors`` or ``model.safetensors``.
         weights: for ``timm:`` and ``torchvision:``: a file with weights of your own, of any number of classes (see
             :func:`xai_abn.networks.weights.read_weights`), or ``"random"`` for an untrained network; default: the
             library's own pretrained weights, which it downloads.
@@ -114,6 +114,10 @@ def load_model(
     changes = {name: value for name, value in changes.items() if value is not None}
     changes |= {} if size is None else {"size": size, "width": None}
     if changes:
+        if changes.keys() & {"mean", "std"} and getattr(adapter.module, "takes_pixels", False):
+            raise InvalidInputError(f"{spec} takes pixels and normalizes them itself; leave mean and std out")
+        if {"mean", "std"} <= changes.keys():
+            adapter = replace(adapter, assumed_preprocessing=False)
         adapter = replace(adapter, preprocess=replace(adapter.preprocess, **changes))
     try:
         adapter.module.to(torch.device(device))
@@ -160,6 +164,12 @@ def _load_by_name(
         from xai_abn.models.hugging_face import load_hugging_face
 
         return load_hugging_face(name, weights, classes, labels)
+    if library == "onnx" and name:
+        from xai_abn.models.onnx import load_onnx
+
+        if weights is not None:
+            raise InvalidInputError(f"{spec} holds its own weights; weights= is for timm: and torchvision: models")
+        return load_onnx(name)
     if spec in models:
         return _load_registered(spec, weights)
     path, called = spec, None
@@ -171,10 +181,15 @@ def _load_by_name(
             raise CheckpointError(f"{spec}: a folder without a model; expected one of {', '.join(_IN_RUNS)} in it")
         path, called = os.path.join(spec, held[0]), Path(spec).resolve().name
     if not path.endswith(".safetensors") and not os.path.isfile(path):
-        hint = "Or give timm:NAME, torchvision:NAME, hf:NAME, the path of a checkpoint or the folder of a run."
-        raise UnknownNameError("model", spec, [*models, *(f"{lib}:NAME" for lib in (*_LIBRARIES, "hf"))], hint)
+        hint = (
+            "Or give timm:NAME, torchvision:NAME, hf:NAME, onnx:FILE, the path of a checkpoint or the folder of a run."
+        )
+        names = [*models, *(f"{lib}:NAME" for lib in (*_LIBRARIES, "hf")), "onnx:FILE"]
+        raise UnknownNameError("model", spec, names, hint)
     if weights is not None:
         raise InvalidInputError(f"{spec} holds its own weights; weights= is for timm: and torchvision: models")
+    if path.endswith(".onnx"):
+        raise CheckpointError(f"{path} is an ONNX file; give onnx:{path}")
     if os.path.isfile(path) and not path.endswith(".safetensors") and not is_safetensors(path):
         raise CheckpointError(
             f"{path} is not a checkpoint of xai-abn; if it holds weights, say for which network: --model timm:NAME or "

@@ -39,7 +39,7 @@ class Layout:
     def to_maps(self, values: Tensor) -> Tensor:
         """Return values (..., as the layer gives them) as (..., C, h, w); leading axes stay."""
         if self.kind == "channels-last":
-            return values.movedim(-1, -3)
+            return values.transpose(-1, -2).transpose(-2, -3)  # movedim() cannot be exported to ONNX
         if self.kind == "tokens":
             patches = values[..., self.prefix : self.prefix + self.grid[0] * self.grid[1], :]
             result: Tensor = patches.transpose(-1, -2).unflatten(-1, self.grid)
@@ -47,11 +47,11 @@ class Layout:
         return values
 
     def from_maps(self, maps: Tensor, like: Tensor) -> Tensor:
-        """Return maps (B, C, h, w) as the layer gives them; the other tokens are taken from ``like`` (1, ...)."""
+        """Return maps (B, C, h, w) as the layer gives them; the other tokens are those of ``like``, (1, ...) or (B, ...)."""
         if self.kind == "channels-last":
-            return maps.movedim(-3, -1)
+            return maps.transpose(-3, -2).transpose(-2, -1)
         if self.kind == "tokens":
-            other = like.expand(len(maps), -1, -1)
+            other = like if len(like) == len(maps) else like.expand(len(maps), -1, -1)
             patches = maps.flatten(2).transpose(1, 2)
             end = self.prefix + patches.shape[1]
             return torch.cat([other[:, : self.prefix], patches, other[:, end:]], dim=1)

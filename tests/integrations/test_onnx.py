@@ -16,7 +16,7 @@ import xai_abn
 from xai_abn.errors import InvalidInputError, OutputError, UnsupportedModelError
 from xai_abn.images.loading import load_image
 from xai_abn.models import zoo
-from xai_abn.models.onnx import export_onnx
+from xai_abn.integrations.onnx import export_onnx
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
