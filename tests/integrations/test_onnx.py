@@ -1,12 +1,14 @@
-"""Models as ONNX: the same answers in onnxruntime, at every size that is promised."""
+"""Models as ONNX: the same answers and maps in onnxruntime, at every size that is promised."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
 
 import pytest
+import timm
 import torch
 import torchvision
 from support import call
@@ -15,8 +17,8 @@ from torch import nn
 import xai_abn
 from xai_abn.errors import InvalidInputError, OutputError, UnsupportedModelError
 from xai_abn.images.loading import load_image
-from xai_abn.models import zoo
 from xai_abn.integrations.onnx import export_onnx
+from xai_abn.models import zoo
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -84,14 +86,230 @@ def test_torchvisions_transformers_are_exported(tmp_path):
 
 
 def test_the_file_says_how_to_use_it(gap_net, tmp_path):
-    """Labels, preprocessing, name and version are in its metadata; a classifier has logits alone."""
+    """Labels, preprocessing, name, version and the maps are in its metadata."""
     made = export_onnx(gap_net, tmp_path / "net.onnx")
     metadata = onnxruntime.InferenceSession(str(made.path)).get_modelmeta()
     facts = metadata.custom_metadata_map
     assert xai_abn.Preprocess.from_dict(json.loads(facts["preprocess"])) == gap_net.preprocess
     assert json.loads(facts["labels"]) == list(gap_net.labels)
     assert (facts["model"], facts["xai-abn"]) == ("gap-net", xai_abn.__version__)
+    assert made.outputs == ("logits", "class_maps")
+    assert json.loads(facts["maps"]) == {"cam": ["class_maps", "features"]}
+
+
+def resnet():
+    return timm.create_model("resnet10t", channels=(8, 12, 16, 24), num_classes=6)
+
+
+def mobilenet():
+    """Its logits are a 1x1 convolution of the pooled features."""
+    network = timm.create_model("mobilenetv3_small_050", num_classes=6)
+    return network.eval()
+
+
+def vgg():
+    stages = torchvision.models.vgg.make_layers([8, "M", 12, "M", 16, "M"])
+    network = torchvision.models.VGG(stages, num_classes=6)
+    network.avgpool = nn.Identity()
+    network.classifier = nn.Sequential(nn.Linear(16 * 64, 12), nn.ReLU(), nn.Dropout(), nn.Linear(12, 6))
+    return network
+
+
+class ConvolutionalHead(nn.Module):
+    """Classifies the pooled features by a 1x1 convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torchvision.models.mobilenet_v2(width_mult=0.1).features
+        self.classifier = nn.Conv2d(1280, 6, 1)
+
+    def forward(self, x):
+        return self.classifier(self.body(x).mean((2, 3), keepdim=True)).flatten(1)
+
+
+class ScoresThenMean(nn.Module):
+    """Classifies every position, then averages, as SqueezeNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 6, 1))
+
+    def forward(self, x):
+        return self.body(x).mean((2, 3))
+
+
+def transformer():
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=SIDE, num_classes=6, depth=3, embed_dim=48, class_token=False,
+        global_pool="avg", fc_norm=False,
+    )  # fmt: skip
+
+
+SIDE = 64
+
+
+def seeded(build):
+    """The network with random weights and statistics, for 64-pixel inputs."""
+    torch.manual_seed(0)
+    network = build().eval()
+    with torch.no_grad():
+        for name, values in (*network.named_parameters(), *network.named_buffers()):
+            if values.is_floating_point():
+                values.add_(0.05 * (torch.rand_like(values) if "running_var" in name else torch.randn_like(values)))
+    return xai_abn.wrap(network, preprocess=xai_abn.Preprocess(size=SIDE), name=build.__name__)
+
+
+def run_with(network, layer, inputs, change=lambda output: output):
+    """The output of the network and of a layer, which is changed."""
+    kept = []
+
+    def hook(_module, _inputs, output):
+        kept.append(output.clone())
+        return change(output)
+
+    handle = network.get_submodule(layer).register_forward_hook(hook)
+    with torch.no_grad():
+        logits = network(inputs)
+    handle.remove()
+    return logits, kept[0]
+
+
+def cam_by_hand(network, layer, inputs):
+    """The rows of the classifier at every position, (N, K, h, w)."""
+    features = run_with(network, layer, inputs)[1]
+    if features.dim() == 3:  # tokens
+        features = features.transpose(1, 2).unflatten(2, (SIDE // 16, SIDE // 16))
+    head = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    if isinstance(network, ScoresThenMean):
+        return features
+    with torch.no_grad():
+        return torch.stack([(features * row.view(1, -1, 1, 1)).sum(1) for row in head.weight.flatten(1)], dim=1)
+
+
+def recipro_cam_by_hand(network, layer, inputs):
+    """The softmax with one position at a time, of one image at a time, (N, K, h, w)."""
+    maps = []
+    for image in inputs.split(1):
+        shape = run_with(network, layer, image)[1].shape
+        places = torch.eye(int(shape[1:2].numel() if len(shape) == 3 else shape[2:].numel()))
+        alone = [place.view(1, -1, 1) if len(shape) == 3 else place.view(1, 1, *shape[2:]) for place in places]
+        scores = [run_with(network, layer, image, lambda o, m=m: o * m)[0].softmax(1) for m in alone]
+        grid = (SIDE // 16, SIDE // 16) if len(shape) == 3 else shape[2:]
+        maps.append(torch.stack(scores, dim=2).unflatten(2, grid))
+    return torch.cat(maps)
+
+
+@pytest.mark.parametrize(
+    ("build", "layer"),
+    [(resnet, "layer4"), (ConvolutionalHead, "body"), (ScoresThenMean, "body"), (transformer, "norm")],
+)
+def test_the_maps_of_cam_are_in_the_file(build, layer, tmp_path):
+    """Of all classes, where CAM applies, without being asked; they are what a plain loop computes."""
+    model = seeded(build)
+    made = export_onnx(model, tmp_path / "net.onnx")
+    assert made.outputs == ("logits", "class_maps")
+    assert made.maps == {"cam": ("class_maps", layer)}
+    assert made.any_size == (build is not transformer)
+    for shape in [(2, 3, SIDE, SIDE), (1, 3, SIDE, SIDE), *([(3, 3, 96, 80)] if made.any_size else [])]:
+        inputs = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        found, expected = answers(made.path, inputs), cam_by_hand(model.module, layer, inputs)
+        torch.testing.assert_close(found["logits"], model.module(inputs).detach(), rtol=1e-4, atol=1e-4)
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(found["class_maps"] / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "method", "layer"),
+    [
+        (resnet, "recipro-cam", "layer4"),
+        (resnet, "recipro-cam:layer=layer3", "layer3"),
+        (mobilenet, "recipro-cam", "blocks"),
+        (vgg, "recipro-cam", "features.7"),
+        (transformer, "recipro-cam", "norm"),
+        (transformer, "recipro-cam:layer=blocks.1", "blocks.1"),
+    ],
+)
+def test_the_maps_of_recipro_cam_are_in_the_file(build, method, layer, tmp_path):
+    """Of all classes, for any batch, with any head; they are what one pass for each position gives."""
+    model = seeded(build)
+    made = export_onnx(model, tmp_path / "net.onnx", method=method)
+    assert made.maps == {"recipro-cam": ("class_maps", layer)}
+    assert made.any_size == (build in (resnet, mobilenet))
+    for shape in [(3, 3, SIDE, SIDE), (1, 3, SIDE, SIDE), *([(2, 3, 96, 80)] if made.any_size else [])]:
+        inputs = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        found, expected = answers(made.path, inputs)["class_maps"], recipro_cam_by_hand(model.module, layer, inputs)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        assert float(expected.std(dim=(2, 3)).max()) > 1e-3  # or nothing would be compared
+
+
+def test_where_cam_does_not_apply_the_reason_is_said(tmp_path):
+    """By default there are logits alone; a method that was named is refused."""
+    model = seeded(vgg)
+    made = export_onnx(model, tmp_path / "net.onnx")
     assert made.outputs == ("logits",)
+    assert made.maps == {}
+    assert "CAM needs a head of global average pooling" in made.no_maps_because
+    with pytest.raises(UnsupportedModelError, match="CAM needs a head"):
+        export_onnx(model, tmp_path / "net.onnx", method="cam")
+    assert export_onnx(seeded(resnet), tmp_path / "net.onnx", method="none").outputs == ("logits",)
+
+
+def test_maps_in_half_precision(tmp_path):
+    """As near as the logits are."""
+    model = seeded(resnet)
+    inputs = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    for method, by_hand in (("cam", cam_by_hand), ("recipro-cam", recipro_cam_by_hand)):
+        made = export_onnx(model, tmp_path / "half.onnx", half=True, method=method)
+        expected = by_hand(model.module, "layer4", inputs)
+        found = answers(made.path, inputs)["class_maps"]
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-2 * float(expected.abs().max()))
+
+
+def test_attributes_have_sigmoids(tmp_path):
+    """The probabilities of Recipro-CAM are those of the model."""
+    model = dataclasses.replace(seeded(resnet), multi_label=True)
+    made = export_onnx(model, tmp_path / "net.onnx", method="recipro-cam")
+    inputs = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    corner = run_with(
+        model.module, "layer4", inputs, lambda o: o * torch.eye(o.shape[2] * o.shape[3])[0].view(o.shape[2:])
+    )
+    found = answers(made.path, inputs)["class_maps"][0, :, 0, 0]
+    torch.testing.assert_close(found, corner[0][0].sigmoid(), rtol=1e-5, atol=1e-6)
+
+
+def test_an_abn_has_no_other_maps(small_abn, tmp_path):
+    """Its class maps are those of its branch; without them there are logits alone."""
+    with pytest.raises(InvalidInputError, match="leave cam out, or give none"):
+        export_onnx(small_abn, tmp_path / "net.onnx", method="cam")
+    assert export_onnx(small_abn, tmp_path / "net.onnx", method="none").outputs == ("logits",)
+
+
+def test_methods_that_no_file_can_compute_are_refused(gap_net, small_vit, tmp_path):
+    """With what to give: those with gradients, and a layer whose output meets tokens of the image itself."""
+    with pytest.raises(InvalidInputError, match="cam or recipro-cam, which need no gradients, not of grad-cam"):
+        export_onnx(gap_net, tmp_path / "net.onnx", method="grad-cam")
+    with pytest.raises(UnsupportedModelError, match=r"behind 'blocks.2.norm1' cannot run .*; name another layer"):
+        export_onnx(small_vit, tmp_path / "net.onnx", method="recipro-cam")
+    export_onnx(small_vit, tmp_path / "net.onnx", method="recipro-cam:layer=blocks.1")
+
+
+class OtherMaps(torch.nn.Module):
+    """Computes other features when traced, of the same mean."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flip(3) if torch.jit.is_tracing() else x
+
+
+@pytest.mark.parametrize("method", ["cam", "recipro-cam"])
+def test_a_file_with_other_maps_is_not_kept(method, tmp_path):
+    """Its logits are right."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 8, 1), nn.ReLU(), OtherMaps(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = xai_abn.wrap(network.append(nn.Linear(4, 2)).eval(), preprocess=xai_abn.Preprocess(size=SIDE))
+    with pytest.raises(UnsupportedModelError, match="class_maps differ from PyTorch's"):
+        export_onnx(model, tmp_path / "net.onnx", method=f"{method}:layer=2")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -154,10 +372,21 @@ def test_the_command_writes_what_the_ending_says(gap_net, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     code, out, _ = call("export", "small", "small.onnx")
     assert code == 0
-    assert out.startswith("small.onnx: logits; any batch, any size\nlargest difference from PyTorch: logits ")
+    assert out.startswith(
+        "small.onnx: logits, class_maps; class_maps are those of cam at features; any batch, any size\n"
+        "largest difference from PyTorch: logits "
+    )
     assert (tmp_path / "small.onnx").is_file()
     assert call("export", "small", "half.onnx", "--half")[0] == 0
     assert (tmp_path / "half.onnx").stat().st_size < (tmp_path / "small.onnx").stat().st_size
+    code, out, _ = call("export", "small", "logits.onnx", "--method", "none")
+    assert out.startswith("logits.onnx: logits; any batch, any size\n")
+    monkeypatch.setitem(zoo.models, "other", lambda: seeded(vgg))
+    code, out, err = call("export", "other", "other.onnx")
+    assert code == 0
+    assert out.startswith("other.onnx: logits; any batch, only 64x64 pixels\n")
+    assert "note: no maps, as CAM needs a head" in err
+    assert call("export", "other", "other.onnx", "--method", "recipro-cam")[0] == 0
     code, _, err = call("export", "small", "small.pt")
     assert code == 2
     assert err.startswith("xai-abn: small.pt: the file must end in .onnx")

@@ -23,13 +23,20 @@ from xai_abn.benchmark.settings import BenchmarkSettings
 from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store
 from xai_abn.benchmark.trials import PreparedSample, class_indices, classes_called, short_names
 from xai_abn.datasets import Dataset, Sample
-from xai_abn.errors import DatasetError, InvalidInputError, RunError, XaiAbnError, XaiAbnWarning
+from xai_abn.errors import (
+    DatasetError,
+    InvalidInputError,
+    RunError,
+    UnsupportedModelError,
+    XaiAbnError,
+    XaiAbnWarning,
+)
 from xai_abn.explainers import Explainer, make_explainers
 from xai_abn.files import digest, key_of
 from xai_abn.metrics.base import Metric, Subject
 from xai_abn.metrics.base import get as get_metric
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.predictor import FastPredictor
+from xai_abn.models.predictor import FastPredictor, check_speedups
 from xai_abn.networks.checkpoint import fingerprint, fingerprints_v1
 
 #: Side of the images kept for the report, in pixels.
@@ -156,6 +163,8 @@ class _Run:
         if not self.metrics or len(self.metrics) < len(chosen):
             raise InvalidInputError(f"give each metric once and at least one, got {', '.join(metrics) or 'none'}")
         _check_annotations(data, chosen)
+        _check_weights(model, chosen)
+        check_speedups(model, settings.bf16, settings.compile)
         classes = model.number_of_classes
         wanted = any(m.subject is Subject.CLASSES for m in chosen)
         self.indices = class_indices(model, data, classes) if wanted else {}
@@ -338,6 +347,14 @@ def _check_annotations(data: Dataset, metrics: Sequence[Metric]) -> None:
     needy = [m.full_name for m in metrics if "objects" in m.arguments]
     if needy and not any(image.objects for image in data.samples):
         raise DatasetError(f"{', '.join(needy)} need annotated objects, and {data.kind} has none; leave them out")
+
+
+def _check_weights(model: ModelAdapter, metrics: Sequence[Metric]) -> None:
+    needy = [m.full_name for m in metrics if "module" in m.arguments]
+    if needy and model.black_box:
+        raise UnsupportedModelError(
+            f"{', '.join(needy)} changes the weights, and {model.name} is an ONNX file, a black box; leave it out"
+        )
 
 
 def _metric_record(model: ModelAdapter, metric: Metric, size: int) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from xai_abn.models.targets import target_scores
 class ReciproCAM(Explainer):
     """The probability of the class from the features of one position alone, all others set to 0, at every position.
 
-    ``M_c(x, y) = p_c(head(A * 1_xy))``, without gradients. Only the part of the network after the layer runs again, once
-    per position. Of a transformer, the patch tokens are set to 0 and the others stay. For a direction, the
+    ``M_c(x, y) = p_c(head(A * 1_xy))``, without gradients. Only the part of the network after the layer runs again,
+    once per position. Of a transformer, the patch tokens are set to 0 and the others stay. For a direction, the
     probabilities are combined with its weights; a model without probabilities gives its scores.
 
     Source: Byun and Lee, "Recipro-CAM: Fast gradient-free visual explanations for convolutional neural networks", 2022

@@ -124,8 +124,8 @@ class ModelAdapter:
         if self.black_box:
             own = "".join(f"{method}, whose maps it outputs, " for method in self.maps_given)
             raise UnsupportedModelError(
-                f"{what}, and {self.name} is an ONNX file, a black box that only gives scores; use {own}occlusion, rise, "
-                "lime, kernel-shap or feature-ablation, or the network from which the file was exported"
+                f"{what}, and {self.name} is an ONNX file, a black box that only gives scores; use {own}occlusion, "
+                "rise, lime, kernel-shap or feature-ablation, or the network from which the file was exported"
             )
 
     @property

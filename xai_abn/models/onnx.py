@@ -52,7 +52,9 @@ def _as_noted(adapter: ModelAdapter, network: OnnxNetwork) -> ModelAdapter:
     notes = network.metadata
     try:
         labels = json.loads(notes["labels"])
-        network.maps = {method: (output, layer) for method, (output, layer) in json.loads(notes.get("maps", "{}")).items()}
+        network.maps = {
+            method: (output, layer) for method, (output, layer) in json.loads(notes.get("maps", "{}")).items()
+        }
         return replace(
             adapter,
             preprocess=Preprocess.from_dict(json.loads(notes["preprocess"])),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from xai_abn.errors import NonFiniteError, XaiAbnWarning
+from xai_abn.errors import NonFiniteError, UnsupportedModelError, XaiAbnWarning
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.targets import can_be_explained
 from xai_abn.networks.tracing import (
@@ -44,6 +44,18 @@ def check_bfloat16(device: torch.device) -> None:
         )
 
 
+def check_speedups(model: ModelAdapter, bf16: bool, compile: bool) -> None:
+    """Refuse what changes how layers are computed, of a black box.
+
+    Raises:
+        UnsupportedModelError: one is asked for.
+    """
+    if model.black_box and (bf16 or compile):
+        raise UnsupportedModelError(
+            f"{model.name} is an ONNX file, which computes as it was written; leave {'bf16' if bf16 else 'compile'} out"
+        )
+
+
 class FastPredictor:
     """Logits of a model, from a copy with folded batch normalization in channels-last layout.
 
@@ -62,12 +74,11 @@ class FastPredictor:
 
     Raises:
         NonFiniteError: the network outputs NaN or infinity for noise.
-        UnsupportedModelError: it is a black box, with ``bf16`` or ``compile``.
+        UnsupportedModelError: see :func:`check_speedups`.
     """
 
     def __init__(self, model: ModelAdapter, *, bf16: bool = False, compile: bool = False) -> None:
-        if bf16 or compile:
-            model.refuse_black_box(f"{'bf16' if bf16 else 'compile'} changes how layers are computed")
+        check_speedups(model, bf16, compile)
         self.precision = "bfloat16" if bf16 else "float32"
         with evaluating(model.module):
             whole = model.module.as_classifier() if model.is_abn else model.module  # type: ignore[operator]

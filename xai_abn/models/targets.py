@@ -168,7 +168,7 @@ def target_scores(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def select_targets(maps: Tensor, targets: Tensor) -> Tensor:
-    """Return the map of each image's target, (N, h, w), from those of all classes (N, K, h, w). For directions, the weighted sum."""
+    """Return the map of each image's target, (N, h, w), from maps (N, K, h, w); for directions, the weighted sum."""
     if targets.is_floating_point():
         return torch.einsum("nk,nkhw->nhw", targets.to(maps), maps)
     rows = torch.arange(len(targets), device=maps.device)

@@ -88,7 +88,11 @@ def abn_from(
     if start not in STARTS:
         raise UnknownNameError("start", start, STARTS)
     combine = mechanisms[mechanism]
-    weights = next(backbone.parameters())
+    weights = next(backbone.parameters(), None)
+    if weights is None:
+        raise UnsupportedModelError(
+            f"{type(backbone).__name__} has no weights to make an ABN of; give a CNN classifier"
+        )
     sample = torch.zeros(1, 3, input_size, input_size).to(weights)
     if isinstance(backbone, VisionTransformer):
         if not dilate or stage is not None:

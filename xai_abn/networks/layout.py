@@ -47,7 +47,7 @@ class Layout:
         return values
 
     def from_maps(self, maps: Tensor, like: Tensor) -> Tensor:
-        """Return maps (B, C, h, w) as the layer gives them; the other tokens are those of ``like``, (1, ...) or (B, ...)."""
+        """Return maps (B, C, h, w) as the layer gives them; other tokens are those of ``like``, (1 or B, ...)."""
         if self.kind == "channels-last":
             return maps.transpose(-3, -2).transpose(-2, -1)
         if self.kind == "tokens":

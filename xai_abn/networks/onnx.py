@@ -149,8 +149,8 @@ class OnnxNetwork(nn.Module):
         if len(chosen) != 1:
             found = ", ".join(f"{o.name} {o.type.removeprefix('tensor')} {shown(str(o.shape))}" for o in outputs)
             raise UnsupportedModelError(
-                f"{self.name} must have one output of class scores (N, K), or one called logits, got {shown(found, 200)}; "
-                "keep that one with onnx.utils.extract_model(FILE, NEW, [INPUT], [OUTPUT])"
+                f"{self.name} must have one output of class scores (N, K), or one called logits, got {shown(found, 200)}"
+                "; keep that one with onnx.utils.extract_model(FILE, NEW, [INPUT], [OUTPUT])"
             )
         name: str = chosen[0].name
         return name
@@ -184,13 +184,13 @@ class _Session:
             self.run = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # onnxruntime's errors have no common base
             raise CheckpointError(
-                f"{path} cannot be run by onnxruntime ({shown(str(error), 200)}); give a whole ONNX file, with the files "
-                "that hold its weights beside it"
+                f"{path} cannot be run by onnxruntime ({shown(str(error), 200)}); give a whole ONNX file, with the "
+                "files that hold its weights beside it"
             ) from error
         if kind == "cuda" and self.run.get_providers()[0] != "CUDAExecutionProvider":
             raise InvalidInputError(
-                f"{Path(path).name} cannot run on {device}, as onnxruntime finds no CUDA; install onnxruntime-gpu, or use "
-                "the device cpu"
+                f"{Path(path).name} cannot run on {device}, as onnxruntime finds no CUDA; install onnxruntime-gpu, or "
+                "use the device cpu"
             )
 
     def __call__(self, output: str, inputs: dict[str, np.ndarray]) -> np.ndarray:

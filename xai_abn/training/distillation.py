@@ -185,6 +185,10 @@ def make_student(classifier: ModelAdapter, settings: DistillationSettings) -> St
         raise UnsupportedModelError(
             f"{spec} is multi-label, and distillation compares softmax probabilities; train its ABN with labels"
         )
+    if classifier.black_box:
+        raise UnsupportedModelError(
+            f"{spec} is a black box, of which no ABN can be made; give the network from which it was exported"
+        )
     if classifier.is_abn and not masks:
         raise UnsupportedModelError(
             f"{spec} is an Attention Branch Network already; to train it further, give the classifier it was made of "
