@@ -42,6 +42,7 @@ def load_onnx(path: str | Path) -> ModelAdapter:
         adapter = _as_noted(adapter, network)
     elif network.takes_pixels:
         network.pixels = (preprocess.mean, preprocess.std)
+        adapter = replace(adapter, assumed_preprocessing=False)  # it normalizes them itself
     if channels not in (1, 3):
         adapter = replace(adapter, example_input=torch.zeros(1, channels, height, width))
     return adapter
@@ -64,5 +65,6 @@ def _as_noted(adapter: ModelAdapter, network: OnnxNetwork) -> ModelAdapter:
         )
     except (KeyError, TypeError, ValueError, InvalidInputError) as error:
         raise CheckpointError(
-            f"{network.name} says that xai-abn wrote it, and its metadata cannot be read ({error}); export it again"
+            f"{network.name} says that xai-abn wrote it, and its metadata cannot be read ({error}); give it as it was "
+            "exported"
         ) from error

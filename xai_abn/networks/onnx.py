@@ -23,6 +23,8 @@ _DTYPES = {
     "tensor(double)": torch.float64,
     "tensor(uint8)": torch.uint8,
 }
+#: What onnxruntime calls its part for CUDA.
+_CUDA = "CUDAExecutionProvider"
 
 
 class OnnxNetwork(nn.Module):
@@ -149,8 +151,8 @@ class OnnxNetwork(nn.Module):
         if len(chosen) != 1:
             found = ", ".join(f"{o.name} {o.type.removeprefix('tensor')} {shown(str(o.shape))}" for o in outputs)
             raise UnsupportedModelError(
-                f"{self.name} must have one output of class scores (N, K), or one called logits, got {shown(found, 200)}"
-                "; keep that one with onnx.utils.extract_model(FILE, NEW, [INPUT], [OUTPUT])"
+                f"{self.name} must have one output of class scores (N, K), or one called logits, got "
+                f"{shown(found, 200)}; keep that one with onnx.utils.extract_model(FILE, NEW, [INPUT], [OUTPUT])"
             )
         name: str = chosen[0].name
         return name
@@ -171,11 +173,11 @@ class _Session:
         import onnxruntime
 
         kind, _, number = device.partition(":")
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if kind == "cuda":
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(number or 0)}))
-        elif kind != "cpu":
+        if kind not in ("cpu", "cuda"):
             raise InvalidInputError(f"{Path(path).name} runs on the devices cpu and cuda, not {device}; choose one")
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if kind == "cuda" and _CUDA in onnxruntime.get_available_providers():
+            providers.insert(0, (_CUDA, {"device_id": int(number or 0)}))
         options, self._options = onnxruntime.SessionOptions(), onnxruntime.RunOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = self._options.log_severity_level = 4  # errors are raised anyway
@@ -187,7 +189,7 @@ class _Session:
                 f"{path} cannot be run by onnxruntime ({shown(str(error), 200)}); give a whole ONNX file, with the "
                 "files that hold its weights beside it"
             ) from error
-        if kind == "cuda" and self.run.get_providers()[0] != "CUDAExecutionProvider":
+        if kind == "cuda" and _CUDA not in self.run.get_providers():
             raise InvalidInputError(
                 f"{Path(path).name} cannot run on {device}, as onnxruntime finds no CUDA; install onnxruntime-gpu, or "
                 "use the device cpu"
@@ -219,7 +221,7 @@ def _digest(path: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"{path}: expected an ONNX file ({error.strerror or error})") from error
     except Exception as error:  # of protobuf, which has several kinds
-        raise CheckpointError(f"{path} is not an ONNX file, or damaged; export it again") from error
+        raise CheckpointError(f"{path}: expected an ONNX file, got something else or a part of one") from error
     beside = sorted({entry.value for t in _tensors(graph) for entry in t.external_data if entry.key == "location"})
     try:
         return digest(content, *((path.parent / name).read_bytes() for name in beside))
