@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import xai_abn
+from xai_abn.integrations.onnx import export_onnx
 
 CLASSES = 4
 
@@ -527,6 +530,13 @@ def exported(network: nn.Module) -> nn.Module:
     return torch.export.export(network, (torch.zeros(2, 3, 32, 32),), dynamic_shapes=shapes).module()
 
 
+def onnx_file(network: nn.Module) -> nn.Module:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        export_onnx(xai_abn.wrap(network, preprocess=xai_abn.Preprocess(size=32)), path)
+        return xai_abn.load_model(f"onnx:{path}").module
+
+
 def inference_weights() -> nn.Module:
     with torch.inference_mode():
         return Plain()
@@ -611,6 +621,10 @@ ODD: dict[str, Odd] = {
     "scripted part": Odd(altered(lambda n: setattr(n, "body", torch.jit.script(n.body))), None),
     "scripted head": Odd(altered(lambda n: setattr(n, "fc", torch.jit.script(n.fc)))),
     "exported": Odd(inside(exported), None),
+    "ONNX file": Odd(
+        inside(onnx_file, plain(head=lambda self, x: self.fc(x.amax((2, 3))))), None, gradients=False
+    ),
+    "ONNX file with maps": Odd(inside(onnx_file), None, gradients=False),
     "in a sequence": Odd(inside(lambda n: nn.Sequential(n, nn.Identity())), "0.body"),
     # batches and memory
     "statistics of the batch": Odd(BatchStatistics),
