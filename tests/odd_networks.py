@@ -621,9 +621,7 @@ ODD: dict[str, Odd] = {
     "scripted part": Odd(altered(lambda n: setattr(n, "body", torch.jit.script(n.body))), None),
     "scripted head": Odd(altered(lambda n: setattr(n, "fc", torch.jit.script(n.fc)))),
     "exported": Odd(inside(exported), None),
-    "ONNX file": Odd(
-        inside(onnx_file, plain(head=lambda self, x: self.fc(x.amax((2, 3))))), None, gradients=False
-    ),
+    "ONNX file": Odd(inside(onnx_file, plain(head=lambda self, x: self.fc(x.amax((2, 3))))), None, gradients=False),
     "ONNX file with maps": Odd(inside(onnx_file), None, gradients=False),
     "in a sequence": Odd(inside(lambda n: nn.Sequential(n, nn.Identity())), "0.body"),
     # batches and memory

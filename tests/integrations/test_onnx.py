@@ -115,6 +115,15 @@ def vgg():
     return network
 
 
+def vgg_with_pooling():
+    """As torchvision's, it pools to the 7x7 positions that its features have at their usual size, or to a part."""
+    network = vgg()
+    network.features.append(nn.Sequential(nn.MaxPool2d(2), nn.AdaptiveAvgPool2d((2, 4))))
+    network.avgpool = nn.AdaptiveAvgPool2d((2, 4))
+    network.classifier[0] = nn.Linear(16 * 8, 12)
+    return network
+
+
 class ConvolutionalHead(nn.Module):
     """Classifies the pooled features by a 1x1 convolution."""
 
@@ -225,6 +234,7 @@ def test_the_maps_of_cam_are_in_the_file(build, layer, tmp_path):
         (resnet, "recipro-cam:layer=layer3", "layer3"),
         (mobilenet, "recipro-cam", "blocks"),
         (vgg, "recipro-cam", "features.7"),
+        (vgg_with_pooling, "recipro-cam:layer=features.7", "features.7"),
         (transformer, "recipro-cam", "norm"),
         (transformer, "recipro-cam:layer=blocks.1", "blocks.1"),
     ],

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from xai_abn import __version__
-from xai_abn.errors import InvalidInputError, UnsupportedModelError
+from xai_abn.errors import InvalidInputError, UnsupportedModelError, shown
 from xai_abn.explainers import CAM, Explainer, ReciproCAM, make_explainers, parse_spec, run_pass
 from xai_abn.explainers.cam import Head
 from xai_abn.explainers.recipro_cam import single_positions
@@ -107,7 +107,7 @@ def export_onnx(
                 return OnnxExport(path, network.names, network.maps, True, differences, "", no_maps)
             except UnsupportedModelError as error:
                 why_fixed = f"with other sizes, {error.line}"
-        differences = _write(written, network, draft, sizes[:1])
+        differences = _write(_with_windows(written, size), network, draft, sizes[:1])
         return OnnxExport(path, network.names, network.maps, False, differences, why_fixed, no_maps)
 
 
@@ -246,6 +246,32 @@ def _why_fixed(network: _Outputs, other: tuple[int, int]) -> str:
     return ""
 
 
+def _with_windows(network: _Outputs, size: tuple[int, int]) -> _Outputs:
+    """Return a copy in which each pooling to a number of positions has the window that gives it for inputs of a size.
+
+    Where no window does, the pooling stays. The exporter looks for these windows itself, but only where it knows the
+    size of the pooling's input, not behind masked features.
+    """
+    made, sides = copy.deepcopy(network), {}
+    poolings = {name: m for name, m in made.network.named_modules() if isinstance(m, _ADAPTIVE)}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _module, inputs: sides.update({name: inputs[0].shape[2:]})
+
+    with hooks(m.register_forward_pre_hook(note(name)) for name, m in poolings.items()):
+        made(_noise(1, size, made.model.channels))
+    for name, given in sides.items():
+        pooled = poolings[name].output_size
+        rows, columns = pooled if isinstance(pooled, tuple) else (pooled, pooled)
+        rows, columns = rows or given[0], columns or given[1]
+        if given[0] % rows == given[1] % columns == 0:
+            window = (given[0] // rows, given[1] // columns)
+            kind = nn.AvgPool2d if isinstance(poolings[name], nn.AdaptiveAvgPool2d) else nn.MaxPool2d
+            parent, _, child = name.rpartition(".")
+            setattr(made.network.get_submodule(parent), child, kind(window))
+    return made
+
+
 def _write(network: _Outputs, reference: _Outputs, path: Path, sizes: Sequence[tuple[int, int]]) -> dict[str, float]:
     """Write the file and return the largest differences from PyTorch; with one size, H and W are fixed.
 
@@ -263,7 +289,7 @@ def _write(network: _Outputs, reference: _Outputs, path: Path, sizes: Sequence[t
         content = _exported(network, sizes)
     except Exception as error:  # the exporter raises errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnsupportedModelError(f"{name} cannot be exported to ONNX: {reason}") from error
+        raise UnsupportedModelError(f"{name} cannot be exported to ONNX: {shown(reason, 200)}") from error
     differences = _differences(reference, content, sizes, network.dtype == torch.float16)
     path.write_bytes(content)
     return differences

@@ -178,10 +178,9 @@ class _Session:
         providers: list[Any] = ["CPUExecutionProvider"]
         if kind == "cuda" and _CUDA in onnxruntime.get_available_providers():
             providers.insert(0, (_CUDA, {"device_id": int(number or 0)}))
-        options, self._options = onnxruntime.SessionOptions(), onnxruntime.RunOptions()
+        options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = self._options.log_severity_level = 4  # errors are raised anyway
-        self._options.only_execute_path_to_fetches = True  # so that maps cost nothing where scores are asked for
+        options.log_severity_level = 4  # errors are raised anyway
         try:
             self.run = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # onnxruntime's errors have no common base
@@ -197,7 +196,7 @@ class _Session:
 
     def __call__(self, output: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Return one output."""
-        found: np.ndarray = self.run.run([output], inputs, self._options)[0]
+        found: np.ndarray = self.run.run([output], inputs)[0]
         return found
 
     def __deepcopy__(self, memo: object) -> _Session:
