@@ -60,7 +60,8 @@ def small_abn() -> xai_abn.ModelAdapter:
     """A seeded, untrained ABN made from such a ResNet."""
     torch.manual_seed(0)
     backbone = timm.create_model("resnet10t", channels=(8, 12, 16, 24), num_classes=10)
-    return xai_abn.wrap(xai_abn.abn_from(backbone, input_size=64), preprocess=Preprocess(size=64), name="small-abn")
+    network = xai_abn.abn_from(backbone, input_size=64, masks=True)
+    return xai_abn.wrap(network, preprocess=Preprocess(size=64), name="small-abn")
 
 
 @pytest.fixture(scope="session")

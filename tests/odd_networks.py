@@ -544,7 +544,7 @@ def inference_weights() -> nn.Module:
 
 def small_abn() -> nn.Module:
     backbone = timm.create_model("resnet10t", channels=(4, 6, 8, 10), num_classes=CLASSES)
-    return xai_abn.abn_from(backbone, input_size=32).eval()
+    return xai_abn.abn_from(backbone, input_size=32, masks=True).eval()
 
 
 Result = namedtuple("Result", ["logits", "extra"])

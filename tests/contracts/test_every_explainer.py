@@ -164,7 +164,7 @@ def test_model_and_inputs_are_left_as_they_were_after_an_error(case, inputs):
     name, models = case
     for model in models:
         model = copy.deepcopy(model)
-        last = find_classifier(model.module)
+        last = find_classifier(getattr(model.module, "perception_branch", model.module))
         original = last.forward
 
         def fail(_):
@@ -322,6 +322,8 @@ def test_maps_lie_on_what_is_stated(case, inputs):
             assert shape == tuple(shared.activations(explainer.layer_of(model)).shape[2:])
         elif grid == "attention branch":
             assert shape == tuple(shared.attention_map.shape[2:])
+        elif grid == "mask branch":
+            assert shape == tuple(2 * side for side in shared.class_maps.shape[2:])
         elif grid in ("patches", "finest layer"):
             assert shape[0] < inputs.shape[2]
         elif grid[0].isdigit():

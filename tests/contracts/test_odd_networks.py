@@ -34,7 +34,7 @@ QUICK = {
 }
 #: Methods that look at the network first and refuse many.
 CHOOSY = {
-    "abn", "abn-class", "attention-relevance", "attention-rollout", "cam", "deep-lift", "guided-backprop",
+    "abn", "abn-class", "abn-mask", "attention-relevance", "attention-rollout", "cam", "deep-lift", "guided-backprop",
     "guided-grad-cam", "legrad", "refine-cam", "rise",
 }  # fmt: skip
 #: Other libraries on themselves, and on what these networks do on purpose.

@@ -146,7 +146,7 @@ def _relevant(
     """Return the outputs on whose positions the scores depend, by their gradient, in order of computing.
 
     If the gradient of the scores is 0 everywhere, as in a new network whose last layer is zero, the gradient of the
-    last linear layer's input is used instead.
+    input of the linear layer that ran last is used instead.
     """
     ran: Counter[str] = Counter()
     kept: dict[str, Tensor] = {}
@@ -165,7 +165,7 @@ def _relevant(
         return keep
 
     keeping = (module.get_submodule(n).register_forward_hook(in_this_thread(hook(n))) for n in wanted)
-    linear = [m for m in module.modules() if isinstance(m, nn.Linear)][-1:]
+    linear = (m for m in module.modules() if isinstance(m, nn.Linear))
     note = in_this_thread(lambda _, inputs: read.append(inputs[0]))
     reading = (m.register_forward_pre_hook(note) for m in linear)
     with hooks(keeping), hooks(reading), evaluating(module), torch.inference_mode(False), torch.enable_grad():
