@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from time import perf_counter
@@ -156,6 +157,7 @@ def explain_batch(
     prepared: Sequence[PreparedImage],
     explainers: Sequence[Explainer],
     targets: Sequence[ImageTargets],
+    forward_pass: ForwardPass | None = None,
 ) -> list[Result]:
     """Explain prepared images of one size in one forward pass.
 
@@ -167,6 +169,7 @@ def explain_batch(
         prepared: images of one size.
         explainers: from :func:`xai_abn.explainers.make_explainers`.
         targets: one entry per image.
+        forward_pass: of the images, if the network has run.
 
     Returns:
         One result per image.
@@ -176,9 +179,8 @@ def explain_batch(
     """
     if not prepared:
         return []
-    started = perf_counter()
-    inputs = torch.stack([image.tensor for image in prepared]).contiguous(memory_format=model.memory_format)
-    forward_pass = run_pass(model, inputs, explainers, [image.source for image in prepared])
+    if forward_pass is None:
+        forward_pass = _run_pass(model, prepared, explainers)
     model.check_labels(forward_pass.logits.shape[1])
     results: list[Result] = []
     resolved: list[list[ResolvedTarget]] = []
@@ -202,10 +204,16 @@ def explain_batch(
         for row, result in zip(good, rest, strict=True):
             results[row] = result
         return results
-    seconds = perf_counter() - started
     for explainer in explainers:
-        _ask(forward_pass, explainer, prepared, resolved, results, seconds)  # type: ignore[arg-type]
+        _ask(forward_pass, explainer, prepared, resolved, results, forward_pass.seconds)  # type: ignore[arg-type]
     return results
+
+
+def _run_pass(
+    model: ModelAdapter, prepared: Sequence[PreparedImage], explainers: Sequence[Explainer], *, parts: bool = False
+) -> ForwardPass:
+    inputs = torch.stack([image.tensor for image in prepared]).contiguous(memory_format=model.memory_format)
+    return run_pass(model, inputs, explainers, [image.source for image in prepared], parts=parts)
 
 
 def _explain_parts(
@@ -213,13 +221,15 @@ def _explain_parts(
 ) -> Result:
     """Explain an image to a network for segmentation or a detector: each target is a part of its output."""
     try:
-        parts = _regions(model, image, targets) if model.gives_map else _detections(model, image, targets)
+        shared = _run_pass(model, [image], explainers, parts=True)
+        parts = (_regions if model.gives_map else _detections)(model, shared.output, image, targets)
     except XaiAbnError as error:
         return error
     found = ImageExplanations()
     for part in parts:
         shown = replace(image, view=with_box(image.view, part.box.tolist())) if isinstance(part, Detection) else image
-        (result,) = explain_batch(model.scoring(part), [shown], explainers, [(None,)])
+        own = shared.scoring(part)
+        (result,) = explain_batch(own.model, [shown], explainers, [(None,)], own)
         if isinstance(result, XaiAbnError):
             return result
         for e in result.values():
@@ -229,8 +239,8 @@ def _explain_parts(
     return found
 
 
-def _regions(model: ModelAdapter, image: PreparedImage, targets: ImageTargets) -> list[Region]:
-    scores = model.class_map(image)
+def _regions(model: ModelAdapter, output: object, image: PreparedImage, targets: ImageTargets) -> list[Region]:
+    scores = model.class_map(output, image.source)
     wanted = targets(scores.mean(dim=(1, 2))) if callable(targets) else targets
     regions = []
     for target in wanted:
@@ -244,10 +254,11 @@ def _regions(model: ModelAdapter, image: PreparedImage, targets: ImageTargets) -
     return regions
 
 
-def _detections(model: ModelAdapter, image: PreparedImage, targets: ImageTargets) -> list[Detection]:
-    found = model.detections(image)
+def _detections(model: ModelAdapter, output: object, image: PreparedImage, targets: ImageTargets) -> list[Detection]:
+    found = model.detections(output, image)
     wanted = targets(found.scores) if callable(targets) else targets
-    several = [find_detection(as_target(t), found, image, model.label, model.labelled) for t in wanted]
+    index = partial(model.target_index, classes=None if model.labels is None else len(model.labels))
+    several = [find_detection(as_target(t), found, image, model.label, index) for t in wanted]
     return list({detection.label: detection for detection in several}.values())
 
 

@@ -14,7 +14,7 @@ from torchvision.models import detection
 from torchvision.ops import box_convert, box_iou
 
 import xai_abn
-from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
+from xai_abn.errors import InvalidInputError, NonFiniteError, UnknownNameError, UnsupportedModelError
 from xai_abn.images.loading import from_array
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.detection import find_detection
@@ -151,10 +151,10 @@ class Fixed(nn.Module):
         return [{"boxes": self.boxes, "labels": self.classes, "scores": s} for s in scores]
 
 
-def fixed(network=Fixed, **options):
+def fixed(network=Fixed, labels=LABELS, **options):
     torch.manual_seed(0)
     preprocess = Preprocess(size=32, crop="squash")
-    return xai_abn.wrap(network().eval(), labels=LABELS, preprocess=preprocess, **options)
+    return xai_abn.wrap(network().eval(), labels=labels, preprocess=preprocess, **options)
 
 
 def test_targets_choose_detections(picture):
@@ -175,9 +175,8 @@ def test_a_score_follows_its_object():
     """Overlap times score of the best detection of the class; 0 where nothing overlaps."""
     adapter = fixed()
     prepared = adapter.preprocess(from_array(np.full((32, 32, 3), 99, np.uint8)))
-    from xai_abn.models.detection import DetectionTarget
-
-    part = find_detection(DetectionTarget("a"), adapter.detections(prepared), prepared, adapter.label, adapter.labelled)
+    found = adapter.detections(adapter.module(prepared.tensor[None]), prepared)
+    part = find_detection(xai_abn.DetectionTarget("a"), found, prepared, adapter.label, lambda _: 1)
     box = torch.tensor([[0.0, 0, 16, 16]])
     moved = torch.tensor([[8.0, 0, 24, 16], [0, 2, 16, 16], [20, 20, 30, 30]])
     output = [
@@ -214,6 +213,23 @@ def test_the_detection_is_drawn(picture):
     assert changed.max(axis=0).tolist() == [height - 1, width - 1]
 
 
+@pytest.mark.parametrize("name", ["SSDlite", "DETR"])
+def test_all_detections_of_an_image_share_one_pass(name, picture):
+    """The pass that finds them is the one that is differentiated."""
+    adapter = model(name)
+    methods = "grad-cam,layer-cam,eigen-cam"
+    xai_abn.explain(adapter, picture, methods)  # the layers are known from here on
+    ran = []
+    handle = adapter.module.register_forward_pre_hook(lambda *_: ran.append(1))
+    labels = [one.label for one in xai_abn.explain(adapter, picture, "grad-cam")[0].values()]
+    assert len(ran) == 1
+    number = LABELS.index(labels[0][:-2])
+    result = xai_abn.explain(adapter, [picture], methods, [[f"{number}", f"{number}#2", None]])
+    handle.remove()
+    assert len(ran) == 2
+    assert len(result[0]) == 2 * 2 + 1
+
+
 class Nothing(Fixed):
     """Finds nothing."""
 
@@ -231,6 +247,10 @@ class Nothing(Fixed):
         (xai_abn.DetectionTarget(box=(9, 9, 3, 3)), r"a box must be \(left, top, right, bottom\)"),
         (xai_abn.DetectionTarget(box="left"), "a box must be"),
         ("e", "unknown label 'e'"),
+        (9, "target 9 is out of range; Fixed has classes 0 to 4"),
+        ("9#2", "target 9 is out of range; Fixed has classes 0 to 4"),
+        (xai_abn.DetectionTarget(-1), "target -1 is out of range; Fixed has classes 0 to 4"),
+        (xai_abn.DetectionTarget(rank="2"), "none of rank 2"),
         (xai_abn.Difference("a", versus="b"), "a target of a detector must be a label"),
         (xai_abn.SegmentationTarget("a"), "a target of a detector must be a label"),
     ],
@@ -240,6 +260,50 @@ def test_what_is_no_detection_is_refused(picture, target, problem):
         xai_abn.explain(fixed(), picture, "grad-cam", target)
 
 
+class Odd(Fixed):
+    """Outputs one value in another form."""
+
+    def __init__(self, **changed):
+        super().__init__()
+        self.changed = changed
+
+    def forward(self, x):
+        return [one | self.changed for one in super().forward(x)]
+
+
+NOT_A_NUMBER = torch.tensor([0.1, float("nan"), 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "problem"),
+    [
+        ({"scores": NOT_A_NUMBER}, NonFiniteError, "outputs NaN or infinite boxes or scores"),
+        ({"boxes": NOT_A_NUMBER[:, None].expand(4, 4)}, NonFiniteError, "outputs NaN or infinite boxes or scores"),
+        ({"boxes": torch.ones(4, 5)}, UnsupportedModelError, r"got boxes \(4, 5\), labels \(4,\), scores \(4,\)"),
+        ({"labels": torch.ones(3)}, UnsupportedModelError, r"got boxes \(4, 4\), labels \(3,\), scores \(4,\)"),
+    ],
+)
+def test_what_is_no_list_of_detections_is_refused(changed, error, problem, picture):
+    with pytest.raises(error, match=problem):
+        xai_abn.explain(fixed(lambda: Odd(**changed)), picture, "grad-cam")
+
+
+def test_labels_of_detections_may_be_floats(picture):
+    changed = {"labels": torch.tensor([1.0, 1.0, 2.0, 1.0])}
+    assert xai_abn.explain(fixed(lambda: Odd(**changed)), picture, "grad-cam", "a#2")["grad-cam"].label == "a#2"
+
+
+def test_without_labels_a_class_is_an_index(picture):
+    adapter = fixed(labels=None)
+    assert xai_abn.explain(adapter, picture, "grad-cam", 2)["grad-cam"].label == "class 2#1"
+    with pytest.raises(InvalidInputError, match="the detector finds no 'class 7'; it finds class 1#1"):
+        xai_abn.explain(adapter, picture, "grad-cam", 7)
+    with pytest.raises(InvalidInputError, match="target -1 is out of range; Fixed has classes from 0"):
+        xai_abn.explain(adapter, picture, "grad-cam", -1)
+    with pytest.raises(InvalidInputError, match="Fixed has no labels, so a target must be an index, got 'dog'"):
+        xai_abn.explain(adapter, picture, "grad-cam", "dog")
+
+
 def test_other_refusals(picture, gap_net):
     """A detector that finds nothing, a classifier, and a benchmark."""
     with pytest.raises(InvalidInputError, match="the detector finds nothing"):
@@ -247,7 +311,7 @@ def test_other_refusals(picture, gap_net):
     with pytest.raises(InvalidInputError, match="a DetectionTarget is for a network that detects"):
         xai_abn.explain(gap_net, picture, "cam", xai_abn.DetectionTarget("a"))
     with pytest.raises(UnsupportedModelError, match="outputs no boxes"):
-        gap_net.detections(gap_net.preprocess(from_array(picture)))
+        gap_net.detections(torch.zeros(1, 3), gap_net.preprocess(from_array(picture)))
 
 
 def test_detectors_are_loaded_by_name(tmp_path, picture, monkeypatch):

@@ -104,7 +104,8 @@ def test_the_map_is_that_of_plain_autograd(name, picture):
 def test_a_class_is_explained_where_it_is_the_top_one(picture):
     """Without a target it is the class with the most positions that is not the background."""
     adapter = model()
-    scores = adapter.class_map(adapter.preprocess(from_array(picture)))
+    image = adapter.preprocess(from_array(picture))
+    scores = adapter.class_map(adapter.module(image.tensor[None]), image.source)
     counts = scores.argmax(0).flatten().bincount(minlength=4)
     best = int(counts[1:].argmax()) + 1
     record = xai_abn.explain(adapter, picture, "grad-cam")["grad-cam"]
@@ -183,7 +184,7 @@ def test_other_refusals(picture, gap_net):
     with pytest.raises(InvalidInputError, match="a SegmentationTarget is for a network that scores every class"):
         xai_abn.explain(gap_net, picture, "cam", xai_abn.SegmentationTarget(0))
     with pytest.raises(UnsupportedModelError, match="outputs no map"):
-        gap_net.class_map(gap_net.preprocess(from_array(picture)))
+        gap_net.class_map(torch.zeros(1, 3), "image")
 
 
 def test_segmentation_networks_are_loaded_by_name(tmp_path, picture):

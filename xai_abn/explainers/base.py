@@ -299,9 +299,17 @@ def make_explainers(
 
 
 def run_pass(
-    model: ModelAdapter, inputs: Tensor, methods: Iterable[Explainer], sources: Sequence[str] = ()
+    model: ModelAdapter,
+    inputs: Tensor,
+    methods: Iterable[Explainer],
+    sources: Sequence[str] = (),
+    *,
+    parts: bool = False,
 ) -> ForwardPass:
-    """Run the network once on (N, 3, H, W) and keep everything that the methods need."""
+    """Run the network once on (N, 3, H, W) and keep everything that the methods need.
+
+    ``sources`` and ``parts`` are those of :class:`ForwardPass`.
+    """
     methods = list(methods)
     return ForwardPass(
         model,
@@ -310,4 +318,5 @@ def run_pass(
         any(method.needs_gradient for method in methods),
         attentions=any(method.needs_attention for method in methods),
         sources=sources,
+        parts=parts,
     )

@@ -492,50 +492,50 @@ class ModelAdapter:
             vars(scored)["_usual_kind"] = "probabilities"  # without trying it on other inputs
         return scored
 
-    def class_map(self, image: PreparedImage) -> Tensor:
-        """Return the scores (K, h, w) of all classes at all positions of an image.
+    def class_map(self, output: object, source: str) -> Tensor:
+        """Return the scores (K, h, w) of all classes at all positions in the network's output for one image.
 
         Raises:
-            UnsupportedModelError: the network outputs no such map.
+            UnsupportedModelError: there is no such map.
             NonFiniteError: a score is NaN or infinite.
         """
-        scores = class_scores(self._output_for(image))
+        scores = class_scores(output)
         if scores is None:
-            raise UnsupportedModelError(f"{self.name} outputs no map of class scores for {image.source}")
+            raise UnsupportedModelError(f"{self.name} outputs no map of class scores for {source}")
         if not bool(scores.isfinite().all()):
             raise NonFiniteError(
-                f"{image.source}: {self.name} outputs NaN or infinite scores; check its weights and preprocessing"
+                f"{source}: {self.name} outputs NaN or infinite scores; check its weights and preprocessing"
             )
         return scores[0].detach().float()
 
-    def detections(self, image: PreparedImage) -> Detections:
-        """Return what a detector finds in an image.
+    def detections(self, output: object, image: PreparedImage) -> Detections:
+        """Return what a detector found, from its output for one image.
 
         Raises:
             UnsupportedModelError: the network is no detector.
+            NonFiniteError: a box or score is NaN or infinite.
         """
-        found = detections(self._output_for(image), (image.tensor.shape[1], image.tensor.shape[2]))
+        found = detections(output, (image.tensor.shape[1], image.tensor.shape[2]))
         if found is None or len(found) != 1:
             raise UnsupportedModelError(f"{self.name} outputs no boxes with classes and scores for {image.source}")
+        if not bool(found[0].boxes.isfinite().all() and found[0].scores.isfinite().all()):
+            raise NonFiniteError(
+                f"{image.source}: {self.name} outputs NaN or infinite boxes or scores; check its weights and "
+                "preprocessing"
+            )
         return found[0]
-
-    def _output_for(self, image: PreparedImage) -> object:
-        inputs = on_device(image.tensor[None], self.module)
-        problem = as_unsupported(f"{self.name} cannot be run on an input of {tuple(inputs.shape)}")
-        with problem, evaluating(self.module), without_gradients(self.module):
-            return self.module(inputs)
 
     def label(self, index: int) -> str:
         """Return the name of a class, or ``"class 7"`` without labels."""
         return self.labels[index] if self.labels is not None and index < len(self.labels) else f"class {index}"
 
-    def target_index(self, target: int | str, classes: int) -> int:
+    def target_index(self, target: int | str, classes: int | None) -> int:
         """Return the index of a class given by index or by label text (case is ignored).
 
         Args:
             target: an index from 0, a label, or digits, which mean the label spelled so if there is one, else the
                 index.
-            classes: number of classes K the model scores.
+            classes: number of classes K the model scores; None if unknown.
 
         Raises:
             InvalidInputError: the index is out of range, or several classes have the label.
@@ -547,8 +547,9 @@ class ModelAdapter:
             return self.labelled(target)
         if isinstance(target, bool) or not isinstance(target, int):
             raise InvalidInputError(f"a target must be an index or a label, got {type(target).__name__}")
-        if not 0 <= target < classes:
-            raise InvalidInputError(f"target {target} is out of range; {self.name} has classes 0 to {classes - 1}")
+        if target < 0 or (classes is not None and target >= classes):
+            known = "classes from 0" if classes is None else f"classes 0 to {classes - 1}"
+            raise InvalidInputError(f"target {target} is out of range; {self.name} has {known}")
         return target
 
     def labelled(self, text: str) -> int:

@@ -46,6 +46,9 @@ def detections(output: object, size: tuple[int, int]) -> list[Detections] | None
             with ``logits`` (N, Q, K), or (N, Q, K + 1) where the last class is none, and ``pred_boxes`` (N, Q, 4)
             (DETR and its successors of Hugging Face).
         size: (height, width) of the input.
+
+    Raises:
+        UnsupportedModelError: boxes, classes and scores do not belong together.
     """
     boxes, logits = getattr(output, "pred_boxes", None), getattr(output, "logits", None)
     if isinstance(boxes, Tensor) and isinstance(logits, Tensor) and logits.dim() == 3:
@@ -58,11 +61,18 @@ def detections(output: object, size: tuple[int, int]) -> list[Detections] | None
         return None
     if not all(isinstance(one, Mapping) and {"boxes", "labels", "scores"} <= set(one) for one in output):
         return None
-    height, width = size
-    return [
-        Detections(one["boxes"].detach() / one["boxes"].new_tensor([width, height] * 2), one["labels"], one["scores"])
-        for one in output
-    ]
+    return [_in_shares(one["boxes"], one["labels"], one["scores"], size) for one in output]
+
+
+def _in_shares(boxes: Tensor, classes: Tensor, scores: Tensor, size: tuple[int, int]) -> Detections:
+    """Return detections of which the boxes are in pixels of an input of ``size`` (H, W)."""
+    if boxes.dim() != 2 or boxes.shape != (len(scores), 4) or classes.shape != scores.shape or scores.dim() != 1:
+        raise UnsupportedModelError(
+            "a detector must output boxes (D, 4), labels (D,) and scores (D,) of each image, got boxes "
+            f"{tuple(boxes.shape)}, labels {tuple(classes.shape)}, scores {tuple(scores.shape)}"
+        )
+    sides = boxes.new_tensor([size[1], size[0], size[1], size[0]])
+    return Detections(boxes.detach() / sides, classes.long(), scores)
 
 
 def scores_of_detections(output: object) -> Tensor:
@@ -148,7 +158,7 @@ def find_detection(
     found: Detections,
     image: PreparedImage,
     label: Callable[[int], str],
-    index: Callable[[str], int],
+    index: Callable[[int | str], int],
 ) -> Detection:
     """Find the detection that a target means.
 
@@ -157,17 +167,18 @@ def find_detection(
         found: what the detector found in the image.
         image: the image.
         label: gives the name of a class.
-        index: gives the index of a class of its label.
+        index: gives the index of a class of its index or label.
 
     Raises:
-        InvalidInputError: there is no such detection.
+        InvalidInputError: there is no such detection or class.
+        UnknownNameError: no class has this label; the message suggests the nearest.
     """
     sides = found.boxes[:, 2:] - found.boxes[:, :2]
     order = found.scores.detach().argsort(descending=True, stable=True)
     order = order[(sides[order] > 0).all(dim=1)]  # nothing overlaps a box without area
     boxes, classes, scores = found.boxes[order], found.classes[order].tolist(), found.scores.detach()[order].tolist()
     ranks = [classes[: row + 1].count(kind) for row, kind in enumerate(classes)]
-    chosen = index(target.target) if isinstance(target.target, str) else target.target
+    chosen = None if target.target is None else index(target.target)
     rows = [row for row, kind in enumerate(classes) if chosen in (None, kind)]
     seen = ", ".join(f"{label(k)}#{r} ({s:.0%})" for k, r, s in zip(classes[:5], ranks, scores, strict=False))
     if not rows:

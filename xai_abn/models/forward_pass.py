@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,10 @@ from torch import Tensor, nn
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.attention import AttentionWatch
+from xai_abn.models.detection import Detection
 from xai_abn.models.predictor import FastPredictor
+from xai_abn.models.segmentation import Region
+from xai_abn.models.sparse import SkippingZeros
 from xai_abn.models.targets import checked_targets, target_rows
 from xai_abn.networks.abn import ABNOutput
 from xai_abn.networks.layout import Layout, grid_layout, is_ambiguous
@@ -57,11 +62,15 @@ class ForwardPass:
         gradients: whether :meth:`gradients` will be called.
         attentions: whether to keep the attention weights of a transformer.
         sources: names of the images, if known.
+        parts: whether only the score of a part of the output will be explained; see :meth:`scoring`. Until then the
+            pass has no scores.
 
     Attributes:
         model: the model.
         inputs: (N, 3, H, W) on the model's device.
         sources: names of the images, or empty.
+        output: what the network output.
+        seconds: how long it took.
         logits: (N, K) float32, detached.
         attention_map: ABN's map (N, 1, h, w), or a multi-task ABN's maps (N, K, h, w); None for other networks.
         class_maps: the attention branch's class maps (N, K, h, w), or None.
@@ -92,12 +101,14 @@ class ForwardPass:
         *,
         attentions: bool = False,
         sources: Sequence[str] = (),
+        parts: bool = False,
     ) -> None:
         if gradients and torch.is_inference_mode_enabled():
             raise InvalidInputError(
                 "gradients cannot be computed inside torch.inference_mode(); use torch.no_grad() or leave the block"
             )
         check_inputs(inputs)
+        started = perf_counter()
         self.model = model
         self.inputs = on_device(inputs, model.module)
         self.sources = tuple(sources)
@@ -109,39 +120,63 @@ class ForwardPass:
         self._gradients: dict[tuple[object, ...], Tensor] = {}
         self._reruns: dict[str, bool] = {}
         self._differentiable = gradients
+        self._attends = attentions
+        self._parts = parts
         self._linear_calls: list[tuple[nn.Linear | nn.Conv2d, Tensor, Tensor, object]] = []
         self.other_attention = 0
-        output = self._run(list(dict.fromkeys(layers)), attentions)
+        self._run(list(dict.fromkeys(layers)))
         repeated = [layer for layer, runs in self._runs.items() if runs > 1]
         if repeated:
             size = (self.inputs.shape[2], self.inputs.shape[3])
             self._calls = {layer: model.output_of(layer, size).call for layer in repeated}
-            output = self._run(list(self._kept), attentions)
-        if gradients and self._kept and not self._scores.requires_grad and model.module not in NEED_GRADIENTS:
-            NEED_GRADIENTS.add(model.module)  # it runs only the part with the layer without gradients, not the head
-            output = self._run(list(self._kept), attentions)
+            self._run(list(self._kept))
+        if not parts:
+            self._read_scores()
+        self.seconds = perf_counter() - started
+
+    def scoring(self, part: Region | Detection) -> ForwardPass:
+        """Return this pass with the score of a part of its output as the only class; the network does not run again."""
+        found = copy.copy(self)
+        found.model = self.model.scoring(part)
+        found._predict, found._gradients, found._reruns = None, {}, {}
+        found._read_scores()
+        return found
+
+    def _read_scores(self) -> None:
+        """Find the scores in the output, and run the network again if they need what was not kept."""
+        module = self.model.module
+        self._find_scores()
+        if self._differentiable and self._kept and not self._scores.requires_grad and not self._ran_with_gradients:
+            NEED_GRADIENTS.add(module)  # it runs only the part with the layer without gradients, not the head
+            self._run(list(self._kept))
+            self._find_scores()
         self.classifier, self._pooled = self._linear_layer_of(self._scores)
-        if self.classifier is None and model.module not in _CONVOLUTIONS_NOTED:
-            _CONVOLUTIONS_NOTED.add(model.module)
-            if any(isinstance(m, nn.Conv2d) and _multiplies_vectors(m) for m in all_modules(model.module)):
-                output = self._run(list(self._kept), attentions)
+        if self.classifier is None and not self._parts and module not in _CONVOLUTIONS_NOTED:
+            _CONVOLUTIONS_NOTED.add(module)
+            if any(isinstance(m, nn.Conv2d) and _multiplies_vectors(m) for m in all_modules(module)):
+                self._run(list(self._kept))
+                self._find_scores()
                 self.classifier, self._pooled = self._linear_layer_of(self._scores)
         self.attention_map: Tensor | None = None
         self.class_maps: Tensor | None = None
-        if isinstance(output, ABNOutput):
-            self.attention_map = output.attention_map.detach()
-            self.class_maps = output.class_maps.detach()
-        self._linear_calls.clear()
+        if isinstance(self.output, ABNOutput):
+            self.attention_map = self.output.attention_map.detach()
+            self.class_maps = self.output.class_maps.detach()
+        self._linear_calls = []
         self.logits = self._scores.detach().float()
         if len(self.logits) != len(self.inputs):
             raise UnsupportedModelError(
-                f"{model.name} must output one row per image, got {tuple(self.logits.shape)} for {len(self.inputs)} "
-                "images"
+                f"{self.model.name} must output one row per image, got {tuple(self.logits.shape)} for "
+                f"{len(self.inputs)} images"
             )
+
+    def _find_scores(self) -> None:
+        with torch.set_grad_enabled(self._differentiable):
+            self._scores = self.model.logits_of(self.output)
 
     def __len__(self) -> int:
         """Return the number of images N."""
-        return len(self.logits)
+        return len(self.inputs)
 
     @property
     def probabilities(self) -> Tensor:
@@ -257,7 +292,7 @@ class ForwardPass:
     def predict(self, inputs: Tensor) -> Tensor:
         """Return logits (B, K) float32 of other inputs (B, 3, H, W), from a fast copy made at the first call."""
         if self._predict is None:
-            self._predict = FastPredictor(self.model)
+            self._predict = FastPredictor(self.model, probe=self.inputs if self._parts else None)
         return self._predict(inputs)
 
     def rerun(self, layer: str, row: int, values: Tensor) -> Tensor:
@@ -327,7 +362,8 @@ class ForwardPass:
         self, wanted: list[Tensor], targets: Tensor, place: str, keep_history: bool = False
     ) -> list[Tensor]:
         output, seeds = self._seeds(wanted[0], targets)
-        with as_unsupported(f"{self.model.name} cannot be differentiated; try occlusion, which needs no gradients"):
+        problem = as_unsupported(f"{self.model.name} cannot be differentiated; try occlusion, which needs no gradients")
+        with problem, SkippingZeros() if self._parts else nullcontext():  # type: ignore[no-untyped-call]
             try:
                 return list(torch.autograd.grad(output, wanted, seeds, retain_graph=True, create_graph=keep_history))
             except RuntimeError as error:
@@ -362,13 +398,14 @@ class ForwardPass:
     def _note_other_attention(self) -> None:
         self.other_attention += 1
 
-    def _run(self, layers: list[str], attentions: bool) -> object:
-        """Return the network's output; keep its scores, what the layers output, and the calls of linear layers."""
+    def _run(self, layers: list[str]) -> None:
+        """Run the network; keep its output, what the layers output, and the calls of linear layers."""
         module = self.model.module
+        self._ran_with_gradients = module in NEED_GRADIENTS
         for layer in layers:
             self.model.check_layer(layer)
         self._kept, self._runs, self._attentions, self.other_attention, self._linear_calls = {}, {}, [], 0, []
-        watch = AttentionWatch(self._keep_attention, self._note_other_attention) if attentions else nullcontext()
+        watch = AttentionWatch(self._keep_attention, self._note_other_attention) if self._attends else nullcontext()
         note = self._note_linear()
         keeping = (module.get_submodule(layer).register_forward_hook(self._capture(layer)) for layer in layers)
         problem = as_unsupported(
@@ -379,13 +416,10 @@ class ForwardPass:
             kinds = (nn.Linear, nn.Conv2d) if module in _CONVOLUTIONS_NOTED else nn.Linear
             heads = (m for m in members if isinstance(m, kinds) and _multiplies_vectors(m))
             with hooks(m.register_forward_hook(note) for m in heads):
-                output = module(self.inputs.clone())  # which it may change in place
+                self.output = module(self.inputs.clone())  # which it may change in place
         missing = [layer for layer in layers if layer not in self._kept]
         if missing:
             raise UnsupportedModelError(f"layer {missing[0]!r} of {self.model.name} does not run in a forward pass")
-        with torch.set_grad_enabled(self._differentiable):
-            self._scores = self.model.logits_of(output)
-        return output
 
     def _capture(self, layer: str) -> Callable[[nn.Module, object, object], object]:
         owner = threading.get_ident()

@@ -66,6 +66,7 @@ class FastPredictor:
         model: the model; it is not changed.
         bf16: run in bfloat16 autocast, except the first ``FLOAT32_LAYERS`` convolutions.
         compile: also pass the copy through ``torch.compile``: slower to start, then faster.
+        probe: inputs (N, 3, H, W) on which the copy is compared with the network; default: noise.
 
     Attributes:
         folded: how many batch normalizations were folded into the convolution before them.
@@ -77,7 +78,9 @@ class FastPredictor:
         UnsupportedModelError: see :func:`check_speedups`.
     """
 
-    def __init__(self, model: ModelAdapter, *, bf16: bool = False, compile: bool = False) -> None:
+    def __init__(
+        self, model: ModelAdapter, *, bf16: bool = False, compile: bool = False, probe: Tensor | None = None
+    ) -> None:
         check_speedups(model, bf16, compile)
         self.precision = "bfloat16" if bf16 else "float32"
         with evaluating(model.module):
@@ -85,7 +88,7 @@ class FastPredictor:
             plain = copied(whole).eval()
         self._needs_gradients = model.module in NEED_GRADIENTS
         plain.requires_grad_(self._needs_gradients)
-        example = on_device(_probe(model.example), plain)
+        example = on_device(_probe(model.example) if probe is None else probe, plain)
         self._device, self._dtype = example.device, example.dtype
         self._logits_of = model.logits_of
         self.probabilities = model.probabilities
