@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from support import call
+from tiny_detectors import DETECTORS, LABELS
 from torch import nn
-from torchvision.models import detection
 from torchvision.ops import box_convert, box_iou
 
 import xai_abn
@@ -19,76 +19,11 @@ from xai_abn.images.loading import from_array
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.detection import find_detection
 
-LABELS = ["background", "a", "b", "c", "d"]
-
-
-def of_torchvision(name, **options):
-    def build():
-        plain = {"weights": None, "weights_backbone": None, "num_classes": 5}
-        return getattr(detection, name)(**plain, **options)
-
-    return build
-
-
-def detr():
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    small = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
-    config = transformers.DetrConfig(
-        **small,
-        d_model=32,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        num_queries=8,
-        id2label=dict(enumerate(LABELS)),
-        use_timm_backbone=False,
-        use_pretrained_backbone=False,
-        backbone=None,
-        backbone_config=transformers.ResNetConfig(
-            embedding_size=8, hidden_sizes=[8, 16, 16, 32], depths=[1] * 4, layer_type="basic", out_features=["stage4"]
-        ),
-    )
-    return transformers.DetrForObjectDetection(config)
-
-
-def rt_detr():
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    backbone = transformers.RTDetrResNetConfig(
-        embedding_size=10,
-        hidden_sizes=[10, 20, 30, 40],
-        depths=[1, 1, 2, 1],
-        out_features=["stage2", "stage3", "stage4"],
-    )
-    config = transformers.RTDetrConfig(
-        backbone_config=backbone,
-        encoder_hidden_dim=32,
-        encoder_in_channels=[20, 30, 40],
-        encoder_ffn_dim=32,
-        encoder_attention_heads=2,
-        d_model=32,
-        decoder_in_channels=[32] * 3,
-        decoder_ffn_dim=32,
-        decoder_layers=2,
-        decoder_attention_heads=2,
-        num_queries=10,
-        id2label=dict(enumerate(LABELS)),
-    )
-    return transformers.RTDetrForObjectDetection(config)
-
-
-NETWORKS = {
-    "Faster R-CNN": of_torchvision("fasterrcnn_mobilenet_v3_large_320_fpn", box_score_thresh=0.0),
-    "RetinaNet": of_torchvision("retinanet_resnet50_fpn", score_thresh=0.0, min_size=96),
-    "FCOS": of_torchvision("fcos_resnet50_fpn", score_thresh=0.0, min_size=96),
-    "SSDlite": of_torchvision("ssdlite320_mobilenet_v3_large", score_thresh=0.0),
-    "DETR": detr,
-    "RT-DETR": rt_detr,
-}
-
 
 def model(name="SSDlite", **options):
     torch.manual_seed(0)
-    network = NETWORKS[name]().eval()
-    preprocess = Preprocess(size=128, crop="squash") if name.endswith("DETR") else None
+    network = DETECTORS[name]().eval()
+    preprocess = None if hasattr(network, "transform") else Preprocess(size=128, crop="squash")
     return xai_abn.wrap(network, labels=LABELS, preprocess=preprocess, **options)
 
 
@@ -102,12 +37,18 @@ def found(output, size):
     if isinstance(output, list):
         return output[0]["boxes"], output[0]["labels"], output[0]["scores"]
     logits = output.logits[0]
-    probabilities = logits.softmax(-1)[:, :-1] if type(output).__name__.startswith("Detr") else logits.sigmoid()
+    with_none = type(output).__name__.startswith(("Detr", "TableTransformer", "Yolos"))
+    probabilities = logits.softmax(-1)[:, :-1] if with_none else logits.sigmoid()
     scores, classes = probabilities.max(-1)
     return box_convert(output.pred_boxes[0], "cxcywh", "xyxy") * size, classes, scores
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+def on_grid(values):
+    """A layer's output as maps: of YOLOS the patches, behind a class token and in front of detection tokens."""
+    return values if values.dim() == 4 else values[:, 1:65].transpose(1, 2).unflatten(2, (8, 8))
+
+
+@pytest.mark.parametrize("name", DETECTORS)
 def test_the_map_is_that_of_plain_autograd(name, picture):
     """Of the score of the best detection, with a hook on the layer in the backbone."""
     adapter = model(name)
@@ -117,15 +58,15 @@ def test_the_map_is_that_of_plain_autograd(name, picture):
     kept = []
     record = xai_abn.explain(adapter, picture, "grad-cam,hires-cam")[0]["grad-cam"]
     hires = xai_abn.explain(adapter, picture, "hires-cam")["hires-cam"].map
-    assert "backbone" in record.layer
     handle = adapter.module.get_submodule(record.layer).register_forward_hook(lambda _m, _i, o: kept.append(o))
     boxes, classes, scores = found(adapter.module(inputs.clone().requires_grad_()), inputs.shape[-1])
     handle.remove()
     sides = boxes[:, 2:] - boxes[:, :2]
     best = int(torch.where((sides > 0).all(1), scores, -1.0).argmax())
     (gradient,) = torch.autograd.grad(scores[best], kept[0])
-    right = [(gradient.mean((2, 3), keepdim=True) * kept[0]).sum(1).relu()[0], (gradient * kept[0]).sum(1)[0]]
-    scale = max(float(map_.abs().max()) for map_ in right)
+    gradient, values = on_grid(gradient), on_grid(kept[0])
+    right = [(gradient.mean((2, 3), keepdim=True) * values).sum(1).relu()[0], (gradient * values).sum(1)[0]]
+    scale = max(float(map_.detach().abs().max()) for map_ in right)
     assert scale > 0
     for map_, other in zip((record.map, hires), right, strict=True):
         np.testing.assert_allclose(map_, other.detach().numpy(), atol=2e-5 * scale)
@@ -133,6 +74,32 @@ def test_the_map_is_that_of_plain_autograd(name, picture):
     assert (record.target, record.label) == (int(classes[best]), f"{LABELS[int(classes[best])]}#1")
     x0, y0, x1, y1 = (boxes[best] / inputs.shape[-1] * torch.tensor([120, 80, 120, 80])).tolist()
     assert f"box {x0:.0f}, {y0:.0f}, {x1:.0f}, {y1:.0f} (x, y in pixels)" in record.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("Faster R-CNN", "backbone.body.16"),
+        ("RetinaNet", "backbone.body.layer4"),
+        ("SSDlite", "backbone.features.1"),
+        ("DETR", "model.backbone.model.encoder.stages.3"),
+        ("Table Transformer", "model.backbone.conv_encoder.model.encoder.stages.3"),
+        ("DAB-DETR", "model.backbone.conv_encoder.model.encoder.stages.3"),
+        ("RT-DETR", "model.backbone.model.encoder.stages.3"),
+        ("DEIM v2", "model.conv_encoder.model.encoder.stages.3"),
+        ("RF-DETR", "model.backbone.projector"),
+        ("YOLOS", "vit.encoder.layer.1.layernorm_before"),
+    ],
+)
+def test_the_layer_is_the_last_of_the_backbone(name, layer):
+    """Not a position embedding beside it, nor a layer of the pyramid."""
+    assert model(name).target_layer == layer
+
+
+@pytest.mark.parametrize("method", ["attention-rollout", "attention-relevance", "legrad"])
+def test_attention_is_refused_that_is_read_at_the_class_token(method, picture):
+    with pytest.raises(UnsupportedModelError, match="reads the class token, and the detections of YolosForObject"):
+        xai_abn.explain(model("YOLOS"), picture, method)
 
 
 class Fixed(nn.Module):
@@ -322,7 +289,7 @@ def test_detectors_are_loaded_by_name(tmp_path, picture, monkeypatch):
     assert adapter.labels[18] == "dog"
     assert (adapter.preprocess.size, adapter.preprocess.mean, adapter.preprocess.std) == (320, (0.0,) * 3, (1.0,) * 3)
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    detr().save_pretrained(tmp_path / "detr")
+    DETECTORS["DETR"]().save_pretrained(tmp_path / "detr")
     size = {"shortest_edge": 128, "longest_edge": 200}
     transformers.DetrImageProcessor(size=size).save_pretrained(tmp_path / "detr")
     loaded = xai_abn.load_model(f"hf:{tmp_path / 'detr'}")

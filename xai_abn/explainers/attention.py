@@ -34,6 +34,11 @@ class _AttentionExplainer(Explainer):
             )
         if not model.attends_to_all:
             raise self._other_attention(model)
+        if model.detects:
+            raise UnsupportedModelError(
+                f"{self.name} reads the class token, and the detections of {model.name} come from other tokens; use "
+                "grad-cam"
+            )
 
     @property
     def grid(self) -> str:

@@ -33,6 +33,7 @@ from xai_abn.networks.tracing import (
     NEED_GRADIENTS,
     LayerOutput,
     as_unsupported,
+    changed_by_noise,
     evaluating,
     of_the_image,
     on_device,
@@ -225,8 +226,8 @@ class ModelAdapter:
         self.refuse_black_box("layers are inside the network")
         outputs = self._outputs
         if self.detects:
-            names = [o.name for o in spatial_layers(outputs) if o.layout is not None and min(o.layout.grid) > 1]
-            if (layer := backbone_layer(names)) is not None:
+            maps = [o for o in spatial_layers(outputs) if o.layout is not None and min(o.layout.grid) > 1]
+            if (layer := backbone_layer(changed_by_noise(self.module, self.example, maps))) is not None:
                 return layer
         if self.is_multi_task:
             outputs = [o for o in outputs if o.name.startswith("feature_extractor.")]

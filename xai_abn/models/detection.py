@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError, shown
+from xai_abn.networks.tracing import LayerOutput
 
 if TYPE_CHECKING:
     from xai_abn.images.preprocess import PreparedImage
@@ -87,10 +89,23 @@ def scores_of_detections(output: object) -> Tensor:
     return torch.stack(scores)
 
 
-def backbone_layer(names: Sequence[str]) -> str | None:
-    """Return the last layer of a detector's backbone in front of its pyramid; the names are in order of computing."""
-    inside = [name for name in names if "backbone" in name.split(".") and not _PYRAMID & set(name.split("."))]
-    return inside[-1] if inside else None
+def backbone_layer(outputs: Sequence[LayerOutput]) -> str | None:
+    """Return the last layer of a detector's backbone in front of its pyramid, or None if there is none.
+
+    It is the last inside of what is called the backbone, else the last before a map is finer than the one before it.
+
+    Args:
+        outputs: of layers with positions that depend on the image, in order of computing.
+    """
+    parts = [set(o.name.split(".")) for o in outputs]
+    inside = [o for o, names in zip(outputs, parts, strict=True) if "backbone" in names and not _PYRAMID & names]
+    finer = [before for before, after in pairwise(outputs) if _positions(after) > 2 * _positions(before)]
+    found = inside[-1:] or finer[:1]
+    return found[0].name if found else None
+
+
+def _positions(output: LayerOutput) -> int:
+    return 0 if output.layout is None else output.layout.grid[0] * output.layout.grid[1]
 
 
 @dataclass(frozen=True)

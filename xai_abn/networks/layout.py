@@ -110,7 +110,7 @@ def token_layout(
     change of a part of the image changes the tokens of that part most. Pooled vectors, columns of text and learned
     queries fail the second test.
 
-    Other tokens are in front of the patches or behind them.
+    Other tokens are in front of the patches or behind them; or the first is in front and the others are behind.
 
     Args:
         length: number of tokens T.
@@ -120,7 +120,7 @@ def token_layout(
         changes: for some parts of the image (rows and columns of pixels), how much each token changed with them, (T,).
     """
     for grid, others in _candidates(length, grids, size, extra):
-        fitting = [(_locality(changes, grid, front, size), -front) for front in {0, others}]
+        fitting = [(_locality(changes, grid, front, size), -front) for front in {0, min(1, others), others}]
         locality, front = max(fitting)
         if locality >= LOCALITY:
             return Layout("tokens", grid, -front)
@@ -132,7 +132,7 @@ def _candidates(
 ) -> list[tuple[tuple[int, int], int]]:
     """Return the grids that T tokens may have, with the number of other tokens; grids without others come first."""
     direct = [(g, length - g[0] * g[1]) for g in dict.fromkeys(reversed(grids))]
-    direct = [(g, n) for g, n in direct if 0 <= n <= MOST_EXTRA_TOKENS and n in (0, extra if extra is not None else n)]
+    direct = [(g, n) for g, n in direct if n in (0, extra) or (extra is None and 0 <= n <= MOST_EXTRA_TOKENS)]
     reduced = []
     for rows, columns in dict.fromkeys([*reversed(grids), size]):
         for step in range(2, min(rows, columns) + 1):

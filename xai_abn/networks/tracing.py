@@ -360,6 +360,19 @@ def _module_outputs(module: nn.Module, sample: Tensor) -> list[_Output]:
     return outputs
 
 
+def changed_by_noise(module: nn.Module, sample: Tensor, outputs: Iterable[LayerOutput]) -> list[LayerOutput]:
+    """Return the outputs that are others for an image of noise: not those of position embeddings.
+
+    Args:
+        module: the network; it runs twice.
+        sample: (1, C, H, W) image for which the outputs were traced.
+        outputs: see :func:`trace_outputs`.
+    """
+    noise = _with_noise(sample, 0, (slice(None), slice(None)))
+    before, after = ({o.name: o.tensor for o in _module_outputs(module, image)} for image in (sample, noise))
+    return [o for o in outputs if o.name in after and not torch.equal(before[o.name], after[o.name])]
+
+
 class _Change(NamedTuple):
     """How an output changed.
 
@@ -399,19 +412,24 @@ def _with_noise(sample: Tensor, seed: int, region: tuple[slice, slice]) -> Tenso
 
 
 def prefix_tokens(module: nn.Module) -> int | None:
-    """Return how many tokens come before the patches, or None if the network does not state it.
+    """Return how many tokens beside the patches there are, or None if the network does not state it.
 
-    timm's transformers state it. Networks that state how many registers they have, such as DINOv2, also have a class
-    token.
+    timm's transformers state it. Networks that state how many registers or detection tokens they have, such as DINOv2
+    and YOLOS, also have a class token. Detection tokens come behind the patches.
     """
     number = getattr(module, "num_prefix_tokens", None)
     if isinstance(number, int):
         return number
     inside = {n for m in module.modules() if isinstance(n := getattr(m, "num_prefix_tokens", None), int)}
-    inside = inside or {
-        n + 1 for m in module.modules() if isinstance(n := getattr(m, "num_register_tokens", None), int)
-    }
+    inside = inside or {n + 1 for m in module.modules() for n in _stated_tokens(m)}
     return inside.pop() if len(inside) == 1 else None
+
+
+def _stated_tokens(module: nn.Module) -> list[int]:
+    """Return how many registers or detection tokens a module has, where it says so."""
+    stated = [getattr(module, "num_register_tokens", None)]
+    stated.append(getattr(getattr(module, "config", None), "num_detection_tokens", None))
+    return [number for number in stated if isinstance(number, int)]
 
 
 def on_device(inputs: Tensor, module: nn.Module) -> Tensor:
