@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 import xai_abn
-from xai_abn.errors import UnsupportedModelError
+from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.explainers import (
     CAM,
     ISCAM,
@@ -29,8 +29,11 @@ from xai_abn.explainers import (
     ShapleyCAM,
     SmoothGradCAMPlusPlus,
     XGradCAM,
+    make_explainers,
+    parse_spec,
     run_pass,
 )
+from xai_abn.explainers.grad_cam import largest_of
 from xai_abn.heatmaps import unit_range
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.forward_pass import ForwardPass
@@ -345,6 +348,41 @@ def test_refine_cam_multiplies_scaled_maps(resnet18, inputs):
         for m in each
     ]
     torch.testing.assert_close(maps(resnet18, explainer, inputs), large[0] * large[1] * large[2])
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "layer-cam", "grad-cam++", "finer-cam"])
+def test_several_layers_give_the_largest_of_their_scaled_maps(method, resnet18, inputs):
+    """Of each layer's map by autograd and a hook in a pass of its own; a map of zeros stays zero."""
+    names = ("layer2", "layer3", "layer4")
+    found = maps(resnet18, parse_spec(f"{method}:layers={'+'.join(names)}"), inputs)
+    each = [maps(resnet18, parse_spec(method, layer), inputs) for layer in names]
+    large = [nn.functional.interpolate(m[:, None], (8, 8), mode="bilinear", align_corners=False)[:, 0] for m in each]
+    scaled = [m / m.amax((1, 2), keepdim=True).clamp_min(1e-30) for m in large]
+    torch.testing.assert_close(found, torch.maximum(torch.maximum(scaled[0], scaled[1]), scaled[2]))
+    assert found.amin() >= 0
+    zero = torch.zeros(1, 2, 2)
+    torch.testing.assert_close(largest_of([zero, zero]), zero)
+
+
+def test_layer_cam_of_several_layers_is_that_of_torchcam(resnet18, inputs):
+    """Up to its tanh, which keeps the order."""
+    torchcam = pytest.importorskip("torchcam.methods", reason="torchcam is not installed")
+    names = ["layer3.0", "layer3.1"]
+    network, image = resnet18.module.eval(), inputs[:1]
+    with torchcam.LayerCAM(network, names, input_shape=image.shape[1:]) as extractor:
+        each = extractor(class_idx=3, scores=network(image), normalized=False)
+        fused = extractor.fuse_cams([m / m.max() for m in each])
+    found = maps(resnet18, LayerCAM(layers=names), image, TARGETS[:1])
+    torch.testing.assert_close(torch.tanh(2 * found), fused, rtol=1e-4, atol=1e-5)
+
+
+def test_several_layers_are_refused_where_they_mean_nothing(resnet18):
+    with pytest.raises(UnsupportedModelError, match="hires-cam has negative values"):
+        make_explainers(resnet18, "hires-cam:layers=layer3+layer4")
+    with pytest.raises(InvalidInputError, match="grad-cam takes layer or layers, got both"):
+        make_explainers(resnet18, "grad-cam:layers=layer3+layer4", layer="layer4")
+    with pytest.raises(InvalidInputError, match="at least two different layers, got layer4"):
+        make_explainers(resnet18, "grad-cam:layers=layer4+layer4")
 
 
 def test_refine_cam_refuses_one_resolution(vit, inputs):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError, shown
@@ -22,6 +22,22 @@ from xai_abn.settings import Settings, parse_options, split_specs
 Count: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
 #: A seed of random numbers.
 Seed: TypeAlias = Annotated[int, Field(ge=-(2**31), lt=2**32)]
+
+
+def _separate(names: object) -> object:
+    """Take names joined by ``+`` apart."""
+    listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return tuple(part for name in names for part in name.split("+")) if listed else names  # type: ignore[attr-defined]
+
+
+def _at_least_two(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if names is not None and len(set(names)) < 2:
+        raise InvalidInputError(f"layers must name at least two different layers, got {', '.join(names) or 'none'}")
+    return names
+
+
+#: Names of several layers; as text, they are joined by ``+``.
+LayerNames: TypeAlias = Annotated[tuple[str, ...] | None, BeforeValidator(_separate), AfterValidator(_at_least_two)]
 
 
 class Explainer(Settings, ABC):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from xai_abn.explainers.base import Count, Explainer, register
+from xai_abn.errors import InvalidInputError, UnsupportedModelError
+from xai_abn.explainers.base import Count, Explainer, LayerNames, register
+from xai_abn.heatmaps import upsample
+from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.targets import target_scores
 
@@ -18,15 +22,58 @@ def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
     return torch.einsum("nkhw,nk->nhw", activations, weights)
 
 
+def largest_of(maps: Sequence[Tensor]) -> Tensor:
+    """Return the largest of maps (N, h, w) of at least 0 at each position of the finest, each scaled to [0, 1]."""
+    size = max((m.shape[1], m.shape[2]) for m in maps)
+    found = torch.stack([upsample(m, size) for m in maps])
+    peaks = found.amax(dim=(2, 3), keepdim=True)
+    return (found / torch.where(peaks > 0, peaks, 1.0)).amax(dim=0)
+
+
 class GradientCAM(Explainer):
-    """A map computed from the activations A of a layer and the gradients G of the score, both (N, C, h, w)."""
+    """A map computed from the activations A of a layer and the gradients G of the score, both (N, C, h, w).
+
+    With several ``layers``, such as the stages of a backbone, each map is enlarged to the largest and divided by its
+    largest value, and at each position the largest counts. So small objects show, which only fine layers see, beside
+    large ones.
+
+    Source: Jiang et al., "LayerCAM", IEEE TIP 2021, section III-C, without the tanh of eq. 9 that lifts the values of
+    shallow layers by up to two; as in ultralytics 8.4.
+    """
 
     needs_gradient = True
 
+    layers: LayerNames = Field(None, description="Names of several layers, joined by '+', whose maps are combined.")
+
+    def check(self, model: ModelAdapter) -> None:
+        """Refuse a layer beside several, and what :meth:`Explainer.check` does."""
+        if self.layer is not None and self.layers is not None:
+            raise InvalidInputError(f"{self.name} takes layer or layers, got both; leave one out")
+        super().check(model)
+
+    def layer_of(self, model: ModelAdapter) -> str:
+        """Return the last of the layers."""
+        return self.layers[-1] if self.layers else super().layer_of(model)
+
+    def layers_read(self, model: ModelAdapter) -> tuple[str, ...]:
+        """Return the layers whose maps are combined."""
+        return self.layers or super().layers_read(model)
+
+    @property
+    def grid(self) -> str:
+        """What the values lie on, in words."""
+        return "finest layer" if self.layers else super().grid
+
+    @property
+    def cost(self) -> str:
+        """Passes beyond the shared one, in words."""
+        return f"{len(self.layers)} partial backward" if self.layers else super().cost
+
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
-        """Return the maps of ``targets``, (N, h, w); at least 0 if the method has a ReLU."""
-        layer = self.layer_of(forward_pass.model)
-        return self.combine(forward_pass.activations(layer), forward_pass.gradients(layer, targets))
+        """Return the maps of ``targets``, (N, h, w); at least 0 if the method has a ReLU, and in [0, 1] of several."""
+        layers = self.layers_read(forward_pass.model)
+        maps = [self.combine(forward_pass.activations(n), forward_pass.gradients(n, targets)) for n in layers]
+        return maps[0] if len(maps) == 1 else largest_of(maps)
 
     @abstractmethod
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -100,6 +147,15 @@ class HiResCAM(GradientCAM):
 
     source = "Draelos and Carin, 2020"
 
+    def check(self, model: ModelAdapter) -> None:
+        """Refuse several layers, and what :meth:`GradientCAM.check` does."""
+        if self.layers is not None:
+            raise UnsupportedModelError(
+                f"{self.name} has negative values, which the largest of several layers would hide; use "
+                "grad-cam-elementwise with layers, which is its positive part"
+            )
+        super().check(model)
+
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Return the sum over channels of gradient times activation."""
         return (gradients * activations).sum(dim=1)
@@ -129,7 +185,7 @@ class LayerCAM(GradientCAM):
     source = "Jiang et al., TIP 2021"
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Return the map of one layer; see :class:`RefineCAM` for several."""
+        """Return the positive part of the sum over channels of positive gradient times activation."""
         return (gradients.relu() * activations).sum(dim=1).relu()
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
-from xai_abn.explainers.base import Count, Explainer, Seed, get, register
+from xai_abn.explainers.base import Count, Explainer, LayerNames, Seed, get, register
 from xai_abn.explainers.grad_cam import GradientCAM, weighted_sum
 from xai_abn.heatmaps import unit_range, upsample
 from xai_abn.models.adapter import ModelAdapter
@@ -72,22 +72,10 @@ class RefineCAM(Explainer):
     needs_gradient = True
     source = "arXiv 2605.14641, 2026"
 
-    layers: tuple[str, ...] | None = Field(
+    layers: LayerNames = Field(
         None, description="Names of all layers, joined by '+'; default: the last layers of three resolutions."
     )
     base: str = Field("grad-cam++", description="Name of the gradient method whose maps are multiplied.")
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _split_layers(cls, value: object) -> object:
-        return tuple(value.split("+")) if isinstance(value, str) else value
-
-    @field_validator("layers")
-    @classmethod
-    def _check_layers(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value is not None and len(set(value)) < 2:
-            raise InvalidInputError(f"layers must name at least two different layers, got {', '.join(value) or 'none'}")
-        return value
 
     @field_validator("base")
     @classmethod
