@@ -57,6 +57,21 @@ def test_a_box_is_in_the_whole_image(record):
     assert abs(bottom - 4) <= 1
 
 
+def test_a_map_with_borders_is_cut_to_the_image(record):
+    """The network saw an image twice as wide as high between two borders."""
+    values = np.zeros((8, 8))
+    values[2:4, 0:2] = 1  # the upper left corner of the image
+    values[7, 7] = 1  # in a border
+    found = with_map(record, values, image_size=(16, 32), region=(0, -8, 32, 24))
+    assert found.heatmap((16, 32)).shape == (16, 32)
+    ((left, top, right, bottom),) = found.boxes()
+    assert (left, top) == (0, 0)
+    assert abs(right - 8) <= 1
+    assert abs(bottom - 8) <= 1
+    narrow = with_map(record, values.T, image_size=(32, 16), region=(-8, 0, 24, 32))
+    np.testing.assert_allclose(narrow.heatmap((32, 16)), found.heatmap((16, 32)).T, atol=1e-6)
+
+
 def test_a_map_without_a_part_is_refused(record):
     """As is a threshold that every pixel or none would pass."""
     with pytest.raises(UnusableMapError, match="flat"):

@@ -110,7 +110,9 @@ class Explanation:
                 return heatmap_of(self.map, (height, width))
             left, top, right, bottom = seen
             whole = np.zeros((height, width), np.float32)
-            whole[top:bottom, left:right] = heatmap_of(self.map, (bottom - top, right - left))
+            seen_map = heatmap_of(self.map, (bottom - top, right - left))  # with borders, larger than the image
+            inside = seen_map[max(-top, 0) : height - top, max(-left, 0) : width - left]
+            whole[max(top, 0) : bottom, max(left, 0) : right] = inside
             return whole
         except UnusableMapError as error:
             raise UnusableMapError(f"{self.source}: {self.method} for {self.label!r}: {error}") from None

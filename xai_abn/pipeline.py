@@ -258,7 +258,8 @@ def _detections(model: ModelAdapter, output: object, image: PreparedImage, targe
     found = model.detections(output, image)
     wanted = targets(found.scores) if callable(targets) else targets
     index = partial(model.target_index, classes=None if model.labels is None else len(model.labels))
-    several = [find_detection(as_target(t), found, image, model.label, index) for t in wanted]
+    read = model.detections_in((image.tensor.shape[1], image.tensor.shape[2]))
+    several = [find_detection(as_target(t), found, image, model.label, index, read) for t in wanted]
     return list({detection.label: detection for detection in several}.values())
 
 

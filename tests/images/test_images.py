@@ -294,3 +294,33 @@ def test_outlines_that_mark_nothing_are_refused(outline, message):
     cropped = prepared((400, 200), Preprocess(size=64, crop_pct=1.0))
     with pytest.raises(InvalidInputError, match=message):
         cropped.cells(outline, (7, 7))
+
+
+def test_a_letterbox_keeps_the_proportions():
+    """A wide image lies between gray borders above and below, in the input, the view and the region alike."""
+    left_red = np.zeros((30, 60, 3), np.uint8)
+    left_red[:, :30, 0] = 255
+    preprocess = Preprocess(40, crop="letterbox", interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
+    prepared = preprocess(from_array(left_red))
+    pixels = (prepared.tensor * 255).round().byte().permute(1, 2, 0).numpy()
+    assert pixels.shape == (40, 40, 3)
+    for shown, scale in ((pixels, 1), (prepared.view, 2)):
+        border = np.concatenate([shown[: 10 * scale], shown[30 * scale :]])
+        assert (border == 114).all()
+        assert (shown[10 * scale : 30 * scale, : 18 * scale] == [255, 0, 0]).all()
+        assert (shown[10 * scale : 30 * scale, 22 * scale :] == 0).all()
+    assert prepared.region == (0, -15, 60, 45)
+    cells = prepared.cells((0, 0, 30, 30), (4, 4))
+    assert cells.tolist() == [[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+    tall = preprocess(from_array(left_red.transpose(1, 0, 2).copy()))
+    assert tall.region == (-15, 0, 45, 60)
+    same = Preprocess(40, crop="squash", interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
+    square = from_array(left_red[:, :30].copy())
+    assert torch.equal(preprocess(square).tensor, same(square).tensor)
+    gray = Preprocess(40, crop="letterbox", mean=(0.0,), std=(1.0,))(from_array(left_red))
+    assert gray.tensor.shape == (1, 40, 40)
+    assert float(gray.tensor[0, 0, 0]) == pytest.approx(114 / 255)
+    line = preprocess(from_array(np.zeros((8, 900, 3), np.uint8)))  # its height would be less than a pixel
+    assert line.tensor.shape == (3, 40, 40)
+    with pytest.raises(InvalidInputError, match="inputs with borders cannot be trained on"):
+        _ = preprocess.side

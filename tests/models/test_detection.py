@@ -143,7 +143,9 @@ def test_a_score_follows_its_object():
     adapter = fixed()
     prepared = adapter.preprocess(from_array(np.full((32, 32, 3), 99, np.uint8)))
     found = adapter.detections(adapter.module(prepared.tensor[None]), prepared)
-    part = find_detection(xai_abn.DetectionTarget("a"), found, prepared, adapter.label, lambda _: 1)
+    part = find_detection(
+        xai_abn.DetectionTarget("a"), found, prepared, adapter.label, lambda _: 1, adapter.detections_in((32, 32))
+    )
     box = torch.tensor([[0.0, 0, 16, 16]])
     moved = torch.tensor([[8.0, 0, 24, 16], [0, 2, 16, 16], [20, 20, 30, 30]])
     output = [

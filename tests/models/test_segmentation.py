@@ -15,7 +15,7 @@ import xai_abn
 from xai_abn.errors import InvalidInputError, NonFiniteError, UnsupportedModelError
 from xai_abn.images.loading import from_array
 from xai_abn.images.preprocess import Preprocess
-from xai_abn.models.segmentation import class_scores
+from xai_abn.models.segmentation import class_scores, find_region
 
 
 def segformer(**options):
@@ -142,6 +142,18 @@ def test_perturbations_keep_the_region(picture):
         with torch.no_grad():
             before, after = (class_scores(adapter.module(x))[0, 1, 16, 16] for x in (inputs, changed))
         assert record.map[32 * row + 16, 32 * column + 16] == pytest.approx(float(before - after), abs=1e-5)
+
+
+def test_a_mask_is_where_the_image_is_between_borders(picture):
+    """Of an image of 120x80 in a square, borders of a sixth are above and below."""
+    prepared = Preprocess(size=48, crop="letterbox")(from_array(picture))
+    mask = np.zeros((80, 120), bool)
+    mask[:40, :60] = True
+    target = xai_abn.SegmentationTarget(0, mask)
+    weights = find_region(target, torch.zeros(2, 6, 6), prepared, str, lambda *_: 0).weights
+    expected = torch.zeros(6, 6)
+    expected[1:3, :3] = 1 / 6
+    torch.testing.assert_close(weights, expected)
 
 
 class Nan(UNet):

@@ -22,7 +22,9 @@ _INTERPOLATION = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
-_CROPS = ("center", "squash", "squash-center")
+_CROPS = ("center", "squash", "squash-center", "letterbox")
+#: Gray of the borders of a letterbox, that of YOLO.
+_BORDER = 114
 #: Views are drawn at this multiple of the network's input size, so that overlays are sharp.
 VIEW_SCALE = 2
 #: Parts of a side of a map's cell of which each is inside or outside an outline.
@@ -108,7 +110,8 @@ class Preprocess:
         std: per channel, in [0, 1].
         crop: ``"center"`` crops the middle, as is usual; ``"squash"`` resizes the whole
             image to the input, ignoring its aspect ratio, so that nothing is cut off; ``"squash-center"`` resizes it
-            to ``1 / crop_pct`` times the input, ignoring its aspect ratio, and crops the middle.
+            to ``1 / crop_pct`` times the input, ignoring its aspect ratio, and crops the middle; ``"letterbox"`` shows
+            the whole image with its own aspect ratio between gray borders, as YOLO does.
         width: width of the input, if it is not a square.
 
     Raises:
@@ -178,13 +181,16 @@ class Preprocess:
         """Side of the input of a network that takes square RGB images.
 
         Raises:
-            InvalidInputError: it takes gray images or rectangles, which training and the benchmark cannot handle.
+            InvalidInputError: it takes gray images, rectangles or borders, which training and the benchmark cannot
+                handle.
         """
         channels, height, width = self.shape
         if channels != 3 or height != width:
             raise InvalidInputError(
                 f"only square RGB inputs can be trained on and measured, got (C, H, W) = {self.shape}; explain works"
             )
+        if self.crop == "letterbox":
+            raise InvalidInputError("inputs with borders cannot be trained on and measured; give crop='squash'")
         return self.size
 
     def __call__(self, loaded: LoadedImage) -> PreparedImage:
@@ -193,7 +199,10 @@ class Preprocess:
         height, width = self.height_and_width
         shown = (width * VIEW_SCALE, height * VIEW_SCALE)
         region = self.region(*image.size)
-        view = np.asarray(image.resize(shown, Image.Resampling.LANCZOS, box=region))
+        if self.crop == "letterbox":
+            view = np.asarray(self._bordered(image, VIEW_SCALE, Image.Resampling.LANCZOS))
+        else:
+            view = np.asarray(image.resize(shown, Image.Resampling.LANCZOS, box=region))
         tensor = self.normalize(self.pixels(image))
         return PreparedImage(tensor, view, loaded.source, loaded.notes, (image.height, image.width), region)
 
@@ -202,16 +211,40 @@ class Preprocess:
         height, width = self.height_and_width
         if len(self.mean) == 1:
             image = image.convert("L")
+        if self.crop == "letterbox":
+            return np.asarray(self._bordered(image, 1, self.resampling)).reshape(height, width, len(self.mean))
         resized = image.resize(self._resized(*image.size), self.resampling)
         left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
         seen = resized.crop((left, top, left + width, top + height))
         return np.asarray(seen).reshape(height, width, len(self.mean))
 
+    def _bordered(self, image: Image.Image, scale: int, resampling: Image.Resampling) -> Image.Image:
+        """Return an image between its borders, at ``scale`` times the size of the input."""
+        height, width = self.height_and_width
+        own_width, own_height = self._resized(*image.size)
+        left, top = self._borders(own_width, own_height)
+        found = Image.new(image.mode, (width * scale, height * scale), (_BORDER,) * len(image.getbands()))
+        found.paste(image.resize((own_width * scale, own_height * scale), resampling), (left * scale, top * scale))
+        return found
+
+    def _borders(self, width: int, height: int) -> tuple[int, int]:
+        """Return the widths of the left and the upper border around a resized image; the others may be wider by one."""
+        own_height, own_width = self.height_and_width
+        return (own_width - width) // 2, (own_height - height) // 2
+
     def region(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return the part of an image of that size that the network sees: left, top, right, bottom in its pixels."""
+        """Return the part of an image of that size that the network sees: left, top, right, bottom in its pixels.
+
+        With borders it is larger than the image.
+        """
         if self.crop == "squash":
             return 0.0, 0.0, float(width), float(height)
         own_height, own_width = self.height_and_width
+        if self.crop == "letterbox":
+            resized = self._resized(width, height)
+            left, top = self._borders(*resized)
+            across, down = resized[0] / width, resized[1] / height
+            return -left / across, -top / down, (own_width - left) / across, (own_height - top) / down
         across, down = self._scales(width, height)
         resized = self._resized(width, height)
         left, top = round((resized[0] - own_width) / 2), round((resized[1] - own_height) / 2)
@@ -237,6 +270,9 @@ class Preprocess:
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Return (width, height) of an image before it is cropped; one may be rounded down, as torchvision does."""
+        if self.crop == "letterbox":
+            share = min(self.height_and_width[1] / width, self.height_and_width[0] / height)
+            return max(round(width * share), 1), max(round(height * share), 1)
         own_width, own_height = self._covered()
         if self.crop != "center":
             return own_width, own_height

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import NoneType
 from typing import Any, TypeAlias
 
@@ -23,7 +23,14 @@ from xai_abn.models.layers import (
     find_target_layer,
     runs_in_series,
 )
-from xai_abn.models.metadata import as_labels, as_preprocess, is_of_hugging_face, own_labels, own_preprocess
+from xai_abn.models.metadata import (
+    as_labels,
+    as_preprocess,
+    is_of_hugging_face,
+    own_labels,
+    own_preprocess,
+    yolo_classes,
+)
 from xai_abn.models.segmentation import Region, class_scores
 from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
 from xai_abn.networks.layout import Layout
@@ -170,7 +177,7 @@ class ModelAdapter:
                     output = self.module(on_device(example, self.module))
                 NEED_GRADIENTS.add(self.module)
         kind = "logits" if class_scores(output) is None else "class scores"
-        return example, kind if detections(output, (1, 1)) is None else "detections"
+        return example, kind if self.detections_in((1, 1))(output) is None else "detections"
 
     @property
     def needs_gradients(self) -> bool:
@@ -509,6 +516,10 @@ class ModelAdapter:
             )
         return scores[0].detach().float()
 
+    def detections_in(self, size: tuple[int, int]) -> Callable[[object], list[Detections] | None]:
+        """Return a function of the network's output that returns what it found in each input of ``size`` (H, W)."""
+        return partial(detections, size=size, yolo=yolo_classes(self.module))
+
     def detections(self, output: object, image: PreparedImage) -> Detections:
         """Return what a detector found, from its output for one image.
 
@@ -516,7 +527,7 @@ class ModelAdapter:
             UnsupportedModelError: the network is no detector.
             NonFiniteError: a box or score is NaN or infinite.
         """
-        found = detections(output, (image.tensor.shape[1], image.tensor.shape[2]))
+        found = self.detections_in((image.tensor.shape[1], image.tensor.shape[2]))(output)
         if found is None or len(found) != 1:
             raise UnsupportedModelError(f"{self.name} outputs no boxes with classes and scores for {image.source}")
         if not bool(found[0].boxes.isfinite().all() and found[0].scores.isfinite().all()):
@@ -679,7 +690,7 @@ def _checked_example(example: object) -> Tensor | None:
 
 
 def plain_module(module: nn.Module) -> nn.Module:
-    """Return the network inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``.
+    """Return the network inside ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` and ``YOLO``.
 
     Hooks inside a compiled graph are not called, and those on a parallel wrapper's replicas are lost; the network
     inside has the same weights.
@@ -693,6 +704,8 @@ def plain_module(module: nn.Module) -> nn.Module:
             module = module.module
         elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
             module = module._orig_mod  # type: ignore[assignment]
+        elif hasattr(module, "predictor") and hasattr(module, "task") and isinstance(module.model, nn.Module):
+            module = module.model
         else:
             break
     if not isinstance(module, nn.Module):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import batched_nms, box_convert, box_iou
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError, shown
 from xai_abn.networks.tracing import LayerOutput
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 _WITH_NONE = ("Detr", "TableTransformer", "Yolos")
 #: Parts of a detector's backbone that only change its scale.
 _PYRAMID = {"fpn", "extra"}
+#: Of a YOLO network: how many places with the highest scores are looked at, and how many detections there are at most.
+_PLACES, _FOUND = 1000, 300
+#: Overlap (intersection over union) from which two detections of a class are the same; ultralytics' default.
+_SAME = 0.7
 #: Smallest overlap (intersection over union) of a detection with the box that is asked for.
 LEAST_OVERLAP = 0.5
 
@@ -40,7 +44,7 @@ class Detections:
     scores: Tensor
 
 
-def detections(output: object, size: tuple[int, int]) -> list[Detections] | None:
+def detections(output: object, size: tuple[int, int], yolo: int | None = None) -> list[Detections] | None:
     """Return what a detector found in each image, or None if this is no detector's output.
 
     Args:
@@ -48,10 +52,13 @@ def detections(output: object, size: tuple[int, int]) -> list[Detections] | None
             with ``logits`` (N, Q, K), or (N, Q, K + 1) where the last class is none, and ``pred_boxes`` (N, Q, 4)
             (DETR and its successors of Hugging Face).
         size: (height, width) of the input.
+        yolo: number of classes of a network of ultralytics, whose outputs have a form of their own; else None.
 
     Raises:
         UnsupportedModelError: boxes, classes and scores do not belong together.
     """
+    if yolo is not None:
+        return _of_yolo(output, size, yolo)
     boxes, logits = getattr(output, "pred_boxes", None), getattr(output, "logits", None)
     if isinstance(boxes, Tensor) and isinstance(logits, Tensor) and logits.dim() == 3:
         with_none = type(output).__name__.removesuffix("ObjectDetectionOutput") in _WITH_NONE
@@ -75,6 +82,33 @@ def _in_shares(boxes: Tensor, classes: Tensor, scores: Tensor, size: tuple[int, 
         )
     sides = boxes.new_tensor([size[1], size[0], size[1], size[0]])
     return Detections(boxes.detach() / sides, classes.long(), scores)
+
+
+def _of_yolo(output: object, size: tuple[int, int], classes: int) -> list[Detections]:
+    """Return what a network of ultralytics found.
+
+    Its output is (N, 4 + K, A): center, width and height in pixels and K probabilities of each of A places, of which
+    the best are chosen as ultralytics does, but with any score; or end-to-end (N, D, 6): corners, score and class.
+    """
+    found = output[0] if isinstance(output, (tuple, list)) and output else output
+    if isinstance(found, Tensor) and found.dim() == 3 and found.shape[1] == 4 + classes:
+        return [_best_places(one, size) for one in found]
+    if isinstance(found, Tensor) and found.dim() == 3 and found.shape[2] == 6:
+        return [_in_shares(one[:, :4], one[:, 5], one[:, 4], size) for one in found]
+    got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    raise UnsupportedModelError(
+        f"a YOLO network must output boxes and {classes} classes, (N, {4 + classes}, A) or (N, D, 6), got {got}; those "
+        "that also find masks, poses or turned boxes are not supported"
+    )
+
+
+def _best_places(found: Tensor, size: tuple[int, int]) -> Detections:
+    scores, classes = found[4:].max(dim=0)
+    boxes = box_convert(found[:4].detach().T, "cxcywh", "xyxy")
+    best = scores.detach().topk(min(_PLACES, len(scores))).indices
+    shifted = boxes[best] - boxes[best].min()  # batched_nms needs coordinates of at least 0 to keep classes apart
+    kept = best[batched_nms(shifted, scores.detach()[best], classes[best], _SAME)][:_FOUND]
+    return _in_shares(boxes[kept], classes[kept], scores[kept], size)
 
 
 def scores_of_detections(output: object) -> Tensor:
@@ -142,19 +176,19 @@ class Detection:
         index: of its class.
         label: the name of its class and its rank among these, such as ``"dog#1"``.
         box: (4,) as shares of the input's width and height.
-        size: (height, width) of the input.
+        read: returns what the detector found in each image of an output.
         note: what is scored, for a reader.
     """
 
     index: int
     label: str
     box: Tensor
-    size: tuple[int, int]
+    read: Callable[[object], list[Detections] | None]
     note: str
 
     def score(self, output: object) -> Tensor:
         """Return the score (N,) in [0, 1] of this detection for an output of N images."""
-        found = detections(output, self.size)
+        found = self.read(output)
         if found is None:
             raise UnsupportedModelError("the detector outputs something else than on the image itself")
         return torch.stack([self._score(one) for one in found])
@@ -174,6 +208,7 @@ def find_detection(
     image: PreparedImage,
     label: Callable[[int], str],
     index: Callable[[int | str], int],
+    read: Callable[[object], list[Detections] | None],
 ) -> Detection:
     """Find the detection that a target means.
 
@@ -183,6 +218,7 @@ def find_detection(
         image: the image.
         label: gives the name of a class.
         index: gives the index of a class of its index or label.
+        read: returns what the detector found in each image of an output.
 
     Raises:
         InvalidInputError: there is no such detection or class.
@@ -217,9 +253,8 @@ def find_detection(
     name = f"{label(classes[row])}#{ranks[row]}"
     x0, y0, x1, y1 = (boxes[row] * boxes.new_tensor([right - left, bottom - top] * 2)).tolist()
     place = ", ".join(f"{value:.0f}" for value in (x0 + left, y0 + top, x1 + left, y1 + top))
-    size = (image.tensor.shape[1], image.tensor.shape[2])
     return Detection(
-        classes[row], name, boxes[row], size, f"{name}: score {scores[row]:.2f}, box {place} (x, y in pixels)"
+        classes[row], name, boxes[row], read, f"{name}: score {scores[row]:.2f}, box {place} (x, y in pixels)"
     )
 
 

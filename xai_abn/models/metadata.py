@@ -16,6 +16,8 @@ from xai_abn.images.preprocess import Preprocess
 
 #: How timm's and open_clip's modes crop.
 _MODES = {"center": "center", "shortest": "center", "squash": "squash-center"}
+#: Side of the input of networks of ultralytics that do not say it.
+YOLO_SIZE = 640
 #: (width, height) of the image on which the reading of an image processor is tried.
 _TRIAL = (400, 300)
 
@@ -191,8 +193,8 @@ def own_transform(module: nn.Module) -> Any:
 def own_preprocess(module: nn.Module) -> Preprocess | None:
     """Return the preprocessing that a network, or the only one inside a module, carries.
 
-    Networks of timm and open_clip hold it; torchvision's detectors normalize images themselves. That of a network of
-    Hugging Face is in the folder it was loaded from.
+    Networks of timm and open_clip hold it; torchvision's detectors normalize images themselves; those of ultralytics
+    see the whole image between borders. That of a network of Hugging Face is in the folder it was loaded from.
 
     Raises:
         InvalidInputError: the preprocessing is not supported.
@@ -203,6 +205,18 @@ def own_preprocess(module: nn.Module) -> Preprocess | None:
         return None if processor is None else as_preprocess(processor)
     if (part := own_transform(module)) is not None:
         return Preprocess(size=min(part.min_size), crop="squash", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    if yolo_classes(module) is not None:
+        arguments = getattr(module, "args", {})
+        arguments = arguments if isinstance(arguments, Mapping) else vars(arguments)
+        height, width = _pair(arguments.get("imgsz") or YOLO_SIZE)
+        return Preprocess(
+            size=height,
+            width=None if width == height else width,
+            interpolation="bilinear",
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            crop="letterbox",
+        )
     configs = [(m, c) for m, c in _configs(module, "pretrained_cfg", "preprocess_cfg") if {"mean", "std"} <= set(c)]
     if len(configs) != 1:
         return None
@@ -211,8 +225,22 @@ def own_preprocess(module: nn.Module) -> Preprocess | None:
     return _of_config({**config, **({"input_size": (3, *_pair(size))} if size else {})})
 
 
+def yolo_classes(module: nn.Module) -> int | None:
+    """Return how many classes a detector of ultralytics knows, or None for other networks."""
+    parts = getattr(module, "model", None)
+    head = parts[-1] if isinstance(parts, nn.Sequential) and len(parts) else None
+    named = isinstance(getattr(module, "names", None), Mapping)
+    classes = getattr(head, "nc", None)
+    return classes if named and hasattr(head, "nl") and isinstance(classes, int) else None
+
+
 def own_labels(module: nn.Module) -> tuple[str, ...] | None:
-    """Return the labels that a network of timm or Hugging Face carries, except placeholders such as ``LABEL_0``."""
+    """Return the labels that a network of timm, Hugging Face or ultralytics carries, except placeholders.
+
+    A placeholder is such as ``LABEL_0``.
+    """
+    if yolo_classes(module) is not None:
+        return as_labels(module.names)
     config = getattr(module, "config", None)
     named = getattr(config, "id2label", None)
     if isinstance(named, Mapping) and named and not all(str(v) == f"LABEL_{k}" for k, v in named.items()):

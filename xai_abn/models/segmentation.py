@@ -147,7 +147,10 @@ def _cells(region: Any, image: PreparedImage, grid: tuple[int, int]) -> np.ndarr
         return image.cells(region, grid)
     if given.shape != (height, width):
         raise InvalidInputError(f"a mask must have the size of its image, ({height}, {width}), got {given.shape}")
-    seen = given[round(top) : round(bottom), round(left) : round(right)].astype(np.float32)
+    around = (round(-top), round(bottom) - height), (round(-left), round(right) - width)
+    bordered = np.pad(given.astype(np.float32), [[max(side, 0) for side in sides] for sides in around])
+    first, last = max(round(top), 0), max(round(left), 0)
+    seen = bordered[first : first + round(bottom) - round(top), last : last + round(right) - round(left)]
     rows = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(seen)[None, None], grid)[0, 0].numpy()
     if not rows.any():
         raise InvalidInputError(f"{image.source}: the network saw nothing of the mask")

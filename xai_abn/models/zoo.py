@@ -158,6 +158,11 @@ def _load_by_name(
 ) -> ModelAdapter:
     """Return the model of a name or path."""
     library, _, name = spec.partition(":")
+    if library == "ultralytics":
+        raise InvalidInputError(
+            f"{spec}: files of ultralytics hold objects that run code when they are loaded, so xai-abn does not open "
+            f"them; load it yourself and give the object: xai_abn.wrap(ultralytics.YOLO({name!r}))"
+        )
     if library in _LIBRARIES and name:
         return _LIBRARIES[library](name, weights, classes)
     if library == "hf" and name:

@@ -112,6 +112,9 @@ def _to_change(members: Iterable[nn.Module]) -> Iterator[_Changed]:
         for name in _SWITCHES:
             if own.get(name) is True:
                 yield m, name, True, False
+        if isinstance(places := own.get("anchors"), Tensor) and places.is_inference():
+            # kept by YOLO's head from a pass in inference mode; it makes them anew
+            yield from ((m, name, own.get(name), None) for name in ("shape", "anchors", "strides"))
         if own.get("_compiled_call_impl") is not None:  # by module.compile()
             yield m, "_compiled_call_impl", own["_compiled_call_impl"], None
         if "_orig_mod" in m._modules and "forward" in own:  # by torch.compile(module)
