@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -169,6 +170,57 @@ def test_perturbations_ask_for_the_same_object(picture):
     assert record.map.shape == (32, 32)
     first = xai_abn.explain(adapter, picture, "rise:masks=64,seed=1", "a#1")
     assert not np.allclose(next(iter(first[0].values())).map, record.map)
+
+
+class Counted(Fixed):
+    """Notes how many images it sees at a time; copies of it share the list."""
+
+    sizes: ClassVar[list[int]] = []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("method", "batches"),
+    [
+        ("rise:masks=64,batch_size=32", [32, 32]),
+        ("occlusion:window=0.25,stride=0.25,batch_size=8", [8, 8]),
+        ("score-cam:batch_size=4", [4]),
+    ],
+)
+def test_changed_images_run_in_full_batches(method, batches, picture):
+    """One pass finds the object; besides it there are single images and pairs, with which a copy is checked."""
+    adapter = fixed(Counted)
+    xai_abn.explain(adapter, picture, "grad-cam")
+    Counted.sizes.clear()
+    xai_abn.explain(adapter, picture, method, "a#2")
+    assert [size for size in Counted.sizes if size > 2] == batches
+    assert len(Counted.sizes) - len(batches) <= 5
+
+
+class Rectified(nn.Module):
+    """Finds something in bright images alone, through a ReLU and a SiLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.relu = nn.Conv2d(3, 4, 3, 4, 1), nn.ReLU()
+
+    def forward(self, x):
+        values = nn.functional.silu(self.relu(self.backbone(x))).mean((1, 2, 3)).sigmoid()
+        boxes = torch.tensor([[0.0, 0, 16, 16]])[: int(x.abs().sum() > 0)]
+        return [
+            {"boxes": boxes, "labels": torch.ones(len(boxes)).long(), "scores": v[None][: len(boxes)]} for v in values
+        ]
+
+
+def test_the_rules_of_a_method_are_checked_on_the_image_itself(picture):
+    """In a blank one nothing is found, so nothing could be seen of the way to the score."""
+    adapter = fixed(Rectified)
+    with pytest.raises(UnsupportedModelError, match=r"guided-backprop .* computes Silu outside of nn.ReLU modules"):
+        xai_abn.explain(adapter, picture, "guided-backprop")
+    assert xai_abn.explain(adapter, picture, "saliency")["saliency"].flaw is None
 
 
 def test_the_detection_is_drawn(picture):

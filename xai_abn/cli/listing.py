@@ -94,6 +94,8 @@ def _models(model: ModelSettings) -> list[tuple[str, ...]]:
         (name, (inspect.getdoc(zoo.models[name]) or "a plug-in").splitlines()[0]) for name in zoo.models
     ]
     rows += [(f"torchvision:{name}", "torchvision") for name in architectures.torchvision_names()]
+    for task in ("segmentation", "detection"):
+        rows += [(f"torchvision:{name}", f"torchvision, {task}") for name in architectures.torchvision_names(task)]
     return rows + [(f"timm:{name}", "timm") for name in architectures.timm_names()]
 
 

@@ -489,13 +489,15 @@ class ModelAdapter:
 
         return replace(self, labels=(name,), output=one_per_image, scores_only=True)
 
-    def scoring(self, part: Region | Detection) -> ModelAdapter:
+    def scoring(self, part: Region | Detection, image: Tensor) -> ModelAdapter:
         """Return this model with the score of a part of its output as its only class, which reads the same layers.
 
-        The score of a detection is a probability.
+        The score of a detection is a probability. The example is the image (1, C, H, W) of the part: in others a
+        detector finds something else, or nothing.
         """
         scored = replace(self.with_output(part.score, part.label), scores_only=self.gives_map, multi_label=self.detects)
         vars(scored).update({name: value for name, value in vars(self).items() if name in _OF_LAYERS})
+        vars(scored)["_tried"] = (image.detach().float().cpu(), self._tried[1])
         if self.detects:
             vars(scored)["_usual_kind"] = "probabilities"  # without trying it on other inputs
         return scored

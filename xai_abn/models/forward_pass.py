@@ -137,7 +137,7 @@ class ForwardPass:
     def scoring(self, part: Region | Detection) -> ForwardPass:
         """Return this pass with the score of a part of its output as the only class; the network does not run again."""
         found = copy.copy(self)
-        found.model = self.model.scoring(part)
+        found.model = self.model.scoring(part, self.inputs)
         found._predict, found._gradients, found._reruns = None, {}, {}
         found._read_scores()
         return found

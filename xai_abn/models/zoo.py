@@ -337,8 +337,7 @@ def _from_timm(name: str, weights: str | Path | None, classes: int | None) -> Mo
 def _from_torchvision(name: str, weights: str | Path | None, classes: int | None) -> ModelAdapter:
     from torchvision import models as tv
 
-    segmenters: list[str] = tv.list_models(module=tv.segmentation)
-    detectors: list[str] = tv.list_models(module=tv.detection)
+    segmenters, detectors = torchvision_names("segmentation"), torchvision_names("detection")
     if name not in (known := [*torchvision_names(), *segmenters, *detectors]):
         raise UnknownNameError("torchvision model", name, known)
     chosen = tv.get_model_weights(name).DEFAULT

@@ -232,11 +232,11 @@ def timm_names() -> list[str]:
     return timm.list_models()
 
 
-def torchvision_names() -> list[str]:
-    """Return the names of torchvision's image classifiers."""
+def torchvision_names(task: str | None = None) -> list[str]:
+    """Return the names of torchvision's image classifiers, or of its networks for ``segmentation`` or ``detection``."""
     from torchvision import models as tv
 
-    result: list[str] = tv.list_models(module=tv)
+    result: list[str] = tv.list_models(module=tv if task is None else getattr(tv, task))
     return result
 
 
