@@ -295,6 +295,9 @@ def test_list_shows_methods_models_layers_and_labels(tmp_path):
     assert "abn-lite0" in models
     assert "timm:tf_efficientnet_lite0" in models
     assert "resnet50" not in models
+    for name, task in (("fcos_resnet50_fpn", "detection"), ("lraspp_mobilenet_v3_large", "segmentation")):
+        (row,) = [line.split() for line in call("list", "models", "--search", name)[1].splitlines() if name in line]
+        assert row == [f"torchvision:{name}", "torchvision,", task]
     layers = call("list", "layers", "--model", "small")[1]
     assert "target layer" in layers
     assert "features.2" in layers

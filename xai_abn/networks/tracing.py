@@ -113,7 +113,7 @@ def _to_change(members: Iterable[nn.Module]) -> Iterator[_Changed]:
             if own.get(name) is True:
                 yield m, name, True, False
         if isinstance(places := own.get("anchors"), Tensor) and places.is_inference():
-            # kept by YOLO's head from a pass in inference mode; it makes them anew
+            # kept by YOLO's head from a pass in inference mode; it makes them again
             yield from ((m, name, own.get(name), None) for name in ("shape", "anchors", "strides"))
         if own.get("_compiled_call_impl") is not None:  # by module.compile()
             yield m, "_compiled_call_impl", own["_compiled_call_impl"], None
