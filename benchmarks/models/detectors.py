@@ -39,7 +39,7 @@ def of_hugging_face(name: str, backbone: Any = None) -> nn.Module:
 def detr() -> nn.Module:
     import transformers
 
-    return of_hugging_face("Detr", transformers.ResNetConfig(out_features=["stage4"]))
+    return of_hugging_face("Detr", transformers.ResNetConfig(out_features=["stage4"]))  # type: ignore[call-arg]
 
 
 #: How each is made for an input of a side; the first and the fourth have a size of their own, 320.

@@ -122,6 +122,7 @@ class ForwardPass:
         self._differentiable = gradients
         self._attends = attentions
         self._parts = parts
+        self._sparse = parts and gradients and not model.attends  # attention spreads a gradient to all positions
         self._linear_calls: list[tuple[nn.Linear | nn.Conv2d, Tensor, Tensor, object]] = []
         self.other_attention = 0
         self._run(list(dict.fromkeys(layers)))
@@ -363,7 +364,7 @@ class ForwardPass:
     ) -> list[Tensor]:
         output, seeds = self._seeds(wanted[0], targets)
         problem = as_unsupported(f"{self.model.name} cannot be differentiated; try occlusion, which needs no gradients")
-        with problem, SkippingZeros() if self._parts else nullcontext():  # type: ignore[no-untyped-call]
+        with problem, SkippingZeros() if self._sparse else nullcontext():  # type: ignore[no-untyped-call]
             try:
                 return list(torch.autograd.grad(output, wanted, seeds, retain_graph=True, create_graph=keep_history))
             except RuntimeError as error:
