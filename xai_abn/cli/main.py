@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from xai_abn.cli import app as app_command
 from xai_abn.cli import benchmark, convert, distill, explain, export, listing, train
 from xai_abn.cli.options import Command
 from xai_abn.errors import XaiAbnError
@@ -37,6 +38,7 @@ app.command("distill", cls=Command)(distill.command)
 app.command("export", cls=Command)(export.command)
 app.command("train", cls=Command)(train.command)
 app.command("convert", cls=Command)(convert.command)
+app.command("app", cls=Command)(app_command.command)
 
 
 @app.callback(invoke_without_command=True)

@@ -57,20 +57,39 @@ class PreparedImage:
         """(left, top, right, bottom) of what the network saw, in pixels of the image; of a tensor, of the tensor."""
         return self.region or (0.0, 0.0, float(self.tensor.shape[2]), float(self.tensor.shape[1]))
 
-    def cells(self, outline: Sequence[float] | Sequence[Sequence[float]], grid: Sequence[int]) -> np.ndarray:
+    def cells(
+        self, outline: Sequence[float] | Sequence[Sequence[float]] | np.ndarray, grid: Sequence[int]
+    ) -> np.ndarray:
         """Return how much of each cell of a map lies in a part of the image, to change a map there.
 
         Args:
-            outline: a box (left, top, right, bottom) or the corners (x, y) of a polygon, in pixels of the image as it
-                is shown (of the tensor, if there is no image).
+            outline: a box (left, top, right, bottom), the corners (x, y) of a polygon, or a mask (height, width) of
+                bool, in pixels of the image as it is shown (of the tensor, if there is no image).
             grid: (h, w) of the map.
 
         Returns:
             (h, w) float32: the share of each cell inside the outline, in [0, 1], to a sixteenth of a cell's sides.
 
         Raises:
-            InvalidInputError: neither a box nor a polygon, or the network saw nothing of it.
+            InvalidInputError: neither a box nor a polygon nor a mask of the image's size, or the network saw nothing
+                of it.
         """
+        height, width = (int(side) * _PARTS for side in grid)
+        if isinstance(outline, np.ndarray) and outline.dtype == bool:
+            inside, what = self.seen_of(outline, (height, width)), "the mask"
+        else:
+            inside, what = self._inside_polygon(outline, (height, width)), repr(outline)
+        if not inside.any():
+            left, top, right, bottom = self.seen
+            raise InvalidInputError(
+                f"{self.source}: the network saw nothing of {what}; it saw the part from {left:.0f}, {top:.0f} to "
+                f"{right:.0f}, {bottom:.0f} (x, y in pixels)"
+            )
+        parts = inside.reshape(height // _PARTS, _PARTS, width // _PARTS, _PARTS)
+        return np.asarray(parts.mean(axis=(1, 3)), np.float32)
+
+    def _inside_polygon(self, outline: Any, grid: tuple[int, int]) -> np.ndarray:
+        """Return which of the centers of a grid (h, w) over the view lie in a box or polygon."""
         from matplotlib.path import Path
 
         try:
@@ -84,18 +103,45 @@ class PreparedImage:
             raise InvalidInputError(
                 f"outline must be a box (left, top, right, bottom) or at least three corners (x, y), got {outline!r}"
             )
+        y, x = self._centers(grid)
+        points = np.stack(np.broadcast_arrays(x[None, :], y[:, None]), axis=-1)
+        return Path(corners).contains_points(points.reshape(-1, 2)).reshape(grid)
+
+    def _centers(self, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return y (h,) and x (w,), in pixels of the image, of the centers of a grid (h, w) over the view."""
         left, top, right, bottom = self.seen
-        height, width = (int(side) * _PARTS for side in grid)
-        y, x = np.mgrid[:height, :width] + 0.5
-        points = np.stack([x / width * (right - left) + left, y / height * (bottom - top) + top], axis=-1)
-        inside = Path(corners).contains_points(points.reshape(-1, 2)).reshape(height, width)
-        if not inside.any():
-            raise InvalidInputError(
-                f"{self.source}: the network saw nothing of {outline!r}; it saw the part from {left:.0f}, {top:.0f} to "
-                f"{right:.0f}, {bottom:.0f} (x, y in pixels)"
-            )
-        parts = inside.reshape(height // _PARTS, _PARTS, width // _PARTS, _PARTS)
-        return np.asarray(parts.mean(axis=(1, 3)), np.float32)
+        height, width = grid
+        y, x = np.arange(height) + 0.5, np.arange(width) + 0.5
+        return y / height * (bottom - top) + top, x / width * (right - left) + left
+
+    def seen_of(self, mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+        """Return what the network saw of a mask of the image, on a grid (h, w) over the view, by nearest neighbor.
+
+        Raises:
+            InvalidInputError: the mask (height, width) has not the size of the image.
+        """
+        size = self.size or (self.tensor.shape[1], self.tensor.shape[2])
+        if mask.shape != size:
+            got = "x".join(map(str, mask.shape[::-1]))
+            raise InvalidInputError(f"{self.source}: expected a mask of {size[1]}x{size[0]} pixels, got {got}")
+        y, x = (np.floor(at).astype(int).clip(0, side - 1) for at, side in zip(self._centers(grid), size, strict=True))
+        seen: np.ndarray = mask[y][:, x]
+        return seen
+
+    def on_image(self, seen: np.ndarray) -> np.ndarray:
+        """Return a mask of the view (h, w) bool in its place on the whole image, by nearest neighbor.
+
+        Returns:
+            (height, width) bool of the image; False outside the part the network saw.
+        """
+        left, top, right, bottom = self.seen
+        height, width = self.size or (self.tensor.shape[1], self.tensor.shape[2])
+        y = np.floor((np.arange(height) + 0.5 - top) / (bottom - top) * seen.shape[0]).astype(int)
+        x = np.floor((np.arange(width) + 0.5 - left) / (right - left) * seen.shape[1]).astype(int)
+        rows, columns = (y >= 0) & (y < seen.shape[0]), (x >= 0) & (x < seen.shape[1])
+        whole = np.zeros((height, width), bool)
+        whole[np.ix_(rows, columns)] = seen[y[rows]][:, x[columns]]
+        return whole
 
 
 @dataclass(frozen=True)

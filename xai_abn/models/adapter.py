@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from types import NoneType
 from typing import Any, TypeAlias
 
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from xai_abn.errors import InvalidInputError, NonFiniteError, UnknownNameError, UnsupportedModelError, shown
+from xai_abn.images.loading import load_image
 from xai_abn.images.preprocess import PreparedImage, Preprocess
 from xai_abn.models.detection import Detection, Detections, backbone_layer, detections, scores_of_detections
+from xai_abn.models.editing import EditableImage
 from xai_abn.models.layers import (
     AttentionPlace,
     attention_blocks,
@@ -538,6 +541,31 @@ class ModelAdapter:
                 "preprocessing"
             )
         return found[0]
+
+    def edit(self, image: PreparedImage | str | Path) -> EditableImage:
+        """Return an image whose maps can be changed, to see what the network answers then.
+
+        Args:
+            image: a path, ``"example:NAME"``, or an image from :attr:`preprocess`.
+
+        Raises:
+            UnsupportedModelError: the network is no Attention Branch Network that uses its map.
+            ImageLoadError: the image cannot be read.
+        """
+        network = self.module
+        if not isinstance(network, AttentionBranchNetwork) or not network.uses_map:
+            raise UnsupportedModelError(
+                f"{self.name} has no attention map that it uses, so a changed map changes nothing; use the model "
+                "abn-lite0, or make an Attention Branch Network with xai_abn.abn_from(...)"
+            )
+        prepared = image if isinstance(image, PreparedImage) else self.preprocess(load_image(image))
+        classes = self.number_of_classes
+
+        def index_of(target: int | str) -> int:
+            return self.target_index(target, classes)
+
+        with as_unsupported(f"{self.name} cannot be run on an input of {tuple(prepared.tensor.shape)}"):
+            return EditableImage(network, prepared, self.memory_format, index_of, self.probabilities)
 
     def label(self, index: int) -> str:
         """Return the name of a class, or ``"class 7"`` without labels."""

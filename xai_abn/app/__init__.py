@@ -1,0 +1,1 @@
+"""The page in the browser: look at maps, correct them, compare models."""

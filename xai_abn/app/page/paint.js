@@ -1,0 +1,89 @@
+// Marks on the pixels of the network's input: 0 not marked, 1 look here, 2 not here. With undo and redo.
+
+export const LOOK = 1, AVOID = 2;
+const STEPS = 100;
+
+export class Marks {
+  constructor(height, width, values = new Uint8Array(height * width)) {
+    Object.assign(this, { height, width, values, past: [], future: [], touched: false });
+  }
+
+  get empty() { return this.values.every((value) => !value); }
+
+  /** Remember the state before a change. */
+  begin() {
+    this.past.push(this.values.slice());
+    if (this.past.length > STEPS) this.past.shift();
+    this.future = [];
+    this.touched = true;
+  }
+
+  /** Paint a line of a round brush from one place to another, in pixels. */
+  stroke(from, to, radius, value) {
+    const steps = Math.max(1, Math.ceil(Math.hypot(to.x - from.x, to.y - from.y) / Math.max(0.5, radius / 3)));
+    for (let i = 0; i <= steps; i++) {
+      this.#disc(from.x + (to.x - from.x) * i / steps, from.y + (to.y - from.y) * i / steps, radius, value);
+    }
+  }
+
+  #disc(x, y, radius, value) {
+    for (let v = Math.max(0, Math.floor(y - radius)); v <= Math.min(this.height - 1, Math.ceil(y + radius)); v++) {
+      for (let u = Math.max(0, Math.floor(x - radius)); u <= Math.min(this.width - 1, Math.ceil(x + radius)); u++) {
+        if ((u + 0.5 - x) ** 2 + (v + 0.5 - y) ** 2 <= radius ** 2) this.values[v * this.width + u] = value;
+      }
+    }
+  }
+
+  /** Change every pixel by a function of its mark, as one step. */
+  change(to) { this.begin(); this.values = this.values.map(to); }
+
+  undo() { this.#step(this.past, this.future); }
+  redo() { this.#step(this.future, this.past); }
+
+  #step(from, to) {
+    if (!from.length) return;
+    to.push(this.values);
+    this.values = from.pop();
+    this.touched = true;
+  }
+
+  /** Return the marks as short text, runs of equal values, and read them again. */
+  toText() {
+    const runs = [];
+    let count = 0;
+    this.values.forEach((value, i) => {
+      count++;
+      if (value !== this.values[i + 1]) { runs.push(`${value}:${count}`); count = 0; }
+    });
+    return runs.join();
+  }
+
+  static fromText(text, height, width) {
+    const marks = new Marks(height, width);
+    let at = 0;
+    for (const [value, count] of text.split(",").map((run) => run.split(":").map(Number))) {
+      marks.values.fill(value, at, at + count);
+      at += count;
+    }
+    return at === height * width ? marks : null;
+  }
+
+  /** Draw the marks as colors into pixels (RGBA) of scale times the size. */
+  draw(pixels, scale) {
+    const wide = this.width * scale;
+    const edge = (x, y, value) => x < 0 || y < 0 || x >= this.width || y >= this.height ||
+      this.values[y * this.width + x] !== value;
+    for (let y = 0, p = 0; y < this.height * scale; y++) {
+      const row = Math.floor(y / scale);
+      for (let x = 0; x < wide; x++, p += 4) {
+        const column = Math.floor(x / scale), value = this.values[row * this.width + column];
+        if (!value) continue;
+        const border = edge(column - 1, row, value) || edge(column + 1, row, value) || edge(column, row - 1, value) || edge(column, row + 1, value);
+        const color = value === LOOK ? [23, 200, 104] : [232, 60, 38];
+        const striped = value === AVOID && (x + y) % 14 < 4; // to be told apart without seeing colors
+        const share = border ? 1 : striped ? 0.7 : 0.36;
+        for (let k = 0; k < 3; k++) pixels[p + k] += (color[k] - pixels[p + k]) * share;
+      }
+    }
+  }
+}

@@ -1,0 +1,555 @@
+"""What the page asks for, as functions from plain values to plain values; they know no HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shlex
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from xai_abn.datasets.corrections import LOOK, Corrections
+from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError, XaiAbnError
+from xai_abn.explainers import Explainer, make_explainers, names
+from xai_abn.explanation import ImageExplanations
+from xai_abn.files import digest
+from xai_abn.images.loading import EXAMPLE_PREFIX, EXAMPLES, LoadedImage, decode_image, load_image
+from xai_abn.images.preprocess import PreparedImage
+from xai_abn.metrics.faithfulness import polarity
+from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.editing import EditableImage
+from xai_abn.models.settings import ModelSettings
+from xai_abn.models.targets import Difference, Target
+from xai_abn.networks.tracing import evaluating, on_device, without_gradients
+from xai_abn.pipeline import explain_batch
+from xai_abn.rendering import COLORMAPS, DEFAULT_COLORMAP, png_bytes
+
+#: Largest image file that is taken, in bytes.
+MAX_UPLOAD = 64 * 2**20
+#: Bytes of images that are kept; the page sends one again that is no longer there.
+KEPT_BYTES = 512 * 2**20
+#: Prepared images, editable images and explanations that are kept of each.
+KEPT = 24
+#: Computations of maps that run at a time, so that several people share the machine and its memory.
+AT_A_TIME = 2
+#: Longest side of a small image, in pixels.
+THUMBNAIL = 128
+#: Classes that are listed, and polarity below which a map is neither upright nor inverted.
+TOP, UNDECIDED = 5, 0.01
+#: Values of a mark in the bytes of a painted image.
+UNMARKED, LOOKED, AVOIDED = 0, 1, 2
+
+T = TypeVar("T")
+
+
+class UnknownImageError(UnknownNameError):
+    """Raised when the server no longer has an image, so that the page sends it again."""
+
+
+class _Recent(Generic[T]):
+    """The results asked for last, at most so many, and so large together."""
+
+    def __init__(self, number: int, size: float = float("inf"), size_of: Callable[[T], float] = lambda _: 0) -> None:
+        self._number, self._size, self._size_of = number, size, size_of
+        self._kept: OrderedDict[Hashable, T] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> T | None:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def put(self, key: Hashable, value: T) -> T:
+        with self._lock:
+            self._kept[key] = value
+            while len(self._kept) > self._number or (
+                len(self._kept) > 1 and sum(map(self._size_of, self._kept.values())) > self._size
+            ):
+                self._kept.popitem(last=False)
+        return value
+
+    def got(self, key: Hashable, make: Callable[[], T]) -> T:
+        found = self.get(key)
+        return self.put(key, make()) if found is None else found
+
+
+@dataclass(eq=False)
+class OfferedModel:
+    """A model that the page can choose, loaded when it is first asked for.
+
+    Attributes:
+        settings: how it is loaded.
+        device: where it runs.
+    """
+
+    settings: ModelSettings
+    device: str = "cpu"
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _adapter: ModelAdapter | None = None
+
+    @property
+    def name(self) -> str:
+        """The name by which the page calls it."""
+        return self.settings.model
+
+    @property
+    def adapter(self) -> ModelAdapter:
+        """The model.
+
+        Raises:
+            UnsupportedModelError: it segments or detects.
+        """
+        with self._lock:
+            if self._adapter is None:
+                adapter = self.settings.load(self.device)
+                if adapter.gives_map or adapter.detects:
+                    raise UnsupportedModelError(
+                        f"{self.name} segments or detects, and the page shows classifiers; use 'xai-abn explain' for it"
+                    )
+                self._adapter = adapter
+        return self._adapter
+
+    @cached_property
+    def methods(self) -> list[dict[str, Any]]:
+        """Each method that applies to the model, with what it costs."""
+        found = []
+        for name in names():
+            try:
+                (explainer,) = make_explainers(self.adapter, name)
+            except XaiAbnError:
+                continue
+            quick = explainer.cost in ("none", "partial backward")
+            found.append({"name": name, "cost": explainer.cost, "quick": quick, "baseline": explainer.baseline})
+        return found
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What differs from the defaults, apart from the name."""
+        return {name: value for name, value in self.settings.changed().items() if name != "model"}
+
+
+@dataclass(frozen=True)
+class _Upload:
+    name: str
+    content: bytes
+
+
+class Service:
+    """Images, maps, edits and corrections of some models.
+
+    Args:
+        models: the models to choose from, the first one shown.
+        corrections: folder of the corrections.
+        images: paths of the images that the page may show besides those that it sends.
+
+    Raises:
+        XaiAbnError: the first model cannot be loaded, or the folder holds no corrections.
+    """
+
+    def __init__(
+        self, models: Sequence[OfferedModel], corrections: str | Path = "corrections", images: Sequence[str] = ()
+    ) -> None:
+        self._models = {model.name: model for model in models}
+        self._first = models[0]
+        self._folder = Path(corrections)
+        self.served = {f"file:{digest(path.encode())[:16]}": path for path in images}
+        self._uploads: _Recent[_Upload] = _Recent(10_000, KEPT_BYTES, lambda upload: len(upload.content))
+        self._prepared: _Recent[PreparedImage] = _Recent(KEPT)
+        self._edits: _Recent[EditableImage] = _Recent(KEPT)
+        self._explained: _Recent[ImageExplanations] = _Recent(KEPT)
+        self._polarities: _Recent[list[float]] = _Recent(KEPT)
+        self._writing = threading.Lock()
+        self._turn = threading.BoundedSemaphore(AT_A_TIME)
+        _ = self._first.adapter, Corrections(self._folder)
+
+    def start(self) -> dict[str, Any]:
+        """Return what the page needs when it opens."""
+        return {
+            "models": list(self._models),
+            "examples": [f"{EXAMPLE_PREFIX}{name}" for name in EXAMPLES],
+            "images": [{"image": ref, "name": Path(path).name} for ref, path in self.served.items()],
+            "corrections": str(self._folder),
+            "max_upload": MAX_UPLOAD,
+            "colors": _colors(),
+        }
+
+    def describe(self, model: str) -> dict[str, Any]:
+        """Return a model's labels, methods and size of input."""
+        offered = self._offered(model)
+        adapter = offered.adapter
+        first = ["abn", "abn-class"] if adapter.uses_attention_map else []
+        known = [method["name"] for method in offered.methods]
+        return {
+            "model": model,
+            "labels": [adapter.label(index) for index in range(adapter.number_of_classes)],
+            "methods": offered.methods,
+            "chosen": [name for name in (*first, "grad-cam", "cam", "hires-cam") if name in known][:4],
+            "editable": adapter.uses_attention_map,
+            "multi_label": adapter.multi_label,
+            "input": list(adapter.preprocess.height_and_width),
+        }
+
+    def upload(self, content: bytes, name: str) -> dict[str, Any]:
+        """Keep an image that the page sent.
+
+        Raises:
+            ImageLoadError: it cannot be read as an image.
+        """
+        name = Path(name.replace("\\", "/")).name[:200] or "image"
+        loaded = decode_image(content, name)
+        image = f"sent:{digest(content)}"
+        self._uploads.put(image, _Upload(name, content))
+        return {"image": image, "name": name, "width": loaded.image.width, "height": loaded.image.height}
+
+    def view(self, model: str, image: str) -> bytes:
+        """Return what the network sees of an image, as PNG."""
+        return png_bytes(Image.fromarray(self._prepare(model, image).view))
+
+    def thumbnail(self, model: str, image: str) -> bytes:
+        """Return a small image of what the network sees of an image, as PNG."""
+        shown = Image.fromarray(self._prepare(model, image).view)
+        shown.thumbnail((THUMBNAIL, THUMBNAIL))
+        return png_bytes(shown)
+
+    def explain(
+        self, model: str, image: str, methods: Sequence[str], target: int | None, versus: int | None
+    ) -> dict[str, Any]:
+        """Return the maps of an image, with everything that is shown beside them."""
+        result = self._explain(model, image, methods, target, versus)
+        adapter, prepared = self._offered(model).adapter, self._prepare(model, image)
+        explainers = {explainer.spec: explainer for explainer in make_explainers(adapter, list(methods))}
+        records = list(result.values())
+        first = next((record for record in records if record.class_specific), records[0])
+        name, _ = self._source(image)
+        shown = {
+            "image": {
+                "image": image,
+                "name": name,
+                "size": prepared.size,
+                "notes": list(prepared.notes),
+                "input": list(prepared.tensor.shape[1:]),
+            },
+            "model": model,
+            "predicted": first.predicted,
+            "target": first.predicted if target is None else target,
+            "label": adapter.label(first.predicted if target is None else target),
+            "versus": versus,
+            "probability": _number(first.probability),
+            "top": [{"label": label, "probability": p} for label, p in first.top],
+            "attention": None,
+            "maps": [
+                record.to_dict()
+                | {
+                    "values": _encoded(record.map),
+                    "says": what_it_says(explainers[record.method], adapter, record.label),
+                    "cost": explainers[record.method].cost,
+                }
+                for record in records
+            ],
+            "python": self._python(model, name, methods, target, versus),
+            "command": self._command(model, name, methods, target, versus),
+        }
+        if adapter.uses_attention_map:
+            own = self._edit(model, image).own
+            shown["attention"] = [
+                {"label": adapter.label(index), "probability": _number(float(own.attention_probabilities[index]))}
+                for index in own.attention_logits.topk(min(TOP, len(own.attention_logits))).indices.tolist()
+            ]
+        return shown
+
+    def polarity(
+        self, model: str, image: str, methods: Sequence[str], target: int | None, versus: int | None
+    ) -> list[dict[str, Any]]:
+        """Return for each map whether it is upright on this image; nothing where two classes are compared."""
+        if versus is not None:
+            return []
+        result = self._explain(model, image, methods, target, versus)
+        adapter = self._offered(model).adapter
+        records = list(result.values())
+        usable = [record for record in records if record.flaw is None]
+        if not usable or not adapter.has_probabilities:
+            return []
+
+        def measured() -> list[float]:
+            inputs = on_device(self._prepare(model, image).tensor[None], adapter.module)
+            with self._turn, evaluating(adapter.module), without_gradients(adapter.module):
+                return [
+                    float(
+                        polarity(
+                            lambda x: adapter.logits_of(adapter.module(x)),
+                            inputs,
+                            torch.tensor(np.array(record.map))[None].to(inputs.device),
+                            torch.tensor([record.target], device=inputs.device),
+                        )
+                    )
+                    for record in usable
+                ]
+
+        key = (model, image, tuple(methods), target)
+        values = self._polarities.got(key, measured)
+        return [
+            {"method": record.method, "polarity": value, "verdict": _verdict(value)}
+            for record, value in zip(usable, values, strict=True)
+        ]
+
+    def file(
+        self,
+        kind: Literal["image", "map", "record"],
+        model: str,
+        image: str,
+        methods: Sequence[str],
+        target: int | None,
+        versus: int | None,
+        method: str,
+        opacity: float,
+    ) -> tuple[str, bytes]:
+        """Return the name and the content of a file to keep: the overlay, the raw map, or the record."""
+        record = next(
+            (r for r in self._explain(model, image, methods, target, versus).values() if r.method == method), None
+        )
+        if record is None:
+            raise UnknownNameError("method", method, methods)
+        stem = f"{Path(self._source(image)[0].removeprefix(EXAMPLE_PREFIX)).stem}-{method.replace(':', '-')}"
+        if kind == "image":
+            return f"{stem}.png", png_bytes(record.overlay(opacity=opacity))
+        if kind == "record":
+            return f"{stem}.json", json.dumps(record.to_dict(), indent=2).encode()
+        buffer = io.BytesIO()
+        np.save(buffer, record.map)
+        return f"{stem}.npy", buffer.getvalue()
+
+    def edit(self, model: str, image: str, target: int, marks: bytes) -> dict[str, Any]:
+        """Return what both branches answer if an image is marked so, beside what they answer by themselves.
+
+        Args:
+            model: name of the model.
+            image: the image.
+            target: index of the class that the marks are for.
+            marks: a byte for each pixel of the input: not marked, look here, not here.
+        """
+        adapter, edit = self._offered(model).adapter, self._edit(model, image)
+        look, avoid = self._marks(edit.image, marks)
+        grid = edit.grid
+        changed = edit.marked_cells(target, _cells(look, grid), _cells(avoid, grid))
+        own = edit.own
+
+        def map_of(maps: torch.Tensor) -> str:
+            return _encoded(maps[target] if maps.dim() == 3 else maps)
+
+        return {
+            "grid": list(grid),
+            "attention_map": map_of(changed.attention_map),
+            "class_map": map_of(changed.class_maps),
+            "own_attention_map": map_of(own.attention_map),
+            "own_class_map": map_of(own.class_maps),
+            "prediction": _changes(adapter, own.probabilities, changed.probabilities, target),
+            "attention": _changes(adapter, own.attention_probabilities, changed.attention_probabilities, target),
+        }
+
+    def corrections(self, model: str, image: str) -> list[dict[str, Any]]:
+        """Return the saved corrections of an image."""
+        loaded = self._load(image)
+        return [
+            {"label": c.label, "target": _target_or_none(c, self._offered(model).adapter), "kind": c.kind}
+            | {"time": c.time, "model": c.model, "file": c.path.name}
+            for c in Corrections(self._folder).of(loaded)
+        ]
+
+    def marks(self, model: str, image: str, target: int) -> bytes:
+        """Return the saved marks of an image for a class, as :meth:`edit` takes them."""
+        prepared, loaded = self._prepare(model, image), self._load(image)
+        grid = (prepared.tensor.shape[1], prepared.tensor.shape[2])
+        found = np.zeros(grid, np.uint8)
+        label = self._offered(model).adapter.label(target)
+        for correction in Corrections(self._folder).of(loaded):
+            if correction.label == label:
+                value = LOOKED if correction.kind == LOOK else AVOIDED
+                found[prepared.seen_of(correction.mask, grid)] = value
+        return found.tobytes()
+
+    def save(self, model: str, image: str, target: int, marks: bytes) -> list[dict[str, Any]]:
+        """Save the marks of an image for a class, and return the corrections of the image."""
+        adapter, prepared = self._offered(model).adapter, self._prepare(model, image)
+        look, avoid = (
+            prepared.on_image(part) if part.any() else None for part in self._marks(prepared, marks)
+        )
+        name, source = self._source(image)
+        with self._writing:
+            Corrections(self._folder).mark(source, target, look, avoid, model=adapter, name=name)
+        return self.corrections(model, image)
+
+    def _marks(self, prepared: PreparedImage, marks: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Return where bytes mark to look, and where not to, each (H, W) bool of the input."""
+        height, width = prepared.tensor.shape[1:]
+        if len(marks) != height * width or max(marks) > AVOIDED:
+            raise InvalidInputError(f"marks must be {height * width} bytes, 0, 1 or 2 each; got {len(marks)}")
+        painted = np.frombuffer(marks, np.uint8).reshape(height, width)
+        return painted == LOOKED, painted == AVOIDED
+
+    def _offered(self, name: str) -> OfferedModel:
+        if name not in self._models:
+            raise UnknownNameError("model", name, self._models)
+        return self._models[name]
+
+    def _source(self, image: str) -> tuple[str, str | bytes]:
+        """Return the name of an image and where it is: its path, ``example:NAME``, or its bytes."""
+        if image in self.served:
+            return self.served[image], self.served[image]
+        if image.startswith(EXAMPLE_PREFIX) and image[len(EXAMPLE_PREFIX) :] in EXAMPLES:
+            return image, image
+        upload = self._uploads.get(image)
+        if upload is None:
+            raise UnknownImageError("image", image, [], "Send it again.")
+        return upload.name, upload.content
+
+    def _load(self, image: str) -> LoadedImage:
+        name, source = self._source(image)
+        return decode_image(source, name) if isinstance(source, bytes) else load_image(source)
+
+    def _prepare(self, model: str, image: str) -> PreparedImage:
+        self._source(image)
+        adapter = self._offered(model).adapter
+        return self._prepared.got((model, image), lambda: adapter.preprocess(self._load(image)))
+
+    def _edit(self, model: str, image: str) -> EditableImage:
+        adapter, prepared = self._offered(model).adapter, self._prepare(model, image)
+        return self._edits.got((model, image), lambda: adapter.edit(prepared))
+
+    def _explain(
+        self, model: str, image: str, methods: Sequence[str], target: int | None, versus: int | None
+    ) -> ImageExplanations:
+        adapter, prepared = self._offered(model).adapter, self._prepare(model, image)
+        asked: Target | None = target if versus is None else Difference(target, versus=versus)
+
+        def made() -> ImageExplanations:
+            explainers = make_explainers(adapter, list(methods))
+            with self._turn:
+                (result,) = explain_batch(adapter, [prepared], explainers, [[asked]])
+            if isinstance(result, XaiAbnError):
+                raise result
+            return result
+
+        return self._explained.got((model, image, tuple(methods), target, versus), made)
+
+    def _python(
+        self, model: str, name: str, methods: Sequence[str], target: int | None, versus: int | None
+    ) -> str:
+        offered = self._offered(model)
+        arguments = "".join(f", {key}={value!r}" for key, value in offered.arguments.items())
+        first, second = _name_of(offered.adapter, target), _name_of(offered.adapter, versus)
+        asked = "" if target is None else f", {first!r}"
+        if versus is not None:
+            asked = f", xai_abn.Difference({first!r}, versus={second!r})"
+        return (
+            "import xai_abn\n\n"
+            f"model = xai_abn.load_model({model!r}{arguments})\n"
+            f"result = xai_abn.explain(model, {name!r}, {list(methods)!r}{asked})\n"
+            f"record = result[{methods[0]!r}]\n"
+            "print(record.answer, record.map.shape)\n"
+        )
+
+    def _command(
+        self, model: str, name: str, methods: Sequence[str], target: int | None, versus: int | None
+    ) -> str:
+        words = ["xai-abn", "explain", name, "--model", model]
+        offered = self._offered(model)
+        for option, value in offered.arguments.items():
+            text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+            words += [f"--{option.replace('_', '-')}", text]
+        words += ["--method", ",".join(methods)]
+        for option, index in (("--target", target), ("--versus", versus)):
+            words += [] if index is None else [option, str(_name_of(offered.adapter, index))]
+        return shlex.join(words)
+
+
+def what_it_says(explainer: Explainer, model: ModelAdapter, label: str) -> str:
+    """Return in a sentence or two what a map can tell, and what it cannot."""
+    if explainer.baseline:
+        return "This map ignores the network. What it reaches is the least that a method must beat."
+    if explainer.name == "abn" and not explainer.is_class_specific(model):
+        return (
+            "M weighted the features of this very prediction. It is one map for all classes, so it cannot tell for which "
+            "class a bright place speaks; and what it leaves dark may still have counted."
+        )
+    if explainer.name == "abn-class":
+        return (
+            f"What speaks for {label} in the attention branch, and against it. It cannot explain the prediction itself, "
+            "which the perception branch makes."
+        )
+    if not explainer.is_class_specific(model):
+        return "What the network reacted to most, whatever the class. It cannot tell what spoke for a class."
+    if explainer.grid in ("layer", "attention branch"):
+        return (
+            f"Where the network read evidence for {label}, to a cell of the layer, each of which sees much of the image. "
+            "It cannot prove that the network is right, nor for the right reason."
+        )
+    return (
+        f"How much the score of {label} depends on each place of the image. It cannot show what only counts together, nor "
+        "prove that the network is right."
+    )
+
+
+def _name_of(model: ModelAdapter, index: int | None) -> int | str | None:
+    """Return the label of a class, or its index where the label is not its own."""
+    if index is None or model.labels is None:
+        return index
+    label = model.label(index)
+    same = [other for other in model.labels if other.casefold() == label.casefold()]
+    return label if len(same) == 1 else index
+
+
+def _verdict(value: float) -> str:
+    return "undecided" if abs(value) <= UNDECIDED else "upright" if value > 0 else "inverted"
+
+
+def _changes(
+    model: ModelAdapter, before: torch.Tensor, after: torch.Tensor, target: int
+) -> list[dict[str, Any]]:
+    """Return the most probable classes before and after, and the target, with both probabilities."""
+    number = min(TOP, len(before))
+    indices = {*before.topk(number).indices.tolist(), *after.topk(number).indices.tolist(), target}
+    rows = [
+        {"target": k, "label": model.label(k), "before": _number(float(before[k])), "after": _number(float(after[k]))}
+        for k in indices
+    ]
+    return sorted(rows, key=lambda row: -(row["after"] or 0))
+
+
+def _cells(part: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Return the share of each cell (h, w) that is marked in a mask (H, W)."""
+    shares: np.ndarray = cv2.resize(part.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA)
+    return shares
+
+
+def _target_or_none(correction: Any, model: ModelAdapter) -> int | None:
+    try:
+        return int(correction.target_in(model))
+    except XaiAbnError:
+        return None
+
+
+def _colors() -> str:
+    """Return the default colormap, 256 colors from low to high, as base64 of RGB."""
+    ramp = cv2.applyColorMap(np.arange(256, dtype=np.uint8), COLORMAPS[DEFAULT_COLORMAP])
+    return base64.b64encode(cv2.cvtColor(ramp, cv2.COLOR_BGR2RGB).tobytes()).decode()
+
+
+def _encoded(values: Any) -> str:
+    """Return a map as base64 of little-endian float32, row by row."""
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
