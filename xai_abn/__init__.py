@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xai_abn.datasets.corrections import Corrections
     from xai_abn.explanation import Explanation
     from xai_abn.images.preprocess import Preprocess
     from xai_abn.models.adapter import ModelAdapter, wrap
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ABNOutput": "xai_abn.networks.abn",
     "AttentionBranchNetwork": "xai_abn.networks.abn",
+    "Corrections": "xai_abn.datasets.corrections",
     "DetectionTarget": "xai_abn.models.detection",
     "Difference": "xai_abn.models.targets",
     "Explanation": "xai_abn.explanation",
@@ -47,6 +49,7 @@ _MODULES = ("errors", "explainers", "images", "metrics", "models", "rendering", 
 __all__ = [
     "ABNOutput",
     "AttentionBranchNetwork",
+    "Corrections",
     "DetectionTarget",
     "Difference",
     "Explanation",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xai_abn.app.service import MAX_UPLOAD, Service, UnknownImageError
+from xai_abn.app.service import MAX_UPLOAD, OfferedModel, Service, UnknownImageError
 from xai_abn.errors import InvalidInputError, UnsupportedModelError, XaiAbnError
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from xai_abn.models.adapter import ModelAdapter
 
 #: The files of the page; no other is served.
 PAGE = {
@@ -27,7 +30,7 @@ PAGE = {
 }
 #: What a browser may load and do: only what comes from this server.
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -133,6 +136,31 @@ def make_app(service: Service, host: str = "127.0.0.1") -> Starlette:
     return app
 
 
+def run(
+    model: ModelAdapter,
+    *,
+    corrections: str | Path = "corrections",
+    images: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 8017,
+) -> None:
+    """Serve the page for a model made in Python, until the process is interrupted.
+
+    Args:
+        model: the model.
+        corrections: folder of the corrections.
+        images: paths of images to choose from.
+        host: address to bind to.
+        port: the port; 0 for any that is free.
+
+    Raises:
+        UnsupportedModelError: the extra ``app`` is not installed, or the model segments or detects.
+        InvalidInputError: the address or port cannot be used.
+    """
+    service = Service([OfferedModel(model.name, lambda: model)], corrections, images)
+    serve(service, host, port, lambda address: print(f"{address}  (Ctrl-C ends it)"))
+
+
 def serve(service: Service, host: str, port: int, started: Callable[[str], None]) -> None:
     """Serve the page until the process is interrupted.
 
@@ -161,7 +189,7 @@ def serve(service: Service, host: str, port: int, started: Callable[[str], None]
             reason = getattr(error, "strerror", None) or error
             raise InvalidInputError(f"--host {host} --port {port}: {reason}; choose another, or --port 0") from error
         shown = f"[{host}]" if ":" in host else host
-        config = uvicorn.Config(make_app(service, host), log_level=logging.WARNING, lifespan="off")
+        config = uvicorn.Config(make_app(service, host), log_level=logging.WARNING, lifespan="off", server_header=False)
         started(f"http://{shown}:{bound.getsockname()[1]}/")
         uvicorn.Server(config).run(sockets=[bound])
 

@@ -8,8 +8,8 @@ import json
 import shlex
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -29,7 +29,6 @@ from xai_abn.images.preprocess import PreparedImage
 from xai_abn.metrics.faithfulness import polarity
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.editing import EditableImage
-from xai_abn.models.settings import ModelSettings
 from xai_abn.models.targets import Difference, Target
 from xai_abn.networks.tracing import evaluating, on_device, without_gradients
 from xai_abn.pipeline import explain_batch
@@ -85,24 +84,19 @@ class _Recent(Generic[T]):
         return self.put(key, make()) if found is None else found
 
 
-@dataclass(eq=False)
 class OfferedModel:
     """A model that the page can choose, loaded when it is first asked for.
 
-    Attributes:
-        settings: how it is loaded.
-        device: where it runs.
+    Args:
+        name: by which the page calls it.
+        load: returns the model.
+        arguments: what :func:`xai_abn.load_model` takes besides the name; None for a model that it does not know.
     """
 
-    settings: ModelSettings
-    device: str = "cpu"
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _adapter: ModelAdapter | None = None
-
-    @property
-    def name(self) -> str:
-        """The name by which the page calls it."""
-        return self.settings.model
+    def __init__(self, name: str, load: Callable[[], ModelAdapter], arguments: Mapping[str, Any] | None = None) -> None:
+        self.name, self.arguments = name, arguments
+        self._load, self._lock = load, threading.Lock()
+        self._adapter: ModelAdapter | None = None
 
     @property
     def adapter(self) -> ModelAdapter:
@@ -113,7 +107,7 @@ class OfferedModel:
         """
         with self._lock:
             if self._adapter is None:
-                adapter = self.settings.load(self.device)
+                adapter = self._load()
                 if adapter.gives_map or adapter.detects:
                     raise UnsupportedModelError(
                         f"{self.name} segments or detects, and the page shows classifiers; use 'xai-abn explain' for it"
@@ -133,11 +127,6 @@ class OfferedModel:
             quick = explainer.cost in ("none", "partial backward")
             found.append({"name": name, "cost": explainer.cost, "quick": quick, "baseline": explainer.baseline})
         return found
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What differs from the defaults, apart from the name."""
-        return {name: value for name, value in self.settings.changed().items() if name != "model"}
 
 
 @dataclass(frozen=True)
@@ -382,9 +371,7 @@ class Service:
     def save(self, model: str, image: str, target: int, marks: bytes) -> list[dict[str, Any]]:
         """Save the marks of an image for a class, and return the corrections of the image."""
         adapter, prepared = self._offered(model).adapter, self._prepare(model, image)
-        look, avoid = (
-            prepared.on_image(part) if part.any() else None for part in self._marks(prepared, marks)
-        )
+        look, avoid = (prepared.on_image(part) if part.any() else None for part in self._marks(prepared, marks))
         name, source = self._source(image)
         with self._writing:
             Corrections(self._folder).mark(source, target, look, avoid, model=adapter, name=name)
@@ -443,18 +430,19 @@ class Service:
 
         return self._explained.got((model, image, tuple(methods), target, versus), made)
 
-    def _python(
-        self, model: str, name: str, methods: Sequence[str], target: int | None, versus: int | None
-    ) -> str:
+    def _python(self, model: str, name: str, methods: Sequence[str], target: int | None, versus: int | None) -> str:
         offered = self._offered(model)
-        arguments = "".join(f", {key}={value!r}" for key, value in offered.arguments.items())
+        loading = "...  # as you made it"
+        if offered.arguments is not None:
+            arguments = "".join(f", {key}={value!r}" for key, value in offered.arguments.items())
+            loading = f"xai_abn.load_model({model!r}{arguments})"
         first, second = _name_of(offered.adapter, target), _name_of(offered.adapter, versus)
         asked = "" if target is None else f", {first!r}"
         if versus is not None:
             asked = f", xai_abn.Difference({first!r}, versus={second!r})"
         return (
             "import xai_abn\n\n"
-            f"model = xai_abn.load_model({model!r}{arguments})\n"
+            f"model = {loading}\n"
             f"result = xai_abn.explain(model, {name!r}, {list(methods)!r}{asked})\n"
             f"record = result[{methods[0]!r}]\n"
             "print(record.answer, record.map.shape)\n"
@@ -462,9 +450,11 @@ class Service:
 
     def _command(
         self, model: str, name: str, methods: Sequence[str], target: int | None, versus: int | None
-    ) -> str:
-        words = ["xai-abn", "explain", name, "--model", model]
+    ) -> str | None:
         offered = self._offered(model)
+        if offered.arguments is None:
+            return None
+        words = ["xai-abn", "explain", name, "--model", model]
         for option, value in offered.arguments.items():
             text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
             words += [f"--{option.replace('_', '-')}", text]
@@ -480,24 +470,24 @@ def what_it_says(explainer: Explainer, model: ModelAdapter, label: str) -> str:
         return "This map ignores the network. What it reaches is the least that a method must beat."
     if explainer.name == "abn" and not explainer.is_class_specific(model):
         return (
-            "M weighted the features of this very prediction. It is one map for all classes, so it cannot tell for which "
-            "class a bright place speaks; and what it leaves dark may still have counted."
+            "M weighted the features of this very prediction. It is one map for all classes, so it cannot tell for "
+            "which class a bright place speaks; and what it leaves dark may still have counted."
         )
     if explainer.name == "abn-class":
         return (
-            f"What speaks for {label} in the attention branch, and against it. It cannot explain the prediction itself, "
-            "which the perception branch makes."
+            f"What speaks for {label} in the attention branch, and against it. It cannot explain the prediction "
+            "itself, which the perception branch makes."
         )
     if not explainer.is_class_specific(model):
         return "What the network reacted to most, whatever the class. It cannot tell what spoke for a class."
     if explainer.grid in ("layer", "attention branch"):
         return (
-            f"Where the network read evidence for {label}, to a cell of the layer, each of which sees much of the image. "
-            "It cannot prove that the network is right, nor for the right reason."
+            f"Where the network read evidence for {label}, to a cell of the layer, each of which sees much of the "
+            "image. It cannot prove that the network is right, nor for the right reason."
         )
     return (
-        f"How much the score of {label} depends on each place of the image. It cannot show what only counts together, nor "
-        "prove that the network is right."
+        f"How much the score of {label} depends on each place of the image. It cannot show what only counts together, "
+        "nor prove that the network is right."
     )
 
 
@@ -514,9 +504,7 @@ def _verdict(value: float) -> str:
     return "undecided" if abs(value) <= UNDECIDED else "upright" if value > 0 else "inverted"
 
 
-def _changes(
-    model: ModelAdapter, before: torch.Tensor, after: torch.Tensor, target: int
-) -> list[dict[str, Any]]:
+def _changes(model: ModelAdapter, before: torch.Tensor, after: torch.Tensor, target: int) -> list[dict[str, Any]]:
     """Return the most probable classes before and after, and the target, with both probabilities."""
     number = min(TOP, len(before))
     indices = {*before.topk(number).indices.tolist(), *after.topk(number).indices.tolist(), target}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from xai_abn.cli import options
 from xai_abn.cli._console import status
 from xai_abn.cli.settings import with_settings
 from xai_abn.models.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from xai_abn.app.service import OfferedModel
 
 #: Models that ship with the package, offered beside the one that is named.
 SHIPPED = ("abn-lite0", "lite0", "abn-cifar100")
@@ -41,9 +44,7 @@ def command(
         str, typer.Option(help="Address to serve on. '0.0.0.0' lets everyone in your network use the page.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to serve on; 0 for any that is free.", min=0, max=65535)] = 8017,
-    browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
-    ] = True,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
     device: options.Device = "cpu",
 ) -> None:
     """Start a page in the browser: look at maps, paint on them, save corrections. Nothing leaves this computer.
@@ -55,12 +56,12 @@ def command(
     named = {settings.model for settings in offered}
     offered += [ModelSettings(model=name) for name in SHIPPED if name not in named]
     from xai_abn.app.server import serve
-    from xai_abn.app.service import OfferedModel, Service
+    from xai_abn.app.service import Service
     from xai_abn.images.loading import find_images
 
     found = [path for argument in images or [] for path in find_images(argument)]
     with status("loading the model"):
-        service = Service([OfferedModel(settings, device) for settings in offered], corrections, found)
+        service = Service([_offer(settings, device) for settings in offered], corrections, found)
 
     def started(address: str) -> None:
         typer.echo(f"{address}  (Ctrl-C ends it)")
@@ -72,3 +73,10 @@ def command(
             webbrowser.open(address)
 
     serve(service, host, port, started)
+
+
+def _offer(settings: ModelSettings, device: str) -> OfferedModel:
+    from xai_abn.app.service import OfferedModel
+
+    arguments = {name: value for name, value in settings.changed().items() if name != "model"}
+    return OfferedModel(settings.model, lambda: settings.load(device), arguments)

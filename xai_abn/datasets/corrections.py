@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from xai_abn.datasets.readers.coco import INSTANCES, read_coco
+from xai_abn.datasets.readers.coco import INSTANCES
+from xai_abn.datasets.sample import read_dataset
 from xai_abn.errors import DatasetError, InvalidInputError, OutputError, shown
 from xai_abn.files import digest, key_of, replacing
 from xai_abn.images.loading import FORMATS, LoadedImage, decode_image, load_image
@@ -29,7 +30,8 @@ Kind: TypeAlias = Literal["look here", "not here"]
 LOOK: Kind = "look here"
 AVOID: Kind = "not here"
 #: Name and version of the format of a record.
-FORMAT, VERSION = "xai-abn-correction", 1
+FORMAT: Literal["xai-abn-correction"] = "xai-abn-correction"
+VERSION: Literal[1] = 1
 #: Folder of the images in a folder of corrections.
 IMAGES = "images"
 #: Start of the name of a category that marks where not to look, in COCO's format.
@@ -166,8 +168,8 @@ class Correction:
 class Corrections(Sequence[Correction]):
     """A folder of corrections: for each one JSON record and one PNG mask, and the images in ``images/``.
 
-    Records are read when the folder is opened, masks and images when they are asked for. A record that cannot be read is
-    left out and named in ``problems``. There is one correction for an image, class and kind; another one replaces it.
+    Records are read when the folder is opened, masks and images when they are asked for. A record that cannot be read
+    is left out and named in ``problems``. There is one correction for an image, class and kind; another one replaces it.
 
     Args:
         folder: made when the first correction is added.
@@ -388,8 +390,8 @@ class Corrections(Sequence[Correction]):
     ) -> int:
         """Add corrections from annotations in COCO's format, and return how many.
 
-        All objects of a class in an image become one mark of where to look for it. A category called ``not here: CLASS``
-        marks where not to look.
+        All objects of a class in an image become one mark of where to look for it. A category called ``not here:
+        CLASS`` marks where not to look.
 
         Args:
             place: a JSON file, or a folder with one; see the reader ``coco``.
@@ -402,7 +404,7 @@ class Corrections(Sequence[Correction]):
             UnknownNameError: the model has no class called as a category.
             InvalidInputError: a mark covers the whole image, or contradicts another.
         """
-        data = read_coco(str(place), None if images is None else Path(images))
+        data = read_dataset(f"coco:{place}", images)
         if data.problems:
             raise DatasetError(": ".join(data.problems[0]))
         count = 0
@@ -414,7 +416,9 @@ class Corrections(Sequence[Correction]):
             sample.check(size)
             masks: dict[tuple[str | int, Kind], np.ndarray] = {}
             for thing in sample.objects:
-                kind, name = (AVOID, thing.label[len(_AVOID_PREFIX) :]) if _is_avoid(thing.label) else (LOOK, thing.label)
+                kind, name = (
+                    (AVOID, thing.label[len(_AVOID_PREFIX) :]) if _is_avoid(thing.label) else (LOOK, thing.label)
+                )
                 label = (labels or {}).get(name, name)
                 if label is not None:
                     mask = masks.setdefault((label, kind), np.zeros(size, bool))
@@ -441,7 +445,7 @@ class Corrections(Sequence[Correction]):
         path = self.folder / INSTANCES if file is None else Path(file)
         names = sorted({_category(c) for c in self})
         images: dict[str, dict[str, Any]] = {}
-        annotations = []
+        annotations: list[dict[str, Any]] = []
         for correction in self:
             image = images.setdefault(
                 correction.image_digest,
@@ -506,11 +510,12 @@ class _Marked:
     def of(
         cls, image: LoadedImage | str | Path | bytes, label: str | int, model: ModelAdapter | None, name: str | None
     ) -> _Marked:
-        content = image if isinstance(image, bytes) else None
-        if isinstance(image, (str, Path)) and Path(image).is_file():
-            content = Path(image).read_bytes()
-        if not isinstance(image, LoadedImage):
-            image = load_image(image) if content is None else decode_image(content, name or str(image)[:80])
+        content: bytes | None = None
+        if isinstance(image, bytes):
+            content, image = image, decode_image(image, name or "image")
+        elif not isinstance(image, LoadedImage):
+            source, image = str(image), load_image(image)
+            content = Path(source).read_bytes() if Path(source).is_file() else None
         target = None if model is None else model.target_index(label, model.number_of_classes)
         label = model.label(target) if model is not None and target is not None else str(label)
         called = Path(name or image.source).name or "image"
@@ -539,7 +544,9 @@ def image_digest(image: LoadedImage) -> str:
     return digest(f"{image.image.width}x{image.image.height}".encode(), image.image.tobytes())
 
 
-def _check_mask(mask: np.ndarray, size: tuple[int, int], what: str, error: type[DatasetError | InvalidInputError]) -> None:
+def _check_mask(
+    mask: np.ndarray, size: tuple[int, int], what: str, error: type[DatasetError | InvalidInputError]
+) -> None:
     if mask.shape != size:
         got = "x".join(map(str, mask.shape[::-1]))
         raise error(f"{what} is {got} and the image {size[1]}x{size[0]} pixels; give a mask of the image's size")
@@ -583,8 +590,8 @@ def _correction(path: Path, record: _Record) -> Correction:
         image.name,
         image.digest,
         (image.height, image.width),
-        model and model.name,
-        model and model.classes,
+        None if model is None else model.name,
+        None if model is None else model.classes,
         record.time,
         image.file,
         record.mask,

@@ -89,8 +89,8 @@ class EditableImage:
     def answers(self, attention: Any = None, class_maps: Mapping[int | str, Any] | None = None) -> Answers:
         """Return what the branches answer from other maps.
 
-        The perception branch then sees its features weighted by ``attention``, as in ``network(inputs, attention=...)``.
-        In the attention branch, the logit of a class becomes the mean of its new map (the maximum, if maps are signed).
+        The perception branch then sees its features weighted by ``attention``, as in ``network(inputs,
+        attention=...)``. In the attention branch, the logit of a class becomes the mean of its new map (the maximum, if maps are signed).
 
         Args:
             attention: (h, w), or (K, h, w) for a multi-task ABN: in place of M, in [0, 1] unless maps are signed;
@@ -129,7 +129,9 @@ class EditableImage:
             InvalidInputError: no such class, nothing that the network saw, or marks that contradict each other.
             UnknownNameError: no such label.
         """
-        parts = [np.zeros(self.grid, np.float32) if p is None else self.image.cells(p, self.grid) for p in (look, avoid)]
+        parts = [
+            np.zeros(self.grid, np.float32) if p is None else self.image.cells(p, self.grid) for p in (look, avoid)
+        ]
         return self.marked_cells(target, *parts)
 
     def marked_cells(self, target: int | str, look: np.ndarray, avoid: np.ndarray) -> Answers:

@@ -1,6 +1,6 @@
 // The page: what is chosen, what the server answers, and how it is shown.
 
-import { above, bar, blend, decode, largestBox, outline, scaled, setColors } from "./maps.js";
+import { above, bar, blend, decode, largestBox, outline, scaled, setColors, spotlight } from "./maps.js";
 import { AVOID, LOOK, Marks } from "./paint.js";
 
 const $ = (id) => document.getElementById(id);
@@ -219,7 +219,8 @@ function showCards() {
   $("cards").replaceChildren(...cards);
   drawCards();
   $("python").textContent = state.result.python;
-  $("command").textContent = state.result.command;
+  $("command").textContent = state.result.command ?? "";
+  $("command").parentElement.hidden = !state.result.command;
 }
 
 /** Return the card of one map; its map and image are kept on its canvas for drawing. */
@@ -357,7 +358,7 @@ async function startCorrecting() {
   Object.assign(canvas, { width: width * SCALE(), height: height * SCALE() });
   $("not-editable").hidden = model().editable;
   $("not-editable").textContent = model().editable ? "" : `${state.model} has no attention map that it uses, so its answers cannot follow. Marks can be saved all the same, to train with.`;
-  for (const id of ["edited-prediction", "edited-attention"]) $(id).parentElement.hidden = !model().editable;
+  for (const place of [$("edited-prediction").parentElement, $("edited-attention").parentElement, document.querySelector(".summary")]) place.hidden = !model().editable;
   showSaved();
   await react();
 }
@@ -391,6 +392,8 @@ function showChanges(id, rows) {
     return element("li", { className: target === state.result.target ? "is-target" : "" }, element("div", { className: "row" },
       element("span", { className: "name", text: name, title: name }), element("span", { className: "number" }, ...text), element("span", { className: "track" }, kept, moved)));
   }));
+  const target = rows.find((row) => row.target === state.result.target), place = id === "edited-prediction" ? "summary-prediction" : "summary-attention";
+  $(place).textContent = target ? `${percent(target.after)} ${Math.abs(target.after - target.before) >= 0.0005 ? `(before ${percent(target.before)})` : ""}` : "";
   if (id !== "edited-prediction") return;
   clearTimeout(showChanges.later); // what is read aloud waits for the end of a stroke
   showChanges.later = setTimeout(() => {
@@ -406,7 +409,7 @@ function drawEditor() {
   context.imageSmoothingQuality = "high";
   context.drawImage(view, 0, 0, width, height);
   const map = currentMap(), pixels = context.getImageData(0, 0, width, height);
-  if (map) blend(pixels.data, scaled(map, height, width), 0.5);
+  if (map) spotlight(pixels.data, map, map.top, height, width);
   marks.draw(pixels.data, SCALE());
   context.putImageData(pixels, 0, 0);
   showBrush();
@@ -418,8 +421,8 @@ function drawEditor() {
 function currentMap() {
   const kind = $("shown").value, { edited } = state;
   if (kind === "none" || !edited) return null;
-  const found = $("changed").checked ? edited[kind] : edited[`own_${kind}`];
-  return decode(found, edited.grid);
+  const own = decode(edited[`own_${kind}`], edited.grid), top = kind === "attention_map" ? 1 : Math.max(...own.values);
+  return { ...($("changed").checked ? decode(edited[kind], edited.grid) : own), top };
 }
 
 const tool = () => Number(document.querySelector("[data-tool][aria-checked=true]").dataset.tool);
@@ -554,7 +557,8 @@ async function save() {
 function showSaved() {
   const own = state.saved.filter((row) => row.target === state.result.target), others = state.saved.filter((row) => row.target !== state.result.target);
   $("saved").className = own.length && !state.marks.touched ? "done" : "";
-  $("saved").textContent = state.marks.touched ? "Not saved yet." : own.length ? `Saved in ${state.start.corrections}: ${own.map((row) => row.file).join(", ")}` : "Nothing is saved for this class.";
+  $("saved").textContent = state.marks.touched ? "Not saved yet." : own.length ? `Saved in ${state.start.corrections}: ${own.map((row) => `‘${row.kind}’`).join(" and ")}.` : "Nothing is saved for this class.";
+  $("saved").title = own.map((row) => row.file).join("\n");
   const labels = [...new Set(others.map((row) => row.label))];
   $("list").replaceChildren(...labels.map((name) => {
     const { target } = others.find((row) => row.label === name);

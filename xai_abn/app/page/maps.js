@@ -56,6 +56,15 @@ export function blend(pixels, shown, opacity) {
   }
 }
 
+/** Darken pixels (RGBA) where a map is low: left as they are where it is at least `top`, nearly black where it is 0. */
+export function spotlight(pixels, map, top, height, width) {
+  const values = resized(map, height, width);
+  for (let i = 0, p = 0; i < values.length; i++, p += 4) {
+    const light = 0.18 + 0.82 * Math.max(0, Math.min(1, values[i] / (top || 1)));
+    for (let k = 0; k < 3; k++) pixels[p + k] *= light;
+  }
+}
+
 /** Return the CSS of a color bar. */
 export function bar(signed) {
   if (signed) return `linear-gradient(to right, rgb(${NEGATIVE}), #fff, rgb(${POSITIVE}))`;

@@ -68,21 +68,22 @@ export class Marks {
     return at === height * width ? marks : null;
   }
 
-  /** Draw the marks as colors into pixels (RGBA) of scale times the size. */
+  /** Draw the marks as colors into pixels (RGBA) of scale times the size, with smooth edges. */
   draw(pixels, scale) {
-    const wide = this.width * scale;
-    const edge = (x, y, value) => x < 0 || y < 0 || x >= this.width || y >= this.height ||
-      this.values[y * this.width + x] !== value;
-    for (let y = 0, p = 0; y < this.height * scale; y++) {
-      const row = Math.floor(y / scale);
-      for (let x = 0; x < wide; x++, p += 4) {
-        const column = Math.floor(x / scale), value = this.values[row * this.width + column];
-        if (!value) continue;
-        const border = edge(column - 1, row, value) || edge(column + 1, row, value) || edge(column, row - 1, value) || edge(column, row + 1, value);
-        const color = value === LOOK ? [23, 200, 104] : [232, 60, 38];
-        const striped = value === AVOID && (x + y) % 14 < 4; // to be told apart without seeing colors
-        const share = border ? 1 : striped ? 0.7 : 0.36;
-        for (let k = 0; k < 3; k++) pixels[p + k] += (color[k] - pixels[p + k]) * share;
+    const { height, width, values } = this, wide = width * scale;
+    for (const [kind, color] of [[LOOK, [20, 205, 105]], [AVOID, [236, 62, 40]]]) {
+      if (!values.includes(kind)) continue;
+      for (let y = 0, p = 0; y < height * scale; y++) {
+        const v = Math.max(0, Math.min(height - 1, (y + 0.5) / scale - 0.5)), top = Math.floor(v), below = Math.min(height - 1, top + 1);
+        for (let x = 0; x < wide; x++, p += 4) {
+          const u = Math.max(0, Math.min(width - 1, (x + 0.5) / scale - 0.5)), left = Math.floor(u), right = Math.min(width - 1, left + 1);
+          const at = (row, column) => values[row * width + column] === kind ? 1 : 0;
+          const corners = [at(top, left), at(top, right), at(below, left), at(below, right)], sum = corners[0] + corners[1] + corners[2] + corners[3];
+          if (!sum) continue;
+          const striped = kind === AVOID && (x + y) % 14 < 4; // to be told apart without seeing colors
+          const share = sum < 4 ? 0.95 * sum / 4 + 0.2 : striped ? 0.68 : 0.34;
+          for (let k = 0; k < 3; k++) pixels[p + k] += (color[k] - pixels[p + k]) * Math.min(1, share);
+        }
       }
     }
   }
