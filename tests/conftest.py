@@ -11,7 +11,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
-from support import GapNet
+from support import GapNet, open_browser
 
 import xai_abn
 from xai_abn.images.preprocess import Preprocess
@@ -99,3 +99,11 @@ def image_file(tmp_path, image):
     path = tmp_path / "image.png"
     Image.fromarray(image).save(path)
     return path
+
+
+@pytest.fixture
+def browser():
+    """A headless Chromium."""
+    found = open_browser()
+    yield found
+    found.quit()

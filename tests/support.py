@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -115,3 +117,19 @@ def _released(name: str, family: str) -> str:
         stage = "stage_att" if match[1] else f"stage_{match[2]}"
         return f"{stage}.{stage}_bottleneck_{match[3]}.{block[match[4]]}.{match[5]}"
     return re.sub(r"^conv1\.", "conv_1_3x3.", re.sub(r"^bn1\.", "bn_1.", re.sub(r"^fc\.", "classifier.", name)))
+
+
+def open_browser():
+    """A headless Chromium driven by the chromedriver beside it; nothing is downloaded."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (pip install selenium)")
+    from selenium.webdriver.chrome.service import Service
+
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("needs chromium and chromedriver (apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    return webdriver.Chrome(options=options, service=Service(driver))

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -417,25 +416,6 @@ def test_the_command_prints_the_summary_and_the_paths(run):
     assert "(1 flat)" in found.output
     assert "center (baseline)" in found.output
     assert (run.parent / "out" / "report.html").is_file()
-
-
-@pytest.fixture
-def browser():
-    """A headless Chromium driven by the chromedriver beside it; nothing is downloaded."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (pip install selenium)")
-    from selenium.webdriver.chrome.service import Service
-
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("needs chromium and chromedriver (apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=Service(driver))
-    yield found
-    found.quit()
 
 
 def opened(browser, run, width):

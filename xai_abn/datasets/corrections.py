@@ -169,7 +169,7 @@ class Corrections(Sequence[Correction]):
     """A folder of corrections: for each one JSON record and one PNG mask, and the images in ``images/``.
 
     Records are read when the folder is opened, masks and images when they are asked for. A record that cannot be read
-    is left out and named in ``problems``. There is one correction for an image, class and kind; another one replaces it.
+    is left out and named in ``problems``. There is one correction for an image, class and kind; another replaces it.
 
     Args:
         folder: made when the first correction is added.
@@ -534,8 +534,8 @@ class _Marked:
         """Refuse pixels that are marked both ways."""
         if both := int((mask & other).sum()):
             raise InvalidInputError(
-                f"{both} pixels of {self.name} are marked both {LOOK!r} and {AVOID!r} for {self.label!r}; erase one of "
-                "the marks there"
+                f"{both} pixels of {self.name} are marked both {LOOK!r} and {AVOID!r} for {self.label!r}; a "
+                "pixel must have one mark"
             )
 
 
@@ -551,9 +551,9 @@ def _check_mask(
         got = "x".join(map(str, mask.shape[::-1]))
         raise error(f"{what} is {got} and the image {size[1]}x{size[0]} pixels; give a mask of the image's size")
     if not mask.any():
-        raise error(f"{what} is empty; mark a part of the image")
+        raise error(f"{what} is empty; it must mark a part of the image")
     if mask.all():
-        raise error(f"{what} covers the whole image, which says nothing; mark a part of it")
+        raise error(f"{what} covers the whole image, which says nothing; it must mark a part")
 
 
 def _read(path: Path, content: bytes) -> Correction:
@@ -564,10 +564,13 @@ def _read(path: Path, content: bytes) -> Correction:
     """
     try:
         raw = json.loads(content)
-        if isinstance(raw, dict) and raw.get("format") == FORMAT:
-            version = raw.get("format_version")
-            if isinstance(version, int) and version > VERSION:
-                raise DatasetError(f"{path}: written by a newer xai-abn (format {version}); update xai-abn")
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: expected JSON ({shown(str(error))}); mark the image again") from error
+    if isinstance(raw, dict) and raw.get("format") == FORMAT:
+        version = raw.get("format_version")
+        if isinstance(version, int) and version > VERSION:
+            raise DatasetError(f"{path}: written by a newer xai-abn (format {version}); update xai-abn to load it")
+    try:
         record = _Record.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -575,8 +578,6 @@ def _read(path: Path, content: bytes) -> Correction:
         raise DatasetError(
             f"{path}: expected the record of a correction; {where}: {shown(first['msg'])}; mark the image again"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: expected JSON ({shown(str(error))}); mark the image again") from error
     return _correction(path, record)
 
 

@@ -90,7 +90,8 @@ class EditableImage:
         """Return what the branches answer from other maps.
 
         The perception branch then sees its features weighted by ``attention``, as in ``network(inputs,
-        attention=...)``. In the attention branch, the logit of a class becomes the mean of its new map (the maximum, if maps are signed).
+        attention=...)``. In the attention branch, the logit of a class becomes the mean of its new map (the maximum, if
+        maps are signed).
 
         Args:
             attention: (h, w), or (K, h, w) for a multi-task ABN: in place of M, in [0, 1] unless maps are signed;
@@ -137,7 +138,9 @@ class EditableImage:
     def marked_cells(self, target: int | str, look: np.ndarray, avoid: np.ndarray) -> Answers:
         """Return what :meth:`marked` does, for marks given as the share of each cell (h, w), in [0, 1]."""
         if float((look + avoid).max()) > 1 + 1e-6:
-            raise InvalidInputError("the marks contradict each other: a part is marked both ways; remove one of them")
+            raise InvalidInputError(
+                "the marks contradict each other: a part is marked both ways, and must be marked one way"
+            )
         index = self._index_of(target)
         attention, class_map = self.own.attention_map.clone(), self.own.class_maps[index]
         own = attention if attention.dim() == 2 else attention[index]
