@@ -252,15 +252,22 @@ class _TooLargeError(Exception):
 
 
 async def _body(request: Request) -> bytes:
-    """Return the body of a request, read no further than the limit."""
-    if int(request.headers.get("content-length") or 0) > MAX_UPLOAD:
-        raise _TooLargeError
-    parts, size = [], 0
+    """Return the body of a request; of one that is too large nothing is kept.
+
+    It is read on for a while, since a browser that cannot send all does not read the answer.
+    """
+    parts: list[bytes] = []
+    size = 0
     async for part in request.stream():
         size += len(part)
-        if size > MAX_UPLOAD:
-            raise _TooLargeError
-        parts.append(part)
+        if size <= MAX_UPLOAD:
+            parts.append(part)
+        elif size > 4 * MAX_UPLOAD:
+            break
+        else:
+            parts.clear()
+    if size > MAX_UPLOAD:
+        raise _TooLargeError
     return b"".join(parts)
 
 

@@ -332,7 +332,7 @@ class Corrections(Sequence[Correction]):
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         with replacing(self.folder / record.mask, "correction ") as draft:
-            Image.fromarray(mask).save(draft, "PNG")
+            Image.fromarray(mask.astype(np.uint8) * 255).save(draft, "PNG")
         path = self.folder / f"{stem}.json"
         with replacing(path, "correction ") as draft:  # last: a mask without a record is no correction
             draft.write_text(json.dumps(record.model_dump(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -83,7 +83,7 @@ class PreparedImage:
             left, top, right, bottom = self.seen
             raise InvalidInputError(
                 f"{self.source}: the network saw nothing of {what}; it saw the part from {left:.0f}, {top:.0f} to "
-                f"{right:.0f}, {bottom:.0f} (x, y in pixels)"
+                f"{right:.0f}, {bottom:.0f} (x, y in pixels), so choose a part of that"
             )
         parts = inside.reshape(height // _PARTS, _PARTS, width // _PARTS, _PARTS)
         return np.asarray(parts.mean(axis=(1, 3)), np.float32)

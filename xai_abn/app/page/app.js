@@ -27,7 +27,7 @@ async function ask(path, values = {}, body = undefined, kind = "json") {
     try {
       response = await fetch(address, body === undefined ? {} : { method: "POST", body });
     } catch {
-      tell("The server does not answer. Nothing is lost: start it again with ‘xai-abn app’, and the page goes on.");
+      tell("The server does not answer. Nothing is lost: start it again with 'xai-abn app', and the page goes on.");
       do { await new Promise((done) => setTimeout(done, 1500)); } while (!await reachable());
       tell("");
       continue;
@@ -45,7 +45,8 @@ async function ask(path, values = {}, body = undefined, kind = "json") {
 }
 
 const reachable = () => fetch("/api/start").then((response) => response.ok, () => false);
-const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.?!]$/.test(text) ? "" : ".");
+/** Return a message of the package as a sentence; one that starts with the name of a file stays as it is. */
+const sentence = (text) => (/^[a-z]+ /.test(text) ? text[0].toUpperCase() + text.slice(1) : text) + (/[.?!]$/.test(text) ? "" : ".");
 
 /** Show a message, or none. */
 function tell(text) {
@@ -122,7 +123,7 @@ function combo(input, list, pick) {
     found = text ? ranked.sort((a, b) => a[0] - b[0] || a[1].length - b[1].length).slice(0, 50) : ranked.slice(0, 50);
     at = 0;
     const rows = found.map(([, name, index], i) => element("li", { id: `${list.id}-${i}`, role: "option", text: name, "aria-selected": i === at, onmousedown: (event) => { event.preventDefault(); take(index); } }));
-    list.replaceChildren(...(rows.length ? rows : [element("li", { className: "none", text: `no class is called ‘${input.value.trim()}’` })]));
+    list.replaceChildren(...(rows.length ? rows : [element("li", { className: "none", text: `no class is called '${input.value.trim()}'` })]));
     list.hidden = false;
     input.setAttribute("aria-expanded", "true");
     move(0);
@@ -136,10 +137,10 @@ function combo(input, list, pick) {
     row.scrollIntoView({ block: "nearest" });
     input.setAttribute("aria-activedescendant", row.id);
   };
-  const take = (index) => { close(); pick(index); };
+  const take = (index) => { close(); input.value = index === null ? "" : label(index); input.select(); pick(index); };
   input.addEventListener("input", open);
-  input.addEventListener("focus", () => input.select());
-  input.addEventListener("blur", () => { close(); showTarget(); });
+  input.addEventListener("focus", () => setTimeout(() => input.select())); // after the click that gave the focus
+  input.addEventListener("blur", () => { close(); showTarget(input); });
   input.addEventListener("keydown", (event) => {
     if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       event.preventDefault();
@@ -147,15 +148,17 @@ function combo(input, list, pick) {
     } else if (event.key === "Enter") {
       if (!input.value.trim()) take(null);
       else if (!list.hidden && found.length) take(found[at][2]);
-      else tell(`No class of ${state.model} is called ‘${input.value.trim()}’. Type a part of its name and choose from the list.`);
-    } else if (event.key === "Escape") { close(); showTarget(); }
+      else tell(`No class of ${state.model} is called '${input.value.trim()}'. Type a part of its name and choose from the list.`);
+    } else if (event.key === "Escape") { close(); showTarget(input); }
   });
 }
 
-function showTarget() {
+/** Show the classes; an input that has the focus may be in use, and is only changed if it is the one given. */
+function showTarget(own = null) {
   if (!state.model) return;
-  $("class").value = state.target === null ? "" : label(state.target);
-  $("versus").value = state.versus === null ? "" : label(state.versus);
+  for (const [id, index] of [["class", state.target], ["versus", state.versus]]) {
+    if ($(id) !== document.activeElement || $(id) === own) $(id).value = index === null ? "" : label(index);
+  }
   $("class").placeholder = state.result ? `${state.result.label} (predicted)` : "the predicted one";
   for (const place of document.querySelectorAll(".class-name")) place.textContent = state.result?.label ?? "";
   for (const place of document.querySelectorAll(".model-name")) place.textContent = state.model;
@@ -557,7 +560,7 @@ async function save() {
 function showSaved() {
   const own = state.saved.filter((row) => row.target === state.result.target), others = state.saved.filter((row) => row.target !== state.result.target);
   $("saved").className = own.length && !state.marks.touched ? "done" : "";
-  $("saved").textContent = state.marks.touched ? "Not saved yet." : own.length ? `Saved in ${state.start.corrections}: ${own.map((row) => `‘${row.kind}’`).join(" and ")}.` : "Nothing is saved for this class.";
+  $("saved").textContent = state.marks.touched ? "Not saved yet." : own.length ? `Saved in ${state.start.corrections}: ${own.map((row) => `'${row.kind}'`).join(" and ")}.` : "Nothing is saved for this class.";
   $("saved").title = own.map((row) => row.file).join("\n");
   const labels = [...new Set(others.map((row) => row.label))];
   $("list").replaceChildren(...labels.map((name) => {
