@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xai_abn.app.service import MAX_UPLOAD, OfferedModel, Service, UnknownImageError
+from xai_abn.datasets.sample import Sample
 from xai_abn.errors import InvalidInputError, UnsupportedModelError, XaiAbnError
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def make_app(service: Service, host: str = "127.0.0.1") -> Starlette:
         Route("/api/edit", answer(lambda query, body: service.edit(*painted(query), body)), methods=["POST"]),
         Route("/api/corrections", answer(lambda query, body: service.corrections(*query.place()))),
         Route("/api/corrections", answer(lambda query, body: service.save(*painted(query), body)), methods=["POST"]),
+        Route("/api/queue", answer(lambda query, body: service.queue(query.text("model")))),
         Route("/api/marks", answer(lambda query, body: service.marks(*painted(query)))),
     ]
 
@@ -157,7 +159,7 @@ def run(
         UnsupportedModelError: the extra ``app`` is not installed, or the model segments or detects.
         InvalidInputError: the address or port cannot be used.
     """
-    service = Service([OfferedModel(model.name, lambda: model)], corrections, images)
+    service = Service([OfferedModel(model.name, lambda: model)], corrections, [Sample(path) for path in images])
     serve(service, host, port, lambda address: print(f"{address}  (Ctrl-C ends it)"))
 
 

@@ -9,7 +9,7 @@ import shlex
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from xai_abn.app.suspicion import Suspicion, sorted_by_suspicion, suspicion_of
 from xai_abn.datasets.corrections import LOOK, Corrections
+from xai_abn.datasets.sample import Sample
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError, XaiAbnError
 from xai_abn.explainers import Explainer, make_explainers, names
 from xai_abn.explanation import ImageExplanations
@@ -44,6 +46,8 @@ KEPT = 24
 AT_A_TIME = 2
 #: Longest side of a small image, in pixels.
 THUMBNAIL = 128
+#: Images of a folder that are listed.
+SHOWN = 500
 #: Classes that are listed, and polarity below which a map is neither upright nor inverted.
 TOP, UNDECIDED = 5, 0.01
 #: Values of a mark in the bytes of a painted image.
@@ -141,25 +145,26 @@ class Service:
     Args:
         models: the models to choose from, the first one shown.
         corrections: folder of the corrections.
-        images: paths of the images that the page may show besides those that it sends.
+        images: what the page may show besides the images that it sends; these are sorted by suspicion.
 
     Raises:
         XaiAbnError: the first model cannot be loaded, or the folder holds no corrections.
     """
 
     def __init__(
-        self, models: Sequence[OfferedModel], corrections: str | Path = "corrections", images: Sequence[str] = ()
+        self, models: Sequence[OfferedModel], corrections: str | Path = "corrections", images: Sequence[Sample] = ()
     ) -> None:
         self._models = {model.name: model for model in models}
         self._first = models[0]
         self._folder = Path(corrections)
-        self.served = {f"file:{digest(path.encode())[:16]}": path for path in images}
+        self.served = {f"file:{digest(sample.source.encode())[:16]}": sample for sample in images}
         self._uploads: _Recent[_Upload] = _Recent(10_000, KEPT_BYTES, lambda upload: len(upload.content))
         self._prepared: _Recent[PreparedImage] = _Recent(KEPT)
         self._edits: _Recent[EditableImage] = _Recent(KEPT)
         self._explained: _Recent[ImageExplanations] = _Recent(KEPT)
         self._polarities: _Recent[list[float]] = _Recent(KEPT)
         self._writing = threading.Lock()
+        self._queues: dict[str, _Queue] = {}
         self._turn = threading.BoundedSemaphore(AT_A_TIME)
         _ = self._first.adapter, Corrections(self._folder)
 
@@ -168,7 +173,8 @@ class Service:
         return {
             "models": list(self._models),
             "examples": [f"{EXAMPLE_PREFIX}{name}" for name in EXAMPLES],
-            "images": [{"image": ref, "name": Path(path).name} for ref, path in self.served.items()],
+            "images": [{"image": ref, "name": sample.source} for ref, sample in list(self.served.items())[:SHOWN]],
+            "queue": len(self.served),
             "corrections": str(self._folder),
             "max_upload": MAX_UPLOAD,
             "colors": _colors(),
@@ -377,6 +383,17 @@ class Service:
             Corrections(self._folder).mark(source, target, look, avoid, model=adapter, name=name)
         return self.corrections(model, image)
 
+    def queue(self, model: str) -> dict[str, Any]:
+        """Return the served images, the most suspicious first; they are examined from the first call on.
+
+        Returns:
+            How many are done, of how many; those that failed with the reason; and the most suspicious.
+        """
+        adapter = self._offered(model).adapter
+        with self._writing:
+            queue = self._queues.setdefault(model, _Queue(adapter, self.served))
+        return queue.state()
+
     def _marks(self, prepared: PreparedImage, marks: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Return where bytes mark to look, and where not to, each (H, W) bool of the input."""
         height, width = prepared.tensor.shape[1:]
@@ -390,10 +407,11 @@ class Service:
             raise UnknownNameError("model", name, self._models)
         return self._models[name]
 
-    def _source(self, image: str) -> tuple[str, str | bytes]:
-        """Return the name of an image and where it is: its path, ``example:NAME``, or its bytes."""
+    def _source(self, image: str) -> tuple[str, str | bytes | LoadedImage]:
+        """Return the name of an image and what it is: a path, ``example:NAME``, bytes, or pixels."""
         if image in self.served:
-            return self.served[image], self.served[image]
+            sample = self.served[image]
+            return sample.source, sample.source if Path(sample.source).is_file() and sample.upright else sample.load()
         if image.startswith(EXAMPLE_PREFIX) and image[len(EXAMPLE_PREFIX) :] in EXAMPLES:
             return image, image
         upload = self._uploads.get(image)
@@ -403,10 +421,11 @@ class Service:
 
     def _load(self, image: str) -> LoadedImage:
         name, source = self._source(image)
+        if isinstance(source, LoadedImage):
+            return source
         return decode_image(source, name) if isinstance(source, bytes) else load_image(source)
 
     def _prepare(self, model: str, image: str) -> PreparedImage:
-        self._source(image)
         adapter = self._offered(model).adapter
         return self._prepared.got((model, image), lambda: adapter.preprocess(self._load(image)))
 
@@ -462,6 +481,46 @@ class Service:
         for option, index in (("--target", target), ("--versus", versus)):
             words += [] if index is None else [option, str(_name_of(offered.adapter, index))]
         return shlex.join(words)
+
+
+class _Queue:
+    """The served images, examined one after the other in a thread of its own."""
+
+    def __init__(self, model: ModelAdapter, served: Mapping[str, Sample]) -> None:
+        self._model, self._served = model, served
+        self._found: dict[str, Suspicion] = {}
+        self._failed: list[dict[str, str]] = []
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def _work(self) -> None:
+        for image, sample in self._served.items():
+            try:
+                found = suspicion_of(self._model, self._model.preprocess(sample.load()), sample)
+                with self._lock:
+                    self._found[image] = replace(found, name=image)
+            except XaiAbnError as error:
+                with self._lock:
+                    self._failed.append({"name": sample.source, "error": error.line})
+
+    def state(self) -> dict[str, Any]:
+        with self._lock:
+            if self._thread.ident is None:
+                self._thread.start()
+            found, failed = list(self._found.values()), list(self._failed)
+        rows = [
+            {
+                "image": one.name,
+                "name": self._served[one.name].source,
+                "label": one.label,
+                "probability": _number(one.probability),
+                "score": one.score,
+                "reasons": one.reasons,
+                "like": one.like and self._served[one.like].source,
+            }
+            for one in sorted_by_suspicion(found)[:SHOWN]
+        ]
+        return {"done": len(found) + len(failed), "total": len(self._served), "failed": failed[:SHOWN], "rows": rows}
 
 
 def what_it_says(explainer: Explainer, model: ModelAdapter, label: str) -> str:

@@ -26,7 +26,15 @@ def command(
     model: dict[str, Any],
     images: Annotated[
         list[str] | None,
-        typer.Argument(help="Image files, folders or globs to choose from in the page.", metavar="[IMAGE...]"),
+        typer.Argument(help="Image files, folders or globs; the page sorts them by suspicion.", metavar="[IMAGE...]"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Annotated images to choose from: KIND:PLACE, such as coco:DIR or images:DIR. The page then knows "
+            "which predictions are wrong, and how much of a map lies outside the objects.",
+            metavar="KIND:PLACE",
+        ),
     ] = None,
     other: Annotated[
         list[str] | None,
@@ -57,9 +65,12 @@ def command(
     offered += [ModelSettings(model=name) for name in SHIPPED if name not in named]
     from xai_abn.app.server import serve
     from xai_abn.app.service import Service
+    from xai_abn.datasets import Sample, read_dataset
     from xai_abn.images.loading import find_images
 
-    found = [path for argument in images or [] for path in find_images(argument)]
+    found = [Sample(path) for argument in images or [] for path in find_images(argument)]
+    if data is not None:
+        found += read_dataset(data).samples
     with status("loading the model"):
         service = Service([_offer(settings, device) for settings in offered], corrections, found)
 

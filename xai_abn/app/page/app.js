@@ -194,6 +194,7 @@ const refresh = newest(async () => {
     showCards();
     if (state.tab === "correct") await startCorrecting();
     if (state.tab === "compare") await compare();
+    if (state.tab === "queue") showQueue();
     ask("polarity", asked).then(showPolarity, () => undefined);
   } finally {
     $("cards").classList.remove("busy");
@@ -576,7 +577,7 @@ async function leaveMarks() { state.marks = null; return true; }
 
 async function compare() {
   const others = state.start.models.filter((name) => name !== state.model);
-  if (!others.includes($("other").value) || $("other").options.length !== others.length) $("other").replaceChildren(...others.map((name) => element("option", { text: name, value: name })));
+  offer($("other"), others);
   const name = $("other").value;
   if (!name) { $("pair").replaceChildren(element("p", { text: "Start the app with --other MODEL to compare two models." })); return; }
   const second = await describe(name), both = model().methods.map((row) => row.name).filter((method) => second.methods.some((row) => row.name === method && row.quick));
@@ -609,7 +610,47 @@ function plainRow({ label: name, probability }) {
   return element("li", {}, element("div", { className: "row" }, element("span", { className: "name", text: name }), element("span", { className: "number", text: percent(probability) }), element("span", { className: "track" }, fill)));
 }
 
+// ---- the queue --------------------------------------------------------------------------------------------------
+
+/** Show the queue, and again while images are still examined. */
+const showQueue = newest(async (again = false) => {
+  const select = $("queue-other"), list = $("queue-list");
+  offer(select, state.start.models.filter((name) => name !== state.model), "no other model");
+  $("queue-differ-label").hidden = !select.value;
+  const [own, other] = await Promise.all([state.model, select.value].map((name) => name ? ask("queue", { model: name }) : null));
+  const second = new Map((other?.rows ?? []).map((row) => [row.image, row]));
+  const differ = (row) => second.has(row.image) && second.get(row.image).label !== row.label;
+  const done = own.done + (other?.done ?? 0), total = own.total * (other ? 2 : 1), changed = own.rows.filter(differ).length;
+  $("queue-state").textContent = [
+    done < total ? `${done} of ${total} examined …` : `${own.total} images`,
+    other ? `${changed} predicted differently` : "",
+    ...own.failed.slice(0, 3).map((row) => row.error), own.failed.length > 3 ? `and ${own.failed.length - 3} more cannot be read` : "",
+  ].filter(Boolean).join("; ");
+  const rows = $("queue-differ").checked && other ? own.rows.filter(differ) : own.rows;
+  const used = again && done < total && (list.matches(":hover") || list.contains(document.activeElement));
+  if (!used) list.replaceChildren(...rows.map((row) => queueRow(row, second.get(row.image)))); // nothing moves under a hand
+  if (done < total && state.tab === "queue") setTimeout(showQueue, 1000, true);
+});
+
+function queueRow(row, second) {
+  const short = (name) => name.split("/").pop(), why = [...row.reasons];
+  if (row.like) why.push(`its map is like that of ${short(row.like)}`);
+  const text = element("span", {}, element("span", { className: "title", text: `${row.label} ${percent(row.probability)}` }));
+  if (second) text.append(element("span", { className: "why", text: second.label === row.label ? `the same there, ${percent(second.probability)}` : `there ${second.label} ${percent(second.probability)}` }));
+  text.append(element("span", { className: "why", text: why.join("; ") }), element("span", { className: "why file", text: short(row.name), title: row.name }));
+  return element("li", { className: row.like ? "alike" : "" }, element("button", { "aria-label": `Correct ${row.name}`, onclick: () => { tell(""); choose(row.image, row.name, { tab: "correct" }); scrollTo(0, 0); } },
+    element("img", { src: `/api/thumbnail?${new URLSearchParams({ model: state.model, image: row.image })}`, alt: "", loading: "lazy" }), text));
+}
+
 // ---- the page ---------------------------------------------------------------------------------------------------
+
+/** Offer names in a select, after one that means none; the choice stays if it can. */
+function offer(select, names, none = null) {
+  const kept = select.value, values = none === null ? names : ["", ...names];
+  if ([...select.options].map((option) => option.value).join("|") === values.join("|")) return;
+  select.replaceChildren(...values.map((value) => element("option", { value, text: value || none })));
+  if (values.includes(kept)) select.value = kept;
+}
 
 /** Return a new element; `text`, `className` and handlers are set as properties, others as attributes. */
 function element(tag, values = {}, ...children) {
@@ -641,6 +682,7 @@ function openTab(name, show = true) {
   if (!state.result) return;
   if (name === "correct") attempt(startCorrecting);
   if (name === "compare") attempt(compare);
+  if (name === "queue") showQueue();
 }
 
 /** Keep what is chosen in the address, so that a reload finds it again. */
@@ -694,6 +736,7 @@ function bind() {
     show();
   }
   for (const id of ["outline", "box"]) $(id).addEventListener("change", () => drawCards());
+  for (const id of ["queue-other", "queue-differ"]) $(id).addEventListener("change", () => showQueue());
   for (const id of ["other", "compare-method"]) $(id).addEventListener("change", () => attempt(compare));
   for (const button of document.querySelectorAll("[data-copy]")) {
     button.addEventListener("click", async () => {
@@ -716,10 +759,11 @@ async function begin() {
   $("model").replaceChildren(...state.start.models.map((name) => element("option", { text: name, value: name })));
   const kept = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   await setModel(state.start.models.includes(kept.model) ? kept.model : state.start.models[0]);
-  const images = [...state.start.images.slice(0, 12), ...state.start.examples.map((image) => ({ image, name: image }))];
+  $("tab-queue").hidden = !state.start.queue;
+  const images = [...state.start.images.slice(0, 6), ...state.start.examples.map((image) => ({ image, name: image }))];
   $("examples").replaceChildren(...images.map(({ image, name }) => element("button", { "data-image": image, title: name, "aria-label": name, "aria-pressed": "false", onclick: () => { tell(""); choose(image, name); } },
     element("img", { src: `/api/thumbnail?${new URLSearchParams({ model: state.model, image })}`, alt: "", loading: "lazy" }))));
-  const tab = ["look", "correct", "compare"].includes(kept.tab) ? kept.tab : "look";
+  const tab = ["look", "correct", "compare", ...(state.start.queue ? ["queue"] : [])].includes(kept.tab) ? kept.tab : "look";
   const first = kept.image ? { image: kept.image, name: kept.name } : images[0];
   const number = (text) => text === undefined || !(Number(text) < model().labels.length) ? null : Number(text);
   state.versus = null;
