@@ -14,6 +14,7 @@ from serving import Serving
 from support import open_browser
 
 import xai_abn
+from xai_abn.datasets import Sample
 
 READY = "document.body.dataset.ready === 'true' && !document.querySelector('.cards.busy')"
 #: What the page shows of the class that is corrected: before and after in the two branches.
@@ -29,7 +30,12 @@ def serving(tmp_path_factory, abn_lite0, small_abn):
         preprocess=small_abn.preprocess,
         name="small-abn",
     )
-    found = Serving([abn_lite0, named], folder)
+    drawn = tmp_path_factory.mktemp("images")
+    for seed in range(3):
+        pixels = np.random.default_rng(seed).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(drawn / f"{seed}.png")
+    (drawn / "broken.png").write_bytes(b"nothing")
+    found = Serving([abn_lite0, named], folder, [Sample(str(path)) for path in sorted(drawn.iterdir())])
     found.folder = folder
     yield found
     found.stop()
@@ -125,6 +131,15 @@ def test_looking(chromium, serving, abn_lite0, image_file):
     assert np.array_equal(np.array(values, np.float32), why.map.ravel())
     assert "Difference('tabby', versus='Egyptian cat')" in page.text("#python")
 
+    page.keys("#versus", Keys.CONTROL + "a", Keys.NULL, Keys.BACKSPACE, Keys.ENTER)
+    page.keys("#also", "lynx", Keys.ENTER)
+    page.until("document.querySelectorAll('#cards .card').length === 7")
+    both = xai_abn.explain(abn_lite0, "example:cat", "cam", [["tabby", "lynx"]])[0]
+    values = page.run("return [...[...document.querySelectorAll('#cards canvas')].pop().map.values]")
+    assert np.array_equal(np.array(values, np.float32), both["cam", "lynx"].map.ravel())
+    page.run("document.querySelector('[aria-label=\"Remove lynx\"]').click()")
+    page.until("document.querySelectorAll('#cards .card').length === 4")
+
     page.keys("#class", Keys.CONTROL + "a", Keys.NULL, "platypuss", Keys.ENTER)
     assert "No class of abn-lite0 is called 'platypuss'" in page.text("#message")
     page.run("document.querySelector('[aria-label=\"Remove abn-class\"]').click()")
@@ -138,7 +153,8 @@ def test_looking(chromium, serving, abn_lite0, image_file):
     asked = [entry["params"]["request"]["url"] for entry in hosts if entry["method"] == "Network.requestWillBeSent"]
     assert len(asked) > 10
     assert all(url.startswith((serving.address, "blob:", "data:", "about:")) for url in asked)
-    assert chromium.get_log("browser") == []
+    complaints = [entry["message"] for entry in chromium.get_log("browser")]
+    assert [text for text in complaints if "/api/thumbnail" not in text] == []  # of the broken file in the folder
 
 
 def test_uploads(chromium, serving, image_file, tmp_path):
@@ -265,6 +281,26 @@ def test_comparing(chromium, serving):
     assert labels == [["abn-lite0", "abn"], ["small-abn", "abn"]]
     page.run("document.querySelectorAll('#top button')[2].click()")  # tabby, which small-abn lacks
     page.until("document.querySelector('#pair').textContent.includes('small-abn has no class tabby')")
+
+
+def test_the_queue(chromium, serving):
+    """Images of the folder by suspicion, with what another model says; a broken one is named; one is chosen."""
+    page = Page(chromium, serving)
+    page.find("#tab-queue").click()
+    page.until("document.querySelector('#queue-state').textContent.startsWith('4 images')")
+    assert "broken.png: not an image" in page.text("#queue-state")
+    scores = [row["score"] for row in serving.ask("api/queue", model="abn-lite0")[1]["rows"] if not row["like"]]
+    assert scores == sorted(scores, reverse=True)
+    page.run(
+        "const s = document.querySelector('#queue-other'); s.value = 'small-abn'; s.dispatchEvent(new Event('change'))"
+    )
+    page.until(
+        "document.querySelectorAll('#queue-list .why').length && "
+        "document.querySelector('#queue-list').textContent.includes('small-abn: ')"
+    )
+    page.run("document.querySelector('#queue-list button').click()")
+    page.until("document.body.dataset.answers && !document.querySelector('#correct').hidden")
+    assert page.text("#image-name").endswith(".png")
 
 
 def test_two_browsers_at_once(chromium, serving):

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xai_abn.app.service import MAX_UPLOAD, OfferedModel, Service, UnknownImageError
+from xai_abn.app.service import MAX_UPLOAD, OfferedModel, Question, Service, UnknownImageError
 from xai_abn.datasets.sample import Sample
 from xai_abn.errors import InvalidInputError, UnsupportedModelError, XaiAbnError
 
@@ -40,8 +40,8 @@ HEADERS = {
 }
 #: Names of this machine; a page elsewhere that has itself resolved to it is refused.
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
-#: Methods at a time, and letters of a value in an address.
-_MOST_METHODS, _LONGEST = 12, 2000
+#: Methods, and further classes, at a time; letters of a value in an address.
+_MOST, _LONGEST = 12, 2000
 
 
 def make_app(service: Service, host: str = "127.0.0.1") -> Starlette:
@@ -97,8 +97,14 @@ def make_app(service: Service, host: str = "127.0.0.1") -> Starlette:
 
         return endpoint
 
-    def maps(query: Query) -> tuple[str, str, list[str], int | None, int | None]:
-        return (*query.place(), query.methods(), query.number("target"), query.number("versus"))
+    def maps(query: Query) -> Question:
+        return Question(
+            *query.place(),
+            query.methods(),
+            query.number("target"),
+            query.number("versus"),
+            query.numbers("also"),
+        )
 
     def painted(query: Query) -> tuple[str, str, int]:
         return (*query.place(), query.index("target"))
@@ -107,7 +113,7 @@ def make_app(service: Service, host: str = "127.0.0.1") -> Starlette:
         kind = query.text("kind")
         if kind not in ("image", "map", "record"):
             raise InvalidInputError(f"kind must be image, map or record, got {kind!r}")
-        return service.file(kind, *maps(query), query.text("method"), query.share("opacity"))  # type: ignore[arg-type]
+        return service.file(kind, maps(query), query.index("map"), query.share("opacity"))  # type: ignore[arg-type]
 
     routes = [Route(path, page(*entry)) for path, entry in PAGE.items()]
     routes += [
@@ -116,8 +122,8 @@ def make_app(service: Service, host: str = "127.0.0.1") -> Starlette:
         Route("/api/images", answer(lambda query, body: service.upload(body, query.text("name"))), methods=["POST"]),
         Route("/api/view", answer(lambda query, body: service.view(*query.place()))),
         Route("/api/thumbnail", answer(lambda query, body: service.thumbnail(*query.place()))),
-        Route("/api/explain", answer(lambda query, body: service.explain(*maps(query)))),
-        Route("/api/polarity", answer(lambda query, body: service.polarity(*maps(query)))),
+        Route("/api/explain", answer(lambda query, body: service.explain(maps(query)))),
+        Route("/api/polarity", answer(lambda query, body: service.polarity(maps(query)))),
         Route("/api/file", answer(file)),
         Route("/api/edit", answer(lambda query, body: service.edit(*painted(query), body)), methods=["POST"]),
         Route("/api/corrections", answer(lambda query, body: service.corrections(*query.place()))),
@@ -221,10 +227,10 @@ class Query:
         return int(value) if value else None
 
     def index(self, name: str) -> int:
-        """Return a whole number that must be there."""
+        """Return a whole number, which must be there."""
         found = self.number(name)
         if found is None:
-            raise InvalidInputError(f"expected {name}, the index of a class")
+            raise InvalidInputError(f"expected {name}, a whole number")
         return found
 
     def share(self, name: str) -> float:
@@ -241,12 +247,19 @@ class Query:
         """Return the names of model and image."""
         return self.text("model"), self.text("image")
 
-    def methods(self) -> list[str]:
+    def methods(self) -> tuple[str, ...]:
         """Return the names of methods."""
         found = self.text("methods").split("|")
-        if len(found) > _MOST_METHODS:
-            raise InvalidInputError(f"give at most {_MOST_METHODS} methods at a time, got {len(found)}")
-        return found
+        if len(found) > _MOST:
+            raise InvalidInputError(f"give at most {_MOST} methods at a time, got {len(found)}")
+        return tuple(found)
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """Return whole numbers with commas between them, or none."""
+        found = [part for part in self._values.get(name, "")[:_LONGEST].split(",") if part]
+        if len(found) > _MOST or not all(part.isdecimal() and len(part) < 10 for part in found):
+            raise InvalidInputError(f"{name} must be at most {_MOST} whole numbers with commas, got {len(found)}")
+        return tuple(map(int, found))
 
 
 class _TooLargeError(Exception):

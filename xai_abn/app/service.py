@@ -24,7 +24,7 @@ from xai_abn.datasets.corrections import LOOK, Corrections
 from xai_abn.datasets.sample import Sample
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError, XaiAbnError
 from xai_abn.explainers import Explainer, make_explainers, names
-from xai_abn.explanation import ImageExplanations
+from xai_abn.explanation import Explanation
 from xai_abn.files import digest
 from xai_abn.images.loading import EXAMPLE_PREFIX, EXAMPLES, LoadedImage, decode_image, load_image
 from xai_abn.images.preprocess import PreparedImage
@@ -48,8 +48,8 @@ AT_A_TIME = 2
 THUMBNAIL = 128
 #: Images of a folder that are listed.
 SHOWN = 500
-#: Classes that are listed, and polarity below which a map is neither upright nor inverted.
-TOP, UNDECIDED = 5, 0.01
+#: Classes that are listed.
+TOP = 5
 #: Values of a mark in the bytes of a painted image.
 UNMARKED, LOOKED, AVOIDED = 0, 1, 2
 
@@ -134,6 +134,38 @@ class OfferedModel:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What maps are asked for with.
+
+    Attributes:
+        model: name of the model.
+        image: the image.
+        methods: specifications of the methods.
+        target: index of the class; None for the default of the model.
+        versus: index of the class that it is compared with, or None.
+        also: indices of further classes.
+    """
+
+    model: str
+    image: str
+    methods: tuple[str, ...]
+    target: int | None = None
+    versus: int | None = None
+    also: tuple[int, ...] = ()
+
+    @property
+    def targets(self) -> list[Target | None]:
+        """The targets, as :func:`xai_abn.explain` takes them for an image."""
+        first = self.target if self.versus is None else Difference(self.target, versus=self.versus)
+        return [first, *self.also]
+
+    @property
+    def classes(self) -> tuple[int | None, ...]:
+        """All classes: the target, the one it is compared with, the others."""
+        return self.target, self.versus, *self.also
+
+
+@dataclass(frozen=True)
 class _Upload:
     name: str
     content: bytes
@@ -161,8 +193,8 @@ class Service:
         self._uploads: _Recent[_Upload] = _Recent(10_000, KEPT_BYTES, lambda upload: len(upload.content))
         self._prepared: _Recent[PreparedImage] = _Recent(KEPT)
         self._edits: _Recent[EditableImage] = _Recent(KEPT)
-        self._explained: _Recent[ImageExplanations] = _Recent(KEPT)
-        self._polarities: _Recent[list[float]] = _Recent(KEPT)
+        self._explained: _Recent[list[Explanation]] = _Recent(KEPT)
+        self._polarities: _Recent[list[float | None]] = _Recent(KEPT)
         self._writing = threading.Lock()
         self._queues: dict[str, _Queue] = {}
         self._turn = threading.BoundedSemaphore(AT_A_TIME)
@@ -218,30 +250,25 @@ class Service:
         shown.thumbnail((THUMBNAIL, THUMBNAIL))
         return png_bytes(shown)
 
-    def explain(
-        self, model: str, image: str, methods: Sequence[str], target: int | None, versus: int | None
-    ) -> dict[str, Any]:
+    def explain(self, asked: Question) -> dict[str, Any]:
         """Return the maps of an image, with everything that is shown beside them."""
-        result = self._explain(model, image, methods, target, versus)
-        adapter, prepared = self._offered(model).adapter, self._prepare(model, image)
-        explainers = {explainer.spec: explainer for explainer in make_explainers(adapter, list(methods))}
-        records = list(result.values())
+        records = self._explain(asked)
+        adapter, prepared = self._offered(asked.model).adapter, self._prepare(asked.model, asked.image)
+        explainers = {explainer.spec: explainer for explainer in make_explainers(adapter, asked.methods)}
         first = next((record for record in records if record.class_specific), records[0])
-        name, _ = self._source(image)
+        target = first.predicted if asked.target is None else asked.target
+        name, _ = self._source(asked.image)
         shown = {
             "image": {
-                "image": image,
+                "image": asked.image,
                 "name": name,
                 "size": prepared.size,
                 "notes": list(prepared.notes),
                 "input": list(prepared.tensor.shape[1:]),
             },
-            "model": model,
-            "predicted": first.predicted,
-            "target": first.predicted if target is None else target,
-            "label": adapter.label(first.predicted if target is None else target),
-            "versus": versus,
-            "probability": _number(first.probability),
+            "model": asked.model,
+            "target": target,
+            "label": adapter.label(target),
             "top": [{"label": label, "probability": p} for label, p in first.top],
             "attention": None,
             "maps": [
@@ -249,74 +276,66 @@ class Service:
                 | {
                     "values": _encoded(record.map),
                     "says": what_it_says(explainers[record.method], adapter, record.label),
-                    "cost": explainers[record.method].cost,
                 }
                 for record in records
             ],
-            "python": self._python(model, name, methods, target, versus),
-            "command": self._command(model, name, methods, target, versus),
+            "python": self._python(asked, name, records[0]),
+            "command": self._command(asked, name),
         }
         if adapter.uses_attention_map:
-            own = self._edit(model, image).own
+            own = self._edit(asked.model, asked.image).own
             shown["attention"] = [
                 {"label": adapter.label(index), "probability": _number(float(own.attention_probabilities[index]))}
                 for index in own.attention_logits.topk(min(TOP, len(own.attention_logits))).indices.tolist()
             ]
         return shown
 
-    def polarity(
-        self, model: str, image: str, methods: Sequence[str], target: int | None, versus: int | None
-    ) -> list[dict[str, Any]]:
-        """Return for each map whether it is upright on this image; nothing where two classes are compared."""
-        if versus is not None:
-            return []
-        result = self._explain(model, image, methods, target, versus)
-        adapter = self._offered(model).adapter
-        records = list(result.values())
-        usable = [record for record in records if record.flaw is None]
-        if not usable or not adapter.has_probabilities:
-            return []
+    def polarity(self, asked: Question) -> list[float | None]:
+        """Return the polarity of each map on this image, in order; None where it is not defined.
 
-        def measured() -> list[float]:
-            inputs = on_device(self._prepare(model, image).tensor[None], adapter.module)
+        It needs a probability, which neither the difference of two classes nor every model has.
+        """
+        records, adapter = self._explain(asked), self._offered(asked.model).adapter
+
+        def measured() -> list[float | None]:
+            inputs = on_device(self._prepare(asked.model, asked.image).tensor[None], adapter.module)
+            predict = _Predict(adapter)
             with self._turn, evaluating(adapter.module), without_gradients(adapter.module):
                 return [
-                    float(
+                    None
+                    if record.versus is not None or record.flaw is not None or not adapter.has_probabilities
+                    else float(
                         polarity(
-                            lambda x: adapter.logits_of(adapter.module(x)),
+                            predict,
                             inputs,
                             torch.tensor(np.array(record.map))[None].to(inputs.device),
                             torch.tensor([record.target], device=inputs.device),
                         )
                     )
-                    for record in usable
+                    for record in records
                 ]
 
-        key = (model, image, tuple(methods), target)
-        values = self._polarities.got(key, measured)
-        return [
-            {"method": record.method, "polarity": value, "verdict": _verdict(value)}
-            for record, value in zip(usable, values, strict=True)
-        ]
+        return self._polarities.got(asked, measured)
 
     def file(
-        self,
-        kind: Literal["image", "map", "record"],
-        model: str,
-        image: str,
-        methods: Sequence[str],
-        target: int | None,
-        versus: int | None,
-        method: str,
-        opacity: float,
+        self, kind: Literal["image", "map", "record"], asked: Question, number: int, opacity: float
     ) -> tuple[str, bytes]:
-        """Return the name and the content of a file to keep: the overlay, the raw map, or the record."""
-        record = next(
-            (r for r in self._explain(model, image, methods, target, versus).values() if r.method == method), None
-        )
-        if record is None:
-            raise UnknownNameError("method", method, methods)
-        stem = f"{Path(self._source(image)[0].removeprefix(EXAMPLE_PREFIX)).stem}-{method.replace(':', '-')}"
+        """Return the name and the content of a file to keep: the overlay, the raw map or the record of one map.
+
+        Args:
+            kind: which.
+            asked: what the maps were asked for with.
+            number: of the map, from 0.
+            opacity: of the overlay, in [0, 1].
+
+        Raises:
+            InvalidInputError: there are not so many maps.
+        """
+        records = self._explain(asked)
+        if number >= len(records):
+            raise InvalidInputError(f"map must be below {len(records)}, got {number}")
+        record = records[number]
+        stem = f"{Path(self._source(asked.image)[0].removeprefix(EXAMPLE_PREFIX)).stem}-{record.method}"
         if kind == "image":
             return f"{stem}.png", png_bytes(record.overlay(opacity=opacity))
         if kind == "record":
@@ -433,54 +452,64 @@ class Service:
         adapter, prepared = self._offered(model).adapter, self._prepare(model, image)
         return self._edits.got((model, image), lambda: adapter.edit(prepared))
 
-    def _explain(
-        self, model: str, image: str, methods: Sequence[str], target: int | None, versus: int | None
-    ) -> ImageExplanations:
-        adapter, prepared = self._offered(model).adapter, self._prepare(model, image)
-        asked: Target | None = target if versus is None else Difference(target, versus=versus)
+    def _explain(self, asked: Question) -> list[Explanation]:
+        adapter, prepared = self._offered(asked.model).adapter, self._prepare(asked.model, asked.image)
 
-        def made() -> ImageExplanations:
-            explainers = make_explainers(adapter, list(methods))
+        def made() -> list[Explanation]:
+            explainers = make_explainers(adapter, asked.methods)
             with self._turn:
-                (result,) = explain_batch(adapter, [prepared], explainers, [[asked]])
+                (result,) = explain_batch(adapter, [prepared], explainers, [asked.targets])
             if isinstance(result, XaiAbnError):
                 raise result
-            return result
+            return list(result.values())
 
-        return self._explained.got((model, image, tuple(methods), target, versus), made)
+        return self._explained.got(asked, made)
 
-    def _python(self, model: str, name: str, methods: Sequence[str], target: int | None, versus: int | None) -> str:
-        offered = self._offered(model)
+    def _python(self, asked: Question, name: str, first: Explanation) -> str:
+        """Return the code that gives the same maps, and the first of them."""
+        offered = self._offered(asked.model)
         loading = "...  # as you made it"
         if offered.arguments is not None:
             arguments = "".join(f", {key}={value!r}" for key, value in offered.arguments.items())
-            loading = f"xai_abn.load_model({model!r}{arguments})"
-        first, second = _name_of(offered.adapter, target), _name_of(offered.adapter, versus)
-        asked = "" if target is None else f", {first!r}"
-        if versus is not None:
-            asked = f", xai_abn.Difference({first!r}, versus={second!r})"
+            loading = f"xai_abn.load_model({asked.model!r}{arguments})"
+        target, versus, *also = (_name_of(offered.adapter, index) for index in asked.classes)
+        text = repr(target) if versus is None else f"xai_abn.Difference({target!r}, versus={versus!r})"
+        if also:
+            text = f"[[{', '.join([text, *map(repr, also)])}]]"
+        wanted = "" if asked.targets == [None] else f", {text}"
+        key = (first.method, first.label) if also and first.class_specific else first.method
         return (
             "import xai_abn\n\n"
             f"model = {loading}\n"
-            f"result = xai_abn.explain(model, {name!r}, {list(methods)!r}{asked})\n"
-            f"record = result[{methods[0]!r}]\n"
+            f"result = xai_abn.explain(model, {name!r}, {list(asked.methods)!r}{wanted})\n"
+            f"record = result[{key!r}]\n"
             "print(record.answer, record.map.shape)\n"
         )
 
-    def _command(
-        self, model: str, name: str, methods: Sequence[str], target: int | None, versus: int | None
-    ) -> str | None:
-        offered = self._offered(model)
-        if offered.arguments is None:
+    def _command(self, asked: Question, name: str) -> str | None:
+        """Return the command that gives the same maps; None for a model that it does not know."""
+        offered = self._offered(asked.model)
+        if offered.arguments is None or (asked.versus is not None and asked.also):
             return None
-        words = ["xai-abn", "explain", name, "--model", model]
+        words = ["xai-abn", "explain", name, "--model", asked.model]
         for option, value in offered.arguments.items():
             text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
             words += [f"--{option.replace('_', '-')}", text]
-        words += ["--method", ",".join(methods)]
-        for option, index in (("--target", target), ("--versus", versus)):
-            words += [] if index is None else [option, str(_name_of(offered.adapter, index))]
+        words += ["--method", ",".join(asked.methods)]
+        for index in (asked.target, *asked.also):
+            words += [] if index is None else ["--target", str(_name_of(offered.adapter, index))]
+        words += [] if asked.versus is None else ["--versus", str(_name_of(offered.adapter, asked.versus))]
         return shlex.join(words)
+
+
+class _Predict:
+    """The logits of inputs (N, C, H, W), as metrics ask for them, with the model's own probabilities of logits."""
+
+    def __init__(self, model: ModelAdapter) -> None:
+        self.adapter, self.probabilities = model, model.probabilities
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.adapter.logits_of(self.adapter.module(inputs))
 
 
 class _Queue:
@@ -557,10 +586,6 @@ def _name_of(model: ModelAdapter, index: int | None) -> int | str | None:
     label = model.label(index)
     same = [other for other in model.labels if other.casefold() == label.casefold()]
     return label if len(same) == 1 else index
-
-
-def _verdict(value: float) -> str:
-    return "undecided" if abs(value) <= UNDECIDED else "upright" if value > 0 else "inverted"
 
 
 def _changes(model: ModelAdapter, before: torch.Tensor, after: torch.Tensor, target: int) -> list[dict[str, Any]]:

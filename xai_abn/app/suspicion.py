@@ -17,6 +17,8 @@ from xai_abn.metrics.localization import energy_pointing_game
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.pipeline import explain_batch
 
+#: Part of the score below which it is no reason.
+SLIGHT = 0.05
 #: Correlation from which the maps of two images count as alike.
 ALIKE = 0.8
 
@@ -57,14 +59,14 @@ class Suspicion:
         """The score in words, the largest part first."""
         found = []
         if self.truth is not None:
-            found.append((1.0, f"it is a {self.truth}"))
+            found.append((1.0, f"annotated as {self.truth}"))
         if self.outside is not None:
-            found.append((self.outside, f"{self.outside:.0%} of the map lies outside the annotated objects"))
+            found.append((self.outside, f"{self.outside:.0%} of the map outside the objects"))
         if self.attention_label is not None and self.attention_label != self.label:
             found.append((self.disagreement, f"the attention branch says {self.attention_label}"))
         elif self.attention_label is not None:
             found.append((self.disagreement, f"the branches differ by {self.disagreement:.0%}"))
-        return [text for _, text in sorted(found, key=lambda pair: -pair[0])]
+        return [text for size, text in sorted(found, key=lambda pair: -pair[0]) if size >= SLIGHT]
 
 
 def suspicion_of(model: ModelAdapter, prepared: PreparedImage, sample: Sample) -> Suspicion:

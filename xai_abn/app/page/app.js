@@ -4,24 +4,31 @@ import { above, bar, blend, decode, largestBox, outline, scaled, setColors, spot
 import { AVOID, LOOK, Marks } from "./paint.js";
 
 const $ = (id) => document.getElementById(id);
+const UNDECIDED = 0.01; // polarity up to which a map is neither upright nor inverted
 const percent = (value) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`;
 const shown = (value) => Math.abs(value) >= 1000 || (value && Math.abs(value) < 0.001) ? value.toExponential(1) : value.toPrecision(3);
 
 /** What is chosen, and the answers to it. `name`s are those of the server. */
 const state = {
-  start: null, models: {}, model: null, image: null, name: "", target: null, versus: null,
+  start: null, models: {}, model: null, image: null, name: "", target: null, versus: null, also: [],
   methods: {}, tab: "look", result: null, view: null, marks: null, edited: null, saved: [], brush: { x: 0, y: 0 },
 };
 
 // ---- the server -------------------------------------------------------------------------------------------------
 
 class ServerError extends Error {}
+
+/** Return the address of something on the server, with the values that are there. */
+function addressOf(path, values) {
+  const given = Object.entries(values).filter(([, value]) => value !== null && value !== undefined);
+  return `/api/${path}?${new URLSearchParams(given.map(([key, value]) => [key, String(value)]))}`;
+}
+
 let blobs = new Map(); // images that were sent, to send them again to a server that has lost them
 
 /** Ask the server; an error is a sentence. Waits for a server that does not answer, and sends lost images again. */
 async function ask(path, values = {}, body = undefined, kind = "json") {
-  const given = Object.entries(values).filter(([, value]) => value !== null && value !== undefined);
-  const address = `/api/${path}?${new URLSearchParams(given.map(([key, value]) => [key, String(value)]))}`;
+  const address = addressOf(path, values);
   for (;;) {
     let response;
     try {
@@ -93,7 +100,7 @@ async function send(file) {
 
 /** Show an image; the class stays only if asked. */
 async function choose(image, name, { target = null, tab = state.tab } = {}) {
-  Object.assign(state, { image, name, target, versus: null, result: null, marks: null, edited: null });
+  Object.assign(state, { image, name, target, versus: null, also: [], result: null, marks: null, edited: null });
   openTab(tab, false);
   await refresh();
 }
@@ -159,6 +166,8 @@ function showTarget(own = null) {
   for (const [id, index] of [["class", state.target], ["versus", state.versus]]) {
     if ($(id) !== document.activeElement || $(id) === own) $(id).value = index === null ? "" : label(index);
   }
+  $("also-chosen").replaceChildren(...state.also.map((index) => element("span", { className: "chip" }, element("span", { text: label(index) }),
+    element("button", { text: "✕", "aria-label": `Remove ${label(index)}`, onclick: () => { state.also = state.also.filter((other) => other !== index); showTarget(); refresh(); } }))));
   $("class").placeholder = state.result ? `${state.result.label} (predicted)` : "the predicted one";
   for (const place of document.querySelectorAll(".class-name")) place.textContent = state.result?.label ?? "";
   for (const place of document.querySelectorAll(".model-name")) place.textContent = state.model;
@@ -174,14 +183,15 @@ async function aim(target) {
 
 /** Return what asks for the maps that are shown. */
 const question = (more = {}) => ({
-  model: state.model, image: state.image, methods: state.methods[state.model].join("|"), target: state.target, versus: state.versus, ...more,
+  model: state.model, image: state.image, methods: state.methods[state.model].join("|"), target: state.also.length ? state.target ?? state.result?.target : state.target, versus: state.versus, also: state.also.join() || null, ...more,
 });
 
 /** Ask for everything about the image again, and show it. */
 const refresh = newest(async () => {
   if (!state.image) return;
   keepInAddress();
-  $("image-name").textContent = state.name;
+  $("image-name").textContent = short(state.name);
+  $("image-name").title = state.name;
   for (const button of $("examples").children) button.setAttribute("aria-pressed", button.dataset.image === state.image);
   $("cards").classList.add("busy");
   try {
@@ -195,7 +205,7 @@ const refresh = newest(async () => {
     if (state.tab === "correct") await startCorrecting();
     if (state.tab === "compare") await compare();
     if (state.tab === "queue") showQueue();
-    ask("polarity", asked).then(showPolarity, () => undefined);
+    ask("polarity", asked).then((values) => { if (state.result === result) showPolarity(values); }, () => undefined);
   } finally {
     $("cards").classList.remove("busy");
   }
@@ -219,7 +229,7 @@ function answerRow({ label: name, probability }) {
 }
 
 function showCards() {
-  const cards = state.result.maps.map((record) => makeCard(record, state.result));
+  const cards = state.result.maps.map((record, number) => makeCard(record, state.result, { asked: question({ map: number }) }));
   $("cards").replaceChildren(...cards);
   drawCards();
   $("python").textContent = state.result.python;
@@ -228,7 +238,7 @@ function showCards() {
 }
 
 /** Return the card of one map; its map and image are kept on its canvas for drawing. */
-function makeCard(record, result, title = record.method, view = state.view) {
+function makeCard(record, result, { asked, title = state.also.length && record.class_specific ? `${record.method}: ${record.label}` : record.method, view = state.view }) {
   const card = $("card").content.firstElementChild.cloneNode(true), canvas = card.querySelector("canvas");
   card.dataset.method = record.method;
   card.querySelector("h3").textContent = title;
@@ -240,11 +250,7 @@ function makeCard(record, result, title = record.method, view = state.view) {
   flaw.hidden = !record.flaw;
   flaw.textContent = record.flaw ? `The map is ${record.flaw}: there is nothing to show.` : "";
   for (const link of card.querySelectorAll("[data-kind]")) {
-    const asked = { model: result.model, image: result.image.image, methods: result.maps.map((map) => map.method).join("|"), method: record.method, kind: link.dataset.kind, opacity: 0.6 };
-    if (state.target !== null) asked.target = state.target;
-    if (state.versus !== null) asked.versus = state.versus;
-    link.asked = asked;
-    link.href = `/api/file?${new URLSearchParams(asked)}`;
+    link.asked = { ...asked, kind: link.dataset.kind };
   }
   canvas.addEventListener("pointermove", (event) => point(canvas, event.offsetX / canvas.clientWidth, event.offsetY / canvas.clientHeight));
   canvas.addEventListener("pointerleave", () => point(canvas, null));
@@ -282,7 +288,7 @@ function drawCards(container = $("cards")) {
   for (const card of container.children) {
     const canvas = card.querySelector("canvas");
     if (canvas) drawMap(canvas, card, opacity);
-    for (const link of card.querySelectorAll("[data-kind]")) link.href = `/api/file?${new URLSearchParams({ ...link.asked, opacity })}`;
+    for (const link of card.querySelectorAll("[data-kind]")) link.href = addressOf("file", { ...link.asked, opacity });
   }
 }
 
@@ -311,14 +317,15 @@ function drawMap(canvas, card, opacity) {
   }
 }
 
-function showPolarity(rows) {
-  for (const card of $("cards").children) {
-    const row = rows.find(({ method }) => method === card.dataset.method), place = card.querySelector(".polarity");
-    if (!row) continue;
-    place.textContent = `${row.verdict} ${row.polarity > 0 ? "+" : row.polarity < 0 ? "−" : ""}${Math.abs(row.polarity).toFixed(2)}`;
-    place.className = `polarity ${row.verdict}`;
-    place.title = "Polarity on this image: what the probability loses without the brightest fifth of the map, less what it loses without the darkest. Above 0 the map is upright. One image says little.";
-  }
+function showPolarity(values) {
+  [...$("cards").children].forEach((card, number) => {
+    const value = values[number], place = card.querySelector(".polarity");
+    if (value === null) return;
+    const verdict = Math.abs(value) <= UNDECIDED ? "undecided" : value > 0 ? "upright" : "inverted";
+    place.textContent = `${verdict} ${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(2)}`;
+    place.className = `polarity ${verdict}`;
+    place.title = "Polarity on this image: what the probability loses without the brightest fifth of the map, less what it loses without the darkest.";
+  });
 }
 
 function showMethods() {
@@ -590,9 +597,9 @@ async function compare() {
   const cards = await Promise.all([state.model, name].map(async (one) => {
     const wanted = state.target === null ? null : state.models[one].labels.findIndex((text) => text.toLowerCase() === result.label.toLowerCase());
     const target = wanted === -1 ? null : wanted;
-    const [found, blob] = await Promise.all([ask("explain", { model: one, image, methods: method, target }), ask("view", { model: one, image }, undefined, "blob")]);
-    const card = makeCard(found.maps[0], found, one, await createImageBitmap(blob));
-    for (const link of card.querySelectorAll("[data-kind]")) { if (target === null) delete link.asked.target; else link.asked.target = target; }
+    const asked = { model: one, image, methods: method, target };
+    const [found, blob] = await Promise.all([ask("explain", asked), ask("view", { model: one, image }, undefined, "blob")]);
+    const card = makeCard(found.maps[0], found, { asked: { ...asked, map: 0 }, title: one, view: await createImageBitmap(blob) });
     if (wanted === -1) card.querySelector(".notes").append(element("li", { text: `${one} has no class ${result.label}; this is its own prediction.` }));
     const list = element("ol", { className: "bars" });
     list.append(...found.top.map((row) => plainRow(row)));
@@ -633,11 +640,11 @@ const showQueue = newest(async (again = false) => {
 });
 
 function queueRow(row, second) {
-  const short = (name) => name.split("/").pop(), why = [...row.reasons];
+  const why = [...row.reasons];
   if (row.like) why.push(`its map is like that of ${short(row.like)}`);
-  const text = element("span", {}, element("span", { className: "title", text: `${row.label} ${percent(row.probability)}` }));
-  if (second) text.append(element("span", { className: "why", text: second.label === row.label ? `the same there, ${percent(second.probability)}` : `there ${second.label} ${percent(second.probability)}` }));
-  text.append(element("span", { className: "why", text: why.join("; ") }), element("span", { className: "why file", text: short(row.name), title: row.name }));
+  const text = element("span", {}, element("span", { className: "title", text: `${row.label}, ${percent(row.probability)}`, title: row.label }));
+  if (second) text.append(element("span", { className: "why", text: `${$("queue-other").value}: ${second.label === row.label ? "the same" : second.label}, ${percent(second.probability)}` }));
+  text.append(...why.map((reason) => element("span", { className: "why", text: reason })), element("span", { className: "why file", text: short(row.name), title: row.name }));
   return element("li", { className: row.like ? "alike" : "" }, element("button", { "aria-label": `Correct ${row.name}`, onclick: () => { tell(""); choose(row.image, row.name, { tab: "correct" }); scrollTo(0, 0); } },
     element("img", { src: `/api/thumbnail?${new URLSearchParams({ model: state.model, image: row.image })}`, alt: "", loading: "lazy" }), text));
 }
@@ -651,6 +658,8 @@ function offer(select, names, none = null) {
   select.replaceChildren(...values.map((value) => element("option", { value, text: value || none })));
   if (values.includes(kept)) select.value = kept;
 }
+
+const short = (name) => name.split("/").pop();
 
 /** Return a new element; `text`, `className` and handlers are set as properties, others as attributes. */
 function element(tag, values = {}, ...children) {
@@ -699,7 +708,7 @@ async function setModel(name) {
   state.model = name;
   state.methods[name] ??= known.chosen;
   const index = before === null ? -1 : known.labels.findIndex((text) => text.toLowerCase() === before.toLowerCase());
-  Object.assign(state, { target: index < 0 ? null : index, versus: null, result: null, marks: null, edited: null });
+  Object.assign(state, { target: index < 0 ? null : index, versus: null, also: [], result: null, marks: null, edited: null });
   $("model").value = name;
   showMethods();
   showTarget();
@@ -747,6 +756,13 @@ function bind() {
   }
   combo($("class"), $("class-list"), (index) => aim(index));
   combo($("versus"), $("versus-list"), (index) => { state.versus = index; refresh(); });
+  combo($("also"), $("also-list"), (index) => {
+    $("also").value = "";
+    if (index === null || state.also.includes(index) || index === state.result?.target || state.also.length >= 5) return;
+    state.also = [...state.also, index];
+    showTarget();
+    refresh();
+  });
   bindEditor();
 }
 
@@ -762,7 +778,7 @@ async function begin() {
   $("tab-queue").hidden = !state.start.queue;
   const images = [...state.start.images.slice(0, 6), ...state.start.examples.map((image) => ({ image, name: image }))];
   $("examples").replaceChildren(...images.map(({ image, name }) => element("button", { "data-image": image, title: name, "aria-label": name, "aria-pressed": "false", onclick: () => { tell(""); choose(image, name); } },
-    element("img", { src: `/api/thumbnail?${new URLSearchParams({ model: state.model, image })}`, alt: "", loading: "lazy" }))));
+    element("img", { src: `/api/thumbnail?${new URLSearchParams({ model: state.model, image })}`, alt: "", loading: "lazy", onerror: (event) => event.target.parentElement.remove() }))));
   const tab = ["look", "correct", "compare", ...(state.start.queue ? ["queue"] : [])].includes(kept.tab) ? kept.tab : "look";
   const first = kept.image ? { image: kept.image, name: kept.name } : images[0];
   const number = (text) => text === undefined || !(Number(text) < model().labels.length) ? null : Number(text);
