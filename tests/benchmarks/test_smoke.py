@@ -63,6 +63,7 @@ def data(tmp_path):
 ALONE = {
     "agreement.run": ["--networks", "resnet18"],
     "agreement.rounding": [],
+    "app.strokes": ["--strokes", "2"],
     "cam_family.agreement": ["--networks", "resnet18", "--methods", "grad-cam", "kpca-cam", "ablation-cam"],
     "cam_family.memory": ["--calls", "5", "--methods", "grad-cam"],
     "cam_family.speed": ["--networks", "resnet50", "--batches", "1", "--repeats", "1", "--channels", "2"],

@@ -413,7 +413,12 @@ function showChanges(id, rows) {
   }, 600);
 }
 
+/** Draw the editor before the next frame. */
 function drawEditor() {
+  drawEditor.frame ??= requestAnimationFrame(() => { drawEditor.frame = null; drawEditorNow(); });
+}
+
+function drawEditorNow() {
   const { marks, view } = state, canvas = $("canvas");
   if (!marks || !view) return;
   const context = canvas.getContext("2d", { willReadFrequently: true }), { width, height } = canvas;

@@ -11,22 +11,27 @@ function bytes(text) { return Uint8Array.from(atob(text), (letter) => letter.cha
 /** Return a map {values, height, width} of base64 float32. */
 export function decode(text, [height, width]) { return { values: new Float32Array(bytes(text).buffer), height, width }; }
 
+/** Return for each of count pixels the two of `from` values that it lies between, and how far it is from the first. */
+function between(count, from) {
+  const low = new Int32Array(count), high = new Int32Array(count), far = new Float32Array(count);
+  for (let i = 0; i < count; i++) {
+    const at = Math.min(from - 1, Math.max(0, (i + 0.5) * from / count - 0.5));
+    low[i] = Math.floor(at);
+    high[i] = Math.min(from - 1, low[i] + 1);
+    far[i] = at - low[i];
+  }
+  return { low, high, far };
+}
+
 /** Return a map resized to height x width, bilinear with half-pixel centers, as the package does. */
 export function resized(map, height, width) {
-  const out = new Float32Array(height * width);
-  const places = (count, from) => Array.from({ length: count }, (_, i) => {
-    const at = Math.min(from - 1, Math.max(0, (i + 0.5) * from / count - 0.5)), low = Math.floor(at);
-    return [low, Math.min(from - 1, low + 1), at - low];
-  });
-  const columns = places(width, map.width);
-  places(height, map.height).forEach(([top, bottom, down], y) => {
-    const above = top * map.width, below = bottom * map.width;
-    columns.forEach(([left, right, across], x) => {
-      const high = map.values[above + left] * (1 - across) + map.values[above + right] * across;
-      const low = map.values[below + left] * (1 - across) + map.values[below + right] * across;
-      out[y * width + x] = high * (1 - down) + low * down;
-    });
-  });
+  const out = new Float32Array(height * width), row = new Float32Array(map.width), { values } = map;
+  const down = between(height, map.height), across = between(width, map.width);
+  for (let y = 0, p = 0; y < height; y++) {
+    const above = down.low[y] * map.width, below = down.high[y] * map.width;
+    for (let x = 0; x < map.width; x++) row[x] = values[above + x] + (values[below + x] - values[above + x]) * down.far[y];
+    for (let x = 0; x < width; x++, p++) out[p] = row[across.low[x]] + (row[across.high[x]] - row[across.low[x]]) * across.far[x];
+  }
   return out;
 }
 
@@ -49,10 +54,11 @@ export function scaled(map, height, width) {
 export function blend(pixels, shown, opacity) {
   const { values, signed } = shown;
   for (let i = 0, p = 0; i < values.length; i++, p += 4) {
-    let share = opacity, color, at = 0;
-    if (signed) { color = values[i] > 0 ? POSITIVE : NEGATIVE; share *= Math.sqrt(Math.abs(values[i])); }
-    else { color = colors; at = Math.round(values[i] * 255) * 3; }
-    for (let k = 0; k < 3; k++) pixels[p + k] += (color[at + k] - pixels[p + k]) * share;
+    const color = !signed ? colors : values[i] > 0 ? POSITIVE : NEGATIVE, at = signed ? 0 : Math.round(values[i] * 255) * 3;
+    const share = signed ? opacity * Math.sqrt(Math.abs(values[i])) : opacity;
+    pixels[p] += (color[at] - pixels[p]) * share;
+    pixels[p + 1] += (color[at + 1] - pixels[p + 1]) * share;
+    pixels[p + 2] += (color[at + 2] - pixels[p + 2]) * share;
   }
 }
 
@@ -61,7 +67,9 @@ export function spotlight(pixels, map, top, height, width) {
   const values = resized(map, height, width);
   for (let i = 0, p = 0; i < values.length; i++, p += 4) {
     const light = 0.18 + 0.82 * Math.max(0, Math.min(1, values[i] / (top || 1)));
-    for (let k = 0; k < 3; k++) pixels[p + k] *= light;
+    pixels[p] *= light;
+    pixels[p + 1] *= light;
+    pixels[p + 2] *= light;
   }
 }
 
@@ -78,7 +86,9 @@ export function above(map, share, height, width) {
   const values = resized(map.values.some((value) => value < 0) ? positive : map, height, width);
   let low = Infinity, high = -Infinity;
   for (const value of values) { if (value < low) low = value; if (value > high) high = value; }
-  return Uint8Array.from(values, (value) => high > low && (value - low) / (high - low) >= share ? 1 : 0);
+  const mask = new Uint8Array(values.length);
+  for (let i = 0; i < mask.length; i++) mask[i] = high > low && (values[i] - low) / (high - low) >= share;
+  return mask;
 }
 
 /** Return the box [left, top, right, bottom] of the largest connected part of a mask, or null. */

@@ -70,21 +70,27 @@ export class Marks {
 
   /** Draw the marks as colors into pixels (RGBA) of scale times the size, with smooth edges. */
   draw(pixels, scale) {
-    const { height, width, values } = this, wide = width * scale;
-    for (const [kind, color] of [[LOOK, [20, 205, 105]], [AVOID, [236, 62, 40]]]) {
+    const { height, width, values } = this, wide = width * scale, lefts = places(width, scale), tops = places(height, scale);
+    for (const [kind, red, green, blue] of [[LOOK, 20, 205, 105], [AVOID, 236, 62, 40]]) {
       if (!values.includes(kind)) continue;
       for (let y = 0, p = 0; y < height * scale; y++) {
-        const v = Math.max(0, Math.min(height - 1, (y + 0.5) / scale - 0.5)), top = Math.floor(v), below = Math.min(height - 1, top + 1);
+        const above = tops[y] * width, below = Math.min(height - 1, tops[y] + 1) * width;
         for (let x = 0; x < wide; x++, p += 4) {
-          const u = Math.max(0, Math.min(width - 1, (x + 0.5) / scale - 0.5)), left = Math.floor(u), right = Math.min(width - 1, left + 1);
-          const at = (row, column) => values[row * width + column] === kind ? 1 : 0;
-          const corners = [at(top, left), at(top, right), at(below, left), at(below, right)], sum = corners[0] + corners[1] + corners[2] + corners[3];
-          if (!sum) continue;
+          const left = lefts[x], right = Math.min(width - 1, left + 1);
+          const corners = (values[above + left] === kind) + (values[above + right] === kind) + (values[below + left] === kind) + (values[below + right] === kind);
+          if (!corners) continue;
           const striped = kind === AVOID && (x + y) % 14 < 4; // to be told apart without seeing colors
-          const share = sum < 4 ? 0.95 * sum / 4 + 0.2 : striped ? 0.68 : 0.34;
-          for (let k = 0; k < 3; k++) pixels[p + k] += (color[k] - pixels[p + k]) * Math.min(1, share);
+          const share = corners < 4 ? Math.min(1, 0.95 * corners / 4 + 0.2) : striped ? 0.68 : 0.34;
+          pixels[p] += (red - pixels[p]) * share;
+          pixels[p + 1] += (green - pixels[p + 1]) * share;
+          pixels[p + 2] += (blue - pixels[p + 2]) * share;
         }
       }
     }
   }
+}
+
+/** Return for each of scale times as many pixels the mark whose center lies before its own. */
+function places(count, scale) {
+  return Int32Array.from({ length: count * scale }, (_, i) => Math.max(0, Math.min(count - 1, Math.floor((i + 0.5) / scale - 0.5))));
 }
