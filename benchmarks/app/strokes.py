@@ -108,7 +108,8 @@ def wait_for(browser: Any, call: Any, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return call()
+            call()
+            return
         except WebDriverException:
             if time.monotonic() > deadline:
                 raise

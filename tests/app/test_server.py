@@ -59,7 +59,17 @@ def test_the_python_and_the_command_that_it_shows_give_the_same(serving, abn_lit
     shipped = Serving([abn_lite0], tmp_path)
     asked = {"model": "abn-lite0", "image": "example:cat", "methods": "grad-cam", "target": 281, "versus": 285}
     _, answer = shipped.ask("api/explain", **asked)
+    marks = np.zeros((224, 224), np.uint8)
+    marks[32:96, 32:96], marks[160:] = 1, 2
+    place = {"model": "abn-lite0", "image": "example:cat", "target": 281}
+    shipped.ask("api/corrections", body=marks.tobytes(), **place)
+    _, edited = shipped.ask("api/edit", body=marks.tobytes(), **place)
     shipped.stop()
+    names = {}
+    exec(answer["edit_python"], names)
+    (row,) = [row for row in edited["prediction"] if row["target"] == 281]
+    assert float(names["edit"].own.probabilities[281]) == row["before"]
+    assert float(names["answers"].probabilities[281]) == pytest.approx(row["after"], abs=0.01)
     names = {}
     exec(answer["python"], names)
     assert np.array_equal(names["record"].map, decoded(answer["maps"][0]["values"], answer["maps"][0]["map_shape"]))

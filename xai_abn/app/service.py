@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from xai_abn.app.suspicion import Suspicion, sorted_by_suspicion, suspicion_of
-from xai_abn.datasets.corrections import LOOK, Corrections
+from xai_abn.datasets.corrections import AVOID, LOOK, Corrections
 from xai_abn.datasets.sample import Sample
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError, XaiAbnError
 from xai_abn.explainers import Explainer, make_explainers, names
@@ -281,6 +281,7 @@ class Service:
             ],
             "python": self._python(asked, name, records[0]),
             "command": self._command(asked, name),
+            "edit_python": self._edit_python(asked.model, name, target) if adapter.uses_attention_map else None,
         }
         if adapter.uses_attention_map:
             own = self._edit(asked.model, asked.image).own
@@ -467,24 +468,38 @@ class Service:
 
     def _python(self, asked: Question, name: str, first: Explanation) -> str:
         """Return the code that gives the same maps, and the first of them."""
-        offered = self._offered(asked.model)
-        loading = "...  # as you made it"
-        if offered.arguments is not None:
-            arguments = "".join(f", {key}={value!r}" for key, value in offered.arguments.items())
-            loading = f"xai_abn.load_model({asked.model!r}{arguments})"
-        target, versus, *also = (_name_of(offered.adapter, index) for index in asked.classes)
+        target, versus, *also = (_name_of(self._offered(asked.model).adapter, index) for index in asked.classes)
         text = repr(target) if versus is None else f"xai_abn.Difference({target!r}, versus={versus!r})"
         if also:
             text = f"[[{', '.join([text, *map(repr, also)])}]]"
         wanted = "" if asked.targets == [None] else f", {text}"
         key = (first.method, first.label) if also and first.class_specific else first.method
         return (
-            "import xai_abn\n\n"
-            f"model = {loading}\n"
+            f"{self._loading(asked.model)}"
             f"result = xai_abn.explain(model, {name!r}, {list(asked.methods)!r}{wanted})\n"
             f"record = result[{key!r}]\n"
             "print(record.answer, record.map.shape)\n"
         )
+
+    def _edit_python(self, model: str, name: str, target: int) -> str:
+        """Return the code that gives the answers to the saved marks."""
+        label = self._offered(model).adapter.label(target)
+        return (
+            f"{self._loading(model)}"
+            f"saved = xai_abn.Corrections({str(self._folder)!r}).of({name!r})\n"
+            f"marks = {{one.kind: one.mask for one in saved if one.label == {label!r}}}\n"
+            f"edit = model.edit({name!r})\n"
+            f"answers = edit.marked({target}, look=marks.get({LOOK!r}), avoid=marks.get({AVOID!r}))\n"
+            f"print(edit.own.probabilities[{target}], answers.probabilities[{target}])\n"
+        )
+
+    def _loading(self, model: str) -> str:
+        """Return the code that loads a model."""
+        arguments = self._offered(model).arguments
+        if arguments is None:
+            return "import xai_abn\n\nmodel = ...  # as you made it\n"
+        more = "".join(f", {key}={value!r}" for key, value in arguments.items())
+        return f"import xai_abn\n\nmodel = xai_abn.load_model({model!r}{more})\n"
 
     def _command(self, asked: Question, name: str) -> str | None:
         """Return the command that gives the same maps; None for a model that it does not know."""

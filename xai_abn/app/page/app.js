@@ -131,6 +131,7 @@ function combo(input, list, pick) {
     at = 0;
     const rows = found.map(([, name, index], i) => element("li", { id: `${list.id}-${i}`, role: "option", text: name, "aria-selected": i === at, onmousedown: (event) => { event.preventDefault(); take(index); } }));
     list.replaceChildren(...(rows.length ? rows : [element("li", { className: "none", text: `no class is called '${input.value.trim()}'` })]));
+    list.classList.toggle("up", input.getBoundingClientRect().bottom + 280 > innerHeight);
     list.hidden = false;
     input.setAttribute("aria-expanded", "true");
     move(0);
@@ -235,6 +236,8 @@ function showCards() {
   $("python").textContent = state.result.python;
   $("command").textContent = state.result.command ?? "";
   $("command").parentElement.hidden = !state.result.command;
+  $("edit-python").textContent = state.result.edit_python ?? "";
+  $("edit-python").closest("details").hidden = !state.result.edit_python;
 }
 
 /** Return the card of one map; its map and image are kept on its canvas for drawing. */
@@ -273,7 +276,7 @@ function point(canvas, x, y) {
     const other = card.querySelector("canvas"), cross = card.querySelector(".cross"), readout = card.querySelector(".readout");
     if (!other || other.record.flaw) continue;
     cross.hidden = x === null;
-    readout.textContent = "\u00a0";
+    readout.textContent = "Point at a map to read its values.";
     if (x === null) continue;
     cross.style.left = `${100 * x}%`;
     cross.style.top = `${100 * y}%`;
@@ -369,7 +372,7 @@ async function startCorrecting() {
   Object.assign(canvas, { width: width * SCALE(), height: height * SCALE() });
   $("not-editable").hidden = model().editable;
   $("not-editable").textContent = model().editable ? "" : `${state.model} has no attention map that it uses, so its answers cannot follow. Marks can be saved all the same, to train with.`;
-  for (const place of [$("edited-prediction").parentElement, $("edited-attention").parentElement, document.querySelector(".summary")]) place.hidden = !model().editable;
+  for (const place of document.querySelectorAll(".editable")) place.hidden = !model().editable;
   showSaved();
   await react();
 }
@@ -404,7 +407,7 @@ function showChanges(id, rows) {
       element("span", { className: "name", text: name, title: name }), element("span", { className: "number" }, ...text), element("span", { className: "track" }, kept, moved)));
   }));
   const target = rows.find((row) => row.target === state.result.target), place = id === "edited-prediction" ? "summary-prediction" : "summary-attention";
-  $(place).textContent = target ? `${percent(target.after)} ${Math.abs(target.after - target.before) >= 0.0005 ? `(before ${percent(target.before)})` : ""}` : "";
+  $(place).textContent = target ? percent(target.after) + (Math.abs(target.after - target.before) >= 0.0005 ? ` (before ${percent(target.before)})` : "") : "";
   if (id !== "edited-prediction") return;
   clearTimeout(showChanges.later); // what is read aloud waits for the end of a stroke
   showChanges.later = setTimeout(() => {
