@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from serving import Serving, ask
-from support import check_error
+from support import call, check_error
 
 import xai_abn
 from xai_abn.app import server as module
@@ -152,6 +152,7 @@ REFUSED = {
     "an example that climbs": ("api/view", {"model": "small-abn", "image": "example:../x"}, None, 404),
     "an unknown model": ("api/model", {"model": "/tmp/model.pt"}, None, 400),
     "an unknown method": ("api/explain", MAPS | {"methods": "magic"}, None, 400),
+    "a method with options": ("api/explain", MAPS | {"methods": "rise:masks=1000000"}, None, 400),
     "too many methods": ("api/explain", MAPS | {"methods": "|".join(["abn"] * 13)}, None, 400),
     "an unknown class": ("api/explain", MAPS | {"target": 10}, None, 400),
     "a class that is no number": ("api/explain", MAPS | {"target": "cat"}, None, 400),
@@ -209,6 +210,30 @@ def test_what_cannot_be_served_is_refused(small_abn, tmp_path):
     with pytest.raises(UnsupportedModelError, match="shows classifiers") as raised:
         run(xai_abn.wrap(Segmenter(), preprocess=xai_abn.Preprocess(size=32)), corrections=tmp_path)
     check_error(raised.value)
+
+
+@pytest.mark.parametrize("name", ["starlette", "uvicorn"])
+def test_a_missing_package_is_named(small_abn, tmp_path, monkeypatch, name):
+    """With the command that installs it."""
+    from xai_abn.app import run
+
+    for loaded in [loaded for loaded in sys.modules if loaded.split(".")[0] == name] or [name]:
+        monkeypatch.setitem(sys.modules, loaded, None)
+    with pytest.raises(UnsupportedModelError, match=r"pip install 'xai-abn\[app\]'"):
+        run(small_abn, corrections=tmp_path, port=0)
+
+
+def test_the_command_names_damaged_corrections(tmp_path, monkeypatch):
+    """And serves the page all the same, of the model that was asked for."""
+    served = []
+    monkeypatch.setattr(module, "serve", lambda service, host, port, started: served.append((service, host)))
+    (tmp_path / "broken.json").write_text("{")
+    status, _, errors = call("app", "--model", "abn-cifar100", "--no-browser", "--corrections", tmp_path)
+    assert status == 0
+    assert "broken.json: expected JSON" in errors
+    ((service, host),) = served
+    assert (service.start()["models"][0], host) == ("abn-cifar100", "127.0.0.1")
+    assert call("app", "--data", "coco:nowhere", "--no-browser")[0] == 1
 
 
 def test_a_killed_server_loses_no_correction_that_it_said_is_saved(tmp_path):

@@ -54,7 +54,7 @@ def test_every_setting_has_its_place_in_the_help(panels, settings):
     assert sorted(name for names in panels.values() for name in names) == sorted(settings.model_fields)
 
 
-@pytest.mark.parametrize("name", ["train", "distill", "explain"])
+@pytest.mark.parametrize("name", ["train", "distill", "explain", "app"])
 def test_the_examples_in_the_help_are_commands(name):
     """Their options exist."""
     command = typer.main.get_command(app).commands[name]

@@ -179,6 +179,10 @@ class Service:
         corrections: folder of the corrections.
         images: what the page may show besides the images that it sends; these are sorted by suspicion.
 
+    Attributes:
+        served: these images, by the name that the page knows them by.
+        problems: (file, reason) of corrections in the folder that cannot be read.
+
     Raises:
         XaiAbnError: the first model cannot be loaded, or the folder holds no corrections.
     """
@@ -198,7 +202,8 @@ class Service:
         self._writing = threading.Lock()
         self._queues: dict[str, _Queue] = {}
         self._turn = threading.BoundedSemaphore(AT_A_TIME)
-        _ = self._first.adapter, Corrections(self._folder)
+        _ = self._first.adapter
+        self.problems = Corrections(self._folder).problems
 
     def start(self) -> dict[str, Any]:
         """Return what the page needs when it opens."""
@@ -361,7 +366,7 @@ class Service:
         own = edit.own
 
         def map_of(maps: torch.Tensor) -> str:
-            return _encoded(maps[target] if maps.dim() == 3 else maps)
+            return _encoded((maps[target] if maps.dim() == 3 else maps).numpy(force=True))
 
         return {
             "grid": list(grid),
@@ -455,6 +460,10 @@ class Service:
 
     def _explain(self, asked: Question) -> list[Explanation]:
         adapter, prepared = self._offered(asked.model).adapter, self._prepare(asked.model, asked.image)
+        known = [method["name"] for method in self._offered(asked.model).methods]
+        for name in asked.methods:  # without options, which could ask for hours of work
+            if name not in known:
+                raise UnknownNameError("method", name, known)
 
         def made() -> list[Explanation]:
             explainers = make_explainers(adapter, asked.methods)
@@ -633,7 +642,7 @@ def _colors() -> str:
     return base64.b64encode(cv2.cvtColor(ramp, cv2.COLOR_BGR2RGB).tobytes()).decode()
 
 
-def _encoded(values: Any) -> str:
+def _encoded(values: np.ndarray) -> str:
     """Return a map as base64 of little-endian float32, row by row."""
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 

@@ -74,6 +74,9 @@ def command(
     with status("loading the model"):
         service = Service([_offer(settings, device) for settings in offered], corrections, found)
 
+    for _, reason in service.problems:
+        typer.echo(f"note: {reason}", err=True)
+
     def started(address: str) -> None:
         typer.echo(f"{address}  (Ctrl-C ends it)")
         if host not in ("127.0.0.1", "localhost", "::1"):
