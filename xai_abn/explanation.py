@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
 from xai_abn.heatmaps import boxes_of, flaw_of, heatmap_of
@@ -43,6 +45,7 @@ class Explanation:
             probabilities.
         image_size: (height, width) of the whole image; None for a tensor.
         region: (left, top, right, bottom) of the view in the whole image, in pixels; None for a tensor.
+        tensor: the map (h, w) with its history, on the network's device; None unless made with ``create_graph``.
     """
 
     map: np.ndarray = field(repr=False)
@@ -66,6 +69,7 @@ class Explanation:
     top: tuple[tuple[str, float], ...] = ()
     image_size: tuple[int, int] | None = None
     region: tuple[float, float, float, float] | None = None
+    tensor: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Make the map read-only: a frozen record should not change through its array."""
@@ -287,6 +291,33 @@ class Explanations(list[ImageExplanations]):
     def get(self, method: str | tuple[str, str], target: str | int | None = None) -> Explanation | None:
         """Return the explanation of a method for the single image; see :meth:`ImageExplanations.get`."""
         return self.only.get(method, target)
+
+    def tensors(self, method: str | None = None, target: str | int | None = None) -> Tensor:
+        """Return the maps of all images with their history, for a loss; see ``create_graph`` of :func:`xai_abn.explain`.
+
+        Args:
+            method: specification of the method; may be left out if there is one.
+            target: label or class index, if images have several targets.
+
+        Returns:
+            (N, h, w), in the method's own units, on the network's device.
+
+        Raises:
+            InvalidInputError: the maps were made without ``create_graph``, an image has no such map, several methods
+                were asked, or the images have maps of different sizes.
+        """
+        methods = list(dict.fromkeys(e.method for image in self for e in image.values()))
+        if method is None and len(methods) != 1:
+            raise InvalidInputError(f"name one of the methods: {', '.join(methods) or 'there are none'}")
+        found = [image.get(method or methods[0], target) for image in self]
+        if not found or None in found:
+            raise InvalidInputError(f"not every image has one map of {method or methods[0]}; name the method and target")
+        tensors = [e.tensor for e in found if e is not None and e.tensor is not None]
+        if len(tensors) < len(found):
+            raise InvalidInputError("the maps have no history; make them with explain(..., create_graph=True)")
+        if len({t.shape for t in tensors}) > 1:
+            raise InvalidInputError("the images have maps of different sizes; give images of one size")
+        return torch.stack(tensors)
 
     def keys(self) -> KeysView[str | tuple[str, str]]:
         """Return the keys of the single image."""

@@ -92,11 +92,16 @@ def display_scale(map_: np.ndarray, size: tuple[int, int]) -> DisplayScale:
     return DisplayScale(np.clip((resized - low) / max(high - low, 1e-30), 0, 1), low, high, False)
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return values of half precision as float32, others as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize maps (N, h, w) to (N, H, W), bilinear with half-pixel centers; maps of that size stay as they are."""
     if tuple(maps.shape[1:]) == tuple(size):
-        return maps.float()
-    return F.interpolate(maps[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+        return at_least_float32(maps)
+    return F.interpolate(at_least_float32(maps)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def flaws(maps: Tensor) -> list[str | None]:

@@ -58,6 +58,8 @@ def explain(
     images: Any,
     methods: str | Explainer | Sequence[str | Explainer] | None = None,
     targets: Target | ScoreFunction | Sequence[Target | Sequence[Target]] | None = None,
+    *,
+    create_graph: bool = False,
 ) -> Explanations:
     """Explain one or many images with one or many methods, from one forward pass per batch.
 
@@ -74,6 +76,9 @@ def explain(
             every position, a class is explained where it is the top one, or in a :class:`SegmentationTarget`. For a
             detector, a target is a class, such as ``"dog"`` or ``"dog#2"`` for the second of them by score, or a
             :class:`DetectionTarget`.
+        create_graph: keep the history of the maps in ``Explanation.tensor``, so that a loss of them can be
+            differentiated by the network's weights; see :meth:`Explanations.tensors`. All images run in one pass,
+            in evaluation mode as always. Only methods with a differentiable formula.
 
     Returns:
         A list with, for each image, a dictionary from method to :class:`Explanation`; for several targets from
@@ -83,7 +88,8 @@ def explain(
         ImageLoadError: an image cannot be read.
         UnknownNameError: an unknown method, option, layer or label; the message suggests the nearest.
         UnsupportedModelError: a method does not apply to the model.
-        InvalidInputError: an image, target or their number is wrong.
+        InvalidInputError: an image, target or their number is wrong; or, with ``create_graph``, gradients are switched
+            off, the method is not differentiable, or nothing that the map depends on requires a gradient.
         NonFiniteError: the model outputs NaN or infinity.
 
     Example:
@@ -98,8 +104,15 @@ def explain(
         targets = None
     explainers = make_explainers(model, methods)
     listed = _listed(images)
+    if create_graph and any(isinstance(image, Tensor) and image.requires_grad for image in listed):
+        raise InvalidInputError(
+            "create_graph=True differentiates maps by weights, not by images, and these require a gradient; give "
+            "images.detach()"
+        )
     explanations = Explanations()
-    for result in explain_images(model, listed, explainers, targets_per_image(targets, len(listed))):
+    several = targets_per_image(targets, len(listed))
+    size = max(len(listed), 1) if create_graph else BATCH_SIZE
+    for result in explain_images(model, listed, explainers, several, batch_size=size, create_graph=create_graph):
         if isinstance(result, XaiAbnError):
             raise result
         explanations.append(result)
@@ -114,6 +127,7 @@ def explain_images(
     *,
     batch_size: int = BATCH_SIZE,
     kind: str = "image",
+    create_graph: bool = False,
 ) -> Iterator[Result]:
     """Explain many images, read as they are needed; an image that fails gives its error and does not stop the others.
 
@@ -124,6 +138,7 @@ def explain_images(
         targets: one entry per image; default: each image's default targets.
         batch_size: images per forward pass.
         kind: the word for an image without a name, as in ``"image 3"``.
+        create_graph: see :func:`explain`.
 
     Yields:
         One result per image, in order.
@@ -136,8 +151,9 @@ def explain_images(
     pairs = zip(images, repeat((None,)) if targets is None else targets, strict=False)
     if model.gives_map or model.detects:
         for number, (image, wanted) in enumerate(pairs):
-            prepared = _read(image, model, f"{kind} {number}")
-            yield prepared if isinstance(prepared, XaiAbnError) else _explain_parts(model, prepared, explainers, wanted)
+            read = _read(image, model, f"{kind} {number}")
+            failed = isinstance(read, XaiAbnError)
+            yield read if failed else _explain_parts(model, read, explainers, wanted, create_graph)
         return
     waiting: list[tuple[PreparedImage | XaiAbnError, ImageTargets]] = []
     shape: tuple[int, ...] | None = None
@@ -145,11 +161,11 @@ def explain_images(
         prepared = _read(image, model, f"{kind} {number}")
         size = tuple(prepared.tensor.shape) if isinstance(prepared, PreparedImage) else shape
         if len(waiting) == batch_size or (shape is not None and size != shape):
-            yield from _explain_waiting(model, waiting, explainers)
+            yield from _explain_waiting(model, waiting, explainers, create_graph)
             waiting = []
         waiting.append((prepared, wanted))
         shape = size
-    yield from _explain_waiting(model, waiting, explainers)
+    yield from _explain_waiting(model, waiting, explainers, create_graph)
 
 
 def explain_batch(
@@ -157,6 +173,7 @@ def explain_batch(
     prepared: Sequence[PreparedImage],
     explainers: Sequence[Explainer],
     targets: Sequence[ImageTargets],
+    create_graph: bool = False,
     forward_pass: ForwardPass | None = None,
 ) -> list[Result]:
     """Explain prepared images of one size in one forward pass.
@@ -169,6 +186,7 @@ def explain_batch(
         prepared: images of one size.
         explainers: from :func:`xai_abn.explainers.make_explainers`.
         targets: one entry per image.
+        create_graph: see :func:`explain`.
         forward_pass: of the images, if the network has run.
 
     Returns:
@@ -180,7 +198,7 @@ def explain_batch(
     if not prepared:
         return []
     if forward_pass is None:
-        forward_pass = _run_pass(model, prepared, explainers)
+        forward_pass = _run_pass(model, prepared, explainers, create_graph)
     model.check_labels(forward_pass.logits.shape[1])
     results: list[Result] = []
     resolved: list[list[ResolvedTarget]] = []
@@ -200,7 +218,8 @@ def explain_batch(
             results.append(error)
     good = [row for row, result in enumerate(results) if not isinstance(result, XaiAbnError)]
     if len(good) < len(prepared):  # without the bad ones, whose NaN would reach methods that look at the whole batch
-        rest = explain_batch(model, [prepared[row] for row in good], explainers, [targets[row] for row in good])
+        readable, wanted_of = [prepared[row] for row in good], [targets[row] for row in good]
+        rest = explain_batch(model, readable, explainers, wanted_of, create_graph)
         for row, result in zip(good, rest, strict=True):
             results[row] = result
         return results
@@ -210,18 +229,28 @@ def explain_batch(
 
 
 def _run_pass(
-    model: ModelAdapter, prepared: Sequence[PreparedImage], explainers: Sequence[Explainer], *, parts: bool = False
+    model: ModelAdapter,
+    prepared: Sequence[PreparedImage],
+    explainers: Sequence[Explainer],
+    create_graph: bool,
+    *,
+    parts: bool = False,
 ) -> ForwardPass:
     inputs = torch.stack([image.tensor for image in prepared]).contiguous(memory_format=model.memory_format)
-    return run_pass(model, inputs, explainers, [image.source for image in prepared], parts=parts)
+    sources = [image.source for image in prepared]
+    return run_pass(model, inputs, explainers, sources, create_graph=create_graph, parts=parts)
 
 
 def _explain_parts(
-    model: ModelAdapter, image: PreparedImage, explainers: Sequence[Explainer], targets: ImageTargets
+    model: ModelAdapter,
+    image: PreparedImage,
+    explainers: Sequence[Explainer],
+    targets: ImageTargets,
+    create_graph: bool,
 ) -> Result:
     """Explain an image to a network for segmentation or a detector: each target is a part of its output."""
     try:
-        shared = _run_pass(model, [image], explainers, parts=True)
+        shared = _run_pass(model, [image], explainers, create_graph, parts=True)
         parts = (_regions if model.gives_map else _detections)(model, shared.output, image, targets)
     except XaiAbnError as error:
         return error
@@ -229,7 +258,7 @@ def _explain_parts(
     for part in parts:
         shown = replace(image, view=with_box(image.view, part.box.tolist())) if isinstance(part, Detection) else image
         own = shared.scoring(part)
-        (result,) = explain_batch(own.model, [shown], explainers, [(None,)], own)
+        (result,) = explain_batch(own.model, [shown], explainers, [(None,)], create_graph, own)
         if isinstance(result, XaiAbnError):
             return result
         for e in result.values():
@@ -295,7 +324,8 @@ def _ask(
             for t, targets in zip(top, resolved, strict=True)
         ]
         directions = target_directions(asked, logits)
-        maps = explainer.explain(forward_pass, directions).detach().float().cpu().numpy()
+        tensors = explainer.explain(forward_pass, directions)
+        maps = tensors.detach().float().cpu().numpy()
         cells = _notes_on_cells(maps.shape[1:], facts["layer"], prepared[0].tensor.shape[1:])
         scores = target_scores(logits, directions)
         seconds = (shared_seconds + perf_counter() - started) / len(prepared)
@@ -320,6 +350,7 @@ def _ask(
                 region=image.region,
                 notes=image.notes + notes + _notes_on(target, probability, top[row], model.name) + cells,
                 seconds=seconds,
+                tensor=tensors[row] if forward_pass.create_graph else None,
                 **facts,
             )
 
@@ -350,10 +381,11 @@ def _explain_waiting(
     model: ModelAdapter,
     waiting: Sequence[tuple[PreparedImage | XaiAbnError, ImageTargets]],
     explainers: Sequence[Explainer],
+    create_graph: bool,
 ) -> Iterator[Result]:
     """Yield one result per entry: its error, or the result for its image."""
     readable = [(image, targets) for image, targets in waiting if isinstance(image, PreparedImage)]
-    explained = iter(explain_batch(model, [i for i, _ in readable], explainers, [t for _, t in readable]))
+    explained = iter(explain_batch(model, [i for i, _ in readable], explainers, [t for _, t in readable], create_graph))
     for image, _ in waiting:
         yield image if isinstance(image, XaiAbnError) else next(explained)
 

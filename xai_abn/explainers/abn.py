@@ -19,6 +19,7 @@ class _AttentionBranchMap(Explainer):
     """A map of the attention branch."""
 
     reads_layer = False
+    no_graph = ""
 
     def check(self, model: ModelAdapter) -> None:
         """Refuse a layer, a network without an attention branch, and a score without a class map."""

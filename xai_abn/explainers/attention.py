@@ -7,6 +7,7 @@ from torch import Tensor
 
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
+from xai_abn.heatmaps import at_least_float32
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.targets import target_scores
@@ -18,6 +19,7 @@ class _AttentionExplainer(Explainer):
 
     needs_attention = True
     reads_layer = False
+    no_graph = ""
 
     def check(self, model: ModelAdapter) -> None:
         """Refuse a layer, networks without attention over all tokens, and Attention Branch Networks."""
@@ -95,7 +97,7 @@ class AttentionRollout(_AttentionExplainer):
         self.patches(forward_pass)
         rolled: Tensor | None = None
         for attention in forward_pass.attentions:
-            mean = attention.float().mean(dim=1)
+            mean = at_least_float32(attention).mean(dim=1)
             step = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
             rolled = step if rolled is None else step @ rolled
         assert rolled is not None  # check() refuses networks without attention
@@ -126,7 +128,8 @@ class AttentionRelevance(_AttentionExplainer):
         tokens = attentions[0].shape[-1]
         relevance = torch.eye(tokens, device=attentions[0].device).expand(len(forward_pass), -1, -1)
         for attention, gradient in zip(attentions, gradients, strict=True):
-            relevance = relevance + (attention * gradient).relu().mean(dim=1).float() @ relevance
+            step = at_least_float32((attention * gradient).relu().mean(dim=1))
+            relevance = relevance + step @ relevance.to(step)
         if not forward_pass.model.reads_class_token:  # the identity at the start says nothing about a patch
             relevance = relevance - torch.eye(tokens, device=relevance.device)
         return self.read_out(forward_pass, relevance)
@@ -159,7 +162,7 @@ class LeGrad(_AttentionExplainer):
         layout = self.patches(forward_pass)
         with torch.enable_grad():
             gradients = forward_pass.attention_gradients_of(self._block_scores(forward_pass, targets))
-        keys = torch.stack([g.relu().float().mean(dim=(1, 2)) for g in gradients]).mean(dim=0)
+        keys = torch.stack([at_least_float32(g.relu()).mean(dim=(1, 2)) for g in gradients]).mean(dim=0)
         return layout.to_maps(keys[..., None])[:, 0]
 
     def _block_scores(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:

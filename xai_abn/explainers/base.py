@@ -56,6 +56,7 @@ class Explainer(Settings, ABC):
         source: the paper.
         baseline: whether the method ignores the network and only serves for comparison.
         reads_layer: whether the method reads a layer of the network.
+        no_graph: why its maps cannot be differentiated by the network's weights; empty if they can.
 
     Example:
         >>> from xai_abn.explainers import Explainer, register
@@ -74,6 +75,7 @@ class Explainer(Settings, ABC):
     source: ClassVar[str] = ""
     baseline: ClassVar[bool] = False
     reads_layer: ClassVar[bool] = True
+    no_graph: ClassVar[str] = "it does not say that they can be"
 
     layer: str | None = Field(None, description="Name of the layer to read; default: the model's target layer.")
 
@@ -98,6 +100,11 @@ class Explainer(Settings, ABC):
     def _maps(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return what :meth:`compute` does, for targets that exist, and refuse anything but a map for each image."""
         targets, model = checked_targets(targets, forward_pass.logits), forward_pass.model
+        if forward_pass.create_graph and self.no_graph:
+            raise InvalidInputError(
+                f"the maps of {self.name} cannot be differentiated: {self.no_graph}; use grad-cam, or leave "
+                "create_graph out"
+            )
         if self.is_given_by(model):
             given: Tensor = model.module.maps_of(self.name, forward_pass.inputs)  # type: ignore[operator]
             maps = select_targets(given, targets) if self.is_class_specific(model) else given[:, 0]
@@ -107,6 +114,11 @@ class Explainer(Settings, ABC):
             got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise InvalidInputError(
                 f"{self.name} must compute maps (N, h, w), one of each of {len(forward_pass)} images, got {got}"
+            )
+        if forward_pass.create_graph and not maps.requires_grad:
+            raise InvalidInputError(
+                f"the maps of {self.name} depend on no weight of {forward_pass.model.name} that requires a gradient; "
+                "switch it on for the layers that compute them, or use another method"
             )
         return maps
 
@@ -320,11 +332,12 @@ def run_pass(
     methods: Iterable[Explainer],
     sources: Sequence[str] = (),
     *,
+    create_graph: bool = False,
     parts: bool = False,
 ) -> ForwardPass:
     """Run the network once on (N, 3, H, W) and keep everything that the methods need.
 
-    ``sources`` and ``parts`` are those of :class:`ForwardPass`.
+    ``sources``, ``create_graph`` and ``parts`` are those of :class:`ForwardPass`.
     """
     methods = list(methods)
     return ForwardPass(
@@ -333,6 +346,7 @@ def run_pass(
         [layer for method in methods for layer in method.layers_read(model)],
         any(method.needs_gradient for method in methods),
         attentions=any(method.needs_attention for method in methods),
+        create_graph=create_graph,
         sources=sources,
         parts=parts,
     )

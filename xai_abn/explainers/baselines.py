@@ -23,6 +23,7 @@ class _Baseline(Explainer):
     class_specific = False
     baseline = True
     reads_layer = False
+    no_graph = "it ignores the network"
 
     @property
     def grid(self) -> str:

@@ -29,6 +29,7 @@ class CAM(Explainer):
     As there, without the bias and without a ReLU. A map of class scores is Lin et al., "Network In Network", ICLR 2014.
     """
 
+    no_graph = ""
     source = "Zhou et al., CVPR 2016"
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
@@ -91,12 +92,12 @@ class Head:
         """Return the weights (K, C) of the classes, in the precision of the output."""
         if self.classifier is None:
             return torch.eye(output.shape[1]).to(output)
-        return self.classifier.weight.detach().flatten(1).to(output)
+        return self.classifier.weight.flatten(1).to(output)
 
     def gives(self, output: Tensor, logits: Tensor) -> bool:
         """Return whether the mean of the maps of every class, plus its bias, is its logit, for every image."""
         output = output.float()
-        found = self.pooled(output).mean(dim=(2, 3)) @ self.rows(output).T
+        found = self.pooled(output.detach()).mean(dim=(2, 3)) @ self.rows(output).detach().T
         if self.classifier is not None and self.classifier.bias is not None:
             found = found + self.classifier.bias.detach().float()
         shown = logits.isfinite()  # a masked class has minus infinity

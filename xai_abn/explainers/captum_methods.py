@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Count, Explainer, Seed, register
+from xai_abn.heatmaps import at_least_float32
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.captum_copy import PerCallModules, hookable_copy, unfold_max_pooling
 from xai_abn.models.forward_pass import ForwardPass
@@ -62,6 +63,7 @@ class CaptumMethod(Explainer):
     """
 
     reads_layer = False
+    no_graph = "captum computes them without a graph"
     captum_class: ClassVar[str]
     constants: ClassVar[dict[str, Any]] = {}
     channels: ClassVar[Literal["sum", "largest", "first"]] = "sum"
@@ -122,14 +124,31 @@ class CaptumMethod(Explainer):
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of ``targets``, (N, H, W), at the resolution of the input."""
-        attributions = self.attributions(forward_pass, targets).float()
+        attributions = at_least_float32(self.attributions(forward_pass, targets))
         if self.channels == "sum":
             return attributions.sum(dim=1)
         return attributions.abs().amax(dim=1) if self.channels == "largest" else attributions[:, 0]
 
 
+class _Gradient(CaptumMethod):
+    """A function of the image and its gradient alone, which can be differentiated in turn."""
+
+    needs_gradient = True
+    no_graph = ""
+
+    def attributions(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
+        """Return what captum computes; with a graph, the same by autograd, since captum keeps none."""
+        if not forward_pass.create_graph:
+            return super().attributions(forward_pass, targets)
+        return self.from_gradients(forward_pass.inputs, forward_pass.input_gradients(targets))
+
+    @abstractmethod
+    def from_gradients(self, images: Tensor, gradients: Tensor) -> Tensor:
+        """Return the attributions of images, from their gradients; all (N, 3, H, W)."""
+
+
 @register("saliency")
-class Saliency(CaptumMethod):
+class Saliency(_Gradient):
     """The largest magnitude of the gradient among the channels: ``max_c |dy / dx_c|``, at least 0.
 
     One forward and one backward pass per image. ``y`` is the logit, before softmax, as in the paper.
@@ -138,15 +157,18 @@ class Saliency(CaptumMethod):
     Saliency Maps", ICLR workshop 2014, section 3.1.
     """
 
-    needs_gradient = True
     source = "Simonyan et al., ICLR workshop 2014"
     captum_class = "Saliency"
     channels = "largest"
     constants: ClassVar[dict[str, Any]] = {"abs": False}
 
+    def from_gradients(self, images: Tensor, gradients: Tensor) -> Tensor:
+        """Return the gradients."""
+        return gradients
+
 
 @register("input-x-gradient")
-class InputXGradient(CaptumMethod):
+class InputXGradient(_Gradient):
     """The input times the gradient, summed over the channels, signed: ``sum_c x_c dy / dx_c``.
 
     One forward and one backward pass per image. ``x`` is the normalized input, so pixels of the mean color get 0.
@@ -156,9 +178,12 @@ class InputXGradient(CaptumMethod):
     Differences", 2016, section 2.
     """
 
-    needs_gradient = True
     source = "Shrikumar et al., 2016"
     captum_class = "InputXGradient"
+
+    def from_gradients(self, images: Tensor, gradients: Tensor) -> Tensor:
+        """Return the images times the gradients."""
+        return images * gradients
 
 
 @register("integrated-gradients")

@@ -13,6 +13,8 @@ from xai_abn.models.forward_pass import ForwardPass
 #: Matrices up to this size are decomposed in full. For larger ones, Lanczos' method finds only the leading eigenvector,
 #: in this number of steps and to this share of the eigenvalue.
 SMALL, STEPS, TOLERANCE = 64, 12, 1e-5
+#: Why no map is differentiated.
+UNSTABLE = "the derivative of a principal component grows without bound as the next one comes close"
 
 
 def first_component(values: Tensor) -> Tensor:
@@ -78,6 +80,7 @@ class EigenCAM(Explainer):
     """
 
     class_specific = False
+    no_graph = UNSTABLE
     source = "Muhammad and Yeasin, IJCNN 2020"
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
@@ -93,6 +96,7 @@ class EigenGradCAM(Explainer):
     """
 
     needs_gradient = True
+    no_graph = UNSTABLE
     source = "pytorch-grad-cam, 2021"
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
@@ -110,6 +114,7 @@ class KPCACAM(Explainer):
     """
 
     class_specific = False
+    no_graph = UNSTABLE
     source = "Karmani et al., MMSP 2024"
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ def _with_version(package: str) -> str:
 class ExternalExplainer(Explainer):
     """An explainer that is not registered: an object with a name of its own, used in place of a specification."""
 
+    no_graph = "they come from elsewhere, without a graph"
+
     _name: str = PrivateAttr("")
 
     @property

@@ -42,6 +42,7 @@ class GradientCAM(Explainer):
     """
 
     needs_gradient = True
+    no_graph = ""
 
     layers: LayerNames = Field(None, description="Names of several layers, joined by '+', whose maps are combined.")
 
@@ -132,7 +133,8 @@ class XGradCAM(GradientCAM):
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Return ``ReLU(sum_k w_k A_k)``."""
         total = activations.sum(dim=(2, 3))
-        share = (gradients * activations).sum(dim=(2, 3)) / total
+        # a divisor of 0 is replaced before dividing, since the derivative of what is masked afterwards would be NaN
+        share = (gradients * activations).sum(dim=(2, 3)) / torch.where(total == 0, 1.0, total)
         return weighted_sum(activations, torch.where(total == 0, 0.0, share)).relu()
 
 
@@ -228,6 +230,7 @@ class ShapleyCAM(Explainer):
 
     needs_gradient = True
     needs_attention = True
+    no_graph = ""
     source = "Cai, The Visual Computer 2025"
 
     @property

@@ -9,7 +9,7 @@ from torch import Tensor
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.explainers.base import Count, Explainer, LayerNames, Seed, get, register
 from xai_abn.explainers.grad_cam import GradientCAM, weighted_sum
-from xai_abn.heatmaps import unit_range, upsample
+from xai_abn.heatmaps import at_least_float32, unit_range, upsample
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.networks.layout import Layout
@@ -29,6 +29,7 @@ class SmoothGradCAMPlusPlus(Explainer):
     """
 
     needs_gradient = True
+    no_graph = "it asks the network again for each noisy copy, without a graph"
     source = "Omeiza et al., 2019"
 
     samples: Count = Field(8, description="Number of noisy copies of the image.")
@@ -70,6 +71,7 @@ class RefineCAM(Explainer):
     """
 
     needs_gradient = True
+    no_graph = ""
     source = "arXiv 2605.14641, 2026"
 
     layers: LayerNames = Field(
@@ -120,6 +122,6 @@ class RefineCAM(Explainer):
         """Return the maps of ``targets``, (N, h, w) at the resolution of the largest layer, in [0, 1]."""
         method = get(self.base)
         layers = self.layers_read(forward_pass.model)
-        maps = [method(layer=layer).compute(forward_pass, targets).float() for layer in layers]
+        maps = [method(layer=layer).compute(forward_pass, targets) for layer in layers]
         size = max((m.shape[1], m.shape[2]) for m in maps)
-        return torch.stack([upsample(unit_range(m), size) for m in maps]).prod(dim=0)
+        return torch.stack([upsample(unit_range(at_least_float32(m)), size) for m in maps]).prod(dim=0)

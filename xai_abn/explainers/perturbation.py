@@ -49,6 +49,7 @@ class _Blanking(CaptumMethod):
     """A method that blanks whole regions in all channels at once: 0 in the normalized input, the mean color."""
 
     channels = "first"
+    no_graph = "it asks the network again, without a graph"
     constants: ClassVar[dict[str, Any]] = {"baselines": 0}
 
     batch_size: Count = Field(16, exclude=True, description="Number of blanked images per forward pass.")

@@ -30,6 +30,7 @@ class RISE(Explainer):
 
     source = "Petsiuk et al., BMVC 2018"
     reads_layer = False
+    no_graph = "it asks the network again, without a graph"
 
     masks: Count = Field(2000, description="Number of masks; each costs one forward pass.")
     side: int = Field(7, ge=1, le=256, description="Number of cells along each side of the coarse grid of a mask.")

@@ -30,6 +30,7 @@ class ScoreCAM(Explainer):
     not subtracted, because it cancels in the softmax.
     """
 
+    no_graph = "it asks the network again, without a graph"
     source = "Wang et al., CVPR Workshops 2020"
 
     batch_size: Count | None = Field(
@@ -151,6 +152,7 @@ class AblationCAM(Explainer):
     it far below the others if the layer has negative values.
     """
 
+    no_graph = "it asks the network again, without a graph"
     source = "Desai and Ramaswamy, WACV 2020"
 
     @property

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from time import perf_counter
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.models.adapter import ModelAdapter
@@ -19,7 +21,7 @@ from xai_abn.models.detection import Detection
 from xai_abn.models.predictor import FastPredictor
 from xai_abn.models.segmentation import Region
 from xai_abn.models.sparse import SkippingZeros
-from xai_abn.models.targets import checked_targets, target_rows
+from xai_abn.models.targets import checked_targets, target_rows, target_scores
 from xai_abn.networks.abn import ABNOutput
 from xai_abn.networks.layout import Layout, grid_layout, is_ambiguous
 from xai_abn.networks.tracing import (
@@ -49,11 +51,26 @@ def check_inputs(inputs: object) -> None:
         raise InvalidInputError(f"inputs must be a tensor of floats (N, C, H, W) of at least one image, got {got}")
 
 
+def _check_graph(model: ModelAdapter) -> None:
+    """Refuse to keep a graph where there would be none."""
+    if not torch.is_grad_enabled():
+        raise InvalidInputError(
+            "create_graph=True needs gradients, which are switched off here; leave the block of torch.no_grad() or "
+            "torch.inference_mode()"
+        )
+    if not any(p.requires_grad for p in model.module.parameters()):
+        raise InvalidInputError(
+            f"create_graph=True differentiates maps by the weights of {model.name}, and none of them requires a "
+            "gradient; switch it on with module.requires_grad_(), or leave create_graph out"
+        )
+
+
 class ForwardPass:
     """Everything that a network computed for one batch: scores, activations, ABN's maps, gradients on demand.
 
-    Layers before the first captured one run without autograd; the others run with it if gradients are requested.
-    Nothing on the model changes: no hook, no ``.grad``, no mode.
+    Layers before the first captured one run without autograd; the others run with it if gradients are requested. With
+    ``create_graph`` all run with it, and what is read keeps its history, down to every weight. Nothing on the model
+    changes: no hook, no ``.grad``, no mode.
 
     Args:
         model: the model to run.
@@ -61,6 +78,7 @@ class ForwardPass:
         layers: names of the layers whose outputs to keep.
         gradients: whether :meth:`gradients` will be called.
         attentions: whether to keep the attention weights of a transformer.
+        create_graph: whether what is read can be differentiated by the network's weights.
         sources: names of the images, if known.
         parts: whether only the score of a part of the output will be explained; see :meth:`scoring`. Until then the
             pass has no scores.
@@ -71,6 +89,7 @@ class ForwardPass:
         sources: names of the images, or empty.
         output: what the network output.
         seconds: how long it took.
+        create_graph: whether what is read keeps its history; only ``logits`` never do.
         logits: (N, K) float32, detached.
         attention_map: ABN's map (N, 1, h, w), or a multi-task ABN's maps (N, K, h, w); None for other networks.
         class_maps: the attention branch's class maps (N, K, h, w), or None.
@@ -81,7 +100,8 @@ class ForwardPass:
     Raises:
         UnknownNameError: no such layer; the message suggests the nearest.
         UnsupportedModelError: the network does not output logits (N, K), or a layer does not output a tensor.
-        InvalidInputError: gradients are requested inside ``torch.inference_mode()``, or the inputs are no floats
+        InvalidInputError: gradients are requested inside ``torch.inference_mode()``, or a graph inside
+            ``torch.no_grad()`` or of a network without a weight that requires a gradient, or the inputs are no floats
             (N, C, H, W).
 
     Example:
@@ -100,9 +120,12 @@ class ForwardPass:
         gradients: bool = False,
         *,
         attentions: bool = False,
+        create_graph: bool = False,
         sources: Sequence[str] = (),
         parts: bool = False,
     ) -> None:
+        if create_graph:
+            _check_graph(model)
         if gradients and torch.is_inference_mode_enabled():
             raise InvalidInputError(
                 "gradients cannot be computed inside torch.inference_mode(); use torch.no_grad() or leave the block"
@@ -112,6 +135,7 @@ class ForwardPass:
         self.model = model
         self.inputs = on_device(inputs, model.module)
         self.sources = tuple(sources)
+        self.create_graph = create_graph
         self._kept: dict[str, Tensor] = {}
         self._runs: dict[str, int] = {}
         self._calls: dict[str, int] = {}
@@ -122,7 +146,8 @@ class ForwardPass:
         self._differentiable = gradients
         self._attends = attentions
         self._parts = parts
-        self._sparse = parts and gradients and not model.attends  # attention spreads a gradient to all positions
+        # attention spreads a gradient to all positions, and a graph is differentiated again
+        self._sparse = parts and gradients and not create_graph and not model.attends
         self._linear_calls: list[tuple[nn.Linear | nn.Conv2d, Tensor, Tensor, object]] = []
         self.other_attention = 0
         self._run(list(dict.fromkeys(layers)))
@@ -161,8 +186,8 @@ class ForwardPass:
         self.attention_map: Tensor | None = None
         self.class_maps: Tensor | None = None
         if isinstance(self.output, ABNOutput):
-            self.attention_map = self.output.attention_map.detach()
-            self.class_maps = self.output.class_maps.detach()
+            self.attention_map = self._read(self.output.attention_map)
+            self.class_maps = self._read(self.output.class_maps)
         self._linear_calls = []
         self.logits = self._scores.detach().float()
         if len(self.logits) != len(self.inputs):
@@ -190,8 +215,14 @@ class ForwardPass:
 
     @property
     def attentions(self) -> list[Tensor]:
-        """Attention weights (N, heads, T, T) of each self-attention, in order, detached; empty unless requested."""
-        return [a.detach() for a in self._attentions]
+        """Attention weights (N, heads, T, T) of each self-attention, in order; empty unless requested."""
+        return [self._read(a) for a in self._attentions]
+
+    @property
+    def classifier_weights(self) -> Tensor:
+        """Weights (K, C) of :attr:`classifier`."""
+        assert self.classifier is not None
+        return self._read(self.classifier.weight).flatten(1)
 
     def layout(self, layer: str) -> Layout:
         """Return where the positions are in a captured layer's output.
@@ -217,7 +248,7 @@ class ForwardPass:
         return found
 
     def activations(self, layer: str) -> Tensor:
-        """Return a captured layer's output as maps (N, C, h, w), detached; do not change it in place.
+        """Return a captured layer's output as maps (N, C, h, w); do not change it in place.
 
         For a transformer, these are the patch tokens on their grid; class and register tokens are left out.
 
@@ -226,11 +257,15 @@ class ForwardPass:
             UnsupportedModelError: its output has no positions.
         """
         layout = self.layout(layer)
-        return layout.to_maps(layout.batch_first(self._captured(layer).detach()))
+        return layout.to_maps(layout.batch_first(self._read(self._captured(layer))))
 
     def raw_output(self, layer: str) -> Tensor:
         """Return a captured layer's output with the batch first, otherwise as the layer gave it, with its history."""
         return self.layout(layer).batch_first(self._captured(layer))
+
+    def _read(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the network's graph with its history if the pass keeps it, else detached."""
+        return tensor if self.create_graph else tensor.detach()
 
     def _captured(self, layer: str) -> Tensor:
         if layer not in self._kept:
@@ -263,6 +298,15 @@ class ForwardPass:
             self._gradients[key] = layout.to_maps(layout.batch_first(found))
         return self._gradients[key]
 
+    def input_gradients(self, targets: Tensor) -> Tensor:
+        """Return d score / d input, (N, C, H, W), from another pass; ``targets`` and errors as for gradients."""
+        targets = self._checked_for_gradients(targets)
+        module = self.model.module
+        inputs = self.inputs if self.inputs.requires_grad else self.inputs.detach().requires_grad_()
+        with evaluating(module), self._running(), torch.enable_grad():
+            scores = target_scores(self.model.logits_of(module(inputs.clone())), targets)
+        return torch.autograd.grad(scores.sum(), inputs, create_graph=self.create_graph)[0]
+
     def attention_gradients(self, targets: Tensor) -> list[Tensor]:
         """Return d score / d attention weights, (N, heads, T, T) each; ``targets`` and errors as for gradients."""
         targets = self._checked_for_gradients(targets)
@@ -273,7 +317,10 @@ class ForwardPass:
     def attention_gradients_of(self, block_scores: Tensor) -> list[Tensor]:
         """Return the gradient of each of the scores (L,) of L blocks by the attention weights of its own block."""
         pairs = zip(block_scores, self._attentions, strict=True)
-        return [torch.autograd.grad(score, weights, retain_graph=True)[0] for score, weights in pairs]
+        return [
+            torch.autograd.grad(score, weights, retain_graph=True, create_graph=self.create_graph)[0]
+            for score, weights in pairs
+        ]
 
     def curvature(self, layer: str, targets: Tensor) -> Tensor:
         """Return the change of a layer's gradients along its activations, (d2 score / dA2) A, as maps (N, C, h, w).
@@ -286,7 +333,14 @@ class ForwardPass:
             (gradient,) = self._differentiate([wanted], targets, layer, keep_history=True)
             change = None
             if gradient.requires_grad:
-                (change,) = torch.autograd.grad(gradient, wanted, wanted.detach(), retain_graph=True, allow_unused=True)
+                (change,) = torch.autograd.grad(
+                    gradient,
+                    wanted,
+                    self._read(wanted),
+                    retain_graph=True,
+                    create_graph=self.create_graph,
+                    allow_unused=True,
+                )
         layout = self.layout(layer)
         return layout.to_maps(layout.batch_first(torch.zeros_like(gradient).detach() if change is None else change))
 
@@ -347,12 +401,23 @@ class ForwardPass:
 
         module = self.model.module
         replacing = (module.get_submodule(layer).register_forward_hook(hook),)
-        with hooks(replacing), evaluating(module), self._without_gradients():
+        with hooks(replacing), evaluating(module), self._running():
             logits = self.model.logits_of(module(on_device(images, module)))
         return logits if values.requires_grad else logits.detach()
 
-    def _without_gradients(self) -> torch.no_grad | torch.enable_grad:
-        return torch.enable_grad() if self.model.needs_gradients else torch.no_grad()
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Run the network without autograd, or for a graph with it and with operations that have second derivatives.
+
+        A part that saves less and runs again in the backward pass would then run in another mode, so it is refused.
+        """
+        if self.create_graph:
+            again = "it recomputes parts of itself for gradients (torch.utils.checkpoint); switch this off"
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), disable_saved_tensors_hooks(again):
+                yield
+        else:
+            with torch.enable_grad() if self.model.needs_gradients else torch.no_grad():
+                yield
 
     def _checked_for_gradients(self, targets: Tensor) -> Tensor:
         if not self._differentiable:
@@ -366,7 +431,8 @@ class ForwardPass:
         problem = as_unsupported(f"{self.model.name} cannot be differentiated; try occlusion, which needs no gradients")
         with problem, SkippingZeros() if self._sparse else nullcontext():  # type: ignore[no-untyped-call]
             try:
-                return list(torch.autograd.grad(output, wanted, seeds, retain_graph=True, create_graph=keep_history))
+                history = keep_history or self.create_graph
+                return list(torch.autograd.grad(output, wanted, seeds, retain_graph=True, create_graph=history))
             except RuntimeError as error:
                 if not is_not_differentiable(error):
                     raise
@@ -382,9 +448,7 @@ class ForwardPass:
         row directly saves the product of a one-hot vector with all K rows, a noticeable cost at batch size 1.
         """
         if self._pooled is not None and wanted.dim() > 2:
-            assert self.classifier is not None
-            rows = self.classifier.weight.detach()
-            return self._pooled, target_rows(rows, targets).to(self._pooled)
+            return self._pooled, target_rows(self.classifier_weights, targets).to(self._pooled)
         if targets.is_floating_point():
             return self._scores, targets.to(self._scores)
         return self._scores, torch.zeros_like(self._scores).scatter_(1, targets[:, None], 1)
@@ -413,7 +477,7 @@ class ForwardPass:
             f"{self.model.name} cannot be run on an input of {tuple(self.inputs.shape)}; give images that it accepts, "
             "one at a time if it takes no more"
         )
-        with problem, evaluating(module) as members, hooks(keeping), self._without_gradients(), watch:
+        with problem, evaluating(module) as members, hooks(keeping), self._running(), watch:
             kinds = (nn.Linear, nn.Conv2d) if module in _CONVOLUTIONS_NOTED else nn.Linear
             heads = (m for m in members if isinstance(m, kinds) and _multiplies_vectors(m))
             with hooks(m.register_forward_hook(note) for m in heads):
