@@ -103,7 +103,7 @@ def explain(
         model = model.with_output(targets, getattr(targets, "__name__", type(targets).__name__))
         targets = None
     explainers = make_explainers(model, methods)
-    listed = _listed(images)
+    listed = listed_images(images)
     if create_graph and any(isinstance(image, Tensor) and image.requires_grad for image in listed):
         raise InvalidInputError(
             "create_graph=True differentiates maps by weights, not by images, and these require a gradient; give "
@@ -441,7 +441,12 @@ def _prepared(image: Any, preprocess: Preprocess, name: str) -> PreparedImage | 
     )
 
 
-def _listed(images: Any) -> list[Any]:
+def listed_images(images: Any) -> list[Any]:
+    """Return one image or several, of any kind that :func:`explain` accepts, as a list.
+
+    Raises:
+        InvalidInputError: neither an image nor a sequence.
+    """
     if isinstance(images, (str, Path, bytes, Image.Image, Mapping)) or hasattr(images, "read"):
         return [images]
     if isinstance(images, (Tensor, np.ndarray)):

@@ -39,6 +39,8 @@ from xai_abn.networks.tracing import (
 #: Networks whose logits do not come from a linear layer, so that 1x1 convolutions are noted in their passes, too.
 _CONVOLUTIONS_NOTED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
+_RECOMPUTES = "it recomputes parts of itself for gradients (torch.utils.checkpoint); switch this off"
+
 
 def check_inputs(inputs: object) -> None:
     """Refuse inputs of a network that are not floats (N, C, H, W) of at least one image.
@@ -188,6 +190,8 @@ class ForwardPass:
         if isinstance(self.output, ABNOutput):
             self.attention_map = self._read(self.output.attention_map)
             self.class_maps = self._read(self.output.class_maps)
+        if self.create_graph and _recomputes(self._scores):
+            raise UnsupportedModelError(f"{self.model.name} cannot keep a graph: {_RECOMPUTES}")
         self._linear_calls = []
         self.logits = self._scores.detach().float()
         if len(self.logits) != len(self.inputs):
@@ -412,8 +416,7 @@ class ForwardPass:
         A part that saves less and runs again in the backward pass would then run in another mode, so it is refused.
         """
         if self.create_graph:
-            again = "it recomputes parts of itself for gradients (torch.utils.checkpoint); switch this off"
-            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), disable_saved_tensors_hooks(again):
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), disable_saved_tensors_hooks(_RECOMPUTES):
                 yield
         else:
             with torch.enable_grad() if self.model.needs_gradients else torch.no_grad():
@@ -528,6 +531,19 @@ class ForwardPass:
                 self._linear_calls.append((module, inputs[0], output, output.grad_fn))
 
         return hook
+
+
+def _recomputes(scores: Tensor) -> bool:
+    """Return whether a part of the network runs again in the backward pass (checkpointing with use_reentrant=True)."""
+    waiting, seen = [scores.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            if type(node).__name__ == "CheckpointFunctionBackward":
+                return True
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return False
 
 
 def _multiplies_vectors(module: nn.Module) -> bool:
