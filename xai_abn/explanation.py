@@ -293,7 +293,7 @@ class Explanations(list[ImageExplanations]):
         return self.only.get(method, target)
 
     def tensors(self, method: str | None = None, target: str | int | None = None) -> Tensor:
-        """Return the maps of all images with their history, for a loss; see ``create_graph`` of :func:`xai_abn.explain`.
+        """Return the maps of all images, with their history, of ``explain(..., create_graph=True)``.
 
         Args:
             method: specification of the method; may be left out if there is one.
@@ -311,7 +311,7 @@ class Explanations(list[ImageExplanations]):
             raise InvalidInputError(f"name one of the methods: {', '.join(methods) or 'there are none'}")
         found = [image.get(method or methods[0], target) for image in self]
         if not found or None in found:
-            raise InvalidInputError(f"not every image has one map of {method or methods[0]}; name the method and target")
+            raise InvalidInputError(f"not every image has one map of {method or methods[0]}; name method and target")
         tensors = [e.tensor for e in found if e is not None and e.tensor is not None]
         if len(tensors) < len(found):
             raise InvalidInputError("the maps have no history; make them with explain(..., create_graph=True)")

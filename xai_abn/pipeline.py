@@ -152,8 +152,10 @@ def explain_images(
     if model.gives_map or model.detects:
         for number, (image, wanted) in enumerate(pairs):
             read = _read(image, model, f"{kind} {number}")
-            failed = isinstance(read, XaiAbnError)
-            yield read if failed else _explain_parts(model, read, explainers, wanted, create_graph)
+            if not isinstance(read, XaiAbnError):
+                yield _explain_parts(model, read, explainers, wanted, create_graph)
+            else:
+                yield read
         return
     waiting: list[tuple[PreparedImage | XaiAbnError, ImageTargets]] = []
     shape: tuple[int, ...] | None = None

@@ -90,7 +90,7 @@ def drawn(folder):
 
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 def test_each_epoch_draws_a_sheet_of_each_method(package, tmp_path):
-    """In the trainer's own TensorBoard, before the first step and after each epoch; what is drawn is what explain gives."""
+    """In the trainer's own TensorBoard, before the first step and after each epoch; the maps are those of explain."""
     methods = ["grad-cam", "saliency", "rise:masks=8"]
     callback = MapsCallback(IMAGES, methods, [0, 1, 2])
     module = train(tmp_path, [callback], tensorboard(tmp_path, package), package)
@@ -225,8 +225,6 @@ def test_a_network_that_diverges_goes_on_with_a_warning(tmp_path):
     with pytest.warns(XaiAbnWarning, match=r"a map is not drawn at step 3: image 0: .* outputs NaN.* \(and 2 more\)"):
         train(tmp_path, [Diverge(), MapsCallback(IMAGES)], tensorboard(tmp_path), epochs=1)
     assert len(drawn(tmp_path)["maps/grad-cam"]) == 1
-
-
 
 
 def test_weights_split_over_devices_are_refused(tmp_path):

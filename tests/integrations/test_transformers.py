@@ -13,9 +13,7 @@ import transformers
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import xai_abn
 from xai_abn.errors import UnknownNameError, XaiAbnWarning
-from xai_abn.images.preprocess import Preprocess
 from xai_abn.integrations.transformers import MapsCallback
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
@@ -119,7 +117,9 @@ def test_only_the_first_process_draws(tmp_path):
     callback.on_train_begin(trainer.args, elsewhere, None, model=trainer.model)
     callback.on_epoch_end(trainer.args, elsewhere, None)
     with pytest.raises(UnknownNameError):
-        callback.on_train_begin(trainer.args, SimpleNamespace(is_world_process_zero=True, global_step=0), None, trainer.model)
+        callback.on_train_begin(
+            trainer.args, SimpleNamespace(is_world_process_zero=True, global_step=0), None, trainer.model
+        )
 
 
 class Recorder:

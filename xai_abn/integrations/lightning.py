@@ -23,9 +23,9 @@ _LOGGERS = {
 class MapsCallback(_Callback):  # type: ignore[misc]
     """Draws maps of fixed images before the first step and after each epoch, a sheet for each method.
 
-    They go to the trainer's own loggers: TensorBoard, Weights & Biases and MLflow, with the tag ``maps/<method>``. Other
-    loggers give a warning. Only the first process draws. The training does not change by it: the network runs in
-    evaluation mode, and modes and random states are put back.
+    They go to the trainer's own loggers: TensorBoard, Weights & Biases and MLflow, with the tag
+    ``maps/<method>``. Other loggers give a warning. Only the first process draws. The training does not change by it:
+    the network runs in evaluation mode, and modes and random states are put back.
 
     Args:
         images: always the same ones: see :func:`xai_abn.explain`.

@@ -46,7 +46,11 @@ def to_tensorboard(writer: Any) -> Send:
 
 def to_mlflow(client: Any, run: str) -> Send:
     """Return a function that keeps images as artifacts of a run, by an ``MlflowClient``."""
-    return lambda tag, image, step: client.log_image(run, image, f"{re.sub('[^/a-zA-Z0-9_.+-]', '-', tag)}/{step:08}.png")
+
+    def send(tag: str, image: Image.Image, step: int) -> None:
+        client.log_image(run, image, f"{re.sub('[^/a-zA-Z0-9_.+-]', '-', tag)}/{step:08}.png")
+
+    return send
 
 
 def senders(loggers: Iterable[Any], known: Mapping[str, Callable[[Any], Send]]) -> list[Send]:
@@ -88,9 +92,7 @@ class TrainingMaps:
             raise InvalidInputError("give at least one image whose maps are drawn")
         self._senders: list[Send] = []
 
-    def start(
-        self, network: ModelAdapter | nn.Module, senders: list[Send], step: int, preprocess: Any = None
-    ) -> None:
+    def start(self, network: ModelAdapter | nn.Module, senders: list[Send], step: int, preprocess: Any = None) -> None:
         """Draw the maps of a network before its first step, to compare with and so that every mistake shows at once.
 
         Args:
@@ -106,10 +108,11 @@ class TrainingMaps:
         if not senders:
             return
         with seeded(0):
-            first = self._images[0]
-            example = first[None] if isinstance(first, Tensor) and first.is_floating_point() else None
-            bare = not isinstance(network, ModelAdapter)
-            self._model = wrap(network, preprocess=preprocess, example_input=example) if bare else network
+            if not isinstance(network, ModelAdapter):
+                first = self._images[0]
+                example = first[None] if isinstance(first, Tensor) and first.is_floating_point() else None
+                network = wrap(network, preprocess=preprocess, example_input=example)
+            self._model = network
             if any(map(_is_part, self._model.module.parameters())):
                 raise UnsupportedModelError(
                     f"{self._model.name} is split over several devices (FSDP, DeepSpeed ZeRO-3), and maps need all its "

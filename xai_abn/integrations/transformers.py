@@ -40,8 +40,8 @@ class MapsCallback(_TrainerCallback):  # type: ignore[misc]
     """Draws maps of fixed images before the first step and after each epoch, a sheet for each method.
 
     They go to the trainer's own loggers, those in ``report_to``: TensorBoard, Weights & Biases and MLflow, with the tag
-    ``maps/<method>``. Other loggers give a warning. Only the first process draws. The training does not change by it: the
-    network runs in evaluation mode, and modes and random states are put back.
+    ``maps/<method>``. Other loggers give a warning. Only the first process draws. The training does not change by it:
+    the network runs in evaluation mode, and modes and random states are put back.
 
     Args:
         trainer: the ``Trainer``, whose loggers a callback cannot find by itself.
