@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -12,17 +13,20 @@ from PIL import Image
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
-from xai_abn.heatmaps import boxes_of, flaw_of, heatmap_of
-from xai_abn.rendering import Panel, overlay, png_bytes
+from xai_abn.files import replacing
+from xai_abn.heatmaps import boxes_of, flaw_of, heatmap_of, resized
+from xai_abn.images.volumes import nifti_bytes, read_affine, upright
+from xai_abn.rendering import Panel, clip_bytes, overlay, png_bytes
 from xai_abn.rendering import sheet as draw_sheet
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """A map of one image, with what it explains and how it was made.
+    """A map of one image, volume or clip, with what it explains and how it was made.
 
     Attributes:
-        map: (h, w) float32 at the layer's own resolution, in the method's own units; read-only.
+        map: (h, w) float32, or (d, h, w) of a volume or clip, at the layer's own resolution, in the method's own units;
+            read-only.
         method: specification of the explainer, such as ``"grad-cam"`` or ``"rise:masks=500"``.
         target: class index that was explained (or, if not ``class_specific``, the predicted one).
         label: name of that class, or ``"class 7"`` for a model without labels.
@@ -40,12 +44,14 @@ class Explanation:
         source: where the image came from.
         notes: what to know about image, model and target, such as what was done to the image on reading it.
         seconds: wall time for this map: the image's share of the forward pass and of the method.
-        view: (H, W, 3) uint8 RGB, the part of the image the network saw.
+        view: (H, W, 3) uint8 RGB, the part of the image the network saw; of a volume or clip (D, H, W, 3), its slices or
+            frames.
         top: the most probable classes with their probabilities, at most five, the first first; empty without
             probabilities.
-        image_size: (height, width) of the whole image; None for a tensor.
+        image_size: (height, width) of the whole image, of a clip (frames, height, width); None for a tensor.
         region: (left, top, right, bottom) of the view in the whole image, in pixels; None for a tensor.
         tensor: the map (h, w) with its history, on the network's device; None unless made with ``create_graph``.
+        affine: (4, 4) of the NIfTI file that a volume came from, or None.
     """
 
     map: np.ndarray = field(repr=False)
@@ -67,9 +73,10 @@ class Explanation:
     versions: Mapping[str, str] = field(default_factory=dict)
     versus: int | None = None
     top: tuple[tuple[str, float], ...] = ()
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[int, ...] | None = None
     region: tuple[float, float, float, float] | None = None
     tensor: Tensor | None = field(default=None, repr=False)
+    affine: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Make the map read-only: a frozen record should not change through its array."""
@@ -86,37 +93,41 @@ class Explanation:
         """Why the map means nothing: ``"not finite"``, ``"flat"``, or None for a usable map."""
         return flaw_of(self.map)
 
-    def heatmap(self, size: tuple[int, int] | None = None) -> np.ndarray:
+    def heatmap(self, size: tuple[int, ...] | None = None) -> np.ndarray:
         """Return the map resized and scaled to [0, 1]; see :func:`xai_abn.heatmaps.heatmap_of`.
 
         Args:
-            size: (height, width); default that of ``view``. With ``image_size``, the map is that of the whole image,
+            size: (height, width), or (depth, height, width); default that of ``view``. With ``image_size``, the map is that of the whole image,
                 and 0 outside the part the network saw.
 
         Returns:
-            (height, width) float32 in [0, 1].
+            The heatmap of that size, float32 in [0, 1].
 
         Raises:
             UnusableMapError: the map is flat or not finite.
-            InvalidInputError: the size has other proportions than the view, which would distort the map.
+            InvalidInputError: the size has another number of axes, or height and width other proportions than the view,
+                which would distort the map.
         """
-        height, width = size or self.view.shape[:2]
-        seen = _box_of(self.region) if self.region is not None and (height, width) == self.image_size else None
-        proportions = self.view.shape[0] / self.view.shape[1]
-        if seen is None and abs(height - proportions * width) > 1 + 0.01 * height:
+        size = tuple(size or self.view.shape[:-1])
+        if len(size) != self.map.ndim:
+            raise InvalidInputError(f"{self.source}: size must have {self.map.ndim} numbers, as the map, got {size}")
+        *depth, height, width = size
+        seen = _box_of(self.region) if self.region is not None and size == self.image_size else None
+        rows, columns = self.view.shape[-3:-1]
+        if seen is None and abs(height - rows / columns * width) > 1 + 0.01 * height:
             raise InvalidInputError(
-                f"{self.source}: the network saw a part of {self.view.shape[1]}x{self.view.shape[0]} (width x height), "
+                f"{self.source}: the network saw a part of {columns}x{rows} (width x height), "
                 f"which has other proportions than {width}x{height}; give the size of the image, {self.image_size}, to "
                 "get the map in its place"
             )
         try:
             if seen is None:
-                return heatmap_of(self.map, (height, width))
+                return heatmap_of(self.map, size)
             left, top, right, bottom = seen
-            whole = np.zeros((height, width), np.float32)
-            seen_map = heatmap_of(self.map, (bottom - top, right - left))  # with borders, larger than the image
-            inside = seen_map[max(-top, 0) : height - top, max(-left, 0) : width - left]
-            whole[max(top, 0) : bottom, max(left, 0) : right] = inside
+            whole = np.zeros(size, np.float32)
+            seen_map = heatmap_of(self.map, (*depth, bottom - top, right - left))  # with borders, larger than the image
+            inside = seen_map[..., max(-top, 0) : height - top, max(-left, 0) : width - left]
+            whole[..., max(top, 0) : bottom, max(left, 0) : right] = inside
             return whole
         except UnusableMapError as error:
             raise UnusableMapError(f"{self.source}: {self.method} for {self.label!r}: {error}") from None
@@ -130,7 +141,8 @@ class Explanation:
             threshold: share of the range from the smallest to the largest value, above 0 and at most 1.
 
         Returns:
-            (height, width) bool, of the whole image; of a tensor, of what the network saw. False where it did not look.
+            (height, width) bool, of the whole image; of a tensor or volume, of what the network saw, (depth, height,
+            width). False where it did not look.
 
         Raises:
             UnusableMapError: the map is flat or not finite, or has no positive value.
@@ -142,7 +154,7 @@ class Explanation:
         found: np.ndarray = positive.heatmap(self.image_size) >= threshold
         return found
 
-    def boxes(self, threshold: float = 0.5, *, largest: bool = False) -> list[tuple[int, int, int, int]]:
+    def boxes(self, threshold: float = 0.5, *, largest: bool = False) -> list[tuple[int, ...]]:
         """Return a box around each connected part of :meth:`mask`, the largest part first.
 
         Args:
@@ -150,7 +162,8 @@ class Explanation:
             largest: return the box of the largest part alone.
 
         Returns:
-            (left, top, right, bottom) in pixels of the whole image, right and bottom exclusive.
+            (left, top, right, bottom) in pixels of the whole image, right and bottom exclusive. Of a volume or clip
+            (left, top, first, right, bottom, last): left and right along its last axis, first and last along its first.
 
         Raises:
             UnusableMapError, InvalidInputError: as for :meth:`mask`.
@@ -164,7 +177,10 @@ class Explanation:
     @property
     def panel(self) -> Panel:
         """The map over its image, ready to be drawn."""
-        return Panel(self.view, self.method, self._heading, self.map)
+        view, map_ = self.view, self.map
+        if self.affine is not None:
+            view, map_ = upright(view, self.affine), upright(map_, self.affine)
+        return Panel(view, self.method, self._heading, map_)
 
     @property
     def _heading(self) -> str:
@@ -179,6 +195,46 @@ class Explanation:
     def overlay(self, **options: Any) -> Image.Image:
         """Return the map over the image, with heading and color bar; see :func:`xai_abn.rendering.overlay`."""
         return overlay(self.panel, **options)
+
+    def save_clip(self, path: str | Path, **options: Any) -> None:
+        """Save the slices or frames with their map one after another, as GIF or MP4 by the ending of the path.
+
+        Args:
+            path: replaced if it exists.
+            options: ``colormap`` and ``opacity``, see :func:`xai_abn.rendering.overlay`.
+
+        Raises:
+            InvalidInputError: the map is of an image, or another ending.
+        """
+        content = clip_bytes(self.panel, Path(path).suffix.lower(), **options)
+        with replacing(Path(path)) as draft:
+            draft.write_bytes(content)
+
+    def nifti(self, like: str | Path | None = None, *, zipped: bool = True) -> bytes:
+        """Return the map, enlarged to the grid of the volume and in its own units, as the content of a NIfTI file.
+
+        Args:
+            like: a NIfTI file whose affine it gets, for a volume that was given as a tensor; its grid must be that of
+                the tensor.
+            zipped: as of ``.nii.gz``.
+
+        Raises:
+            InvalidInputError: the map is of an image or clip, no affine is known, or ``like`` has another grid.
+        """
+        size = self.view.shape[:-1]
+        affine = self.affine if like is None else read_affine(like, size)
+        if affine is None or self.map.ndim != 3:
+            raise InvalidInputError(
+                f"{self.source}: only the map of a volume from a NIfTI file can be saved as one; for a tensor give the "
+                "file with its grid, as like=..."
+            )
+        return nifti_bytes(resized(self.map, size), affine, zipped=zipped)
+
+    def save_nifti(self, path: str | Path, like: str | Path | None = None) -> None:
+        """Save the map as a NIfTI file, ``.nii`` or ``.nii.gz``; see :meth:`nifti`."""
+        content = self.nifti(like, zipped=str(path).endswith(".gz"))
+        with replacing(Path(path)) as draft:
+            draft.write_bytes(content)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays as plain values, for JSON."""
@@ -325,7 +381,7 @@ class Explanations(list[ImageExplanations]):
 
 
 def sheet(explanations: Iterable[Explanation], **options: Any) -> Image.Image:
-    """Draw an image and several maps of it side by side, six a row.
+    """Draw an image and several maps of it side by side, six a row; of volumes and clips, two.
 
     Args:
         explanations: of one image, at least one.
@@ -341,7 +397,7 @@ def sheet(explanations: Iterable[Explanation], **options: Any) -> Image.Image:
     if any(e.source != first.source or e.view.shape != first.view.shape for e in records):
         raise InvalidInputError("a sheet shows one image; the explanations are of several")
     answer = next((e.answer for e in records if (e.target, e.versus) == (e.predicted, None)), first.predicted_label)
-    image = Panel(first.view, first.model, f"predicted: {answer}")
+    image = Panel(first.panel.view, first.model, f"predicted: {answer}")
     return draw_sheet([image, *(e.panel for e in records)], **options)
 
 

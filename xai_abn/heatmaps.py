@@ -1,7 +1,11 @@
-"""Heatmaps: flaws, scaling and resizing of maps, as numpy arrays or torch tensors."""
+"""Heatmaps: flaws, scaling and resizing of maps, as numpy arrays or torch tensors.
+
+A map of an image is (h, w), a map of a volume or clip (d, h, w).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -19,18 +23,17 @@ CLIPPED = 99
 
 
 def flaw_of(map_: np.ndarray) -> str | None:
-    """Return why a map (h, w) means nothing, ``"not finite"`` or ``"flat"``, or None if it is usable."""
+    """Return why a map means nothing, ``"not finite"`` or ``"flat"``, or None if it is usable."""
     if not np.isfinite(map_).all():
         return "not finite"
     low, high = float(map_.min()), float(map_.max())
     return "flat" if high - low <= FLAT_TOLERANCE * max(abs(low), abs(high)) else None
 
 
-def heatmap_of(map_: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a map (h, w) resized to (height, width) and scaled to [0, 1], float32.
+def heatmap_of(map_: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return a map resized to (height, width), or (depth, height, width), and scaled to [0, 1], float32.
 
-    Bilinear interpolation with half-pixel centers (``align_corners=False``); then the smallest value becomes 0 and the
-    largest 1.
+    After resizing, see :func:`resized`, the smallest value becomes 0 and the largest 1.
 
     Raises:
         UnusableMapError: the map is flat or not finite, or flat at this size.
@@ -38,20 +41,34 @@ def heatmap_of(map_: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     flaw = flaw_of(map_)
     if flaw:
         raise UnusableMapError(f"the map is {flaw}: nothing to show")
-    height, width = size
-    resized = np.asarray(cv2.resize(map_, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
-    low, high = float(np.min(resized)), float(np.max(resized))
+    values = resized(map_, size)
+    low, high = float(np.min(values)), float(np.max(values))
     if high <= low:
-        raise UnusableMapError(f"the map is flat at {height}x{width} pixels; ask for a larger size")
-    return (resized - low) / (high - low)
+        raise UnusableMapError(f"the map is flat at {'x'.join(map(str, size))} pixels; ask for a larger size")
+    return (values - low) / (high - low)
 
 
-def boxes_of(mask: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Return the boxes of the connected parts of a mask (H, W) bool, the part with most pixels first.
+def resized(map_: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return a map resized to a size of as many axes, float32: linear with half-pixel centers in every axis."""
+    if map_.ndim == 3:
+        return upsample(torch.from_numpy(np.array(map_)[None]), size)[0].numpy()
+    return np.asarray(cv2.resize(map_, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+def boxes_of(mask: np.ndarray) -> list[tuple[int, ...]]:
+    """Return the boxes of the connected parts of a mask (H, W) or (D, H, W) bool, the part with most pixels first.
 
     Returns:
-        (left, top, right, bottom), right and bottom exclusive. Pixels that touch at a corner are connected.
+        (left, top, right, bottom), right and bottom exclusive; of a volume (left, top, first, right, bottom, last),
+        where first and last are slices and last is exclusive. Pixels that touch at a corner are connected.
     """
+    if mask.ndim == 3:
+        from scipy import ndimage
+
+        labels, number = ndimage.label(mask, np.ones((3, 3, 3)))
+        sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
+        slices = [ndimage.find_objects(labels)[k] for k in np.argsort(-sizes, kind="stable")]
+        return [(*(s.start for s in part[::-1]), *(s.stop for s in part[::-1])) for part in slices]
     number, _, found, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     parts = sorted(found[1:number].tolist(), key=lambda part: -part[4])
     return [(left, top, left + width, top + height) for left, top, width, height, _ in parts]
@@ -62,7 +79,7 @@ class DisplayScale:
     """A map as it is drawn.
 
     Attributes:
-        values: (H, W) float32: in [0, 1], or for a map with negative values in [-1, 1].
+        values: (H, W) or (D, H, W) float32: in [0, 1], or for a map with negative values in [-1, 1].
         low: what the smallest of these stands for, in the units of the map.
         high: what 1 stands for.
         signed: whether the map has negative values.
@@ -74,22 +91,22 @@ class DisplayScale:
     signed: bool
 
 
-def display_scale(map_: np.ndarray, size: tuple[int, int]) -> DisplayScale:
-    """Return a map (h, w) without a flaw as it is drawn on an image of (height, width).
+def display_scale(map_: np.ndarray, size: tuple[int, ...]) -> DisplayScale:
+    """Return a map without a flaw as it is drawn on an image of (height, width), or a volume of (depth, height, width).
 
     From its smallest to its largest value; a map with negative values from minus to plus its largest magnitude, so that
     0 is in the middle. In a map as fine as the input, the largest hundredth of the values is clipped, as captum does:
     otherwise single pixels would leave the rest in one color.
     """
-    resized = np.asarray(cv2.resize(map_, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
-    fine = map_.shape[0] * 2 >= size[0]
+    values = resized(map_, size)
+    fine = map_.shape[-2] * 2 >= size[-2]
     if float(map_.min()) < 0:
-        limit = float(np.percentile(np.abs(resized), CLIPPED) if fine else np.abs(resized).max())
-        limit = limit or float(np.abs(resized).max())
-        return DisplayScale(np.clip(resized / limit, -1, 1), -limit, limit, True)
-    low, high = float(resized.min()), float(np.percentile(resized, CLIPPED) if fine else resized.max())
-    high = high if high > low else float(resized.max())
-    return DisplayScale(np.clip((resized - low) / max(high - low, 1e-30), 0, 1), low, high, False)
+        limit = float(np.percentile(np.abs(values), CLIPPED) if fine else np.abs(values).max())
+        limit = limit or float(np.abs(values).max())
+        return DisplayScale(np.clip(values / limit, -1, 1), -limit, limit, True)
+    low, high = float(values.min()), float(np.percentile(values, CLIPPED) if fine else values.max())
+    high = high if high > low else float(values.max())
+    return DisplayScale(np.clip((values - low) / max(high - low, 1e-30), 0, 1), low, high, False)
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -97,21 +114,30 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize maps (N, h, w) to (N, H, W), bilinear with half-pixel centers; maps of that size stay as they are."""
+def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize maps (N, h, w) to (N, H, W), or (N, d, h, w) to (N, D, H, W); maps of that size stay as they are.
+
+    Linear in every axis, with half-pixel centers (``align_corners=False``).
+
+    Raises:
+        InvalidInputError: the maps have another number of axes than the size.
+    """
+    if maps.dim() != len(size) + 1:
+        raise InvalidInputError(f"expected maps with {len(size)} axes to resize to {tuple(size)}, got {tuple(maps.shape)}")
     if tuple(maps.shape[1:]) == tuple(size):
         return at_least_float32(maps)
-    return F.interpolate(at_least_float32(maps)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    return F.interpolate(at_least_float32(maps)[:, None], tuple(size), mode=mode, align_corners=False)[:, 0]
 
 
 def flaws(maps: Tensor) -> list[str | None]:
-    """Return for each map (N, h, w) why it means nothing, as :func:`flaw_of` does for one.
+    """Return for each map (N, h, w) or (N, d, h, w) why it means nothing, as :func:`flaw_of` does for one.
 
     Raises:
         InvalidInputError: the maps have another number of dimensions.
     """
-    if maps.dim() != 3:
-        raise InvalidInputError(f"expected maps (N, h, w), got shape {tuple(maps.shape)}")
+    if maps.dim() not in (3, 4):
+        raise InvalidInputError(f"expected maps (N, h, w) or (N, d, h, w), got shape {tuple(maps.shape)}")
     flat = maps.detach().float().flatten(1)
     finite = torch.isfinite(flat).all(dim=1)
     low, high = flat.amin(dim=1), flat.amax(dim=1)
@@ -128,6 +154,7 @@ def usable(maps: Tensor) -> Tensor:
 
 
 def unit_range(maps: Tensor) -> Tensor:
-    """Return maps (..., h, w) scaled to [0, 1], each by its own smallest and largest value; a flat one becomes 0."""
-    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
+    """Return maps (N, ...) scaled to [0, 1], each by its own smallest and largest value; a flat one becomes 0."""
+    axes = tuple(range(1, maps.dim()))
+    low, high = maps.amin(dim=axes, keepdim=True), maps.amax(dim=axes, keepdim=True)
     return (maps - low) / torch.where(high > low, high - low, 1.0)

@@ -19,8 +19,10 @@ from xai_abn import __version__
 from xai_abn.errors import ImageLoadError, InvalidInputError, NonFiniteError, XaiAbnError, shown
 from xai_abn.explainers import Explainer, make_explainers, run_pass
 from xai_abn.explanation import Explanation, Explanations, ImageExplanations
+from xai_abn.images.clips import ClipPreprocess, clip_of, load_clip
 from xai_abn.images.loading import decode_image, from_array, load_image, to_rgb
 from xai_abn.images.preprocess import PreparedImage, Preprocess
+from xai_abn.images.volumes import NIFTI, load_volume
 from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.detection import Detection, DetectionTarget, as_target, find_detection
 from xai_abn.models.forward_pass import ForwardPass
@@ -67,6 +69,10 @@ def explain(
         model: from :func:`xai_abn.load_model` or :func:`xai_abn.wrap`; a bare module is wrapped.
         images: one image or several: path or ``"example:cat"``, Pillow image, encoded bytes, open binary file, uint8
             array (H, W, 3), uint8 tensor (3, H, W), or normalized float tensor (3, H, W) or (N, 3, H, W), used as is.
+            For a network that takes volumes or clips: normalized float tensor (C, D, H, W) or (N, C, D, H, W), used as
+            is, or the path of a NIfTI file, whose values are used as they are; for one with a
+            :class:`~xai_abn.images.clips.ClipPreprocess` also the path of a video or an animated GIF, or a uint8 array
+            of frames (T, H, W, 3).
         methods: specifications such as ``"grad-cam"`` or ``"rise:masks=500"``, or :class:`Explainer` objects; default
             ``"abn"`` for an ABN that uses its map, else ``"grad-cam"``.
         targets: None for each image's top-1 class, or, for a multi-label model, all attributes that it is more likely
@@ -103,7 +109,7 @@ def explain(
         model = model.with_output(targets, getattr(targets, "__name__", type(targets).__name__))
         targets = None
     explainers = make_explainers(model, methods)
-    listed = listed_images(images)
+    listed = listed_images(images, model.axes)
     if create_graph and any(isinstance(image, Tensor) and image.requires_grad for image in listed):
         raise InvalidInputError(
             "create_graph=True differentiates maps by weights, not by images, and these require a gradient; give "
@@ -272,7 +278,7 @@ def _explain_parts(
 
 def _regions(model: ModelAdapter, output: object, image: PreparedImage, targets: ImageTargets) -> list[Region]:
     scores = model.class_map(output, image.source)
-    wanted = targets(scores.mean(dim=(1, 2))) if callable(targets) else targets
+    wanted = targets(scores.flatten(1).mean(dim=1)) if callable(targets) else targets
     regions = []
     for target in wanted:
         if isinstance(target, (Difference, DetectionTarget)):
@@ -350,6 +356,7 @@ def _ask(
                 source=image.source,
                 image_size=image.size,
                 region=image.region,
+                affine=image.affine,
                 notes=image.notes + notes + _notes_on(target, probability, top[row], model.name) + cells,
                 seconds=seconds,
                 tensor=tensors[row] if forward_pass.create_graph else None,
@@ -373,7 +380,7 @@ def _notes_on(target: ResolvedTarget, probability: float, predicted: int, model:
 
 def _notes_on_cells(cells: tuple[int, ...], layer: str, size: Sequence[int]) -> tuple[str, ...]:
     """Return a note if a map has a single position, which shows nothing."""
-    if cells != (1, 1):
+    if max(cells) > 1:
         return ()
     seen = "x".join(map(str, size))
     return (f"{layer!r} has a single position at {seen} pixels: name an earlier layer, or give larger images",)
@@ -394,16 +401,17 @@ def _explain_waiting(
 
 def _read(image: Any, model: ModelAdapter, name: str) -> PreparedImage | XaiAbnError:
     """Return an image of any accepted kind as a network's input, or what is wrong with it."""
-    prepared = _prepared(image, model.preprocess, name)
+    prepared = _prepared(image, model.preprocess, name, model.axes)
     if isinstance(prepared, PreparedImage) and len(prepared.tensor) != model.channels:
+        form = "H, W" if model.axes == 2 else "D, H, W"
         return InvalidInputError(
-            f"{name}: expected a normalized float tensor ({model.channels}, H, W) for {model.name}, got "
+            f"{name}: expected a normalized float tensor ({model.channels}, {form}) for {model.name}, got "
             f"{len(prepared.tensor)} channels; for a network with other inputs use wrap(..., example_input=...)"
         )
     return prepared
 
 
-def _prepared(image: Any, preprocess: Preprocess, name: str) -> PreparedImage | XaiAbnError:
+def _prepared(image: Any, preprocess: Preprocess, name: str, axes: int) -> PreparedImage | XaiAbnError:
     try:
         if isinstance(image, Mapping) and "bytes" not in image and "path" not in image:
             raise InvalidInputError(
@@ -416,6 +424,8 @@ def _prepared(image: Any, preprocess: Preprocess, name: str) -> PreparedImage | 
             image = image["bytes"] if image.get("bytes") is not None else image.get("path")
         if image is None:
             raise ImageLoadError(f"{name}: there is no image")
+        if axes == 3:
+            return _prepared_volume(image, preprocess, name)
         if isinstance(image, (str, Path)):
             return preprocess(load_image(image))
         if hasattr(image, "read"):
@@ -443,8 +453,32 @@ def _prepared(image: Any, preprocess: Preprocess, name: str) -> PreparedImage | 
     )
 
 
-def listed_images(images: Any) -> list[Any]:
+def _prepared_volume(volume: Any, preprocess: Preprocess, name: str) -> PreparedImage:
+    """Return a volume or clip of any accepted kind as a network's input."""
+    frames = preprocess.frames if isinstance(preprocess, ClipPreprocess) else 0
+    if isinstance(volume, (str, Path)) and str(volume).lower().endswith(NIFTI):
+        loaded = load_volume(volume)
+        prepared = preprocess.prepared_tensor(torch.from_numpy(loaded.values), loaded.source, 3)
+        return replace(prepared, affine=loaded.affine)
+    if isinstance(volume, Tensor) and volume.dtype == torch.uint8 and frames:
+        volume = volume.cpu().numpy()
+    if isinstance(preprocess, ClipPreprocess) and isinstance(volume, (str, Path)):
+        return preprocess.of_clip(load_clip(volume, frames))
+    if isinstance(preprocess, ClipPreprocess) and isinstance(volume, np.ndarray):
+        return preprocess.of_clip(clip_of(volume, frames, name))
+    if isinstance(volume, Tensor):
+        return preprocess.prepared_tensor(volume, name, 3)
+    other = "the path of a video or GIF, or a uint8 array of frames (T, H, W, 3)" if frames else "the path of a NIfTI file"
+    got = volume if isinstance(volume, (str, Path)) else type(volume).__name__
+    raise InvalidInputError(f"{name}: expected a normalized float tensor (C, D, H, W), or {other}, got {got}")
+
+
+def listed_images(images: Any, axes: int = 2) -> list[Any]:
     """Return one image or several, of any kind that :func:`explain` accepts, as a list.
+
+    Args:
+        images: see :func:`explain`.
+        axes: how many axes of positions an image has: 2, or 3 of volumes and clips.
 
     Raises:
         InvalidInputError: neither an image nor a sequence.
@@ -452,7 +486,7 @@ def listed_images(images: Any) -> list[Any]:
     if isinstance(images, (str, Path, bytes, Image.Image, Mapping)) or hasattr(images, "read"):
         return [images]
     if isinstance(images, (Tensor, np.ndarray)):
-        return list(images) if images.ndim == 4 else [images]
+        return list(images) if images.ndim == axes + 2 else [images]
     if not isinstance(images, Iterable):
         raise InvalidInputError(f"images must be one image or a sequence of them, got {type(images).__name__}")
     return list(images)

@@ -1,8 +1,12 @@
-"""Drawings: heatmaps over images, with heading and color bar, and sheets of several side by side."""
+"""Drawings: heatmaps over images, with heading and color bar, and sheets of several side by side.
+
+A volume or clip is drawn as some of its slices, or as all of them one after another.
+"""
 
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -39,7 +43,11 @@ _PNG_LEVEL = 1
 ROW = 6
 
 _PAPER, _INK, _PALE, _WARNING = (255, 255, 255), (24, 24, 27), (113, 113, 122), (180, 40, 40)
-_MARGIN, _LINE = 14, 22
+_MARGIN, _LINE, _GAP = 14, 22, 4
+#: Number of slices of a volume or clip that are drawn, and of them side by side.
+SLICES, SLICES_ACROSS = 8, 4
+#: Slices or frames a second of a clip, and the text that marks the file as ours.
+_RATE, CLIP_MARK = 8, b"made by xai-abn"
 #: Small images are enlarged, pixel by pixel, to about this width, so that their headings fit.
 _WIDTH = 256
 
@@ -49,10 +57,10 @@ class Panel:
     """What one drawing shows.
 
     Attributes:
-        view: (H, W, 3) uint8 RGB, the image.
+        view: (H, W, 3) uint8 RGB, the image; of a volume or clip (D, H, W, 3), its slices or frames.
         title: the first line of the heading.
         subtitle: the second line, or empty.
-        map: (h, w), in its own units, or None to show the image alone.
+        map: (h, w) or (d, h, w), in its own units, or None to show the image alone.
     """
 
     view: np.ndarray
@@ -64,7 +72,8 @@ class Panel:
 def overlay(panel: Panel, *, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY) -> Image.Image:
     """Draw a map over its image, with heading and color bar.
 
-    A flat or non-finite map is not drawn: the image stays bare, and the drawing says so.
+    A flat or non-finite map is not drawn: the image stays bare, and the drawing says so. Of a volume or clip, evenly
+    spaced slices are drawn with their numbers, counted from 0, all on one scale of colors.
 
     Args:
         panel: what to draw.
@@ -75,12 +84,99 @@ def overlay(panel: Panel, *, colormap: str = DEFAULT_COLORMAP, opacity: float = 
         UnknownNameError: unknown color map.
         InvalidInputError: ``opacity`` outside [0, 1].
     """
-    flaw = None if panel.map is None else flaw_of(panel.map)
-    shown = None if panel.map is None or flaw else display_scale(panel.map, panel.view.shape[:2])
     _check(colormap, opacity)
-    pixels = panel.view if shown is None else _colored(panel.view, shown, colormap, opacity)
-    enlarged = max(1, round(_WIDTH / pixels.shape[1]))
-    pixels = pixels.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
+    shown = _scale_of(panel)
+    if panel.view.ndim == 3:
+        pixels = _enlarged(_blended(panel.view, shown, colormap, opacity), _WIDTH)
+    else:
+        chosen = [int((part + 0.5) * len(panel.view) / SLICES) for part in range(SLICES)]
+        chosen = chosen if len(panel.view) > SLICES else list(range(len(panel.view)))
+        values = None if shown is None else replace(shown, values=shown.values[chosen])
+        pixels = _side_by_side(_blended(panel.view[chosen], values, colormap, opacity), chosen)
+    return _page(panel, pixels, shown, colormap)
+
+
+def clip_bytes(
+    panel: Panel, ending: str, *, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY
+) -> bytes:
+    """Return all slices of a volume or frames of a clip, one after another, as the content of a GIF or MP4 file.
+
+    Args:
+        panel: what to draw.
+        ending: ``".gif"`` or ``".mp4"``.
+        colormap: see :func:`overlay`.
+        opacity: see :func:`overlay`.
+
+    Raises:
+        InvalidInputError: the panel shows an image, or another ending.
+    """
+    if panel.view.ndim != 4 or ending not in (".gif", ".mp4"):
+        raise InvalidInputError(f"a clip is made of a volume or clip, as .gif or .mp4, got {ending or 'no ending'}")
+    _check(colormap, opacity)
+    shown = _scale_of(panel)
+    pages = []
+    for number, view in enumerate(panel.view):
+        values = None if shown is None else replace(shown, values=shown.values[number])
+        pixels = _enlarged(_blended(view, values, colormap, opacity), _WIDTH)
+        pages.append(_page(replace(panel, title=f"{panel.title}  [{number}]"), pixels, shown, colormap))
+    return _gif(pages) if ending == ".gif" else _mp4(pages)
+
+
+def _gif(pages: Sequence[Image.Image]) -> bytes:
+    buffer = io.BytesIO()
+    pages[0].save(
+        buffer, "GIF", save_all=True, append_images=pages[1:], duration=1000 // _RATE, loop=0, comment=CLIP_MARK
+    )
+    return buffer.getvalue()
+
+
+def _mp4(pages: Sequence[Image.Image]) -> bytes:
+    """Return pages as an MP4 file; a box that players skip, at its end, marks it as ours."""
+    width, height = (side - side % 2 for side in pages[0].size)  # of odd sides, players show nothing
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "clip.mp4")
+        writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), _RATE, (width, height))
+        for page in pages:
+            writer.write(cv2.cvtColor(np.asarray(page)[:height, :width], cv2.COLOR_RGB2BGR))
+        writer.release()
+        content = Path(path).read_bytes()
+    return content + (8 + len(CLIP_MARK)).to_bytes(4, "big") + b"free" + CLIP_MARK
+
+
+def _scale_of(panel: Panel) -> DisplayScale | None:
+    """Return the map of a panel as it is drawn; None without a map and for one with a flaw."""
+    if panel.map is None or flaw_of(panel.map):
+        return None
+    return display_scale(panel.map, panel.view.shape[:-1])
+
+
+def _blended(view: np.ndarray, shown: DisplayScale | None, colormap: str, opacity: float) -> np.ndarray:
+    return view if shown is None else _colored(view, shown, colormap, opacity)
+
+
+def _enlarged(pixels: np.ndarray, width: int) -> np.ndarray:
+    """Return an image enlarged pixel by pixel to about a width, or as it is."""
+    times = max(1, round(width / pixels.shape[1]))
+    return pixels.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def _side_by_side(slices: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+    """Return slices (B, H, W, 3) side by side with their numbers above them, (H', W', 3)."""
+    tiles = [_enlarged(pixels, _WIDTH // 2) for pixels in slices]
+    height, width = tiles[0].shape[:2]
+    across = min(len(tiles), SLICES_ACROSS)
+    page = Image.new("RGB", (across * (width + _GAP) - _GAP, -(-len(tiles) // across) * (height + _LINE)), _PAPER)
+    draw = ImageDraw.Draw(page)
+    for place, (pixels, number) in enumerate(zip(tiles, numbers, strict=True)):
+        left, top = place % across * (width + _GAP), place // across * (height + _LINE)
+        write_line(draw, (left + 2, top + 3), f"[{number}]", width - 2, 12, _PALE)
+        page.paste(Image.fromarray(pixels), (left, top + _LINE))
+    return np.asarray(page)
+
+
+def _page(panel: Panel, pixels: np.ndarray, shown: DisplayScale | None, colormap: str) -> Image.Image:
+    """Return a drawing with the heading of a panel above it, and below it the colors, or why there are none."""
+    flaw = None if panel.map is None else flaw_of(panel.map)
     height, width = pixels.shape[:2]
     lines = [(panel.title, 17, _INK), (panel.subtitle, 14, _PALE)][: 2 if panel.subtitle else 1]
     top = _MARGIN // 2 + _LINE * len(lines) + 6
@@ -100,7 +196,7 @@ def overlay(panel: Panel, *, colormap: str = DEFAULT_COLORMAP, opacity: float = 
 def sheet(
     panels: Sequence[Panel], *, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY
 ) -> Image.Image:
-    """Draw several panels side by side, six a row.
+    """Draw several panels side by side, six a row; of volumes and clips, which are wide, two.
 
     Args:
         panels: at least one.
@@ -114,7 +210,7 @@ def sheet(
         raise InvalidInputError("a sheet needs at least one panel, got none")
     columns = [overlay(panel, colormap=colormap, opacity=opacity) for panel in panels]
     width, height = max(c.width for c in columns), max(c.height for c in columns)
-    across = min(len(columns), ROW)
+    across = min(len(columns), ROW if panels[0].view.ndim == 3 else 2)
     page = Image.new("RGB", (across * width, -(-len(columns) // across) * height), _PAPER)
     for number, column in enumerate(columns):
         page.paste(column, (number % across * width, number // across * height))
@@ -149,6 +245,8 @@ def blend(
 ) -> np.ndarray:
     """Return an image (H, W, 3) uint8 with a map (h, w) over it in color, or bare if the map has a flaw.
 
+    Of a volume or clip, both have one more axis in front.
+
     A map with negative values is red where it is positive and blue where it is negative, the stronger the further from
     0. With a colormap other than the default, 0 has the middle color.
 
@@ -157,7 +255,7 @@ def blend(
         InvalidInputError: ``opacity`` outside [0, 1].
     """
     _check(colormap, opacity)
-    return view if flaw_of(map_) else _colored(view, display_scale(map_, view.shape[:2]), colormap, opacity)
+    return view if flaw_of(map_) else _colored(view, display_scale(map_, view.shape[:-1]), colormap, opacity)
 
 
 def _check(colormap: str, opacity: float) -> None:
@@ -189,9 +287,10 @@ def blend_heatmap(
 
 
 def _colors(values: np.ndarray, colormap: str) -> np.ndarray:
-    """Return values (H, W) in [0, 1] as RGB (H, W, 3) uint8."""
-    bgr = cv2.applyColorMap(np.round(values * 255).astype(np.uint8), COLORMAPS[colormap])
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    """Return values (..., W) in [0, 1] as RGB (..., W, 3) uint8."""
+    rows = np.round(values * 255).astype(np.uint8).reshape(-1, values.shape[-1])
+    rgb = cv2.cvtColor(cv2.applyColorMap(rows, COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)
+    return rgb.reshape(*values.shape, 3)
 
 
 def _color_bar(

@@ -153,6 +153,11 @@ class _Run:
     ) -> None:
         if model.gives_map or model.detects:
             raise InvalidInputError(f"{model.name} is no classifier, which a benchmark needs")
+        if model.axes != 2:
+            raise InvalidInputError(
+                f"{model.name} takes volumes or clips, and the data sets of a benchmark hold images; call the functions "
+                "of xai_abn.metrics on maps of volumes"
+            )
         self.model, self.settings, self.data = model, settings, data
         self.preprocess = model.preprocess if settings.crop == "center" else replace(model.preprocess, crop="squash")
         if data.image_size is not None:

@@ -16,7 +16,7 @@ import typer
 
 from xai_abn.cli import options
 from xai_abn.cli._console import progress_bar
-from xai_abn.cli.options import Crop, ImageFormat
+from xai_abn.cli.options import ClipFormat, Crop, ImageFormat
 from xai_abn.cli.settings import with_settings
 from xai_abn.errors import ImageLoadError, InvalidInputError, OutputError, XaiAbnError
 from xai_abn.files import key_of
@@ -42,7 +42,8 @@ def command(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Image files, folders, globs, - for standard input, or bundled images such as example:cat.",
+            help="Image files, folders, globs, - for standard input, or bundled images such as example:cat. Videos, GIFs "
+            "or NIfTI files for a model that takes clips or volumes.",
             metavar="IMAGE...",
         ),
     ],
@@ -103,7 +104,9 @@ def command(
     save_maps: Annotated[
         bool,
         typer.Option(
-            "--save-maps", help="Also save each raw map as a NumPy file (.npy).", rich_help_panel=options.OUTPUT
+            "--save-maps",
+            help="Also save each raw map as a NumPy file (.npy), as is always done for volumes and clips.",
+            rich_help_panel=options.OUTPUT,
         ),
     ] = False,
     boxes: Annotated[
@@ -119,8 +122,15 @@ def command(
         float | None,
         typer.Option(
             help="Also save a mask of each map as PNG, of the image's size: white where the map is above this share of "
-            "its range.",
+            "its range; of a volume as NIfTI, of a clip as NumPy file.",
             metavar="SHARE",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    clip: Annotated[
+        ClipFormat | None,
+        typer.Option(
+            help="Also save the slices of a volume or the frames of a clip with their map one after another.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
@@ -174,6 +184,7 @@ def command(
         sheets=sheets,
         boxes=boxes,
         masks=masks,
+        clip=clip,
     )
     adapter = options.load_model(chosen, device)
     if crop is not None:

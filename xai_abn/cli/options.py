@@ -48,6 +48,13 @@ class ImageFormat(str, Enum):
     JPG = "jpg"
 
 
+class ClipFormat(str, Enum):
+    """File formats of clips, by the ending of their names."""
+
+    GIF = "gif"
+    MP4 = "mp4"
+
+
 class Crop(str, Enum):
     """What of an image the network sees."""
 

@@ -7,17 +7,18 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from xai_abn.cli.options import ImageFormat
+from xai_abn.cli.options import ClipFormat, ImageFormat
 from xai_abn.errors import OutputError, UnknownNameError
 from xai_abn.explanation import Explanation, sheet
 from xai_abn.files import digest, replacing
-from xai_abn.rendering import COLORMAPS, png_bytes
+from xai_abn.images.volumes import NIFTI, is_own_nifti, nifti_bytes
+from xai_abn.rendering import CLIP_MARK, COLORMAPS, clip_bytes, png_bytes
 
 #: Text key of a PNG, and start of the comment of a JPEG, that marks an image as made by xai-abn. The records of the
 #: maps follow.
@@ -42,6 +43,7 @@ class OutputFolder:
         sheets: also make a sheet of an image with a single explanation.
         boxes: share of its range above which parts of a map are surrounded by boxes in the records; None for none.
         masks: share of its range above which a map is white in a mask; None for no masks.
+        clip: whether and how to save the slices of a volume or the frames of a clip one after another.
 
     Raises:
         OutputError: the folder cannot be made or written to.
@@ -59,11 +61,13 @@ class OutputFolder:
         sheets: bool = False,
         boxes: float | None = None,
         masks: float | None = None,
+        clip: ClipFormat | None = None,
     ) -> None:
         if colormap not in COLORMAPS:
             raise UnknownNameError("colormap", colormap, COLORMAPS)
         self.path, self.overwrite, self.colormap, self.maps = path, overwrite, colormap, maps
         self.format, self.sheets, self._boxes, self._masks = image_format, sheets, boxes, masks
+        self.clip = clip
         self._stems: dict[str, str] = {}
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -93,15 +97,10 @@ class OutputFolder:
                 path = path.with_name(_fitting(f"{stem}.{method}{which}-{explanation.target}.{self.format.value}"))
             contents[path] = self._encoded(explanation.overlay(colormap=self.colormap), [explanation])
             made.append(path)
-            if self.maps:
-                path = path.with_suffix(".npy")
-                contents[path] = _npy(explanation.map)
-                made.append(path)
-            if self._masks is not None and explanation.flaw is None:
-                path = path.with_name(_fitting(f"{path.stem}.mask.png"))
-                mask = Image.fromarray(explanation.mask(self._masks).astype(np.uint8) * 255)
-                contents[path] = png_bytes(mask, {IMAGE_KEY: json.dumps([explanation.to_dict()])})
-                made.append(path)
+            for ending, content in self._beside(explanation):
+                beside = path.with_name(_fitting(f"{path.stem}{ending}"))
+                contents[beside] = content
+                made.append(beside)
         if len(explanations) > 1 or self.sheets:
             path = self.path / _fitting(f"{stem}.sheet.{self.format.value}")
             contents[path] = self._encoded(sheet(explanations, colormap=self.colormap), explanations)
@@ -114,10 +113,31 @@ class OutputFolder:
                 draft.write_bytes(content)
         return files
 
+    def _beside(self, explanation: Explanation) -> Iterator[tuple[str, bytes]]:
+        """Yield the endings and contents of what is saved beside an overlay."""
+        volume, affine = explanation.map.ndim == 3, explanation.affine
+        if self.maps or volume:
+            yield ".npy", _npy(explanation.map)
+        if affine is not None:
+            yield ".nii.gz", explanation.nifti()
+        if volume and self.clip is not None:
+            ending = f".{self.clip.value}"
+            yield ending, clip_bytes(explanation.panel, ending, colormap=self.colormap)
+        if self._masks is not None and explanation.flaw is None:
+            mask = explanation.mask(self._masks).astype(np.uint8)
+            if affine is not None:
+                yield ".mask.nii.gz", nifti_bytes(mask, affine)
+            elif volume:
+                yield ".mask.npy", _npy(mask)
+            else:
+                records = {IMAGE_KEY: json.dumps([explanation.to_dict()])}
+                yield ".mask.png", png_bytes(Image.fromarray(mask * 255), records)
+
     @property
-    def parts(self) -> list[float | None]:
-        """Shares of the range for boxes and masks; empty without either."""
-        return [] if self._boxes is None and self._masks is None else [self._boxes, self._masks]
+    def parts(self) -> list[float | str | None]:
+        """Shares of the range for boxes and masks, empty without either, and the format of clips if there is one."""
+        clip = [] if self.clip is None else [self.clip.value]
+        return [*([] if self._boxes is None and self._masks is None else [self._boxes, self._masks]), *clip]
 
     def boxes_of(self, explanation: Explanation) -> dict[str, list[list[int]]]:
         """Return the boxes of a map for its record: none of a map with a flaw, no entry if there are to be no boxes."""
@@ -130,6 +150,7 @@ class OutputFolder:
         """Return a stem for the files of an image; a number is added if another image has the same stem."""
         if source not in self._stems:
             plain = source.replace(":", "-") if source.startswith("example:") else Path(source).stem
+            plain = plain.removesuffix(".nii")  # of scan.nii.gz
             taken, stem, number = set(self._stems.values()), plain, 2
             while stem in taken:
                 stem, number = f"{plain}-{number}", number + 1
@@ -178,6 +199,10 @@ def _plain(label: str) -> str:
 def _is_ours(path: Path) -> bool:
     if path.suffix == ".npy":
         return path.read_bytes().endswith(NPY_MARK)
+    if path.name.endswith(NIFTI):
+        return is_own_nifti(path)
+    if path.suffix in (".gif", ".mp4"):
+        return CLIP_MARK in path.read_bytes()
     with Image.open(path, formats=["PNG", "JPEG"]) as image:
         return IMAGE_KEY in image.info or image.info.get("comment", b"").startswith(f"{IMAGE_KEY} ".encode())
 

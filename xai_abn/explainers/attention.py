@@ -59,7 +59,7 @@ class _AttentionExplainer(Explainer):
         """
         model, attentions = forward_pass.model, forward_pass.attentions
         tokens = attentions[0].shape[-1]
-        layout = model.layout_of_tokens(tokens, (forward_pass.inputs.shape[2], forward_pass.inputs.shape[3]))
+        layout = model.layout_of_tokens(tokens, forward_pass.size)
         over_all = all(a.shape[0] == len(forward_pass) and a.shape[-1] == tokens for a in attentions)
         if layout is None or not over_all or forward_pass.other_attention:
             raise self._other_attention(model)

@@ -87,7 +87,8 @@ class Explainer(Settings, ABC):
             targets: (N,) class indices, or directions (N, K), such as one class minus another.
 
         Returns:
-            (N, h, w) maps at the resolution of the method: that of the layer or of the input.
+            (N, h, w) maps, or (N, d, h, w) of volumes, at the resolution of the method: that of the layer or of the
+            input.
 
         Raises:
             UnsupportedModelError: the method does not apply to this model; the message says why.
@@ -110,10 +111,12 @@ class Explainer(Settings, ABC):
             maps = select_targets(given, targets) if self.is_class_specific(model) else given[:, 0]
         else:
             maps = self.compute(forward_pass, targets)
-        if not isinstance(maps, Tensor) or maps.dim() != 3 or len(maps) != len(forward_pass) or not maps.numel():
+        axes = len(forward_pass.size)
+        if not isinstance(maps, Tensor) or maps.dim() != axes + 1 or len(maps) != len(forward_pass) or not maps.numel():
             got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            form = "(N, h, w)" if axes == 2 else "(N, d, h, w)"
             raise InvalidInputError(
-                f"{self.name} must compute maps (N, h, w), one of each of {len(forward_pass)} images, got {got}"
+                f"{self.name} must compute maps {form}, one of each of {len(forward_pass)} images, got {got}"
             )
         if forward_pass.create_graph and not maps.requires_grad:
             raise InvalidInputError(
@@ -335,7 +338,7 @@ def run_pass(
     create_graph: bool = False,
     parts: bool = False,
 ) -> ForwardPass:
-    """Run the network once on (N, 3, H, W) and keep everything that the methods need.
+    """Run the network once on (N, C, H, W) or (N, C, D, H, W) and keep everything that the methods need.
 
     ``sources``, ``create_graph`` and ``parts`` are those of :class:`ForwardPass`.
     """

@@ -42,10 +42,11 @@ class Center(_Baseline):
     source = "baseline: distance from the center"
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
-        """Return the same map for every image, (N, 28, 28), in [0, 1]."""
+        """Return the same map for every image, (N, 28, 28) or (N, 28, 28, 28), in [0, 1]."""
         axis = torch.linspace(-1, 1, SIDE, device=forward_pass.inputs.device)
-        distance = (axis[:, None] ** 2 + axis[None] ** 2).sqrt() / 2**0.5
-        return (1 - distance).expand(len(targets), -1, -1)
+        axes = torch.meshgrid(*[axis] * len(forward_pass.size), indexing="ij")
+        distance = sum(a**2 for a in axes).sqrt() / len(axes) ** 0.5  # type: ignore[union-attr]
+        return (1 - distance).expand(len(targets), *distance.shape)
 
 
 @register("uniform")
@@ -55,8 +56,8 @@ class Uniform(_Baseline):
     source = "baseline: 1 everywhere"
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
-        """Return ones, (N, 28, 28)."""
-        return torch.ones(len(targets), SIDE, SIDE, device=forward_pass.inputs.device)
+        """Return ones, (N, 28, 28) or (N, 28, 28, 28)."""
+        return torch.ones(len(targets), *[SIDE] * len(forward_pass.size), device=forward_pass.inputs.device)
 
 
 class _Random(_Baseline):
@@ -70,9 +71,9 @@ class _Random(_Baseline):
         return f"{self.side}x{self.side}"
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
-        """Return uniform noise in [0, 1), (N, side, side)."""
+        """Return uniform noise in [0, 1), (N, side, side) or (N, side, side, side)."""
         generators = [content_generator(image) for image in forward_pass.inputs]
-        maps = [torch.rand(self.side, self.side, generator=generator) for generator in generators]
+        maps = [torch.rand([self.side] * len(forward_pass.size), generator=generator) for generator in generators]
         return torch.stack(maps).to(forward_pass.inputs.device)
 
 
@@ -104,8 +105,14 @@ class Sobel(_Baseline):
         return "input"
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
-        """Return the magnitudes, (N, H, W), at least 0."""
+        """Return the magnitudes, (N, H, W) or (N, D, H, W), at least 0."""
         gray = forward_pass.inputs.detach().float().mean(dim=1, keepdim=True)
-        across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=gray.device).view(1, 1, 3, 3)
-        padded = F.pad(gray, (1, 1, 1, 1), mode="replicate")
-        return (F.conv2d(padded, across) ** 2 + F.conv2d(padded, across.mT) ** 2).sqrt()[:, 0]
+        axes = len(forward_pass.size)
+        convolve = F.conv2d if axes == 2 else F.conv3d
+        edge, even = gray.new_tensor([-1.0, 0, 1]), gray.new_tensor([1.0, 2, 1])
+        kernel = edge
+        for _ in range(axes - 1):
+            kernel = even[(...,) + (None,) * kernel.dim()] * kernel  # edges across the last axis
+        padded = F.pad(gray, (1, 1) * axes, mode="replicate")
+        found = [convolve(padded, kernel.transpose(axis, -1)[None, None]) ** 2 for axis in range(-1, -1 - axes, -1)]
+        return torch.stack(found).sum(dim=0).sqrt()[:, 0]

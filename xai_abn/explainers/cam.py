@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Explainer, register
+from xai_abn.explainers.grad_cam import positions, weighted_sum
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.targets import target_rows
 
@@ -40,7 +41,7 @@ class CAM(Explainer):
         """
         head = self.head(forward_pass)
         output = head.pooled(forward_pass.activations(self.layer_of(forward_pass.model)))
-        return torch.einsum("nkhw,nk->nhw", output, target_rows(head.rows(output), targets))
+        return weighted_sum(output, target_rows(head.rows(output), targets))
 
     def head(self, forward_pass: ForwardPass) -> Head:
         """Return how the logits come from the layer.
@@ -81,7 +82,7 @@ class Head:
         rectified: whether a ReLU without a module is in front of the mean, as in torchvision's DenseNet.
     """
 
-    classifier: nn.Linear | nn.Conv2d | None
+    classifier: nn.Linear | nn.Conv2d | nn.Conv3d | None
     rectified: bool
 
     def pooled(self, output: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ class Head:
     def gives(self, output: Tensor, logits: Tensor) -> bool:
         """Return whether the mean of the maps of every class, plus its bias, is its logit, for every image."""
         output = output.float()
-        found = self.pooled(output.detach()).mean(dim=(2, 3)) @ self.rows(output).detach().T
+        found = self.pooled(output.detach()).mean(dim=positions(output)) @ self.rows(output).detach().T
         if self.classifier is not None and self.classifier.bias is not None:
             found = found + self.classifier.bias.detach().float()
         shown = logits.isfinite()  # a masked class has minus infinity

@@ -39,7 +39,7 @@ class TargetScore(nn.Module):
         self._target = target
 
     def forward(self, versions: Tensor) -> Tensor:
-        """Return the logit, or the weighted sum of logits, (B,) of versions (B, 3, H, W)."""
+        """Return the logit, or the weighted sum of logits, (B,) of versions (B, C, ...)."""
         gradients = torch.is_grad_enabled()
         with torch.set_grad_enabled(gradients or self.network in NEED_GRADIENTS):
             output = self.network(on_device(versions, self.network))
@@ -57,7 +57,7 @@ class CaptumMethod(Explainer):
     Attributes:
         captum_class: name of the class in ``captum.attr``.
         constants: arguments of captum's ``attribute`` that are the same for every image.
-        channels: how attributions (N, 3, H, W) become maps: their ``sum``, which keeps the property that shares of
+        channels: how attributions (N, C, ...) become maps: their ``sum``, which keeps the property that shares of
             the score add up; their ``largest`` magnitude, as Simonyan et al. show gradients; or the ``first``, where
             all channels have the same value.
     """
@@ -90,11 +90,11 @@ class CaptumMethod(Explainer):
         return getattr(captum.attr, self.captum_class)(score)
 
     def arguments(self, image: Tensor) -> dict[str, Any]:
-        """Return the arguments of captum's ``attribute`` for one image (1, 3, H, W)."""
+        """Return the arguments of captum's ``attribute`` for one image (1, C, ...)."""
         return self.constants
 
     def attribute_one(self, score: TargetScore, image: Tensor) -> Tensor:
-        """Return the attributions (1, 3, H, W) of one image (1, 3, H, W), as captum defines them."""
+        """Return the attributions (1, C, ...) of one image of that shape, as captum defines them."""
         with warnings.catch_warnings():  # captum announces that it sets hooks; here they are set on a temporary copy
             warnings.filterwarnings("ignore", r"Setting (forward, )?backward hooks", UserWarning)
             attributions: Tensor = self.captum_method(score).attribute(image, **self.arguments(image))
@@ -105,7 +105,7 @@ class CaptumMethod(Explainer):
         return model.module
 
     def attributions(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
-        """Return the attribution of each channel of each pixel, (N, 3, H, W), detached.
+        """Return the attribution of each channel of each pixel, shaped as the inputs, detached.
 
         Args:
             forward_pass: a pass of the model; with gradients if ``needs_gradient``.
@@ -123,7 +123,7 @@ class CaptumMethod(Explainer):
         return torch.cat(found)
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
-        """Return the maps of ``targets``, (N, H, W), at the resolution of the input."""
+        """Return the maps of ``targets``, (N, H, W) or (N, D, H, W), at the resolution of the input."""
         attributions = at_least_float32(self.attributions(forward_pass, targets))
         if self.channels == "sum":
             return attributions.sum(dim=1)
@@ -400,12 +400,15 @@ class GuidedGradCAM(_Guided):
 
     reads_layer = True
     source = "Selvaraju et al., ICCV 2017"
-    constants: ClassVar[dict[str, Any]] = {"interpolate_mode": "bilinear"}
 
     @property
     def passes(self) -> int:
         """Number of versions of the image."""
         return 2
+
+    def arguments(self, image: Tensor) -> dict[str, Any]:
+        """Return how Grad-CAM is enlarged."""
+        return {"interpolate_mode": "bilinear" if image.dim() == 4 else "trilinear"}
 
     def captum_method(self, score: TargetScore) -> Any:
         """Return captum's object for the layer.

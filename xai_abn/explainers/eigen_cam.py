@@ -18,22 +18,23 @@ UNSTABLE = "the derivative of a principal component grows without bound as the n
 
 
 def first_component(values: Tensor) -> Tensor:
-    """Return the projection of each position of values (N, C, h, w) on the first principal component, (N, h, w).
+    """Return the projection of each position of values (N, C, ...) on the first principal component, (N, ...).
 
     A component has no sign. It is chosen so that the largest magnitude is positive.
     """
-    scale = values.abs().amax(dim=(1, 2, 3), keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny)
+    axes = tuple(range(1, values.dim()))
+    scale = values.abs().amax(dim=axes, keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny)
     centered = _centered(values.float() / scale)  # so that squares neither overflow nor vanish
     if centered.shape[1] <= centered.shape[2]:
         projected = _scaled_eigenvector(centered @ centered.mT)
     else:
         direction = _scaled_eigenvector(centered.mT @ centered)
         projected = (centered @ torch.nn.functional.normalize(direction, dim=1).to(centered)[..., None])[..., 0]
-    return _as_maps(projected * scale[:, 0, 0], values)
+    return _as_maps(projected * scale.flatten(1), values)
 
 
 def _centered(values: Tensor) -> Tensor:
-    """Return values (N, C, h, w) as (N, h w, C), each channel minus its mean."""
+    """Return values (N, C, ...) as (N, positions, C), each channel minus its mean."""
     positions = values.float().flatten(2).transpose(1, 2)
     return positions - positions.mean(dim=1, keepdim=True)
 
@@ -66,7 +67,7 @@ def _scaled_eigenvector(gram: Tensor) -> Tensor:
 
 
 def _as_maps(projected: Tensor, values: Tensor) -> Tensor:
-    """Return projections (N, h w) as maps (N, h, w), with the sign that makes the largest magnitude positive."""
+    """Return projections (N, positions) as maps (N, ...), with the sign that makes the largest magnitude positive."""
     flipped = projected.amin(dim=1).abs() > projected.amax(dim=1).abs()
     return torch.where(flipped[:, None], -projected, projected).view(len(values), *values.shape[2:]).float()
 

@@ -91,7 +91,7 @@ class LibraryExplainer(ExternalExplainer):
         inputs = forward_pass.inputs.detach().clone().requires_grad_()
         with torch.enable_grad():
             maps = self.call_library(forward_pass, inputs, targets).detach().to(forward_pass.logits)
-        if maps.dim() != 3 or len(maps) != len(forward_pass):
+        if maps.dim() != len(forward_pass.size) + 1 or len(maps) != len(forward_pass):
             raise InvalidInputError(f"{self.name} must give maps ({len(forward_pass)}, h, w), got {tuple(maps.shape)}")
         return maps
 

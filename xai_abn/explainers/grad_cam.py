@@ -18,15 +18,20 @@ from xai_abn.models.targets import target_scores
 
 
 def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
-    """Return ``sum_k w_k A_k`` (N, h, w) of activations (N, C, h, w) and weights (N, C)."""
-    return torch.einsum("nkhw,nk->nhw", activations, weights)
+    """Return ``sum_k w_k A_k`` (N, ...) of activations (N, C, ...) and weights (N, C)."""
+    return torch.einsum("nk...,nk->n...", activations, weights)
+
+
+def positions(values: Tensor) -> tuple[int, ...]:
+    """Return the axes of the positions of values (N, C, h, w) or (N, C, d, h, w)."""
+    return tuple(range(2, values.dim()))
 
 
 def largest_of(maps: Sequence[Tensor]) -> Tensor:
-    """Return the largest of maps (N, h, w) of at least 0 at each position of the finest, each scaled to [0, 1]."""
-    size = max((m.shape[1], m.shape[2]) for m in maps)
+    """Return the largest of maps (N, ...) of at least 0 at each position of the finest, each scaled to [0, 1]."""
+    size = max(tuple(m.shape[1:]) for m in maps)
     found = torch.stack([upsample(m, size) for m in maps])
-    peaks = found.amax(dim=(2, 3), keepdim=True)
+    peaks = found.amax(dim=positions(found), keepdim=True)
     return (found / torch.where(peaks > 0, peaks, 1.0)).amax(dim=0)
 
 
@@ -39,6 +44,8 @@ class GradientCAM(Explainer):
 
     Source: Jiang et al., "LayerCAM", IEEE TIP 2021, section III-C, without the tanh of eq. 9 that lifts the values of
     shallow layers by up to two; as in ultralytics 8.4.
+
+    Of volumes and clips, they are (N, C, d, h, w) and the maps (N, d, h, w).
     """
 
     needs_gradient = True
@@ -96,7 +103,7 @@ class GradCAM(GradientCAM):
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Return ``ReLU(sum_k mean(G_k) A_k)``."""
-        return weighted_sum(activations, gradients.mean(dim=(2, 3))).relu()
+        return weighted_sum(activations, gradients.mean(dim=positions(gradients))).relu()
 
 
 @register("grad-cam++")
@@ -114,9 +121,9 @@ class GradCAMPlusPlus(GradientCAM):
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Return ``ReLU(sum_k w_k A_k)``."""
-        positive = gradients.relu()
-        share = positive / (2 + positive * activations.sum(dim=(2, 3), keepdim=True))
-        return weighted_sum(activations, torch.where(positive > 0, share, 0.0).sum(dim=(2, 3))).relu()
+        positive, axes = gradients.relu(), positions(gradients)
+        share = positive / (2 + positive * activations.sum(dim=axes, keepdim=True))
+        return weighted_sum(activations, torch.where(positive > 0, share, 0.0).sum(dim=axes)).relu()
 
 
 @register("xgrad-cam")
@@ -132,9 +139,10 @@ class XGradCAM(GradientCAM):
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Return ``ReLU(sum_k w_k A_k)``."""
-        total = activations.sum(dim=(2, 3))
+        axes = positions(gradients)
+        total = activations.sum(dim=axes)
         # a divisor of 0 is replaced before dividing, since the derivative of what is masked afterwards would be NaN
-        share = (gradients * activations).sum(dim=(2, 3)) / torch.where(total == 0, 1.0, total)
+        share = (gradients * activations).sum(dim=axes) / torch.where(total == 0, 1.0, total)
         return weighted_sum(activations, torch.where(total == 0, 0.0, share)).relu()
 
 
@@ -243,4 +251,4 @@ class ShapleyCAM(Explainer):
         layer = self.layer_of(forward_pass.model)
         activations, gradients = forward_pass.activations(layer), forward_pass.gradients(layer, targets)
         weights = gradients - 0.5 * forward_pass.curvature(layer, targets)
-        return weighted_sum(activations, weights.mean(dim=(2, 3))).relu()
+        return weighted_sum(activations, weights.mean(dim=positions(weights))).relu()

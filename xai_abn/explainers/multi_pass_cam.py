@@ -8,7 +8,7 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.explainers.base import Count, Explainer, LayerNames, Seed, get, register
-from xai_abn.explainers.grad_cam import GradientCAM, weighted_sum
+from xai_abn.explainers.grad_cam import GradientCAM, positions, weighted_sum
 from xai_abn.heatmaps import at_least_float32, unit_range, upsample
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
@@ -56,9 +56,10 @@ class SmoothGradCAMPlusPlus(Explainer):
                 total += gradient**power / self.samples
         first, second, third = powers
         activations = forward_pass.activations(layer)
-        denominator = 2 * second + third * activations.sum(dim=(2, 3), keepdim=True)
+        axes = positions(activations)
+        denominator = 2 * second + third * activations.sum(dim=axes, keepdim=True)
         share = torch.where(denominator == 0, 0.0, second / denominator)
-        return weighted_sum(activations, (share * first.relu()).sum(dim=(2, 3))).relu()
+        return weighted_sum(activations, (share * first.relu()).sum(dim=axes)).relu()
 
 
 @register("refine-cam")
@@ -104,7 +105,7 @@ class RefineCAM(Explainer):
         if self.layers:
             return self.layers
         last = self.layer_of(model)
-        layer_by_grid: dict[tuple[int, int], str] = {}
+        layer_by_grid: dict[tuple[int, ...], str] = {}
         for output in model.spatial_layers():
             if isinstance(output.layout, Layout):
                 layer_by_grid[output.layout.grid] = output.name
@@ -123,5 +124,5 @@ class RefineCAM(Explainer):
         method = get(self.base)
         layers = self.layers_read(forward_pass.model)
         maps = [method(layer=layer).compute(forward_pass, targets) for layer in layers]
-        size = max((m.shape[1], m.shape[2]) for m in maps)
+        size = max(tuple(m.shape[1:]) for m in maps)
         return torch.stack([upsample(unit_range(at_least_float32(m)), size) for m in maps]).prod(dim=0)

@@ -23,11 +23,11 @@ def superpixels(image: Tensor, number: int) -> Tensor:
     is also divided into regions. The image is first scaled to [0, 1] by its own smallest and largest value.
 
     Args:
-        image: (1, 3, H, W), normalized or not.
+        image: (1, C, H, W) or (1, C, D, H, W), normalized or not.
         number: approximate number of regions.
 
     Returns:
-        (1, 3, H, W) long, region numbers from 0 without gaps, equal in all channels.
+        As the image, long: region numbers from 0 without gaps, equal in all channels.
 
     Raises:
         InvalidInputError: there are fewer than two regions.
@@ -38,11 +38,11 @@ def superpixels(image: Tensor, number: int) -> Tensor:
 
     pixels = image[0].detach().float().cpu()
     span = (pixels.amax() - pixels.amin()).clamp_min(torch.finfo(torch.float32).tiny)
-    scaled = ((pixels - pixels.amin()) / span).permute(1, 2, 0).double().numpy()
+    scaled = ((pixels - pixels.amin()) / span).movedim(0, -1).double().numpy()
     regions = np.unique(slic(scaled, n_segments=number, slic_zero=True, start_label=0), return_inverse=True)[1]
     if regions.max() < 1:
         raise InvalidInputError(f"an image of {tuple(pixels.shape[1:])} gave one superpixel; ask for more segments")
-    return torch.from_numpy(regions).long().view(pixels.shape[1:]).to(image.device).expand(1, image.shape[1], -1, -1)
+    return torch.from_numpy(regions).long().view(pixels.shape[1:]).to(image.device).expand(image.shape)
 
 
 class _Blanking(CaptumMethod):
@@ -63,7 +63,8 @@ class _Blanking(CaptumMethod):
 class Occlusion(_Blanking):
     """How much the logit drops when a square window is blanked, averaged over the windows on a pixel. Signed.
 
-    One forward pass per window, 169 at 224 pixels.
+    One forward pass per window, 169 at 224 pixels. In a volume or clip, a window is a block, whose sides are shares of
+    the sides of the volume, each of its own: 2197 blocks.
 
     Source: Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2, where
     the probability and a gray window are used.
@@ -87,12 +88,13 @@ class Occlusion(_Blanking):
 
     def arguments(self, image: Tensor) -> dict[str, Any]:
         """Return window and stride in pixels."""
-        side = min(image.shape[2:])
-        window = max(1, round(self.window * side))
-        stride = min(window, max(1, round(self.stride * side)))
+        size = tuple(image.shape[2:])
+        sides = size if len(size) == 3 else (min(size),) * 2
+        windows = [max(1, round(self.window * side)) for side in sides]
+        strides = [min(w, max(1, round(self.stride * side))) for w, side in zip(windows, sides, strict=True)]
         shapes = {
-            "sliding_window_shapes": (image.shape[1], window, window),
-            "strides": (image.shape[1], stride, stride),
+            "sliding_window_shapes": (image.shape[1], *windows),
+            "strides": (image.shape[1], *strides),
         }
         return super().arguments(image) | shapes
 

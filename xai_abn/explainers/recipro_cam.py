@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ class ReciproCAM(Explainer):
         """Return the maps of ``targets``, (N, h, w)."""
         layer, model = self.layer_of(forward_pass.model), forward_pass.model
         layout, activations = forward_pass.layout(layer), forward_pass.activations(layer)
-        alone = single_positions(activations.shape[2], activations.shape[3]).to(activations)
+        alone = single_positions(*activations.shape[2:]).to(activations)
         maps = []
         for row, features in enumerate(activations):
             output, target = forward_pass.raw_output(layer).detach()[row : row + 1], targets[row : row + 1]
@@ -47,7 +49,7 @@ class ReciproCAM(Explainer):
         return torch.stack(maps)
 
 
-def single_positions(height: int, width: int) -> Tensor:
-    """Return, for each of h w positions, a mask that is true there alone: (h w, 1, h, w) bool."""
-    places = torch.arange(height * width)
-    return (places[:, None] == places).view(-1, 1, height, width)
+def single_positions(*grid: int) -> Tensor:
+    """Return, for each of h w positions, a mask that is true there alone: (h w, 1, h, w) bool; also of three axes."""
+    places = torch.arange(math.prod(grid))
+    return (places[:, None] == places).view(-1, 1, *grid)

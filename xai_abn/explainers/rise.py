@@ -22,7 +22,8 @@ class RISE(Explainer):
 
     ``S(x, y) = 1 / (N keep) sum_i p_c(I * M_i) M_i(x, y)``, at least 0 for a class. Masked pixels are 0 in the
     normalized input, the mean color. All images and targets get the same masks. For a direction, the probabilities
-    are combined with its weights. Each mask costs one forward pass of a fast copy of the network.
+    are combined with its weights. Each mask costs one forward pass of a fast copy of the network. The masks of a volume
+    or clip have as many cells in depth or time; along an axis with fewer slices than cells, each slice has its own.
 
     Source: Petsiuk et al., "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018, eq. 6,
     and the authors' code, which uses 4000 to 8000 masks of 7x7 cells for 224 pixels.
@@ -59,10 +60,10 @@ class RISE(Explainer):
 
     @torch.no_grad()
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
-        """Return the maps of ``targets``, (N, H, W)."""
+        """Return the maps of ``targets``, (N, H, W), or (N, D, H, W) of volumes."""
         images = forward_pass.inputs.detach()
         maps = torch.zeros(len(images), *images.shape[2:], device=images.device)
-        for stack in self.stacks(images.shape[2], images.shape[3]):
+        for stack in self.stacks(*forward_pass.size):
             stack = stack.to(images.device)
             for row, image in enumerate(images):
                 probabilities = forward_pass.as_probabilities(forward_pass.predict(image * stack[:, None].to(image)))
@@ -71,20 +72,28 @@ class RISE(Explainer):
                 maps[row] += torch.tensordot(scores, stack, dims=1)
         return maps / (self.masks * self.keep)
 
-    def stacks(self, height: int, width: int) -> Iterator[Tensor]:
-        """Yield all masks, ``batch_size`` at a time, (B, height, width) float32 in [0, 1]."""
-        cells = math.ceil(height / self.side), math.ceil(width / self.side)
+    def stacks(self, *size: int) -> Iterator[Tensor]:
+        """Yield all masks, ``batch_size`` at a time, (B, height, width) or (B, depth, height, width), in [0, 1]."""
+        cells = tuple(math.ceil(length / self.side) for length in size)
         grids, shifts = self.random_grids(cells)
-        down, across = enlargement(self.side, cells[0]), enlargement(self.side, cells[1])
+        larger = [enlargement(self.side, cell) for cell in cells]
         for part in torch.arange(self.masks).split(self.batch_size):
-            rows = down[shifts[part, 0, None] + torch.arange(height)]  # (B, height, side)
-            columns = across[shifts[part, 1, None] + torch.arange(width)]
-            yield rows @ grids[part] @ columns.transpose(1, 2)
+            # (B, length, side) for each axis
+            depth, *rows, columns = (
+                weights[shifts[part, axis, None] + torch.arange(length)]
+                for axis, (weights, length) in enumerate(zip(larger, size, strict=True))
+            )
+            masks = (depth @ grids[part].flatten(2)).unflatten(2, grids.shape[2:])
+            masks = rows[0][:, None] @ masks if rows else masks
+            yield masks @ (columns.mT[:, None] if rows else columns.mT)
 
-    def random_grids(self, cells: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return the random part of all masks: grids (N, side, side) of 0 and 1, and shifts (N, 2) below ``cells``."""
+    def random_grids(self, cells: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Return the random part of all masks: grids (N, side, side) of 0 and 1, and shifts (N, 2) below ``cells``.
+
+        Of volumes, grids have three axes and shifts three numbers.
+        """
         generator = torch.Generator().manual_seed(self.seed)
-        grids = torch.rand(self.masks, self.side, self.side, generator=generator) < self.keep
+        grids = torch.rand(self.masks, *[self.side] * len(cells), generator=generator) < self.keep
         shifts = [torch.randint(cell, (self.masks,), generator=generator) for cell in cells]
         return grids.float(), torch.stack(shifts, dim=1)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from xai_abn.explainers.base import Count, Explainer, Seed, register
 from xai_abn.explainers.grad_cam import weighted_sum
-from xai_abn.heatmaps import unit_range
+from xai_abn.heatmaps import unit_range, upsample
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.targets import target_scores
 
@@ -62,7 +61,7 @@ class ScoreCAM(Explainer):
         scores = torch.full((len(channels),), empty_score, device=channels.device)
         batch_size = self.batch_size or (8 if image.device.type == "cpu" else 32)
         for chunk in self.scored_channels(channels).split(batch_size):
-            masks = self.masks(channels[chunk], (image.shape[2], image.shape[3]))
+            masks = self.masks(channels[chunk], forward_pass.size)
             variants = self.variants(masks, chunk)
             scores[chunk] = torch.stack([self._score(forward_pass, image * m, targets, row) for m in variants]).mean(
                 dim=0
@@ -78,9 +77,9 @@ class ScoreCAM(Explainer):
         flat = channels.flatten(1)
         return (flat.amax(dim=1) > flat.amin(dim=1)).nonzero()[:, 0]
 
-    def masks(self, channels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return channels (B, h, w) as masks (B, 1, H, W) in [0, 1]."""
-        return unit_range(F.interpolate(channels[:, None], size, mode="bilinear", align_corners=False))
+    def masks(self, channels: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Return channels (B, h, w) as masks (B, 1, H, W) in [0, 1]; those of volumes have one more axis."""
+        return unit_range(upsample(channels, size))[:, None]
 
     def variants(self, masks: Tensor, channels: Tensor) -> Iterator[Tensor]:
         """Yield the variants of the masks (B, 1, H, W) of some channels (B,) over which scores are averaged."""
@@ -176,7 +175,7 @@ class AblationCAM(Explainer):
         scores = target_scores(forward_pass.logits, targets)[row].expand(len(full)).clone()
         active = full.flatten(1).any(dim=1).nonzero()[:, 0]
         for chunk in active.split(max(1, ABLATED_VALUES // full.numel())):
-            ablated = full.expand(len(chunk), -1, -1, -1).clone()
+            ablated = full.expand(len(chunk), *full.shape).clone()
             ablated[torch.arange(len(chunk)), chunk] = 0
             logits = forward_pass.rerun(layer, row, layout.from_maps(ablated, output)).float()
             target = targets[row : row + 1].expand(len(chunk), *targets.shape[1:])

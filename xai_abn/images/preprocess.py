@@ -33,29 +33,32 @@ _PARTS = 16
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """One image as the network and as a person sees it.
+    """One image, volume or clip as the network and as a person sees it.
 
     Attributes:
-        tensor: (C, H, W) float32, normalized: the network's input.
+        tensor: (C, H, W) float32, or (C, D, H, W) of a volume or clip, normalized: the network's input.
         view: (h, w, 3) uint8 RGB: exactly the part of the image that the network saw, with its original colors, at
-            ``VIEW_SCALE`` times the input's size. Made from the image, not from ``tensor``.
+            ``VIEW_SCALE`` times the input's size. Made from the image, not from ``tensor``. Of a volume or clip
+            (D, h, w, 3), its slices or frames.
         source: where the image came from.
         notes: what was done to the image when it was read.
-        size: (height, width) of the image; None for a tensor.
+        size: (height, width) of the image, of a clip (frames, height, width); None for a tensor.
         region: (left, top, right, bottom) of the view in the image, in pixels; None for a tensor.
+        affine: (4, 4) of the NIfTI file that a volume came from, or None.
     """
 
     tensor: Tensor
     view: np.ndarray
     source: str
     notes: tuple[str, ...] = ()
-    size: tuple[int, int] | None = None
+    size: tuple[int, ...] | None = None
     region: tuple[float, float, float, float] | None = None
+    affine: np.ndarray | None = None
 
     @property
     def seen(self) -> tuple[float, float, float, float]:
         """(left, top, right, bottom) of what the network saw, in pixels of the image; of a tensor, of the tensor."""
-        return self.region or (0.0, 0.0, float(self.tensor.shape[2]), float(self.tensor.shape[1]))
+        return self.region or (0.0, 0.0, float(self.tensor.shape[-1]), float(self.tensor.shape[-2]))
 
     def cells(
         self, outline: Sequence[float] | Sequence[Sequence[float]] | np.ndarray, grid: Sequence[int]
@@ -218,7 +221,7 @@ class Preprocess:
         return self.size, self.width or self.size
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """Shape of the input, (C, H, W)."""
         return (len(self.mean), *self.height_and_width)
 
@@ -230,8 +233,8 @@ class Preprocess:
             InvalidInputError: it takes gray images, rectangles or borders, which training and the benchmark cannot
                 handle.
         """
-        channels, height, width = self.shape
-        if channels != 3 or height != width:
+        height, width = self.height_and_width
+        if len(self.shape) != 3 or len(self.mean) != 3 or height != width:
             raise InvalidInputError(
                 f"only square RGB inputs can be trained on and measured, got (C, H, W) = {self.shape}; explain works"
             )
@@ -254,15 +257,18 @@ class Preprocess:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """Return what the network sees of an image (RGB, any size) before normalizing: (H, W, C) uint8."""
-        height, width = self.height_and_width
         if len(self.mean) == 1:
             image = image.convert("L")
         if self.crop == "letterbox":
+            height, width = self.height_and_width
             return np.asarray(self._bordered(image, 1, self.resampling)).reshape(height, width, len(self.mean))
-        resized = image.resize(self._resized(*image.size), self.resampling)
-        left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
-        seen = resized.crop((left, top, left + width, top + height))
-        return np.asarray(seen).reshape(height, width, len(self.mean))
+        return self._cropped(np.asarray(image.resize(self._resized(*image.size), self.resampling)))
+
+    def _cropped(self, resized: np.ndarray) -> np.ndarray:
+        """Return the middle of an image that was resized, (H, W, C)."""
+        height, width = self.height_and_width
+        left, top = round((resized.shape[1] - width) / 2), round((resized.shape[0] - height) / 2)
+        return resized[top : top + height, left : left + width].reshape(height, width, len(self.mean))
 
     def _bordered(self, image: Image.Image, scale: int, resampling: Image.Resampling) -> Image.Image:
         """Return an image between its borders, at ``scale`` times the size of the input."""
@@ -331,33 +337,40 @@ class Preprocess:
         scaled = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
         return (scaled - _channels(self.mean)) / _channels(self.std)
 
-    def prepared_tensor(self, tensor: Tensor, source: str) -> PreparedImage:
-        """Wrap a normalized float tensor (C, H, W); its view is the denormalized tensor.
+    def prepared_tensor(self, tensor: Tensor, source: str, axes: int = 2) -> PreparedImage:
+        """Wrap a normalized float tensor (C, H, W), or with three axes (C, D, H, W); its view is denormalized.
 
         The view of a tensor with another number of channels than the preprocessing is the mean of its channels, in
         gray, from its smallest to its largest value.
 
         Raises:
-            InvalidInputError: another shape or dtype, or values that are not finite.
+            InvalidInputError: another shape or dtype, a volume of a single slice, or values that are not finite.
         """
-        if tensor.dim() != 3 or not tensor.is_floating_point() or not tensor.numel():
+        if tensor.dim() != axes + 1 or not tensor.is_floating_point() or not tensor.numel():
+            form = "(C, H, W) or (N, C, H, W)" if axes == 2 else "(C, D, H, W) or (N, C, D, H, W)"
             raise InvalidInputError(
-                f"{source}: expected a normalized float tensor (C, H, W) or (N, C, H, W), "
-                f"got {tensor.dtype} {tuple(tensor.shape)}"
+                f"{source}: expected a normalized float tensor {form}, got {tensor.dtype} {tuple(tensor.shape)}"
+                + ("; add an axis for the channels: tensor[None]" if axes == 3 == tensor.dim() else "")
+            )
+        if axes == 3 and tensor.shape[1] == 1:
+            raise InvalidInputError(
+                f"{source}: expected a volume or clip (C, D, H, W) of at least two slices, got one; use a network for "
+                "images"
             )
         tensor = tensor.detach().float().cpu()
         if not bool(torch.isfinite(tensor).all()):
             raise InvalidInputError(f"{source}: expected finite values, the tensor holds NaN or infinity")
-        if len(tensor) == len(self.mean):
-            pixels = (tensor * _channels(self.std) + _channels(self.mean)).clamp(0, 1)
+        if len(tensor) == len(self.mean) and len(self.shape) == tensor.dim():
+            pixels = (tensor * _channels(self.std, axes) + _channels(self.mean, axes)).clamp(0, 1)
         else:
             gray = tensor.mean(dim=0, keepdim=True)
             pixels = (gray - gray.min()) / (gray.max() - gray.min()).clamp_min(1e-12)
-        view = (pixels * 255).round().byte().permute(1, 2, 0).expand(-1, -1, 3).numpy()
-        return PreparedImage(tensor, np.ascontiguousarray(view), source, self._doubts(tensor))
+        view = (pixels * 255).round().byte().movedim(0, -1).expand(*tensor.shape[1:], 3).numpy()
+        notes = self._doubts(tensor) if len(self.shape) == tensor.dim() else ()
+        return PreparedImage(tensor, np.ascontiguousarray(view), source, notes)
 
     def _doubts(self, tensor: Tensor) -> tuple[str, ...]:
-        """Return a note if the values of a tensor (C, H, W) are unlikely for a normalized image."""
+        """Return a note if the values of a tensor are unlikely for a normalized image."""
         lowest, highest = float(tensor.min()), float(tensor.max())
         black = min(-m / s for m, s in zip(self.mean, self.std, strict=True))
         white = max((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
@@ -385,8 +398,8 @@ def normalizer(
     return lambda images: images * scale - offset
 
 
-def _channels(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values).view(-1, 1, 1)
+def _channels(values: tuple[float, ...], axes: int = 2) -> Tensor:
+    return torch.tensor(values).view(-1, *[1] * axes)
 
 
 def _inside(box: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float]:

@@ -47,12 +47,12 @@ class CaptumStyle:
         """Return one map per image, detached, in the method's own units.
 
         Args:
-            inputs: (N, 3, H, W), normalized.
+            inputs: (N, C, H, W), normalized; volumes and clips (N, C, D, H, W).
             target: one class, by index or label, for all images, one per image, or None for each image's top-1 class.
             upsample_maps: enlarge to (H, W), bilinear with half-pixel centers; otherwise the method's own resolution.
 
         Returns:
-            (N, 1, H, W), or (N, 1, h, w).
+            (N, 1, H, W), or (N, 1, h, w); of volumes and clips with one more axis.
 
         Raises:
             InvalidInputError: inputs or targets of another shape, or a class that does not exist.
@@ -64,7 +64,7 @@ class CaptumStyle:
         shared = run_pass(model, inputs, [explainer])
         chosen = _indices(target, shared.logits, model)
         maps = explainer.explain(shared, chosen).detach()
-        maps = upsample(maps, (inputs.shape[2], inputs.shape[3])) if upsample_maps else maps
+        maps = upsample(maps, inputs.shape[2:]) if upsample_maps else maps
         return maps[:, None]
 
 
@@ -123,6 +123,8 @@ def _with_settings(method: str | Explainer, settings: dict[str, Any]) -> Explain
 
 
 def _wrapped(module: nn.Module, inputs: Tensor) -> ModelAdapter:
+    if inputs.dim() == 5:
+        return wrap(module, example_input=torch.zeros_like(inputs[:1]))
     return wrap(module, preprocess=Preprocess(size=max(inputs.shape[2:])))
 
 

@@ -30,10 +30,10 @@ class Subject(str, Enum):
 
 #: What the function of a metric may ask for, by the name of its parameter.
 ARGUMENTS = {
-    "maps": "(N, h, w), the maps of one method, in their own units.",
-    "inputs": "(N, 3, H, W), normalized.",
+    "maps": "(N, h, w), the maps of one method, in their own units; of volumes and clips (N, d, h, w).",
+    "inputs": "(N, C, H, W), normalized; volumes and clips (N, C, D, H, W).",
     "targets": "(N,) class indices.",
-    "predict": "inputs (B, 3, H, W) to logits (B, K); see :func:`probabilities_of`.",
+    "predict": "inputs to logits (B, K); see :func:`probabilities_of`.",
     "objects": "N :class:`Objects`: those of the class, or of any class for the map of the prediction.",
     "others": "N :class:`Objects` or None: those of the other classes.",
     "explain": "makes maps of other inputs, targets or weights; see :class:`xai_abn.metrics.sanity.Explain`.",
@@ -41,7 +41,7 @@ ARGUMENTS = {
     "classes": "K, the number of its classes.",
 }
 
-#: Inputs (B, 3, H, W) to logits (B, K); see also :func:`probabilities_of`.
+#: Inputs (B, C, H, W) or (B, C, D, H, W) to logits (B, K); see also :func:`probabilities_of`.
 Predict = Callable[[Tensor], Tensor]
 
 #: Combines per-image curves (N, T) and weights (N,) that sum to 1 into one value of the data set.
@@ -73,8 +73,8 @@ class Family(ABC):
         """Equal for members that can be computed together."""
 
     @abstractmethod
-    def axis(self, height: int, width: int) -> Tensor:
-        """Return the points of the members' curves (T,), for inputs of this size."""
+    def axis(self, *size: int) -> Tensor:
+        """Return the points of the members' curves (T,), for inputs of this size (H, W) or (D, H, W)."""
 
     @abstractmethod
     def compute(
@@ -92,12 +92,12 @@ class Family(ABC):
 
         Args:
             members: of this group.
-            predict: inputs (B, 3, H, W) to logits (B, K).
-            inputs: (N, 3, H, W), normalized.
-            maps: (N, M, h, w), M maps per image.
+            predict: inputs to logits (B, K).
+            inputs: (N, C, H, W) or (N, C, D, H, W), normalized.
+            maps: (N, M, h, w) or (N, M, d, h, w), M maps per image.
             targets: (N,) class indices.
             batch_size: images per call of ``predict``.
-            black: (3,) the normalized value of black.
+            black: (C,) the normalized value of black.
         """
 
 

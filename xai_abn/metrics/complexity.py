@@ -19,7 +19,7 @@ def gini(maps: Tensor) -> Tensor:
     """Return the Gini index of the magnitudes: 0 if all are equal, near 1 if one pixel has everything.
 
     Args:
-        maps: (N, h, w).
+        maps: (N, h, w) or (N, d, h, w).
 
     Returns:
         (N,) in [0, 1]; NaN for a non-finite map and one of zeros.
@@ -37,7 +37,7 @@ def entropy(maps: Tensor) -> Tensor:
     """Return the entropy of the positive values, divided by that of an even map.
 
     Args:
-        maps: (N, h, w).
+        maps: (N, h, w) or (N, d, h, w).
 
     Returns:
         (N,) in [0, 1], 1 for an even map; NaN for a non-finite map and one without positive values.
@@ -53,8 +53,8 @@ def entropy(maps: Tensor) -> Tensor:
 
 def _finite(maps: Tensor) -> Tensor:
     """Return maps as (N, P) doubles; a map with a non-finite value becomes NaN throughout."""
-    if maps.dim() != 3:
-        raise InvalidInputError(f"expected maps (N, h, w), got shape {tuple(maps.shape)}")
+    if maps.dim() not in (3, 4):
+        raise InvalidInputError(f"expected maps (N, h, w) or (N, d, h, w), got shape {tuple(maps.shape)}")
     flat = maps.detach().double().flatten(1)
     return flat.masked_fill(~torch.isfinite(flat).all(dim=1, keepdim=True), float("nan"))
 

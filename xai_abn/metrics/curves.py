@@ -52,27 +52,30 @@ class PerturbationProtocol:
     Attributes:
         name: for the record.
         ranks: ``f(maps (M, H, W))`` to integer ranks (M, H * W); 0 is the pixel that changes first.
-        counts: ``f(H, W)`` to ascending counts: at each point, the pixels of lower ranks are changed.
+        counts: ``f(H, W)``, of volumes ``f(D, H, W)``, to ascending counts: at each point, the pixels of lower ranks
+            are changed.
         deletion: what deleted pixels become.
         insertion: what pixels are before they are inserted.
         even: the area counts the points of the curve as equally spaced, even if their numbers of pixels are not.
         patch: side of the squares of pixels that change together; counts and ranks are of such squares.
+        volumes: whether the protocol is also defined for volumes and clips.
     """
 
     name: str
     ranks: Callable[[Tensor], Tensor]
-    counts: Callable[[int, int], list[int]]
+    counts: Callable[..., list[int]]
     deletion: Blank
     insertion: Blank
     even: bool = False
     patch: int = 1
+    volumes: bool = False
 
-    def axis(self, height: int, width: int) -> Tensor:
+    def axis(self, *size: int) -> Tensor:
         """Return the points of the curve, (T,): shares of the pixels changed, or equally spaced if ``even``."""
-        counts = self.counts(height, width)
+        counts = self.counts(*size)
         if self.even:
             return torch.linspace(0, 1, len(counts))
-        return torch.tensor(counts).float() * self.patch**2 / (height * width)
+        return torch.tensor(counts).float() * self.patch**2 / math.prod(size)
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,9 @@ class CurveOf(Family):
         """The protocol."""
         return self.protocol
 
-    def axis(self, height: int, width: int) -> Tensor:
+    def axis(self, *size: int) -> Tensor:
         """Return the points of the curve, (T,)."""
-        return self.protocol.axis(height, width)
+        return self.protocol.axis(*size)
 
     def compute(
         self,
@@ -180,22 +183,26 @@ def perturbation_curves(
     """Return the curves of one or several maps per image.
 
     Args:
-        predict: inputs (B, 3, H, W) to logits (B, K); called under ``torch.no_grad()``.
-        inputs: (N, 3, H, W), normalized.
-        maps: (N, h, w), or (N, M, h, w) for M maps per image, which share its whole and blank predictions.
+        predict: inputs to logits (B, K); called under ``torch.no_grad()``.
+        inputs: (N, C, H, W), normalized, or volumes or clips (N, C, D, H, W).
+        maps: (N, h, w), or (N, M, h, w) for M maps per image, which share its whole and blank predictions; those of
+            volumes have one more axis.
         targets: (N,) or (N, M) class indices.
         protocol: every choice but which pixels change.
         curves: which pixels change.
         batch_size: images per call of ``predict``; limits memory.
-        black: (3,) the normalized value of black, for protocols that use black.
+        black: (C,) the normalized value of black, for protocols that use black.
 
     Raises:
-        InvalidInputError: shapes that do not fit, no curve, or a protocol that needs ``black``.
+        InvalidInputError: shapes that do not fit, no curve, a protocol that needs ``black``, or one that is defined for
+            images alone.
 
     Source: Petsiuk et al., "RISE", 2018, section 4.2; the protocols name their own.
     """
-    several = maps.dim() == 4
+    several = maps.dim() == inputs.dim()
     maps, targets = _checked(inputs, maps, targets, several)
+    if inputs.dim() == 5 and not protocol.volumes:
+        raise InvalidInputError(f"the protocol {protocol.name} is defined for images, not for volumes; use xai-abn")
     if batch_size < 1:
         raise InvalidInputError(f"batch_size must be at least 1, got {batch_size}")
     if not curves or not all(isinstance(curve, Curve) for curve in curves):
@@ -204,7 +211,7 @@ def perturbation_curves(
     points = steps.predict_all(predict, targets, batch_size)
     if not several:
         points = {name: curve[:, 0] for name, curve in points.items()}
-    return Curves(protocol.axis(inputs.shape[2], inputs.shape[3]), points, len(steps.places))
+    return Curves(protocol.axis(*inputs.shape[2:]), points, len(steps.places))
 
 
 def area(curve: Tensor, axis: Tensor) -> Tensor:
@@ -233,12 +240,12 @@ class _Steps:
         curves: tuple[Curve, ...],
         black: Tensor | None,
     ) -> None:
-        self.size = (inputs.shape[2], inputs.shape[3])
-        self.units = inputs.shape[2] * inputs.shape[3] // protocol.patch**2
+        self.size = tuple(inputs.shape[2:])
+        self.units = math.prod(self.size) // protocol.patch**2
         self.counts = protocol.counts(*self.size)
         self.usable = usable(maps.flatten(0, 1)).view(maps.shape[:2]).cpu().numpy()
         self.ranks = protocol.ranks(upsample(maps.flatten(0, 1), self.size)).unflatten(0, maps.shape[:2])
-        self.channels_last = inputs.is_contiguous(memory_format=torch.channels_last)
+        self.channels_last = inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last)
         self.pixels = inputs.contiguous().flatten(2)
         self.curves = curves
         wanted = [protocol.insertion if curve.inserts else protocol.deletion for curve in curves]
@@ -282,7 +289,7 @@ class _Steps:
         return _Image(n if len(self.blanks[blank]) > 1 else 0, blank, 0, self.units, False)
 
     def _drawn(self, chunk: list[_Image]) -> Tensor:
-        """Return the images as one batch (B, C, H, W), in the memory format of the inputs."""
+        """Return the images as one batch (B, C, ...), in the memory format of the inputs."""
         buffer = self.pixels.new_empty(len(chunk), *self.pixels.shape[1:])
         for row, image in enumerate(chunk):
             if image.blank is None:
@@ -300,7 +307,7 @@ class _Steps:
 def _make_blanks(
     inputs: Tensor, blanks: Sequence[Blank], protocol: PerturbationProtocol, black: Tensor | None
 ) -> list[Tensor]:
-    """Return each blank for these inputs, flattened: (N or 1, C, H * W)."""
+    """Return each blank for these inputs, flattened: (N or 1, C, pixels)."""
     if black is None:
         if BLACK in blanks:
             raise InvalidInputError(
@@ -313,10 +320,12 @@ def _make_blanks(
 
 
 def _checked(inputs: Tensor, maps: Tensor, targets: Tensor, several: bool) -> tuple[Tensor, Tensor]:
-    """Return maps as (N, M, h, w) and targets as (N, M)."""
-    if inputs.dim() != 4 or maps.dim() not in (3, 4) or len(maps) != len(inputs) or len(targets) != len(inputs):
+    """Return maps as (N, M, h, w), of volumes (N, M, d, h, w), and targets as (N, M)."""
+    axes = inputs.dim()
+    fitting = axes in (4, 5) and maps.dim() in (axes - 1, axes)
+    if not fitting or len(maps) != len(inputs) or len(targets) != len(inputs):
         raise InvalidInputError(
-            f"expected inputs (N, C, H, W), maps (N, h, w) or (N, M, h, w) and N targets, "
+            f"expected inputs (N, C, H, W), maps (N, h, w) or (N, M, h, w) and N targets, of volumes one axis more, "
             f"got {tuple(inputs.shape)}, {tuple(maps.shape)} and {tuple(targets.shape)}"
         )
     maps = maps if several else maps[:, None]
@@ -334,7 +343,7 @@ class Blank:
 
     Attributes:
         name: of the replacement.
-        make: ``f(inputs (N, 3, H, W), black (3,))`` to (N, 3, H, W), or (1, 3, H, W) if it is the same for all.
+        make: ``f(inputs (N, C, H, W), black (C,))`` to (N, C, H, W), or (1, C, H, W) if it is the same for all.
     """
 
     name: str
@@ -361,7 +370,13 @@ def _rise_blur(inputs: Tensor, black: Tensor) -> Tensor:
 
 
 def _wide_blur(inputs: Tensor, black: Tensor) -> Tensor:
-    """Blur by a Gaussian with sigma 1/12 of the shorter side, truncated at two sigma, with mirrored edges."""
+    """Blur by a Gaussian with sigma 1/12 of the shorter side, truncated at two sigma, with mirrored edges.
+
+    Of a volume or clip, each slice is blurred alone, as an image.
+    """
+    if inputs.dim() == 5:
+        slices = _wide_blur(inputs.transpose(1, 2).flatten(0, 1), black)
+        return slices.unflatten(0, (inputs.shape[0], inputs.shape[2])).transpose(1, 2)
     sigma = min(inputs.shape[2:]) / 12
     radius = min(round(2 * sigma), min(inputs.shape[2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=inputs.device)
@@ -374,7 +389,7 @@ def _wide_blur(inputs: Tensor, black: Tensor) -> Tensor:
 
 
 def _black(inputs: Tensor, black: Tensor) -> Tensor:
-    return black.view(1, -1, 1, 1).expand(1, -1, *inputs.shape[2:])
+    return black.view(1, -1, *[1] * (inputs.dim() - 2)).expand(1, -1, *inputs.shape[2:])
 
 
 #: Normalized 0, the mean color.
@@ -388,7 +403,7 @@ WIDE_BLUR = Blank("Gaussian blur, sigma 1/12 of the shorter side, mirrored edges
 
 
 def stable_ranks(maps: Tensor) -> Tensor:
-    """Rank pixels, largest first, equal values in reading order: (M, H, W) to (M, H * W)."""
+    """Rank pixels, largest first, equal values in reading order: (M, H, W) or (M, D, H, W) to (M, pixels)."""
     return _positions(maps.flatten(1).argsort(dim=1, descending=True, stable=True))
 
 
@@ -424,16 +439,16 @@ def _positions(order: Tensor) -> Tensor:
     return torch.empty_like(places, memory_format=torch.contiguous_format).scatter_(1, order, places)
 
 
-def every(step: int) -> Callable[[int, int], list[int]]:
+def every(step: int) -> Callable[..., list[int]]:
     """Return a function for the counts 0, step, 2 step, ... and all pixels."""
-    return lambda height, width: [*range(0, height * width, step), height * width]
+    return lambda *size: [*range(0, math.prod(size), step), math.prod(size)]
 
 
-def at_most(steps: int) -> Callable[[int, int], list[int]]:
+def at_most(steps: int) -> Callable[..., list[int]]:
     """Return a function for the counts of at most ``steps`` equal steps, the last one shorter, as in torchcam."""
-    return lambda height, width: every(math.ceil(height * width / steps))(height, width)
+    return lambda *size: every(math.ceil(math.prod(size) / steps))(*size)
 
 
-def equal(steps: int) -> Callable[[int, int], list[int]]:
+def equal(steps: int) -> Callable[..., list[int]]:
     """Return a function for the counts of exactly ``steps`` steps, equal to within a pixel."""
-    return lambda height, width: [round(i * height * width / steps) for i in range(steps + 1)]
+    return lambda *size: [round(i * math.prod(size) / steps) for i in range(steps + 1)]

@@ -53,9 +53,9 @@ def _pid_counts(height: int, width: int) -> list[int]:
 PID_PATCH = 16
 
 PROTOCOLS = {
-    "xai-abn": PerturbationProtocol("xai-abn", scattered_ranks, equal(20), WIDE_BLUR, WIDE_BLUR),
+    "xai-abn": PerturbationProtocol("xai-abn", scattered_ranks, equal(20), WIDE_BLUR, WIDE_BLUR, volumes=True),
     "rise-2018": PerturbationProtocol("rise-2018", reversed_ranks, _rise_counts, ZERO, RISE_BLUR, even=True),
-    "torchcam-20": PerturbationProtocol("torchcam-20", stable_ranks, at_most(20), ZERO, ZERO),
+    "torchcam-20": PerturbationProtocol("torchcam-20", stable_ranks, at_most(20), ZERO, ZERO, volumes=True),
     "pid-2022": PerturbationProtocol(
         "pid-2022", partial(patch_ranks, patch=PID_PATCH), _pid_counts, BLACK, BLACK, even=True, patch=PID_PATCH
     ),
@@ -99,13 +99,14 @@ def deletion(
     """Return the area under the target's probability as pixels are deleted, top pixels first. Lower is better.
 
     Args:
-        predict: inputs (B, 3, H, W) to logits (B, K).
-        inputs: (N, 3, H, W), normalized.
-        maps: (N, h, w), or (N, M, h, w) for M maps per image.
+        predict: inputs to logits (B, K).
+        inputs: (N, C, H, W), normalized, or volumes or clips (N, C, D, H, W), for which two protocols are defined:
+            ``xai-abn`` and ``torchcam-20``.
+        maps: (N, h, w), or (N, M, h, w) for M maps per image; those of volumes have one more axis.
         targets: (N,) or (N, M) class indices.
         protocol: one of ``PROTOCOLS``, or your own.
         batch_size: images per call of ``predict``.
-        black: (3,) the normalized value of black, which ``pid-2022`` needs.
+        black: (C,) the normalized value of black, which ``pid-2022`` needs.
 
     Returns:
         (N,) or (N, M) in [0, 1]; NaN for a flat or non-finite map.

@@ -69,7 +69,7 @@ def polarity(predict: Predict, inputs: Tensor, maps: Tensor, targets: Tensor, sh
     if not 0 < share <= 0.5:
         raise InvalidInputError(f"share must be in (0, 0.5], got {share}")
     check_numbers(inputs, maps, targets)
-    large = upsample(maps, (inputs.shape[2], inputs.shape[3])).flatten(1)
+    large = upsample(maps, inputs.shape[2:]).flatten(1)
     order = large.argsort(dim=1, stable=True)
     count = round(share * large.shape[1])
     left = []
@@ -88,15 +88,15 @@ def probabilities(predict: Predict, inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def check_numbers(inputs: Tensor, maps: Tensor, targets: Tensor) -> None:
-    """Check that there are as many maps (N, h, w) and targets (N,) as inputs (N, C, H, W).
+    """Check that there are as many maps (N, h, w) and targets (N,) as inputs (N, C, H, W); of volumes one axis more.
 
     Raises:
         InvalidInputError: the message gives the numbers.
     """
-    if not len(inputs) == len(maps) == len(targets) or maps.dim() != 3:
+    if not len(inputs) == len(maps) == len(targets) or maps.dim() != inputs.dim() - 1:
         raise InvalidInputError(
-            f"expected N inputs, maps (N, h, w) and N targets, got {len(inputs)} inputs, {len(maps)} maps of shape "
-            f"{tuple(maps.shape)} and {len(targets)} targets"
+            f"expected N inputs, maps (N, h, w) and N targets, of volumes (N, d, h, w), got {len(inputs)} inputs, "
+            f"{len(maps)} maps of shape {tuple(maps.shape)} and {len(targets)} targets"
         )
     check_targets(inputs, targets)
 
@@ -118,8 +118,8 @@ def check_targets(inputs: Tensor, targets: Tensor, classes: int | None = None) -
 def _before_and_after(predict: Predict, inputs: Tensor, maps: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     check_numbers(inputs, maps, targets)
     good = usable(maps)
-    finite = torch.where(good[:, None, None], maps.float(), torch.zeros(()))
-    scaled = upsample(unit_range(finite), (inputs.shape[2], inputs.shape[3]))
+    finite = torch.where(good.view(-1, *[1] * (maps.dim() - 1)), maps.float(), torch.zeros(()))
+    scaled = upsample(unit_range(finite), inputs.shape[2:])
     before = probabilities(predict, inputs, targets)
     after = probabilities(predict, inputs * scaled[:, None].to(inputs), targets)
     return before, after.masked_fill(~good.to(after.device), float("nan"))

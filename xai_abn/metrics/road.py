@@ -51,12 +51,18 @@ def road(
         (N,) in [-0.5, 0.5]; NaN for a flat or non-finite map.
 
     Raises:
-        InvalidInputError: the numbers of inputs, maps and targets differ, or a share is impossible.
+        InvalidInputError: the numbers of inputs, maps and targets differ, a share is impossible, or the inputs are
+            volumes, for which no imputation is published.
 
     Source: Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML 2022; combined
     as in grad-cam 1.5 (its ``ROADCombined``), with ranks instead of percentile thresholds, and with a seed.
     """
     check_numbers(inputs, maps, targets)
+    if inputs.dim() != 4:
+        raise InvalidInputError(
+            f"ROAD imputes pixels from their neighbors in an image (N, C, H, W), got {tuple(inputs.shape)}; use "
+            "deletion and insertion, which are defined for volumes and clips"
+        )
     if not shares or not all(0 < share < 1 for share in shares):
         raise InvalidInputError(f"shares must be one or more numbers in (0, 1), got {tuple(shares)}")
     good = usable(maps)

@@ -170,7 +170,7 @@ def infidelity(
 
     check_numbers(inputs, maps, targets)
     good = usable(maps).cpu()
-    large = upsample(maps, (inputs.shape[2], inputs.shape[3]))[:, None].expand_as(inputs).nan_to_num()
+    large = upsample(maps, inputs.shape[2:])[:, None].expand_as(inputs).nan_to_num()
 
     def perturb(values: Tensor) -> tuple[Tensor, Tensor]:
         step = torch.randn_like(values) * noise

@@ -16,7 +16,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     """Return Spearman's rank correlation of two sets of maps; equal values share their mean rank.
 
     Args:
-        first: (N, h, w).
+        first: (N, h, w), or (N, d, h, w).
         second: (N, h, w), resized to the first's size.
 
     Returns:
@@ -27,7 +27,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     """
     _check_pair(first, second)
     if first.shape != second.shape:
-        second = upsample(second, (first.shape[1], first.shape[2]))
+        second = upsample(second, first.shape[1:])
     good = (usable(first) & usable(second)).cpu()
     centered = []
     for maps in (first, second):
@@ -47,7 +47,7 @@ def map_agreement(first: Tensor, second: Tensor, share: float = 0.2) -> Tensor:
     not agree where neither marks anything.
 
     Args:
-        first: (N, h, w).
+        first: (N, h, w), or (N, d, h, w).
         second: (N, h, w), resized to the first's size.
         share: of the pixels that count as top, in (0, 1).
 
@@ -62,7 +62,7 @@ def map_agreement(first: Tensor, second: Tensor, share: float = 0.2) -> Tensor:
     if not 0 < share < 1:
         raise InvalidInputError(f"share must be in (0, 1), got {share}")
     _check_pair(first, second)
-    second = upsample(second, (first.shape[1], first.shape[2]))
+    second = upsample(second, first.shape[1:])
     count = max(1, round(share * first[0].numel()))
     tops = [scattered_ranks(maps.detach().float().cpu(), seed) < count for seed, maps in enumerate((first, second))]
     values = (tops[0] & tops[1]).sum(1) / (tops[0] | tops[1]).sum(1)
@@ -70,5 +70,5 @@ def map_agreement(first: Tensor, second: Tensor, share: float = 0.2) -> Tensor:
 
 
 def _check_pair(first: Tensor, second: Tensor) -> None:
-    if first.dim() != 3 or second.dim() != 3 or len(first) != len(second):
+    if first.dim() not in (3, 4) or second.dim() != first.dim() or len(first) != len(second):
         raise InvalidInputError(f"expected two times N maps (N, h, w), got {tuple(first.shape)}, {tuple(second.shape)}")

@@ -35,6 +35,7 @@ from xai_abn.models.metadata import (
     yolo_classes,
 )
 from xai_abn.models.segmentation import Region, class_scores
+from xai_abn.models.video import FramesFirst, assumed_clips, check_order, takes_frames_first
 from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
 from xai_abn.networks.layout import Layout
 from xai_abn.networks.multi_task import MultiTaskABN
@@ -66,7 +67,7 @@ class ModelAdapter:
     The module is used as it is: its mode, flags, gradients, hooks and device do not change.
 
     Attributes:
-        module: (N, 3, H, W) to logits (N, K), or an :class:`AttentionBranchNetwork`.
+        module: (N, C, H, W) or (N, C, D, H, W) to logits (N, K), or an :class:`AttentionBranchNetwork`.
         name: its name in results.
         preprocess: how images become inputs.
         labels: K names; without them, classes are called by number.
@@ -76,8 +77,8 @@ class ModelAdapter:
         multi_label: whether classes are attributes that can hold at once, each with a probability of its own (the
             sigmoid of its logit, not a share of a softmax); always so of a multi-task ABN.
         scores_only: whether the output is a user-defined score, so that class probabilities are undefined.
-        example_input: (1, C, H, W) input that the network accepts, used to find its layers; default: zeros of the size
-            of the preprocessing.
+        example_input: (1, C, H, W) input that the network accepts, or (1, C, D, H, W) of a network for volumes or
+            clips, used to find its layers; default: zeros of the size of the preprocessing.
         assumed_preprocessing: whether the network's own preprocessing is unknown and ImageNet's is assumed.
     """
 
@@ -141,7 +142,7 @@ class ModelAdapter:
 
     @property
     def example(self) -> Tensor:
-        """An input (1, C, H, W) that the network accepts: the given example, or zeros of the size of the preprocessing.
+        """An input (1, ...) that the network accepts: the given example, or zeros of the size of the preprocessing.
 
         Raises:
             UnsupportedModelError: the network does not accept it; the message says what it raised and what to do.
@@ -167,8 +168,8 @@ class ModelAdapter:
         with (
             as_unsupported(
                 f"{self.name} does not accept an input of {shape}; give one that it accepts, as xai_abn.wrap(..., "
-                "example_input=tensor of (1, C, H, W)) or preprocess=Preprocess(size=...), or put a network with other "
-                "inputs into a module that takes images (N, C, H, W)"
+                "example_input=tensor of (1, C, H, W) or (1, C, D, H, W)) or preprocess=Preprocess(size=...), or put a "
+                "network with other inputs into a module that takes images (N, C, H, W) or volumes (N, C, D, H, W)"
             ),
             evaluating(self.module),
         ):
@@ -196,13 +197,20 @@ class ModelAdapter:
         """Number of channels of the network's input."""
         return self.preprocess.shape[0] if self.example_input is None else self.example_input.shape[1]
 
+    @property
+    def axes(self) -> int:
+        """Number of axes of the network's input behind the channels: 2 for images, 3 for volumes and clips."""
+        return len(self.preprocess.shape) - 1 if self.example_input is None else self.example_input.dim() - 2
+
     @cached_property
     def memory_format(self) -> torch.memory_format:
-        """Memory format for batches: channels-last, which is faster, unless the network needs contiguous feature maps.
+        """Memory format for batches: channels-last, which is faster, unless the network cannot compute with it.
 
         It is channels-last if the weights are. Otherwise the network is tried once on an example, because a network
         that calls ``view`` on feature maps does not accept channels-last.
         """
+        if self.axes == 3:  # volumes have no such format
+            return torch.contiguous_format
         weights = [m.weight for m in self.module.modules() if isinstance(m, nn.Conv2d)]
         if any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights):
             return torch.channels_last
@@ -400,30 +408,30 @@ class ModelAdapter:
 
     @property
     def _outputs(self) -> list[LayerOutput]:
-        return self.outputs((self.example.shape[2], self.example.shape[3]))
+        return self.outputs(tuple(self.example.shape[2:]))
 
-    def outputs(self, size: tuple[int, int]) -> list[LayerOutput]:
-        """Return the outputs of every module for an input of that size (H, W), traced once per size."""
+    def outputs(self, size: tuple[int, ...]) -> list[LayerOutput]:
+        """Return the outputs of every module for an input of that size, traced once per size."""
         if size not in self._traces:
             with self._tracing:
                 self._traces[size] = trace_outputs(self.module, self._sample(size))
         return self._traces[size]
 
-    def _sample(self, size: tuple[int, int]) -> Tensor:
+    def _sample(self, size: tuple[int, ...]) -> Tensor:
         example = self.example
         return example if tuple(example.shape[2:]) == size else torch.zeros(1, example.shape[1], *size)
 
     @cached_property
-    def _traces(self) -> dict[tuple[int, int], list[LayerOutput]]:
+    def _traces(self) -> dict[tuple[int, ...], list[LayerOutput]]:
         return {}
 
-    def layout_of_tokens(self, length: int, size: tuple[int, int]) -> Layout | None:
-        """Return how ``length`` tokens are arranged as patches for an input of ``size`` (H, W); None if not."""
+    def layout_of_tokens(self, length: int, size: tuple[int, ...]) -> Layout | None:
+        """Return how ``length`` tokens are arranged as patches for an input of that size; None if not."""
         layouts = [o.layout for o in self.outputs(size) if o.sequence and max(o.shape[:2]) == length]
         return next((layout for layout in layouts if layout is not None), None)
 
-    def output_of(self, layer: str, size: tuple[int, int]) -> LayerOutput:
-        """Return the output of a layer that belongs to the image, for an input of that size (H, W).
+    def output_of(self, layer: str, size: tuple[int, ...]) -> LayerOutput:
+        """Return the output of a layer that belongs to the image, for an input of that size.
 
         For a layer that runs several times, this is the output of the only call that depends on the image; or, if each
         call feeds the next, of the last call.
@@ -458,7 +466,7 @@ class ModelAdapter:
         elif self.output is not None:
             found = self._part(found, self.output)
         elif (scores := class_scores(found)) is not None:
-            found = scores.mean(dim=(2, 3))
+            found = scores.mean(dim=tuple(range(2, scores.dim())))
         if isinstance(found, Tensor) and found.dim() == 1 and callable(self.output):
             found = found[:, None]
         if not isinstance(found, Tensor) or found.dim() != 2 or not found.shape[1] or not found.is_floating_point():
@@ -506,7 +514,7 @@ class ModelAdapter:
         return scored
 
     def class_map(self, output: object, source: str) -> Tensor:
-        """Return the scores (K, h, w) of all classes at all positions in the network's output for one image.
+        """Return the scores (K, h, w) or (K, d, h, w) of all classes at all positions in the output for one image.
 
         Raises:
             UnsupportedModelError: there is no such map.
@@ -645,7 +653,7 @@ def wrap(
     """Make any classifier explainable.
 
     Args:
-        module: (N, C, H, W) to logits (N, K); on any device.
+        module: (N, C, H, W), or (N, C, D, H, W) of volumes and clips, to logits (N, K); on any device.
         labels: K class names, or a mapping from index to name; default: those that a network of Hugging Face or timm
             carries.
         preprocess: how images become inputs: a :class:`Preprocess`, the ``transforms()`` of torchvision's weights, a
@@ -657,7 +665,8 @@ def wrap(
             attribute, a position in a tuple, or a function of the output.
         multi_label: whether classes are attributes that can hold at once; probabilities are then sigmoids.
         example_input: (1, C, H, W) input that the network accepts, for networks that do not accept RGB images of the
-            size of the preprocessing: rectangles, or one, four or more channels. It is used to find layers.
+            size of the preprocessing: rectangles, or one, four or more channels; (1, C, D, H, W) for a network that
+            takes volumes, or clips of D frames. It is used to find layers.
 
     Raises:
         UnsupportedModelError: not a module, a scripted module, or weights that are missing or cannot be differentiated.
@@ -673,11 +682,15 @@ def wrap(
     module = plain_module(module)
     if not isinstance(name, (str, NoneType)):
         raise InvalidInputError(f"name must be text, got {type(name).__name__}")
-    own = own_preprocess(module) if preprocess is None else as_preprocess(preprocess)
+    name = " ".join((name or type(module).__name__).split())
+    video = takes_frames_first(module)
+    own = as_preprocess(preprocess) if preprocess is not None else None if video else own_preprocess(module)
+    default = assumed_clips(module) if video else Preprocess()
+    module = FramesFirst(module) if video else module
     adapter = ModelAdapter(
         module,
-        name=" ".join((name or type(module).__name__).split()),
-        preprocess=own or Preprocess(),
+        name=name,
+        preprocess=own or default,
         labels=own_labels(module) if labels is None else as_labels(labels),
         layer=_layer_name(module, layer),
         output=output,
@@ -685,6 +698,8 @@ def wrap(
         example_input=_checked_example(example_input),
         assumed_preprocessing=own is None and is_of_hugging_face(module),
     )
+    if adapter.example_input is not None:
+        check_order(module, adapter.example_input)
     if adapter.layer is not None:
         adapter.check_layer(adapter.layer)
     if labels is not None and not adapter.detects:
@@ -705,17 +720,17 @@ def _layer_name(module: nn.Module, layer: object) -> str | None:
 
 
 def _checked_example(example: object) -> Tensor | None:
-    """Return an example input, or refuse anything that is not (1, C, H, W) of finite numbers."""
+    """Return an example input, or refuse anything that is not (1, C, H, W) or (1, C, D, H, W) of finite numbers."""
     if example is None:
         return None
-    if isinstance(example, Tensor) and example.dim() == 4 and example.numel():
+    if isinstance(example, Tensor) and example.dim() in (4, 5) and example.numel():
         numbers = example.layout == torch.strided and not (example.is_meta or example.is_complex())
         if numbers and bool(example.isfinite().all()):
             return example
     got = f"{example.dtype} {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
     raise InvalidInputError(
-        f"example_input must be a tensor (1, C, H, W) of finite numbers, got {got}; put a network with several inputs "
-        "into a module whose forward takes the image and passes the other inputs on"
+        f"example_input must be a tensor (1, C, H, W) or (1, C, D, H, W) of finite numbers, got {got}; put a network "
+        "with several inputs into a module whose forward takes the image and passes the other inputs on"
     )
 
 

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from time import perf_counter
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ from xai_abn.networks.tracing import (
     with_main_tensor,
 )
 
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+_Head: TypeAlias = nn.Linear | nn.Conv2d | nn.Conv3d
 #: Networks whose logits do not come from a linear layer, so that 1x1 convolutions are noted in their passes, too.
 _CONVOLUTIONS_NOTED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -43,14 +46,17 @@ _RECOMPUTES = "it recomputes parts of itself for gradients (torch.utils.checkpoi
 
 
 def check_inputs(inputs: object) -> None:
-    """Refuse inputs of a network that are not floats (N, C, H, W) of at least one image.
+    """Refuse inputs of a network that are not floats (N, C, H, W), or (N, C, D, H, W), of at least one image.
 
     Raises:
         InvalidInputError: they are something else; the message says what came.
     """
-    if not (isinstance(inputs, Tensor) and inputs.dim() == 4 and inputs.is_floating_point() and inputs.numel()):
+    if not (isinstance(inputs, Tensor) and inputs.dim() in (4, 5) and inputs.is_floating_point() and inputs.numel()):
         got = f"{inputs.dtype} {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise InvalidInputError(f"inputs must be a tensor of floats (N, C, H, W) of at least one image, got {got}")
+        raise InvalidInputError(
+            "inputs must be a tensor of floats (N, C, H, W) of at least one image, or (N, C, D, H, W) of volumes or "
+            f"clips, got {got}"
+        )
 
 
 def _check_graph(model: ModelAdapter) -> None:
@@ -76,7 +82,7 @@ class ForwardPass:
 
     Args:
         model: the model to run.
-        inputs: (N, 3, H, W), normalized, on any device.
+        inputs: (N, C, H, W), or (N, C, D, H, W) of volumes and clips, normalized, on any device.
         layers: names of the layers whose outputs to keep.
         gradients: whether :meth:`gradients` will be called.
         attentions: whether to keep the attention weights of a transformer.
@@ -87,7 +93,7 @@ class ForwardPass:
 
     Attributes:
         model: the model.
-        inputs: (N, 3, H, W) on the model's device.
+        inputs: the inputs on the model's device.
         sources: names of the images, or empty.
         output: what the network output.
         seconds: how long it took.
@@ -104,7 +110,7 @@ class ForwardPass:
         UnsupportedModelError: the network does not output logits (N, K), or a layer does not output a tensor.
         InvalidInputError: gradients are requested inside ``torch.inference_mode()``, or a graph inside
             ``torch.no_grad()`` or of a network without a weight that requires a gradient, or the inputs are no floats
-            (N, C, H, W).
+            (N, C, H, W) or (N, C, D, H, W).
 
     Example:
         >>> import torch, xai_abn
@@ -150,13 +156,12 @@ class ForwardPass:
         self._parts = parts
         # attention spreads a gradient to all positions, and a graph is differentiated again
         self._sparse = parts and gradients and not create_graph and not model.attends
-        self._linear_calls: list[tuple[nn.Linear | nn.Conv2d, Tensor, Tensor, object]] = []
+        self._linear_calls: list[tuple[_Head, Tensor, Tensor, object]] = []
         self.other_attention = 0
         self._run(list(dict.fromkeys(layers)))
         repeated = [layer for layer, runs in self._runs.items() if runs > 1]
         if repeated:
-            size = (self.inputs.shape[2], self.inputs.shape[3])
-            self._calls = {layer: model.output_of(layer, size).call for layer in repeated}
+            self._calls = {layer: model.output_of(layer, self.size).call for layer in repeated}
             self._run(list(self._kept))
         if not parts:
             self._read_scores()
@@ -181,7 +186,7 @@ class ForwardPass:
         self.classifier, self._pooled = self._linear_layer_of(self._scores)
         if self.classifier is None and not self._parts and module not in _CONVOLUTIONS_NOTED:
             _CONVOLUTIONS_NOTED.add(module)
-            if any(isinstance(m, nn.Conv2d) and _multiplies_vectors(m) for m in all_modules(module)):
+            if any(isinstance(m, _CONVOLUTIONS) and _multiplies_vectors(m) for m in all_modules(module)):
                 self._run(list(self._kept))
                 self._find_scores()
                 self.classifier, self._pooled = self._linear_layer_of(self._scores)
@@ -207,6 +212,11 @@ class ForwardPass:
     def __len__(self) -> int:
         """Return the number of images N."""
         return len(self.inputs)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Size of the inputs, (H, W) or (D, H, W)."""
+        return tuple(self.inputs.shape[2:])
 
     @property
     def probabilities(self) -> Tensor:
@@ -236,10 +246,9 @@ class ForwardPass:
             UnsupportedModelError: its output has no positions.
         """
         shape = tuple(self._captured(layer).shape)
-        size = (self.inputs.shape[2], self.inputs.shape[3])
-        found = grid_layout(shape, size)
-        if len(shape) == 3 or is_ambiguous(shape, size):
-            found = self.model.output_of(layer, size).layout or found
+        found = grid_layout(shape, self.size)
+        if len(shape) == 3 or is_ambiguous(shape, self.size):
+            found = self.model.output_of(layer, self.size).layout or found
         if found is None:
             raise UnsupportedModelError(
                 f"layer {layer!r} gives {shape}, which has no recognizable grid of positions; choose another layer"
@@ -254,7 +263,9 @@ class ForwardPass:
     def activations(self, layer: str) -> Tensor:
         """Return a captured layer's output as maps (N, C, h, w); do not change it in place.
 
-        For a transformer, these are the patch tokens on their grid; class and register tokens are left out.
+        Of volumes and clips, they are (N, C, d, h, w).
+
+        For a transformer, they are the patch tokens on their grid; class and register tokens are left out.
 
         Raises:
             InvalidInputError: the layer was not among ``layers``.
@@ -288,7 +299,7 @@ class ForwardPass:
             targets: class indices (N,), or directions (N, K); see :func:`xai_abn.models.targets.target_scores`.
 
         Returns:
-            The gradients (N, C, h, w).
+            The gradients, shaped as the activations.
 
         Raises:
             InvalidInputError: the pass was made without gradients, or ``targets`` has another shape.
@@ -327,7 +338,7 @@ class ForwardPass:
         ]
 
     def curvature(self, layer: str, targets: Tensor) -> Tensor:
-        """Return the change of a layer's gradients along its activations, (d2 score / dA2) A, as maps (N, C, h, w).
+        """Return the change of a layer's gradients along its activations, (d2 score / dA2) A, as maps.
 
         Arguments and errors as for :meth:`gradients`. Zero where the score is linear in the layer.
         """
@@ -349,7 +360,7 @@ class ForwardPass:
         return layout.to_maps(layout.batch_first(torch.zeros_like(gradient).detach() if change is None else change))
 
     def predict(self, inputs: Tensor) -> Tensor:
-        """Return logits (B, K) float32 of other inputs (B, 3, H, W), from a fast copy made at the first call."""
+        """Return logits (B, K) float32 of other inputs, from a fast copy made at the first call."""
         if self._predict is None:
             self._predict = FastPredictor(self.model, probe=self.inputs if self._parts else None)
         return self._predict(inputs)
@@ -369,7 +380,7 @@ class ForwardPass:
         if layer not in self._reruns:
             self._reruns[layer] = self._accepts_rerun(layer)
         image = self.inputs[row : row + 1]
-        return self._replaced(layer, image if self._reruns[layer] else image.expand(len(values), -1, -1, -1), values)
+        return self._replaced(layer, image if self._reruns[layer] else image.expand(len(values), *image.shape[1:]), values)
 
     def _accepts_rerun(self, layer: str) -> bool:
         """Return whether the outputs stay the same with a batch of one before the layer and of two behind it.
@@ -481,7 +492,7 @@ class ForwardPass:
             "one at a time if it takes no more"
         )
         with problem, evaluating(module) as members, hooks(keeping), self._running(), watch:
-            kinds = (nn.Linear, nn.Conv2d) if module in _CONVOLUTIONS_NOTED else nn.Linear
+            kinds = (nn.Linear, *_CONVOLUTIONS) if module in _CONVOLUTIONS_NOTED else nn.Linear
             heads = (m for m in members if isinstance(m, kinds) and _multiplies_vectors(m))
             with hooks(m.register_forward_hook(note) for m in heads):
                 self.output = module(self.inputs.clone())  # which it may change in place
@@ -510,7 +521,7 @@ class ForwardPass:
 
         return hook
 
-    def _linear_layer_of(self, logits: Tensor) -> tuple[nn.Linear | nn.Conv2d | None, Tensor | None]:
+    def _linear_layer_of(self, logits: Tensor) -> tuple[_Head | None, Tensor | None]:
         """Return the linear layer that output the logits, and its input if only its weights lie between the two."""
         for module, pooled, output, step in reversed(self._linear_calls):
             if output.flatten(1).shape != logits.shape or not torch.equal(output.flatten(1), logits):
@@ -523,10 +534,10 @@ class ForwardPass:
             return module, pooled if simple else None
         return None, None
 
-    def _note_linear(self) -> Callable[[nn.Linear | nn.Conv2d, tuple[Tensor, ...], Tensor], None]:
+    def _note_linear(self) -> Callable[[_Head, tuple[Tensor, ...], Tensor], None]:
         owner = threading.get_ident()
 
-        def hook(module: nn.Linear | nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(module: _Head, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if threading.get_ident() == owner and inputs[0].dim() > 1 and inputs[0][0].numel() == inputs[0].shape[1]:
                 self._linear_calls.append((module, inputs[0], output, output.grad_fn))
 
@@ -548,4 +559,4 @@ def _recomputes(scores: Tensor) -> bool:
 
 def _multiplies_vectors(module: nn.Module) -> bool:
     """Return whether a module is a linear layer or a 1x1 convolution, either of which can be a network's head."""
-    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+    return isinstance(module, nn.Linear) or (isinstance(module, _CONVOLUTIONS) and set(module.kernel_size) == {1})

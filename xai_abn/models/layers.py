@@ -54,9 +54,9 @@ def find_target_layer(
 ) -> str:
     """Return the name of the last layer with positions on which the scores depend, which CAM methods should read.
 
-    In a CNN, it is the last module to finish whose output is (N, C, h, w) with more than one position and does not come
-    directly from a pooling (``layer4`` of a ResNet, ``features.29`` of VGG16). In a transformer, it is the last one, as
-    wide as the last tokens, on whose patches the scores depend. They do not depend on patches behind the last attention
+    In a CNN, it is the last module to finish whose output is (N, C, h, w), or (N, C, d, h, w) of a volume, with more
+    than one position and does not come directly from a pooling (``layer4`` of a ResNet, ``features.29`` of VGG16). In a
+    transformer, it is the last one, as wide as the last tokens, on whose patches the scores depend. They do not depend on patches behind the last attention
     if the network reads its class token. Layers inside an attention are left out.
 
     In a segmentation network, whose scores are computed from a map of class scores, it is the last one on the coarsest
@@ -64,7 +64,7 @@ def find_target_layer(
 
     Args:
         module: the network.
-        sample: (1, C, H, W) input.
+        sample: (1, C, H, W) or (1, C, D, H, W) input.
         outputs: outputs of the network's modules for the sample; see :func:`xai_abn.networks.tracing.trace_outputs`.
         places: where the network attends; see :func:`attention_places`.
         scores: computes scores (N, K) from the network's output.
@@ -89,7 +89,7 @@ def find_target_layer(
     with evaluating(module), without_gradients(module):
         answer = module(on_device(noise, module))
         given = scores(answer)
-        class_map = _class_map(answer, given)
+        class_map = _class_map(answer, given, noise.dim())
     if class_map is not None:
         found = _in_front_of_head(_relevant(module, noise, scores, [*spatial, *tokens]), class_map.shape[1])
     else:
@@ -106,15 +106,17 @@ def find_target_layer(
         reason = f"has no layer with {'patches' if tokens else 'positions'} on which its scores depend differentiably"
     elif repeated is not None:
         reason = f"runs {repeated.name!r} {repeated.calls} times on an image, so this layer has no single map"
+    elif any(o.sequence for o in outputs):
+        reason = "computes on tokens that do not fit a grid of patches"
     else:
         reason = "has no layer with a spatial output"
     raise UnsupportedModelError(f"{network} {reason}; name one with layer=, or use occlusion, which reads no layer")
 
 
-def _class_map(answer: object, scores: Tensor) -> Tensor | None:
-    """Return the map of class scores (N, K, h, w) in a network's output, if its scores are computed from one."""
+def _class_map(answer: object, scores: Tensor, axes: int) -> Tensor | None:
+    """Return the map of class scores (N, K, ...) in a network's output, if its scores are computed from one."""
     parts = list(_tensors(answer))
-    maps = [part for part in parts if part.dim() == 4 and part.shape[2] * part.shape[3] > 1]
+    maps = [part for part in parts if part.dim() == axes and part[0, 0].numel() > 1]
     return maps[0] if maps and not any(part is scores for part in parts) else None
 
 
@@ -135,7 +137,7 @@ def _in_front_of_head(outputs: list[LayerOutput], classes: int) -> list[LayerOut
         head = ".".join(parts[:depth])
         rest = [o for o in outputs if o.name != head and not o.name.startswith(f"{head}.")]
         if rest:
-            grids = {o.order: o.layout.grid[0] * o.layout.grid[1] for o in rest if o.layout is not None}
+            grids = {o.order: o.layout.positions for o in rest if o.layout is not None}
             return [o for o in rest if grids[o.order] == min(grids.values())]
     return []
 

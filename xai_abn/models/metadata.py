@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from xai_abn.errors import InvalidInputError, XaiAbnError, shown
+from xai_abn.images.clips import ClipPreprocess
 from xai_abn.images.preprocess import Preprocess
 
 #: How timm's and open_clip's modes crop.
@@ -46,7 +47,7 @@ def as_preprocess(source: object) -> Preprocess:
         if isinstance(source, Mapping) and {"mean", "std"} <= set(source):
             return _of_config(source)
         if all(hasattr(source, name) for name in ("resize_size", "mean", "std", "interpolation")):
-            return _of_torchvision(source)
+            return _of_video(source) if type(source).__name__ == "VideoClassification" else _of_torchvision(source)
         if isinstance(config := getattr(source, "data_config", None), Mapping):  # a processor around a network of timm
             return _of_config(config)
         if hasattr(source, "image_mean") and hasattr(source, "image_std"):
@@ -98,6 +99,22 @@ def _of_torchvision(preset: Any) -> Preprocess:
         interpolation=preset.interpolation.value,
         mean=tuple(preset.mean),
         std=tuple(preset.std),
+    )
+
+
+def _of_video(preset: Any) -> ClipPreprocess:
+    """Return the preprocessing of a preset for video; it does not say how many frames: 16, unless replaced."""
+    height, width = _pair(preset.crop_size)
+    resized = tuple(preset.resize_size)
+    return ClipPreprocess(
+        size=height,
+        width=None if width == height else width,
+        crop="center" if len(resized) == 1 else "squash-center",
+        crop_pct=min(1.0, min(height, width) / min(resized)),
+        interpolation=preset.interpolation.value,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        resized=None if len(resized) == 1 else (resized[0], resized[1]),
     )
 
 

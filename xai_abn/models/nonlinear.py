@@ -12,11 +12,12 @@ from xai_abn.networks.tracing import hooks, on_device
 
 #: Steps that are linear in what depends on the input (up to a constant), whatever their inputs are.
 LINEAR = {
-    "AccumulateGrad", "Add", "AdaptiveAvgPool2D", "Alias", "AsStrided", "AvgPool2D", "Cat", "Clone", "ConstantPadNd",
-    "Expand", "Flip", "Im2Col", "Index", "IndexSelect", "Mean", "Narrow", "Neg", "Permute", "PixelShuffle",
-    "ReflectionPad2D", "Repeat", "ReplicationPad2D", "ReshapeAlias", "Roll", "Select", "Slice", "Split",
-    "SplitWithSizes", "Squeeze", "Stack", "Sub", "Sum", "T", "ToCopy", "Transpose", "Unbind", "UnsafeView",
-    "Unsqueeze", "UpsampleBilinear2D", "UpsampleNearest2D", "View",
+    "AccumulateGrad", "Add", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "Alias", "AsStrided", "AvgPool2D", "AvgPool3D",
+    "Cat", "Clone", "ConstantPadNd", "Expand", "Flip", "Im2Col", "Index", "IndexSelect", "Mean", "Narrow", "Neg",
+    "Permute", "PixelShuffle", "ReflectionPad2D", "ReflectionPad3D", "Repeat", "ReplicationPad2D", "ReplicationPad3D",
+    "ReshapeAlias", "Roll", "Select", "Slice", "Split", "SplitWithSizes", "Squeeze", "Stack", "Sub", "Sum", "T",
+    "ToCopy", "Transpose", "Unbind", "UnsafeView",
+    "Unsqueeze", "UpsampleBilinear2D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleTrilinear3D", "View",
 }  # fmt: skip
 #: Steps that are linear only if one of their inputs alone depends on the network's input: for a quotient, the first.
 PRODUCTS = {"Addmm", "Baddbmm", "Bmm", "Convolution", "Div", "Mm", "Mul", "Mv"}

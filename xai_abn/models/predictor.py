@@ -25,6 +25,7 @@ from xai_abn.networks.tracing import (
 #: With bfloat16, this many convolutions after the input stay in float32: rounding there shifts every layer behind them,
 #: and caused most of the error of deletion areas on lite0 (benchmarks/engine).
 FLOAT32_LAYERS = 3
+_CONVOLUTIONS, _NORMS = (nn.Conv2d, nn.Conv3d), (nn.BatchNorm2d, nn.BatchNorm3d)
 #: The copy must give the network's logits within this share of the largest one.
 TOLERANCE = 1e-3
 
@@ -102,7 +103,7 @@ class FastPredictor:
             self._network = torch.compile(self._network)  # type: ignore[assignment]
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Return logits (N, K) float32 of inputs (N, 3, H, W), on the device of the inputs."""
+        """Return logits (N, K) float32 of inputs (N, C, H, W) or (N, C, D, H, W), on the device of the inputs."""
         device = inputs.device
         inputs = inputs.to(self._device, self._dtype, memory_format=self._layout, copy=True)  # it may change its input
         bf16 = self.precision == "bfloat16"
@@ -143,17 +144,17 @@ def _pairs(network: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             runs[name] = runs.get(name, 0) + 1
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, _CONVOLUTIONS):
                 made[id(output)] = (name, output)  # kept alive, so that no other tensor gets its id
             elif id(inputs[0]) in made:
                 pairs.append((made[id(inputs[0])][0], name))
 
         return hook
 
-    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    kinds = (*_CONVOLUTIONS, *_NORMS)
     with hooks(m.register_forward_hook(watch(n)) for n, m in network.named_modules() if isinstance(m, kinds)):
         network(example.clone())
-    norms = {n: m for n, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    norms = {n: m for n, m in network.named_modules() if isinstance(m, _NORMS)}
     return [(c, b) for c, b in pairs if runs[c] == runs[b] == 1 and norms[b].running_mean is not None]
 
 
@@ -182,7 +183,7 @@ class _Float32(nn.Module):
 def _keep_float32(network: nn.Module, example: Tensor) -> None:
     """Keep the first convolutions, in order of running, in float32."""
     layers = [o.name for o in trace_outputs(network, example)]
-    order = [n for n in layers if isinstance(network.get_submodule(n), nn.Conv2d)]
+    order = [n for n in layers if isinstance(network.get_submodule(n), _CONVOLUTIONS)]
     for name in dict.fromkeys(order[:FLOAT32_LAYERS]):
         if name:
             _replace(network, name, _Float32(network.get_submodule(name)))

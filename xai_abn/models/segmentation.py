@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
@@ -20,7 +21,7 @@ BACKGROUND = ("background", "__background__", "unlabeled", "void")
 
 
 def class_scores(output: object) -> Tensor | None:
-    """Return the map of class scores (N, K, h, w) that a network outputs, or None.
+    """Return the map of class scores (N, K, h, w), or (N, K, d, h, w), that a network outputs, or None.
 
     It is the output itself, its ``logits`` (Hugging Face) or ``out`` (torchvision).
     """
@@ -29,7 +30,7 @@ def class_scores(output: object) -> Tensor | None:
         found = output.get("logits", output.get("out"))
     elif not isinstance(output, Tensor):
         found = getattr(output, "logits", None)
-    if isinstance(found, Tensor) and found.dim() == 4 and found.is_floating_point() and found[0, 0].numel() > 1:
+    if isinstance(found, Tensor) and found.dim() in (4, 5) and found.is_floating_point() and found[0, 0].numel() > 1:
         return found
     return None
 
@@ -44,8 +45,8 @@ class SegmentationTarget:
     Attributes:
         target: index or label of the class; None for the class with the most positions, other than the background.
         region: None for the positions at which this class has the highest score; a point (x, y), a box (left, top,
-            right, bottom) or the corners (x, y) of a polygon, in pixels of the image; or a mask (H, W) of the image,
-            true in the region.
+            right, bottom) or the corners (x, y) of a polygon, in pixels of the image; or a mask (H, W) of the image, or
+            (D, H, W) of the volume, true in the region.
 
     Example::
 
@@ -66,7 +67,7 @@ class Region:
     Attributes:
         index: of the class.
         label: its name.
-        weights: (h, w), the share of each position of the network's output in the mean; they add up to 1.
+        weights: (h, w) or (d, h, w), the share of each position of the network's output in the mean; they add up to 1.
         note: what is scored, for a reader.
     """
 
@@ -80,7 +81,7 @@ class Region:
         scores = class_scores(output)
         if scores is None or scores.shape[2:] != self.weights.shape:
             raise UnsupportedModelError("the map of class scores has another size than on the image itself")
-        return (scores[:, self.index] * self.weights.to(scores)).sum(dim=(1, 2))
+        return (scores[:, self.index] * self.weights.to(scores)).flatten(1).sum(dim=1)
 
 
 def find_region(
@@ -94,7 +95,7 @@ def find_region(
 
     Args:
         target: the target.
-        scores: (K, h, w) scores of the classes on the image.
+        scores: (K, h, w) or (K, d, h, w) scores of the classes on the image.
         image: the image.
         label: gives the name of a class.
         index: gives the index of a class, of its index or label and the number of classes.
@@ -123,15 +124,17 @@ def find_region(
         share = counts[chosen] / top.numel()
         note = f"the score is the mean of {name!r} over the positions that have it, {share:.0%} of all"
     else:
-        weights = torch.from_numpy(_cells(target.region, image, (top.shape[0], top.shape[1]))).to(scores)
+        weights = torch.from_numpy(_cells(target.region, image, tuple(top.shape))).to(scores)
         note = f"the score is the mean of {name!r} over the given region, {float(weights.mean()):.2%} of the positions"
     return Region(chosen, name, weights / weights.sum(), note)
 
 
-def _cells(region: Any, image: PreparedImage, grid: tuple[int, int]) -> np.ndarray:
-    """Return how much of each position (h, w) lies in a region: in [0, 1], and somewhere above 0."""
+def _cells(region: Any, image: PreparedImage, grid: tuple[int, ...]) -> np.ndarray:
+    """Return how much of each position of a grid lies in a region: in [0, 1], and somewhere above 0."""
     given = np.asarray(region.cpu() if isinstance(region, Tensor) else region)
-    height, width = image.size or (image.tensor.shape[1], image.tensor.shape[2])
+    size = image.size or tuple(image.tensor.shape[1:])
+    if len(grid) > 2 and given.dtype != bool:
+        raise InvalidInputError(f"{image.source}: the region of a volume must be a mask of truth values {size}")
     left, top, right, bottom = image.seen
     if given.shape == (2,):
         x, y = (float(value) for value in given)
@@ -145,13 +148,16 @@ def _cells(region: Any, image: PreparedImage, grid: tuple[int, int]) -> np.ndarr
         return cells
     if given.dtype != bool:
         return image.cells(region, grid)
-    if given.shape != (height, width):
-        raise InvalidInputError(f"a mask must have the size of its image, ({height}, {width}), got {given.shape}")
+    if given.shape != size:
+        raise InvalidInputError(f"a mask must have the size of its image, {size}, got {given.shape}")
+    height, width = size[-2:]
     around = (round(-top), round(bottom) - height), (round(-left), round(right) - width)
-    bordered = np.pad(given.astype(np.float32), [[max(side, 0) for side in sides] for sides in around])
+    sides = [[0, 0]] * (given.ndim - 2) + [[max(side, 0) for side in pair] for pair in around]
+    bordered = np.pad(given.astype(np.float32), sides)
     first, last = max(round(top), 0), max(round(left), 0)
-    seen = bordered[first : first + round(bottom) - round(top), last : last + round(right) - round(left)]
-    rows = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(seen)[None, None], grid)[0, 0].numpy()
+    seen = bordered[..., first : first + round(bottom) - round(top), last : last + round(right) - round(left)]
+    pool = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
+    rows = pool(torch.from_numpy(seen)[None, None], grid)[0, 0].numpy()
     if not rows.any():
         raise InvalidInputError(f"{image.source}: the network saw nothing of the mask")
     return np.asarray(rows, np.float32)

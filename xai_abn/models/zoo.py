@@ -22,6 +22,7 @@ from xai_abn.errors import (
     UnsupportedModelError,
     WeightsError,
 )
+from xai_abn.images.clips import ClipPreprocess
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.metadata import as_labels, as_preprocess, imagenet_labels
@@ -73,9 +74,9 @@ def load_model(
         spec: ``"abn-lite0"`` (an ImageNet-1k ABN, shipped), ``"lite0"`` (the classifier it was made from,
             EfficientNet-Lite0), ``"abn-cifar100"`` (a small ABN for 32x32 images, shipped), the name of a plug-in's
             model, ``"timm:NAME"``, ``"torchvision:NAME"``, ``"hf:NAME"`` or ``"hf:DIR"`` (Hugging Face transformers),
-            where the last three may also name a network for semantic segmentation, ``"onnx:FILE"``, a black box, or the
-            path of a checkpoint or of a training run's folder, whose ``best.safetensors`` is loaded, else
-            ``final.safetensors`` or ``model.safetensors``.
+            where the last three may also name a network for semantic segmentation and ``torchvision:`` one for video,
+            ``"onnx:FILE"``, a black box, or the path of a checkpoint or of a training run's folder, whose
+            ``best.safetensors`` is loaded, else ``final.safetensors`` or ``model.safetensors``.
         weights: for ``timm:`` and ``torchvision:``: a file with weights of your own, of any number of classes (see
             :func:`xai_abn.networks.weights.read_weights`), or ``"random"`` for an untrained network; default: the
             library's own pretrained weights, which it downloads.
@@ -338,7 +339,8 @@ def _from_torchvision(name: str, weights: str | Path | None, classes: int | None
     from torchvision import models as tv
 
     segmenters, detectors = torchvision_names("segmentation"), torchvision_names("detection")
-    if name not in (known := [*torchvision_names(), *segmenters, *detectors]):
+    video = torchvision_names("video")
+    if name not in (known := [*torchvision_names(), *segmenters, *detectors, *video]):
         raise UnknownNameError("torchvision model", name, known)
     chosen = tv.get_model_weights(name).DEFAULT
 
@@ -361,9 +363,21 @@ def _from_torchvision(name: str, weights: str | Path | None, classes: int | None
         categories = chosen.meta["categories"]
         fits = classes is None if name in detectors else found.number_of_classes == len(categories)
         return replace(found, labels=tuple(categories) if fits else None, weights=str(weights or "pretrained"))
+    if name in video:
+        preprocess = replace(as_preprocess(chosen.transforms()), frames=_clip_length(chosen.meta["_docs"]))
+        found = wrap(module, preprocess=preprocess, name=f"torchvision:{name}")
+        labels = tuple(chosen.meta["categories"])
+        fits = found.number_of_classes == len(labels)
+        return replace(found, labels=labels if fits else None, weights=str(weights or "pretrained"))
     head = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
     number = head.out_features if isinstance(head, nn.Linear) else head.out_channels
     return _adapter(module, f"torchvision:{name}", as_preprocess(chosen.transforms()), number, weights)
+
+
+def _clip_length(text: str) -> int:
+    """Return the number of frames with which torchvision says that it measured the weights of a network for video."""
+    found = re.search(r"clip_len=(\d+)", text)
+    return int(found[1]) if found else ClipPreprocess.frames
 
 
 _LIBRARIES: dict[str, Callable[[str, str | Path | None, int | None], ModelAdapter]] = {

@@ -1,10 +1,14 @@
-"""Where the positions are in a layer's output: channels first, channels last, or tokens on a patch grid."""
+"""Where the positions are in a layer's output: channels first, channels last, or tokens on a patch grid.
+
+Sizes, grids and regions have two axes for images, (h, w), and three for volumes and clips, (d, h, w).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,23 +18,31 @@ MOST_EXTRA_TOKENS = 16
 #: Tokens are patches if those at a changed part of the image change this many times as much as the others.
 LOCALITY = 2.5
 
+#: A part of an input: a slice of each of its axes behind the channels.
+Part: TypeAlias = tuple[slice, ...]
+
 
 @dataclass(frozen=True)
 class Layout:
-    """How to read a layer's output as maps (N, C, h, w).
+    """How to read a layer's output as maps (N, C, h, w), or (N, C, d, h, w) of a volume.
 
     Attributes:
         kind: ``"channels-first"`` (N, C, h, w), ``"channels-last"`` (N, h, w, C) or ``"tokens"`` (N, T, C).
-        grid: (h, w).
+        grid: (h, w), or (d, h, w).
         prefix: number of tokens before the patches, such as a class token. T may be larger than ``prefix + h w``.
         batch_axis: 1 for tokens (T, N, C), which are the default of ``nn.TransformerEncoder``, else 0. The methods
             expect the batch first, see :meth:`batch_first`.
     """
 
     kind: str
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     prefix: int = 0
     batch_axis: int = 0
+
+    @property
+    def positions(self) -> int:
+        """Number of positions of the grid."""
+        return math.prod(self.grid)
 
     def batch_first(self, values: Tensor) -> Tensor:
         """Return a layer's output with the batch as its first axis; the inverse is the same operation."""
@@ -39,9 +51,11 @@ class Layout:
     def to_maps(self, values: Tensor) -> Tensor:
         """Return values (..., as the layer gives them) as (..., C, h, w); leading axes stay."""
         if self.kind == "channels-last":
-            return values.transpose(-1, -2).transpose(-2, -3)  # movedim() cannot be exported to ONNX
+            for axis in range(1, len(self.grid) + 1):  # movedim() cannot be exported to ONNX
+                values = values.transpose(-axis, -axis - 1)
+            return values
         if self.kind == "tokens":
-            patches = values[..., self.prefix : self.prefix + self.grid[0] * self.grid[1], :]
+            patches = values[..., self.prefix : self.prefix + self.positions, :]
             result: Tensor = patches.transpose(-1, -2).unflatten(-1, self.grid)
             return result
         return values
@@ -49,7 +63,9 @@ class Layout:
     def from_maps(self, maps: Tensor, like: Tensor) -> Tensor:
         """Return maps (B, C, h, w) as the layer gives them; other tokens are those of ``like``, (1 or B, ...)."""
         if self.kind == "channels-last":
-            return maps.transpose(-3, -2).transpose(-2, -1)
+            for axis in range(len(self.grid), 0, -1):
+                maps = maps.transpose(-axis - 1, -axis)
+            return maps
         if self.kind == "tokens":
             other = like if len(like) == len(maps) else like.expand(len(maps), -1, -1)
             patches = maps.flatten(2).transpose(1, 2)
@@ -58,37 +74,43 @@ class Layout:
         return maps
 
 
-def is_ambiguous(shape: Sequence[int], size: tuple[int, int]) -> bool:
-    """Return whether an output (N, a, b, c) could have its positions in (a, b) as well as in (b, c)."""
-    several = len(shape) == 4 and min(shape[1:]) > 1
-    return several and _in_proportion(shape[1], shape[2], size) and _in_proportion(shape[2], shape[3], size)
+def is_ambiguous(shape: Sequence[int], size: tuple[int, ...]) -> bool:
+    """Return whether an output (N, a, b, c) could have its positions in (a, b) as well as in (b, c).
+
+    Of a volume, (N, a, b, c, d), it also could where neither fits.
+    """
+    if len(shape) != len(size) + 2:
+        return False
+    first, last = _fits(shape[2:], size), _fits(shape[1:-1], size)
+    if len(size) == 2:
+        return min(shape[1:]) > 1 and first and last
+    return min(math.prod(shape[2:]), math.prod(shape[1:-1])) > 1 and first == last
 
 
 def grid_layout(
-    shape: Sequence[int], size: tuple[int, int], changes: Sequence[tuple[tuple[slice, slice], Tensor]] = ()
+    shape: Sequence[int], size: tuple[int, ...], changes: Sequence[tuple[Part, Tensor]] = ()
 ) -> Layout | None:
-    """Return the layout of an output (N, a, b, c), or None for another number of axes.
+    """Return the layout of an output (N, a, b, c), or (N, a, b, c, d) of a volume; None for another number of axes.
 
-    It is read as channels last only where (a, b) has the proportions of the image and (b, c) has not; or where both
-    have them, and a change of a part of the image changes that part of (a, b) more.
+    It is read as channels last only where (a, b) fits the image and (b, c) does not; or where both do, and a change of
+    a part of the image changes that part of (a, b) more. Two axes fit if they have the proportions of the image. The
+    strides of a network of volumes often differ by axis, so three axes fit if none is longer than that of the volume.
 
     Args:
         shape: of the output, with the batch first.
-        size: (H, W) of the network's input.
-        changes: for some parts of the image (rows and columns of pixels), how the output (1, a, b, c) of one image
-            changed with them; looked at where both fit.
+        size: (H, W) or (D, H, W) of the network's input.
+        changes: for some parts of the image, how the output (1, a, b, c) of one image changed with them; looked at
+            where both fit.
     """
-    if len(shape) != 4:
+    if len(shape) != len(size) + 2:
         return None
-    first, last = Layout("channels-first", (shape[2], shape[3])), Layout("channels-last", (shape[1], shape[2]))
+    first, last = Layout("channels-first", tuple(shape[2:])), Layout("channels-last", tuple(shape[1:-1]))
     if is_ambiguous(shape, size):
         return max(first, last, key=lambda layout: _locality_of_maps(changes, layout, size))
-    return last if _in_proportion(*last.grid, size) and not _in_proportion(*first.grid, size) else first
+    return last if _fits(last.grid, size) and not _fits(first.grid, size) else first
 
 
-def _locality_of_maps(
-    changes: Sequence[tuple[tuple[slice, slice], Tensor]], layout: Layout, size: tuple[int, int]
-) -> float:
+def _locality_of_maps(changes: Sequence[tuple[Part, Tensor]], layout: Layout, size: tuple[int, ...]) -> float:
     """Return what :func:`_locality` does, of the changes of an output read with a layout."""
     norms = [
         (region, layout.to_maps(change.detach().abs().float())[0].norm(dim=0).flatten()) for region, change in changes
@@ -98,15 +120,17 @@ def _locality_of_maps(
 
 def token_layout(
     length: int,
-    grids: Sequence[tuple[int, int]],
-    size: tuple[int, int],
+    grids: Sequence[tuple[int, ...]],
+    size: tuple[int, ...],
     extra: int | None,
-    changes: Sequence[tuple[tuple[slice, slice], Tensor]],
+    changes: Sequence[tuple[Part, Tensor]],
+    others: Collection[int] = (),
 ) -> Layout | None:
     """Return how a sequence of tokens is arranged as patches, or None if it is not.
 
     Tokens are patches if their number, less that of class and register tokens, is the number of positions of a spatial
-    map or token grid that the network computed before, or of such a grid with every n-th row and column; and if a
+    map or token grid that the network computed before, or of such a grid with every n-th row and column (and of a
+    volume every n-th slice or every slice); and if a
     change of a part of the image changes the tokens of that part most. Pooled vectors, columns of text and learned
     queries fail the second test.
 
@@ -114,13 +138,14 @@ def token_layout(
 
     Args:
         length: number of tokens T.
-        grids: (h, w) of the spatial outputs and token grids before, in order of computing.
-        size: (H, W) of the network's input.
+        grids: (h, w) or (d, h, w) of the spatial outputs and token grids before, in order of computing.
+        size: (H, W) or (D, H, W) of the network's input.
         extra: number of tokens that are not patches, if the network states it.
-        changes: for some parts of the image (rows and columns of pixels), how much each token changed with them, (T,).
+        changes: for some parts of the image, how much each token changed with them, (T,).
+        others: numbers of tokens that are not patches in sequences before.
     """
-    for grid, others in _candidates(length, grids, size, extra):
-        fitting = [(_locality(changes, grid, front, size), -front) for front in {0, min(1, others), others}]
+    for grid, behind in _candidates(length, grids, size, extra, others):
+        fitting = [(_locality(changes, grid, front, size), -front) for front in {0, min(1, behind), behind}]
         locality, front = max(fitting)
         if locality >= LOCALITY:
             return Layout("tokens", grid, -front)
@@ -128,34 +153,36 @@ def token_layout(
 
 
 def _candidates(
-    length: int, grids: Sequence[tuple[int, int]], size: tuple[int, int], extra: int | None
-) -> list[tuple[tuple[int, int], int]]:
+    length: int, grids: Sequence[tuple[int, ...]], size: tuple[int, ...], extra: int | None, others: Collection[int]
+) -> list[tuple[tuple[int, ...], int]]:
     """Return the grids that T tokens may have, with the number of other tokens; grids without others come first."""
-    direct = [(g, length - g[0] * g[1]) for g in dict.fromkeys(reversed(grids))]
+    direct = [(g, length - math.prod(g)) for g in dict.fromkeys(reversed(grids))]
     direct = [(g, n) for g, n in direct if n in (0, extra) or (extra is None and 0 <= n <= MOST_EXTRA_TOKENS)]
     reduced = []
-    for rows, columns in dict.fromkeys([*reversed(grids), size]):
+    for *depth, rows, columns in dict.fromkeys([*reversed(grids), size]):
         for step in range(2, min(rows, columns) + 1):
-            grid = (math.ceil(rows / step), math.ceil(columns / step))
-            if length - grid[0] * grid[1] in (0, extra or 0):
-                reduced.append((grid, length - grid[0] * grid[1]))
-    possible = {(g, n): None for g, n in [*sorted(direct, key=lambda c: c[1]), *reduced] if g[0] * g[1] > 1}
+            plane = (math.ceil(rows / step), math.ceil(columns / step))
+            for grid in dict.fromkeys([(*depth, *plane), (*(math.ceil(d / step) for d in depth), *plane)]):
+                if length - math.prod(grid) in (0, extra or 0, *others):
+                    reduced.append((grid, length - math.prod(grid)))
+    possible = {(g, n): None for g, n in [*sorted(direct, key=lambda c: c[1]), *reduced] if math.prod(g) > 1}
     return list(possible)
 
 
 def _locality(
-    changes: Sequence[tuple[tuple[slice, slice], Tensor]], grid: tuple[int, int], front: int, size: tuple[int, int]
+    changes: Sequence[tuple[Part, Tensor]], grid: tuple[int, ...], front: int, size: tuple[int, ...]
 ) -> float:
     """Return by what factor the tokens at a changed part of the image changed more than the other patches."""
-    rows, columns = grid
     inside_all, outside_all = 0.0, 0.0
-    for (vertical, horizontal), change in changes:
-        marked = torch.zeros(rows, columns, dtype=torch.bool)
+    for part, change in changes:
+        marked = torch.zeros(grid, dtype=torch.bool)
         marked[
-            vertical.start * rows // size[0] : math.ceil(vertical.stop * rows / size[0]),
-            horizontal.start * columns // size[1] : math.ceil(horizontal.stop * columns / size[1]),
+            tuple(
+                slice(s.start * cells // side, math.ceil(s.stop * cells / side))
+                for s, cells, side in zip(part, grid, size, strict=True)
+            )
         ] = True
-        patches = change[front : front + rows * columns]
+        patches = change[front : front + marked.numel()]
         inside = marked.flatten()
         if inside.all():
             continue
@@ -166,6 +193,11 @@ def _locality(
     return inside_all / outside_all if outside_all else math.inf
 
 
-def _in_proportion(rows: int, columns: int, size: tuple[int, int]) -> bool:
-    """Return whether (rows, columns) could be ``size`` divided by one stride, up to rounding."""
-    return abs(rows * size[1] - columns * size[0]) < max(size)
+def _fits(grid: Sequence[int], size: tuple[int, ...]) -> bool:
+    """Return whether a grid could be that of an input: ``size`` divided by one stride, up to rounding.
+
+    Of a volume, each axis may have a stride of its own.
+    """
+    if len(size) == 2:
+        return abs(grid[0] * size[1] - grid[1] * size[0]) < max(size)
+    return all(cells <= side for cells, side in zip(grid, size, strict=True))

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import CheckpointError
 from torch.utils.hooks import RemovableHandle
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError, XaiAbnError, shown
-from xai_abn.networks.layout import Layout, grid_layout, is_ambiguous, token_layout
+from xai_abn.networks.layout import Layout, Part, grid_layout, is_ambiguous, token_layout
 from xai_abn.seeding import seeded
 
 #: Switches that are turned off during a pass.
@@ -34,6 +34,8 @@ _MODES = threading.Lock()
 NEED_GRADIENTS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 #: Class names of pooling modules, except PoolFormer's blocks.
 _POOLING = re.compile(r"pool(ing)?(\dd)?(same)?$", re.IGNORECASE)
+#: Where parts of an image or volume are changed: in which quarter of the depth, the rows and the columns.
+_PLACES = [(1, 0, 2), (3, 2, 1), (0, 3, 3), (2, 1, 0), (3, 0, 1), (1, 2, 2), (2, 3, 0), (0, 1, 3)]
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 
@@ -230,9 +232,9 @@ class LayerOutput:
 
     @property
     def spatial(self) -> bool:
-        """Whether the output is (N, C, h, w) or (N, h, w, C) with more than one position."""
+        """Whether the output is (N, C, h, w) or (N, h, w, C), or of a volume likewise, with several positions."""
         found = self.layout
-        return found is not None and found.kind != "tokens" and found.grid[0] * found.grid[1] > 1
+        return found is not None and found.kind != "tokens" and found.positions > 1
 
     @property
     def sequence(self) -> bool:
@@ -242,7 +244,7 @@ class LayerOutput:
     @property
     def transparent(self) -> bool:
         """Whether the module passes its input on unchanged in evaluation mode."""
-        return self.kind in ("Identity", "Dropout", "Dropout2d", "DropPath", "StochasticDepth")
+        return self.kind in ("Identity", "Dropout", "Dropout2d", "Dropout3d", "DropPath", "StochasticDepth")
 
 
 def is_sequence(shape: Sequence[int]) -> bool:
@@ -279,16 +281,16 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
 
     Args:
         module: the network; it is not changed.
-        sample: (1, C, H, W).
+        sample: (1, C, H, W), or (1, C, D, H, W).
     """
-    size, extra = (sample.shape[2], sample.shape[3]), prefix_tokens(module)
+    size, extra = tuple(sample.shape[2:]), prefix_tokens(module)
     first = _module_outputs(module, sample)
     total, ran = Counter(o.name for o in first), Counter[str]()
 
     @cache
-    def changes(on_noise: bool) -> list[tuple[tuple[slice, slice], list[_Change]]]:
+    def changes(on_noise: bool) -> list[tuple[Part, list[_Change]]]:
         """Return for parts of the image how every output changes with them."""
-        image = _with_noise(sample, 1, (slice(None), slice(None))) if on_noise else sample
+        image = _with_noise(sample, 1, (slice(None),) * len(size)) if on_noise else sample
         before = _module_outputs(module, image) if on_noise else first
         found = []
         for region in _regions(size, 8 if on_noise else 2):
@@ -298,10 +300,10 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
                 found.append((region, [_change(a.tensor, b.tensor, size) for a, b in pairs]))
         return found
 
-    def values(order: int, on_noise: bool = False) -> list[tuple[tuple[slice, slice], Tensor]]:
+    def values(order: int, on_noise: bool = False) -> list[tuple[Part, Tensor]]:
         return [(region, change[order].values) for region, change in changes(on_noise)]
 
-    grids: list[tuple[int, int]] = []
+    grids: list[tuple[int, ...]] = []
     known: dict[int, Layout] = {}
     found: list[LayerOutput] = []
     for order, (name, kind, output, packed) in enumerate(first):
@@ -309,7 +311,7 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
         pooling = bool(_POOLING.search(kind)) and next(module.get_submodule(name).parameters(), None) is None
         own = values(order) if is_sequence(shape) or is_ambiguous(shape, size) else []
         layout = grid_layout(shape, size, own) if shape[:1] == (len(sample),) else None
-        if layout is not None and not (pooling or packed) and layout.grid[0] * layout.grid[1] > 1:
+        if layout is not None and not (pooling or packed) and layout.positions > 1:
             grids.append(layout.grid)
         if is_sequence(shape) and not pooling:
             axis = 0 if shape[0] == 1 else 1
@@ -320,7 +322,10 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
                 if len(output.flatten(0, 1).unique(dim=0)) > 1:
                     known.pop(length, None)  # such as learned queries; tokens computed with them are checked again
             elif length not in known:
-                tried = (token_layout(length, grids, size, extra, values(order, noise)) for noise in (False, True))
+                others = {number - tokens.positions for number, tokens in known.items()}
+                tried = (
+                    token_layout(length, grids, size, extra, values(order, noise), others) for noise in (False, True)
+                )
                 tokens = next((layout for layout in tried if layout is not None), None)
                 if tokens is not None:
                     known[length] = tokens
@@ -389,7 +394,7 @@ class _Change(NamedTuple):
     values: Tensor
 
 
-def _change(after: Tensor, before: Tensor, size: tuple[int, int]) -> _Change:
+def _change(after: Tensor, before: Tensor, size: tuple[int, ...]) -> _Change:
     if is_sequence(after.shape):
         differences = (after - before).float().flatten(0, 1)
         return _Change(bool(differences.any()), (differences - differences.median(dim=0).values).norm(dim=1))
@@ -397,20 +402,22 @@ def _change(after: Tensor, before: Tensor, size: tuple[int, int]) -> _Change:
     return _Change(not torch.equal(after, before), values)
 
 
-def _regions(size: tuple[int, int], number: int) -> list[tuple[slice, slice]]:
-    """Return up to eight parts of an image of that size, each a sixteenth, in different rows and columns."""
-    height, width = (max(side // 4, 1) for side in size)
-    return [
-        (slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width))
-        for row, column in [(0, 2), (2, 1), (3, 3), (1, 0), (0, 1), (2, 2), (3, 0), (1, 3)][:number]
-    ]
+def _regions(size: tuple[int, ...], number: int) -> list[Part]:
+    """Return up to eight parts of an image or volume of that size, a quarter of each side, in different places."""
+    sides = [max(side // 4, 1) for side in size]
+    lasts = [side - part for side, part in zip(size, sides, strict=True)]
+    parts = []
+    for place in _PLACES[:number]:
+        starts = [min(p * s, last) for p, s, last in zip(place[-len(size) :], sides, lasts, strict=True)]
+        parts.append(tuple(slice(start, start + s) for start, s in zip(starts, sides, strict=True)))
+    return parts
 
 
-def _with_noise(sample: Tensor, seed: int, region: tuple[slice, slice]) -> Tensor:
-    """Return a copy of an input (1, C, H, W) with seeded noise in one part."""
+def _with_noise(sample: Tensor, seed: int, region: Part) -> Tensor:
+    """Return a copy of an input (1, C, H, W) or (1, C, D, H, W) with seeded noise in one part."""
     copy = sample.clone()
     with seeded(seed):
-        copy[..., region[0], region[1]] = torch.randn_like(copy[..., region[0], region[1]])
+        copy[(..., *region)] = torch.randn_like(copy[(..., *region)])
     return copy
 
 
