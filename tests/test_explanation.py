@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -91,3 +92,56 @@ def test_boxes_are_those_of_another_library(pixels):
     labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     expected = [(c.start, r.start, c.stop, r.stop) for r, c in ndimage.find_objects(labels)]
     assert sorted(boxes_of(mask)) == sorted(expected)
+
+
+@pytest.fixture
+def of_volume(record):
+    """An explanation of a volume of 8x10x12."""
+    draw = np.random.default_rng(0)
+    map_ = np.zeros((4, 5, 6), np.float32)
+    map_[1, 2, 3], map_[3, 4, 0] = 2, 1
+    view = draw.integers(0, 255, (8, 10, 12, 3), dtype=np.uint8)
+    return replace(record, map=map_, view=view, image_size=None, region=None)
+
+
+def test_parts_of_the_map_of_a_volume(of_volume):
+    """Boxes are (left, top, first, right, bottom, last) around the connected parts of the mask."""
+    heat = of_volume.heatmap()
+    assert heat.shape == (8, 10, 12)
+    mask = of_volume.mask(0.2)
+    np.testing.assert_array_equal(mask, heat >= 0.2)
+    boxes = of_volume.boxes(0.2)
+    for box in boxes:
+        left, top, first, right, bottom, last = box
+        inside = mask[first:last, top:bottom, left:right]
+        for axis in range(3):
+            faces = inside.any(axis=tuple(a for a in range(3) if a != axis))
+            assert faces[0]
+            assert faces[-1]
+    assert len(boxes) == 2
+    assert of_volume.boxes(0.2, largest=True) == boxes[:1]
+    assert all(low <= at < high for low, at, high in zip(boxes[0][:3], (7, 5, 3), boxes[0][3:], strict=True))
+    with pytest.raises(InvalidInputError, match="3 numbers"):
+        of_volume.heatmap((10, 12))
+
+
+@pytest.mark.parametrize("ending", [".gif", ".mp4"])
+def test_a_volume_is_drawn_as_slices_and_as_a_clip(of_volume, tmp_path, ending):
+    """Eight slices on one page; every slice in the clip."""
+    assert of_volume.overlay().width > of_volume.view.shape[2] * 4
+    flat = replace(of_volume, map=np.zeros((4, 5, 6), np.float32))
+    assert flat.overlay().size == of_volume.overlay().size
+    path = tmp_path / f"clip{ending}"
+    of_volume.save_clip(path)
+    capture = cv2.VideoCapture(str(path))
+    found = 0
+    while capture.read()[0]:
+        found += 1
+    assert found == 8
+
+
+def test_only_volumes_become_clips(record, of_volume, tmp_path):
+    """And only as GIF or MP4."""
+    for found, name in ((record, "a.gif"), (of_volume, "a.webm")):
+        with pytest.raises(InvalidInputError, match=r"\.gif or \.mp4"):
+            found.save_clip(tmp_path / name)

@@ -570,3 +570,51 @@ def test_records_too_long_for_a_jpeg_leave_the_mark(tmp_path):
     path = tmp_path / "many.jpg"
     path.write_bytes(_jpeg(Image.new("RGB", (8, 8)), "x" * 70_000))
     assert _is_ours(path)
+
+
+def test_a_clip_is_explained_by_name(tmp_path):
+    """Overlay of frames, map, clip and mask; the same command may replace what it made, and nothing else."""
+    draw = np.random.default_rng(0)
+    frames = [Image.fromarray(draw.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(20)]
+    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:])
+    command = ["explain", tmp_path / "clip.gif", "-m", "torchvision:r3d_18", "--weights", "random", "--size", "32"]
+    command += ["-M", "saliency", "-t", "archery", "--clip", "mp4", "--masks", "0.5", "--boxes", "0.5"]
+    command += ["-o", tmp_path / "out", "--json"]
+    for _ in range(2):
+        code, out, err = call(*command)
+        assert code == 0, err
+    (record,) = json.loads(out)["explanations"]
+    names = ["png", "npy", "mp4", "mask.npy"]
+    assert [Path(f).name for f in record["files"]] == [f"clip.saliency.{n}" for n in names]
+    assert all(Path(f).is_file() for f in record["files"])
+    assert record["map_shape"] == [16, 32, 32]
+    assert np.load(record["files"][3]).shape == tuple(record["image_size"]) == (16, 40, 50)
+    assert all(len(box) == 6 for box in record["boxes"])
+    assert "16 of 20 frames" in record["notes"][0]
+    Path(record["files"][2]).write_bytes(b"of another program")
+    code, _, err = call(*command)
+    assert code == 1
+    assert "not created by xai-abn" in err
+
+
+def test_a_volume_is_explained_by_a_plugged_in_model(tmp_path, monkeypatch):
+    """Its map is saved as NIfTI on the grid of the file."""
+    import nibabel
+    from volumes import net3d, seeded_volumes
+
+    from xai_abn.models.zoo import models
+
+    monkeypatch.setitem(models, "net3d", net3d)
+    affine = np.diag([1.0, 2, 3, 1])
+    nibabel.save(nibabel.Nifti1Image(seeded_volumes(12, 16, 20).numpy(), affine), tmp_path / "scan.nii.gz")
+    for _ in range(2):
+        options = ["-M", "hires-cam", "-o", tmp_path / "out", "--json", "--masks", "0.5"]
+        code, out, err = call("explain", tmp_path / "scan.nii.gz", "-m", "net3d", *options)
+        assert code == 0, err
+    (record,) = json.loads(out)["explanations"]
+    names = [Path(f).name for f in record["files"]]
+    assert names == [f"scan.hires-cam.{n}" for n in ("png", "npy", "nii.gz", "mask.nii.gz")]
+    for file in record["files"][2:]:
+        saved = nibabel.load(file)
+        assert saved.shape == (12, 16, 20)
+        np.testing.assert_array_equal(saved.affine, affine)

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from support import check_error
 
 from xai_abn import explainers
 from xai_abn.errors import UnsupportedModelError
@@ -308,6 +309,33 @@ def test_the_stated_cost_is_the_number_of_images_that_the_network_sees(name, gap
     explainer.explain(shared, torch.tensor([1]))
     expected = int(count) * PER.get(unit, 1)
     assert 0.9 * expected <= sum(seen) <= expected + 2  # a channel may be constant; captum asks for the image itself
+
+
+#: Methods that no network of volumes has: of Attention Branch Networks and of transformers.
+OF_OTHER_NETWORKS = {"abn", "abn-class", "attention-rollout", "attention-relevance", "legrad"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_volumes_are_explained_or_refused(name):
+    """Each alone as in a batch, with a map (d, h, w); or with an error that names a way out."""
+    from volumes import net3d, seeded_volumes
+
+    model, volumes, targets = net3d(), seeded_volumes(2, 1, 12, 16, 20), torch.tensor([1, 2])
+    if name in OF_OTHER_NETWORKS:
+        with pytest.raises(UnsupportedModelError) as caught:
+            run(model, name, volumes, targets)
+        return check_error(caught.value)
+    maps = run(model, name, volumes, targets)
+    assert maps.dim() == 4
+    assert torch.isfinite(maps).all()
+    single = run(model, name, volumes[1:], targets[1:])
+    torch.testing.assert_close(maps[1:], single, rtol=1e-4, atol=1e-5 * float(maps.abs().max()) + 1e-7)
+    spec = make(name).spec
+    record = explain(model, volumes[1], make(name), 2)[spec]
+    torch.testing.assert_close(torch.tensor(record.map)[None], single.float(), rtol=1e-4, atol=1e-6)
+    assert record.flaw is None or name == "uniform"
+    assert min(record.overlay().size) > 100
+    return None
 
 
 def test_maps_lie_on_what_is_stated(case, inputs):
