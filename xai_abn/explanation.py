@@ -44,8 +44,8 @@ class Explanation:
         source: where the image came from.
         notes: what to know about image, model and target, such as what was done to the image on reading it.
         seconds: wall time for this map: the image's share of the forward pass and of the method.
-        view: (H, W, 3) uint8 RGB, the part of the image the network saw; of a volume or clip (D, H, W, 3), its slices or
-            frames.
+        view: (H, W, 3) uint8 RGB, the part of the image the network saw; of a volume or clip (D, H, W, 3), its slices
+            or frames.
         top: the most probable classes with their probabilities, at most five, the first first; empty without
             probabilities.
         image_size: (height, width) of the whole image, of a clip (frames, height, width); None for a tensor.
@@ -97,8 +97,8 @@ class Explanation:
         """Return the map resized and scaled to [0, 1]; see :func:`xai_abn.heatmaps.heatmap_of`.
 
         Args:
-            size: (height, width), or (depth, height, width); default that of ``view``. With ``image_size``, the map is that of the whole image,
-                and 0 outside the part the network saw.
+            size: (height, width), or (depth, height, width); default that of ``view``. With ``image_size``, the map is
+                that of the whole image, and 0 outside the part the network saw.
 
         Returns:
             The heatmap of that size, float32 in [0, 1].

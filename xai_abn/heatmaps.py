@@ -123,7 +123,9 @@ def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
         InvalidInputError: the maps have another number of axes than the size.
     """
     if maps.dim() != len(size) + 1:
-        raise InvalidInputError(f"expected maps with {len(size)} axes to resize to {tuple(size)}, got {tuple(maps.shape)}")
+        raise InvalidInputError(
+            f"expected maps with {len(size)} axes to resize to {tuple(size)}, got {tuple(maps.shape)}"
+        )
     if tuple(maps.shape[1:]) == tuple(size):
         return at_least_float32(maps)
     mode = "bilinear" if len(size) == 2 else "trilinear"

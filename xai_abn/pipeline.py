@@ -468,7 +468,9 @@ def _prepared_volume(volume: Any, preprocess: Preprocess, name: str) -> Prepared
         return preprocess.of_clip(clip_of(volume, frames, name))
     if isinstance(volume, Tensor):
         return preprocess.prepared_tensor(volume, name, 3)
-    other = "the path of a video or GIF, or a uint8 array of frames (T, H, W, 3)" if frames else "the path of a NIfTI file"
+    other = (
+        "the path of a video or GIF, or a uint8 array of frames (T, H, W, 3)" if frames else "the path of a NIfTI file"
+    )
     got = volume if isinstance(volume, (str, Path)) else type(volume).__name__
     raise InvalidInputError(f"{name}: expected a normalized float tensor (C, D, H, W), or {other}, got {got}")
 

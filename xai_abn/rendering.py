@@ -135,7 +135,7 @@ def _mp4(pages: Sequence[Image.Image]) -> bytes:
     width, height = (side - side % 2 for side in pages[0].size)  # of odd sides, players show nothing
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "clip.mp4")
-        writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), _RATE, (width, height))
+        writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), _RATE, (width, height))
         for page in pages:
             writer.write(cv2.cvtColor(np.asarray(page)[:height, :width], cv2.COLOR_RGB2BGR))
         writer.release()

@@ -24,7 +24,7 @@ class EpsilonGradCAMPlusPlus(explainers.GradCAMPlusPlus):
 class CornersScoreCAM(explainers.ScoreCAM):
     """Score-CAM that enlarges masks with aligned corners, as in grad-cam."""
 
-    def masks(self, channels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def masks(self, channels: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
         """Return channels (B, h, w) as masks (B, 1, H, W) in [0, 1]."""
         return unit_range(F.interpolate(channels[:, None], size, mode="bilinear", align_corners=True))
 
@@ -32,7 +32,7 @@ class CornersScoreCAM(explainers.ScoreCAM):
 class _ScaleFirst(explainers.ScoreCAM):
     """Masks are scaled to [0, 1] before they are enlarged, as in torchcam."""
 
-    def masks(self, channels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def masks(self, channels: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
         """Return channels (B, h, w) as masks (B, 1, H, W) in [0, 1]."""
         return F.interpolate(unit_range(channels[:, None]), size, mode="bilinear")
 

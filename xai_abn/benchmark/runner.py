@@ -155,8 +155,8 @@ class _Run:
             raise InvalidInputError(f"{model.name} is no classifier, which a benchmark needs")
         if model.axes != 2:
             raise InvalidInputError(
-                f"{model.name} takes volumes or clips, and the data sets of a benchmark hold images; call the functions "
-                "of xai_abn.metrics on maps of volumes"
+                f"{model.name} takes volumes or clips, and the data sets of a benchmark hold images; call the "
+                "functions of xai_abn.metrics on maps of volumes"
             )
         self.model, self.settings, self.data = model, settings, data
         self.preprocess = model.preprocess if settings.crop == "center" else replace(model.preprocess, crop="squash")

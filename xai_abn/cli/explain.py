@@ -42,8 +42,8 @@ def command(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Image files, folders, globs, - for standard input, or bundled images such as example:cat. Videos, GIFs "
-            "or NIfTI files for a model that takes clips or volumes.",
+            help="Image files, folders, globs, - for standard input, or bundled images such as example:cat; videos, "
+            "GIFs or NIfTI files for a model that takes clips or volumes.",
             metavar="IMAGE...",
         ),
     ],

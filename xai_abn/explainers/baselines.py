@@ -45,7 +45,7 @@ class Center(_Baseline):
         """Return the same map for every image, (N, 28, 28) or (N, 28, 28, 28), in [0, 1]."""
         axis = torch.linspace(-1, 1, SIDE, device=forward_pass.inputs.device)
         axes = torch.meshgrid(*[axis] * len(forward_pass.size), indexing="ij")
-        distance = sum(a**2 for a in axes).sqrt() / len(axes) ** 0.5  # type: ignore[union-attr]
+        distance: Tensor = torch.stack(axes).square().sum(dim=0).sqrt() / len(axes) ** 0.5
         return (1 - distance).expand(len(targets), *distance.shape)
 
 

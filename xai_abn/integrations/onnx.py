@@ -94,6 +94,10 @@ def export_onnx(
     require_onnx("writing .onnx")
     if model.black_box:
         raise UnsupportedModelError(f"{model.name} is an ONNX file already; give the network that it was made from")
+    if model.axes != 2:
+        raise UnsupportedModelError(
+            f"{model.name} takes volumes or clips, and only networks for images can be exported; use torch.onnx.export"
+        )
     size = (model.example.shape[2], model.example.shape[3])
     own = replace(model, module=copied(model.module).cpu().eval().requires_grad_(False))
     network, no_maps = _chosen(own, method)

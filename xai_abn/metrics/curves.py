@@ -376,7 +376,7 @@ def _wide_blur(inputs: Tensor, black: Tensor) -> Tensor:
     """
     if inputs.dim() == 5:
         slices = _wide_blur(inputs.transpose(1, 2).flatten(0, 1), black)
-        return slices.unflatten(0, (inputs.shape[0], inputs.shape[2])).transpose(1, 2)
+        return slices.reshape(len(inputs), inputs.shape[2], *slices.shape[1:]).transpose(1, 2)
     sigma = min(inputs.shape[2:]) / 12
     radius = min(round(2 * sigma), min(inputs.shape[2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=inputs.device)

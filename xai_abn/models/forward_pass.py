@@ -380,7 +380,9 @@ class ForwardPass:
         if layer not in self._reruns:
             self._reruns[layer] = self._accepts_rerun(layer)
         image = self.inputs[row : row + 1]
-        return self._replaced(layer, image if self._reruns[layer] else image.expand(len(values), *image.shape[1:]), values)
+        return self._replaced(
+            layer, image if self._reruns[layer] else image.expand(len(values), *image.shape[1:]), values
+        )
 
     def _accepts_rerun(self, layer: str) -> bool:
         """Return whether the outputs stay the same with a batch of one before the layer and of two behind it.

@@ -56,8 +56,8 @@ def find_target_layer(
 
     In a CNN, it is the last module to finish whose output is (N, C, h, w), or (N, C, d, h, w) of a volume, with more
     than one position and does not come directly from a pooling (``layer4`` of a ResNet, ``features.29`` of VGG16). In a
-    transformer, it is the last one, as wide as the last tokens, on whose patches the scores depend. They do not depend on patches behind the last attention
-    if the network reads its class token. Layers inside an attention are left out.
+    transformer, it is the last one, as wide as the last tokens, on whose patches the scores depend. They do not depend
+    on patches behind the last attention if the network reads its class token. Layers inside an attention are left out.
 
     In a segmentation network, whose scores are computed from a map of class scores, it is the last one on the coarsest
     grid in front of the head that computes this map. A layer of the head would only give the map of class scores.

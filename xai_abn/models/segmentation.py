@@ -156,7 +156,7 @@ def _cells(region: Any, image: PreparedImage, grid: tuple[int, ...]) -> np.ndarr
     bordered = np.pad(given.astype(np.float32), sides)
     first, last = max(round(top), 0), max(round(left), 0)
     seen = bordered[..., first : first + round(bottom) - round(top), last : last + round(right) - round(left)]
-    pool = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
+    pool: Callable[..., Tensor] = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
     rows = pool(torch.from_numpy(seen)[None, None], grid)[0, 0].numpy()
     if not rows.any():
         raise InvalidInputError(f"{image.source}: the network saw nothing of the mask")

@@ -364,8 +364,9 @@ def _from_torchvision(name: str, weights: str | Path | None, classes: int | None
         fits = classes is None if name in detectors else found.number_of_classes == len(categories)
         return replace(found, labels=tuple(categories) if fits else None, weights=str(weights or "pretrained"))
     if name in video:
-        preprocess = replace(as_preprocess(chosen.transforms()), frames=_clip_length(chosen.meta["_docs"]))
-        found = wrap(module, preprocess=preprocess, name=f"torchvision:{name}")
+        frames = _clip_length(chosen.meta["_docs"])
+        clips = replace(as_preprocess(chosen.transforms()), frames=frames)  # type: ignore[call-arg]
+        found = wrap(module, preprocess=clips, name=f"torchvision:{name}")
         labels = tuple(chosen.meta["categories"])
         fits = found.number_of_classes == len(labels)
         return replace(found, labels=labels if fits else None, weights=str(weights or "pretrained"))
