@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xai_abn.datasets.corrections import Corrections
     from xai_abn.explanation import Explanation
+    from xai_abn.images.clips import ClipPreprocess
     from xai_abn.images.preprocess import Preprocess
     from xai_abn.models.adapter import ModelAdapter, wrap
     from xai_abn.models.detection import DetectionTarget
@@ -35,6 +36,7 @@ _HOMES = {
     "Explanation": "xai_abn.explanation",
     "ForwardPass": "xai_abn.models.forward_pass",
     "ModelAdapter": "xai_abn.models.adapter",
+    "ClipPreprocess": "xai_abn.images.clips",
     "Preprocess": "xai_abn.images.preprocess",
     "SegmentationTarget": "xai_abn.models.segmentation",
     "abn_from": "xai_abn.networks.build",
@@ -49,6 +51,7 @@ _MODULES = ("errors", "explainers", "images", "metrics", "models", "rendering", 
 __all__ = [
     "ABNOutput",
     "AttentionBranchNetwork",
+    "ClipPreprocess",
     "Corrections",
     "DetectionTarget",
     "Difference",

@@ -37,6 +37,10 @@ def place(tmp_path, monkeypatch):
     processor = transformers.ViTImageProcessor(size={"height": 64, "width": 64})
     for part in (classifier, processor):
         part.save_pretrained("google/vit-base-patch16-224")
+    video = transformers.VideoMAEConfig(image_size=64, num_frames=4, **SMALL)
+    transformers.VideoMAEForVideoClassification(video).save_pretrained("MCG-NJU/videomae-base-finetuned-kinetics")
+    frames = [Image.fromarray(np.roll(data.chelsea(), 40 * k, axis=1)) for k in range(8)]
+    frames[0].save("clip.gif", save_all=True, append_images=frames[1:])
     from models.test_zero_shot import clip
 
     for part in clip():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from scipy import integrate, ndimage
 from volumes import net3d, seeded_volumes
 
 import xai_abn
@@ -50,7 +50,7 @@ def test_deletion_and_insertion(model, maps, inserts):
         for step in range(21):
             first = ranks < round(step * 3840 / 20)
             points.append(probability(model, torch.where(first == inserts, volume, blurred), target))
-        expected.append(np.trapezoid(points, np.linspace(0, 1, 21)))
+        expected.append(integrate.trapezoid(points, np.linspace(0, 1, 21)))
     metric = metrics.insertion if inserts else metrics.deletion
     found = metric(model.module, VOLUMES, maps, TARGETS)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)

@@ -416,7 +416,8 @@ def _regions(size: tuple[int, ...], number: int) -> list[Part]:
 def _with_noise(sample: Tensor, seed: int, region: Part) -> Tensor:
     """Return a copy of an input (1, C, H, W) or (1, C, D, H, W) with seeded noise in one part."""
     copy = sample.clone()
-    part = copy[(slice(None), slice(None), *region)]
+    place = (slice(None), slice(None), *region)
+    part = copy[place]
     with seeded(seed):
         part.copy_(torch.randn_like(part))
     return copy
