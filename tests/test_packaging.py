@@ -16,7 +16,18 @@ def test_the_lowest_versions_tested_are_those_promised():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     bounds: dict[str, list[str]] = {}
-    for extra in ("test", "parquet", "onnx", "ray", "datasets", "tensorboard", "transformers", "app", "lightning"):
+    for extra in (
+        "test",
+        "parquet",
+        "onnx",
+        "ray",
+        "datasets",
+        "tensorboard",
+        "transformers",
+        "app",
+        "lightning",
+        "volumes",
+    ):
         for requirement in extras[extra]:
             if match := re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", requirement):
                 bounds.setdefault(match[1], []).append(match[2])

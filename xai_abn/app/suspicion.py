@@ -103,9 +103,10 @@ def suspicion_of(model: ModelAdapter, prepared: PreparedImage, sample: Sample) -
         known = {label.casefold() for label in model.labels or ()}
         found = replace(found, truth=sample.label if sample.label.casefold() in known else None)
     if sample.objects and prepared.size is not None:
-        sample.check(prepared.size)
+        size = (prepared.size[-2], prepared.size[-1])
+        sample.check(size)
         grid = (prepared.tensor.shape[1], prepared.tensor.shape[2])
-        objects = sample.on_grid(prepared.size, prepared.seen, grid)
+        objects = sample.on_grid(size, prepared.seen, grid)
         if objects is not None and flaw_of(found.map) is None:
             inside = float(energy_pointing_game(torch.tensor(found.map)[None], [objects])[0])
             found = replace(found, outside=1 - inside if np.isfinite(inside) else None)
