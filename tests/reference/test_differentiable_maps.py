@@ -19,6 +19,7 @@ import xai_abn
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.explainers import get, names, parse_spec
 from xai_abn.images.preprocess import Preprocess
+from xai_abn.networks.build import add_mask_branch
 
 TARGETS = torch.tensor([3, 1, 4])
 OF_TRANSFORMERS = ("attention-rollout", "attention-relevance", "legrad")
@@ -137,18 +138,22 @@ def shapley(network, x):
     return (a * mean(g - change / 2)).sum(1).relu()
 
 
-def refined(network, x):
-    """Grad-CAM++ of ``stem`` and ``early``, scaled, enlarged, multiplied."""
+def of_two_layers(network, x, formula, scale, join):
+    """Maps of ``stem`` and ``early``, scaled and enlarged, then joined."""
     stem = network.stem(x)
     early = network.early(stem)
     gradients = grad(scores_of(network.head(network.late(early).mean((2, 3)))), [stem, early])
-    found = []
-    for a, g in zip((stem, early), gradients, strict=True):
-        one = plus_plus(a, g).flatten(1)
-        low, high = one.amin(1, keepdim=True), one.amax(1, keepdim=True)
-        one = ((one - low) / (high - low)).view(3, 1, *a.shape[2:])
-        found.append(nn.functional.interpolate(one, stem.shape[2:], mode="bilinear"))
-    return (found[0] * found[1])[:, 0]
+    maps = [formula(a, g)[:, None] for a, g in zip((stem, early), gradients, strict=True)]
+    return join(*(scale(nn.functional.interpolate(m, stem.shape[2:], mode="bilinear"), m) for m in maps))[:, 0]
+
+
+def ends(maps):
+    return maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+
+
+def between_0_and_1(large, small):
+    low, high = ends(small)
+    return (large - low) / (high - low)
 
 
 def blocks(network, x):
@@ -201,7 +206,21 @@ def cam_map(network, x):
 CASES = {
     **{f"cnn {m}": (cnn, m, partial(cnn_map, m)) for m in (*COMBINED, "saliency", "input-x-gradient", "finer-cam")},
     "cnn shapley-cam": (small_cnn, "shapley-cam", shapley),
-    "cnn refine-cam": (cnn, "refine-cam:layers=stem+early", refined),
+    "cnn refine-cam": (
+        cnn,
+        "refine-cam:layers=stem+early",
+        partial(of_two_layers, formula=plus_plus, scale=between_0_and_1, join=torch.mul),
+    ),
+    "cnn layer-cam of layers": (
+        cnn,
+        "layer-cam:layers=stem+early",
+        partial(
+            of_two_layers,
+            formula=COMBINED["layer-cam"],
+            scale=lambda large, _: large / ends(large)[1],
+            join=torch.maximum,
+        ),
+    ),
     "gap cam": (gap, "cam", cam_map),
     "abn abn": (abn, "abn", lambda network, x: network(x).attention_map[:, 0]),
     "abn abn-class": (abn, "abn-class", lambda network, x: network(x).class_maps[torch.arange(3), TARGETS]),
@@ -342,6 +361,8 @@ def test_every_method_gives_a_graph_or_says_why_not(method):
     """No method loses the history silently."""
     make = abn if method.startswith("abn") else vit if method in OF_TRANSFORMERS else gap
     network, model, images = make()
+    if method == "abn-mask":
+        add_mask_branch(network.float(), images[:1], width=8)
     ask = partial(xai_abn.explain, model, images, method, TARGETS, create_graph=True)
     if reason := get(method).no_graph:
         with pytest.raises(InvalidInputError, match=f"the maps of .* cannot be differentiated: {reason}") as caught:

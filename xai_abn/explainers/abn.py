@@ -113,6 +113,7 @@ class ABNMask(_AttentionBranchMap):
     "T-TAME", 2024.
     """
 
+    no_graph = "the mask branch runs without a graph; it is trained by an objective of its own"
     source = "this project; related: Stalder et al., NeurIPS 2022"
 
     unite: int = Field(

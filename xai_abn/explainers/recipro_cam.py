@@ -25,6 +25,7 @@ class ReciproCAM(Explainer):
     (arXiv 2209.14074), and the authors' code, without its scaling to [0, 1].
     """
 
+    no_graph = "it asks the network again, without a graph"
     source = "Byun and Lee, 2022 (arXiv 2209.14074)"
 
     @property
