@@ -239,7 +239,7 @@ def test_weights_split_over_devices_are_refused(tmp_path):
 
 def test_without_lightning_the_error_says_what_to_install():
     """Neither of the two packages."""
-    from xai_abn.integrations.training_maps import found_class
+    from xai_abn.integrations.training_maps import base_class
 
     with pytest.raises(InvalidInputError, match=r"needs no_such_package: pip install 'xai-abn\[lightning\]'"):
-        found_class(["no_such_package", "nor_this.one"], "Callback", "lightning")
+        base_class(["no_such_package", "nor_this.one"], "Callback", "lightning")

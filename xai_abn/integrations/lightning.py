@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from xai_abn.explainers import Explainer
-from xai_abn.integrations.training_maps import TrainingMaps, found_class, senders, to_mlflow, to_tensorboard
+from xai_abn.integrations.training_maps import TrainingMaps, base_class, senders, to_mlflow, to_tensorboard
 from xai_abn.models.adapter import ModelAdapter
 
-_Callback: Any = found_class(["lightning.pytorch", "pytorch_lightning"], "Callback", "lightning")
+_Callback: Any = base_class(["lightning.pytorch", "pytorch_lightning"], "Callback", "lightning")
 #: How images are sent to a logger, by the name of its class.
 _LOGGERS = {
     "TensorBoardLogger": lambda logger: to_tensorboard(logger.experiment),

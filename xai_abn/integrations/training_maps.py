@@ -25,18 +25,21 @@ from xai_abn.seeding import seeded
 Send: TypeAlias = Callable[[str, Image.Image, int], object]
 
 
-def found_class(modules: Sequence[str], name: str, extra: str) -> Any:
-    """Return a class from the first module that is installed.
+def base_class(modules: Sequence[str], name: str, extra: str) -> Any:
+    """Return a class below those of this name in all modules that are installed: a trainer accepts only its own.
 
     Raises:
-        InvalidInputError: none is; the message says how to install it.
+        InvalidInputError: none is installed; the message says how to install one.
     """
+    found = []
     for module in modules:
         try:
-            return getattr(import_module(module), name)
+            found.append(getattr(import_module(module), name))
         except ModuleNotFoundError:
             continue
-    raise InvalidInputError(f"MapsCallback needs {modules[0]}: pip install 'xai-abn[{extra}]'")
+    if not found:
+        raise InvalidInputError(f"MapsCallback needs {modules[0]}: pip install 'xai-abn[{extra}]'")
+    return type(name, tuple(found), {})
 
 
 def to_tensorboard(writer: Any) -> Send:

@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from xai_abn.explainers import Explainer
-from xai_abn.integrations.training_maps import Send, TrainingMaps, found_class, senders, to_mlflow, to_tensorboard
+from xai_abn.integrations.training_maps import Send, TrainingMaps, base_class, senders, to_mlflow, to_tensorboard
 from xai_abn.models.adapter import ModelAdapter
 
-_TrainerCallback: Any = found_class(["transformers"], "TrainerCallback", "transformers")
+_TrainerCallback: Any = base_class(["transformers"], "TrainerCallback", "transformers")
 
 
 def _to_wandb(_logger: Any) -> Send:
