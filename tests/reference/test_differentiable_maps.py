@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import xai_abn
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
-from xai_abn.explainers import get, names, parse_spec
+from xai_abn.explainers import get, names, parse_spec, run_pass
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.networks.build import add_mask_branch
 
@@ -347,6 +347,15 @@ def test_the_network_stays_as_it_was():
         assert other["grad-cam"].tensor is None
 
 
+@pytest.mark.parametrize("method", [name for name in names() if not get(name).no_graph])
+def test_without_create_graph_no_map_has_a_history(method):
+    """Also where a method is called directly, outside of ``torch.no_grad()``."""
+    make = abn if method.startswith("abn") else vit if method in OF_TRANSFORMERS else gap
+    _, model, images = make()
+    explainer = get(method)()
+    assert not explainer.explain(run_pass(model, images, [explainer]), TARGETS).requires_grad
+
+
 def test_a_dead_channel_gives_no_nan():
     """XGrad-CAM divides by the sum of a channel; one that is 0 everywhere has weight 0 and a finite gradient."""
     network, model, images = cnn()
@@ -422,8 +431,9 @@ def test_a_network_that_recomputes_itself_is_refused(reentrant):
     network = Recomputed()
     network.reentrant = reentrant
     model = xai_abn.wrap(network, layer="early", preprocess=Preprocess(size=32))
-    with pytest.raises(UnsupportedModelError, match="recomputes parts of itself"):
-        xai_abn.explain(model, torch.randn(2, 3, 32, 32), "grad-cam", create_graph=True)
+    for method in ("grad-cam", "saliency", "cam"):
+        with pytest.raises(UnsupportedModelError, match="recomputes parts of itself"):
+            xai_abn.explain(model, torch.randn(2, 3, 32, 32), method, create_graph=True)
 
 
 def test_images_from_files_have_a_graph_too(tmp_path):

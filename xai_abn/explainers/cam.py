@@ -41,7 +41,8 @@ class CAM(Explainer):
         """
         head = self.head(forward_pass)
         output = head.pooled(forward_pass.activations(self.layer_of(forward_pass.model)))
-        return weighted_sum(output, target_rows(head.rows(output), targets))
+        rows = head.rows(output) if forward_pass.create_graph else head.rows(output).detach()
+        return weighted_sum(output, target_rows(rows, targets))
 
     def head(self, forward_pass: ForwardPass) -> Head:
         """Return how the logits come from the layer.

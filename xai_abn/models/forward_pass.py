@@ -61,6 +61,7 @@ def check_inputs(inputs: object) -> None:
 
 def _check_graph(model: ModelAdapter) -> None:
     """Refuse to keep a graph where there would be none."""
+    model.refuse_black_box("create_graph=True differentiates maps by weights")
     if not torch.is_grad_enabled():
         raise InvalidInputError(
             "create_graph=True needs gradients, which are switched off here; leave the block of torch.no_grad() or "
@@ -206,7 +207,7 @@ class ForwardPass:
             )
 
     def _find_scores(self) -> None:
-        with torch.set_grad_enabled(self._differentiable):
+        with torch.set_grad_enabled(self._differentiable or self.create_graph):
             self._scores = self.model.logits_of(self.output)
 
     def __len__(self) -> int:
