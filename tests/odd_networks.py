@@ -659,7 +659,7 @@ ODD: dict[str, Odd] = {
     "attributes": Odd(Plain, options={"multi_label": True}),
     "regression": Odd(lambda: Plain(classes=1)),
     "one class": Odd(lambda: Plain(classes=1), options={"labels": ["only"], "multi_label": True}),
-    "one number": Odd(plain(output=lambda self, x: x[:, 0]), None, runs=False),
+    "one number": Odd(plain(output=lambda self, x: x[:, 0])),
     "one number, said": Odd(plain(output=lambda self, x: x[:, 0]), options={"output": lambda o: o}),
     "a score": Odd(Plain, adapt=lambda m: m.with_output(lambda y: y[:, 1] - y[:, 0], "gain")),
     "segmentation": Odd(UNet, "bottom"),

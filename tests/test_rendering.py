@@ -9,12 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import xai_abn
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
 from xai_abn.explanation import Explanation, sheet
-from xai_abn.rendering import COLORMAPS, _font, blend
+from xai_abn.heatmaps import heatmap_of
+from xai_abn.rendering import COLORMAPS, Panel, _font, blend, blend_heatmap
+from xai_abn.rendering import overlay as draw
+from xai_abn.rendering import sheet as draw_sheet
 
 overlay = Explanation.overlay
 
@@ -162,3 +166,163 @@ def test_any_text_is_written(record, text):
     started = time.perf_counter()
     overlay(replace(record, label=text))
     assert time.perf_counter() - started < 2
+
+
+# Where the map is seen through.
+
+
+def drawn_part(page, size, column=0):
+    """The pixels of the image in a drawing of a panel with a title alone, of size (height, width)."""
+    top, left = 14 // 2 + 22 + 6, column * (size[1] + 2 * 14) + 14
+    return np.asarray(page)[top : top + size[0], left : left + size[1]].astype(int)
+
+
+def test_weak_parts_show_the_image_untouched():
+    """The opacity is three quarters of the heatmap; a number makes it the same everywhere."""
+    view = np.full((4, 256, 3), 200, np.uint8)
+    ramp = np.linspace(0, 8, 256, dtype=np.float32)[None].repeat(4, axis=0)
+    color = blend(view, ramp, opacity=1).astype(float)
+    found = blend(view, ramp)  # a fine map: its largest hundredth is clipped
+    expected = 200 + 0.75 * np.minimum(ramp[0] / np.percentile(ramp, 99), 1)[:, None] * (color[0] - 200)
+    assert np.abs(found[0] - expected).max() <= 1
+    assert np.array_equal(found[:, 0], view[:, 0])
+    assert np.array_equal(blend(view, ramp, opacity=0), view)
+    half = blend(view, ramp, opacity=0.5).astype(float)
+    assert np.abs(half - (200 + color) / 2).max() <= 0.5
+
+
+def test_a_map_in_two_colors_is_white_at_zero_where_it_is_shown_alone():
+    """Red, white, blue: the image does not show through."""
+    alone = blend(np.zeros((8, 3, 3), np.uint8), np.array([[-2, 0, 2]] * 8, np.float32), opacity=1)
+    assert alone[0].tolist() == [[5, 103, 190], [255, 255, 255], [202, 0, 32]]
+
+
+# Contours.
+
+
+def neighbors(mask, row, column):
+    return mask[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_contour_is_the_border_of_the_mask(record, sign):
+    """White where the mask has a neighbor outside, black where the rest has one inside; nothing else changes."""
+    map_ = np.random.default_rng(3).normal(size=(6, 6)).astype(np.float32)
+    map_ = np.abs(map_) if sign > 0 else map_
+    view = np.full((256, 256, 3), 128, np.uint8)
+    one = replace(with_map(record, map_), view=view, image_size=None, region=None)
+    bare, lined = (drawn_part(draw(replace(one.panel, subtitle=""), contour=c), (256, 256)) for c in (None, 0.4))
+    mask = one.mask(0.4)
+    assert 0.05 < mask.mean() < 0.6
+    expected = bare.copy()
+    for row, column in np.ndindex(256, 256):
+        around = neighbors(mask, row, column)
+        if mask[row, column] and not around.all():
+            expected[row, column] = 255
+        elif not mask[row, column] and around.any():
+            expected[row, column] = 0
+    assert np.array_equal(lined, expected)
+
+
+def test_a_map_without_evidence_has_no_contour():
+    """All of it is against the target."""
+    panel = Panel(np.zeros((256, 256, 3), np.uint8), "m", map=-1 - np.random.default_rng(0).random((4, 4), np.float32))
+    assert np.array_equal(np.asarray(draw(panel, contour=0.5)), np.asarray(draw(panel)))
+
+
+def test_the_contour_of_a_small_image_keeps_to_its_pixels():
+    """They are enlarged eight times, and so is the mask."""
+    map_ = np.zeros((32, 32), np.float32)
+    map_[8:16, 8:16] = 1
+    lined = drawn_part(draw(Panel(np.full((32, 32, 3), 128, np.uint8), "m", map=map_), contour=0.5), (256, 256))
+    white = (lined == 255).all(axis=2)
+    rows, columns = np.nonzero(white)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (64, 127, 64, 127)
+    assert white.sum() == 4 * 63
+
+
+@pytest.mark.parametrize("contour", [0, 1.5, float("nan"), -1])
+def test_a_contour_out_of_range_is_refused(record, contour):
+    """It is a share of the range."""
+    with pytest.raises(InvalidInputError, match="contour must be above 0 and at most 1"):
+        record.overlay(contour=contour)
+    with pytest.raises(InvalidInputError, match="threshold must be above 0"):
+        record.mask(contour)
+
+
+# The color bar.
+
+
+def bar(page, size):
+    top = 14 // 2 + 22 + 6 + size[0] + 8
+    return np.asarray(page)[top : top + 10, 14 : 14 + size[1]].astype(int)
+
+
+@pytest.mark.parametrize(("map_", "place"), [([[0, 1], [2, 4]], 0.25), ([[-4, 1], [2, 4]], 0.625)])
+def test_the_bar_marks_where_the_contour_is(map_, place):
+    """A line at the value: a quarter of the way from 0 to 4, whatever the other end is."""
+    panel = Panel(np.full((256, 256, 3), 128, np.uint8), "m", map=np.array(map_, np.float32))
+    marked = np.flatnonzero((bar(draw(panel, contour=0.25), (256, 256)) == 0).all(axis=(0, 2)))
+    assert marked.tolist() == [pytest.approx(place * 255, abs=1.5)]
+
+
+def test_the_ends_of_the_bar_are_in_words(record, monkeypatch):
+    """What they mean comes first, then the value in the units of the map."""
+    written = []
+    monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda self, xy, text, *rest: written.append(text))
+    overlay(with_map(record, [[1, 2], [3, 5]]))
+    assert written[-2:] == ["low (1)", "high (5)"]
+    overlay(with_map(record, [[-1, 2], [3, 5]]))
+    assert written[-3:] == ["negative (-5)", "positive (5)", "0"]
+
+
+# Scales of a sheet.
+
+
+def test_maps_of_several_targets_share_a_scale():
+    """A weak one is drawn weak; panels with another scale, or none, keep their own."""
+    view, strong = np.full((256, 256, 3), 128, np.uint8), np.array([[0, 8], [4, 2]], np.float32)
+    panels = [
+        Panel(view, "m", map=strong * factor, scale=name) for factor, name in ((1, "a"), (0.25, "a"), (0.25, "b"))
+    ]
+    page = draw_sheet(panels)
+    one, weak, alone = (drawn_part(page, (256, 256), column) for column in range(3))
+    assert np.array_equal(one, alone)  # both over their own range
+    ranged = np.clip(heatmap_of(strong, (256, 256)) / 4, 0, 1)
+    assert np.array_equal(weak, blend_heatmap(view, ranged))
+
+
+def test_signed_and_positive_maps_on_one_scale_have_zero_in_the_middle():
+    """The positive one is red, not viridis."""
+    view = np.full((256, 256, 3), 128, np.uint8)
+    maps = [np.array([[-1, 2], [0, 1]], np.float32), np.array([[0, 4], [0, 0]], np.float32)]
+    page = draw_sheet([Panel(view, "m", map=m, scale="a") for m in maps])
+    second = drawn_part(page, (256, 256), 1)
+    assert second[0, 255, 0] > 150 > second[0, 255, 2]
+    assert np.array_equal(second[255, 0], [128, 128, 128])
+
+
+def test_maps_of_probabilities_keep_a_scale_each(gap_net, image):
+    """Their gradients vanish where the probability is near 1, so their size does not compare."""
+    logits = xai_abn.explain(gap_net, image, "grad-cam", [[0, 1]])[0]
+    assert {e.panel.scale for e in logits.values()} == {"grad-cam"}
+    network = torch.nn.Sequential(gap_net.module, torch.nn.Softmax(1))
+    squashed = xai_abn.explain(xai_abn.wrap(network), image, "grad-cam", [[0, 1]])[0]
+    assert {e.panel.scale for e in squashed.values()} == {""}
+
+
+def test_rows_of_a_sheet_are_of_equal_length():
+    """Seven panels are four and three."""
+    panel = Panel(np.zeros((256, 256, 3), np.uint8), "m")
+    one = draw(panel)
+    assert draw_sheet([panel] * 7).size == (4 * one.width, 2 * one.height)
+
+
+def test_notebooks_show_the_sheets_of_several_images(gap_net, image):
+    """One below the other, at most eight; the text names all."""
+    result = xai_abn.explain(gap_net, [image] * 9, "cam")
+    sheet_ = Image.open(io.BytesIO(result[0]._repr_png_()))
+    shown = Image.open(io.BytesIO(result._repr_png_()))
+    assert shown.size == (sheet_.width, 8 * sheet_.height)
+    assert repr(result).startswith("Explanations of 9 images")
+    assert xai_abn.explain(gap_net, [], "cam")._repr_png_() is None

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xai_abn.coco import to_coco
     from xai_abn.datasets.corrections import Corrections
     from xai_abn.explanation import Explanation
     from xai_abn.images.clips import ClipPreprocess
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from xai_abn.networks.architectures import create_model
     from xai_abn.networks.build import abn_from
     from xai_abn.pipeline import explain
+    from xai_abn.similarity import similar_to
 
 __version__ = "0.1.0"
 
@@ -43,6 +45,8 @@ _HOMES = {
     "create_model": "xai_abn.networks.architectures",
     "explain": "xai_abn.pipeline",
     "load_model": "xai_abn.models.zoo",
+    "similar_to": "xai_abn.similarity",
+    "to_coco": "xai_abn.coco",
     "wrap": "xai_abn.models.adapter",
     "zero_shot": "xai_abn.models.zero_shot",
 }
@@ -64,6 +68,8 @@ __all__ = [
     "create_model",
     "explain",
     "load_model",
+    "similar_to",
+    "to_coco",
     "wrap",
     "zero_shot",
 ]

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
 from xai_abn.files import replacing
-from xai_abn.heatmaps import boxes_of, flaw_of, heatmap_of, resized
+from xai_abn.heatmaps import boxes_of, flaw_of, heatmap_of, positive_part, resized
 from xai_abn.images.volumes import nifti_bytes, read_affine, upright
-from xai_abn.rendering import Panel, clip_bytes, overlay, png_bytes
+from xai_abn.rendering import Panel, clip_bytes, overlay, png_bytes, stacked
 from xai_abn.rendering import sheet as draw_sheet
+
+#: Number of images of which a notebook shows the sheets.
+SHOWN = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,7 @@ class Explanation:
         region: (left, top, right, bottom) of the view in the whole image, in pixels; None for a tensor.
         tensor: the map (h, w) with its history, on the network's device; None unless made with ``create_graph``.
         affine: (4, 4) of the NIfTI file that a volume came from, or None.
+        class_label: name of the class ``target`` alone, where ``label`` also compares it or counts detections.
     """
 
     map: np.ndarray = field(repr=False)
@@ -77,6 +81,7 @@ class Explanation:
     region: tuple[float, float, float, float] | None = None
     tensor: Tensor | None = field(default=None, repr=False)
     affine: np.ndarray | None = field(default=None, repr=False)
+    class_label: str = ""
 
     def __post_init__(self) -> None:
         """Make the map read-only: a frozen record should not change through its array."""
@@ -85,13 +90,18 @@ class Explanation:
     @property
     def answer(self) -> str:
         """The label with its probability, or with its score if there is none."""
-        certain = f"{self.probability:.1%}" if np.isfinite(self.probability) else f"score {self.score:.3g}"
+        certain = f"{self.probability:.1%}" if np.isfinite(self.probability) else f"score {self.score:.4g}"
         return f"{self.label}  {certain}"
 
     @property
     def flaw(self) -> str | None:
         """Why the map means nothing: ``"not finite"``, ``"flat"``, or None for a usable map."""
         return flaw_of(self.map)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the map shows evidence for its target anywhere: it has no flaw, and not only negative values."""
+        return self.flaw is None and flaw_of(positive_part(self.map)) is None
 
     def heatmap(self, size: tuple[int, ...] | None = None) -> np.ndarray:
         """Return the map resized and scaled to [0, 1]; see :func:`xai_abn.heatmaps.heatmap_of`.
@@ -150,8 +160,7 @@ class Explanation:
         """
         if not 0 < threshold <= 1:
             raise InvalidInputError(f"threshold must be above 0 and at most 1, got {threshold}")
-        positive = replace(self, map=np.maximum(self.map, 0)) if float(self.map.min()) < 0 else self
-        found: np.ndarray = positive.heatmap(self.image_size) >= threshold
+        found: np.ndarray = replace(self, map=positive_part(self.map)).heatmap(self.image_size) >= threshold
         return found
 
     def boxes(self, threshold: float = 0.5, *, largest: bool = False) -> list[tuple[int, ...]]:
@@ -180,13 +189,15 @@ class Explanation:
         view, map_ = self.view, self.map
         if self.affine is not None:
             view, map_ = upright(view, self.affine), upright(map_, self.affine)
-        return Panel(view, self.method, self._heading, map_)
+        # the gradient of a probability vanishes where it saturates, so maps of several are not compared by their size
+        scale = "" if self.score == self.probability else self.method
+        return Panel(view, self.method, self._heading, map_, scale)
 
     @property
     def _heading(self) -> str:
         """What the map explains, and what was predicted."""
         if not np.isfinite(self.probability) or self.versus is not None:
-            return self.answer
+            return self.answer if self.class_specific else f"{self.answer} (same map for every output)"
         if self.target == self.predicted:
             return f"predicted: {self.answer}" + ("" if self.class_specific else " (same map for every class)")
         # an attribute can be present beside another that is more probable
@@ -245,6 +256,7 @@ class Explanation:
             "layer": self.layer,
             "target": self.target,
             "label": self.label,
+            "class_label": self.class_label or self.label,
             "score": self.score,
             "probability": _finite_or_none(self.probability),
             "versus": self.versus,
@@ -254,6 +266,7 @@ class Explanation:
             "class_specific": self.class_specific,
             "image_size": None if self.image_size is None else list(self.image_size),
             "region": None if self.region is None else list(self.region),
+            "view_size": list(self.view.shape[:2]),
             "map_shape": list(self.map.shape),
             "map_min": _finite_or_none(self.map.min()),
             "map_max": _finite_or_none(self.map.max()),
@@ -379,13 +392,24 @@ class Explanations(list[ImageExplanations]):
         """Return the keys of the single image."""
         return self.only.keys()
 
+    def _repr_png_(self) -> bytes | None:
+        """Show the sheets of the first images in a notebook, one below the other; the text says how many there are."""
+        sheets = [one.sheet() for one in self[:SHOWN] if one]
+        return png_bytes(stacked(sheets)) if sheets else None
+
+    def __repr__(self) -> str:
+        """Return the number of images and the keys of each; the maps are too long to print."""
+        return f"{type(self).__name__} of {len(self)} images: {list(self)!r}"
+
 
 def sheet(explanations: Iterable[Explanation], **options: Any) -> Image.Image:
-    """Draw an image and several maps of it side by side, six a row; of volumes and clips, two.
+    """Draw an image and several maps of it side by side, at most six a row; of volumes and clips, two.
+
+    Maps of several targets by one method are drawn on one scale, except those of a probability.
 
     Args:
         explanations: of one image, at least one.
-        options: ``colormap`` and ``opacity``, see :func:`xai_abn.rendering.overlay`.
+        options: ``colormap``, ``opacity`` and ``contour``, see :func:`xai_abn.rendering.overlay`.
 
     Raises:
         InvalidInputError: no explanation, or explanations of several images.
@@ -397,7 +421,9 @@ def sheet(explanations: Iterable[Explanation], **options: Any) -> Image.Image:
     if any(e.source != first.source or e.view.shape != first.view.shape for e in records):
         raise InvalidInputError("a sheet shows one image; the explanations are of several")
     answer = next((e.answer for e in records if (e.target, e.versus) == (e.predicted, None)), first.predicted_label)
-    image = Panel(first.panel.view, first.model, f"predicted: {answer}")
+    values = all(np.isnan(e.probability) for e in records)  # a score is no prediction of a class
+    shown = ", ".join(dict.fromkeys(e.answer for e in records)) if values else f"predicted: {answer}"
+    image = Panel(first.panel.view, first.model, shown)
     return draw_sheet([image, *(e.panel for e in records)], **options)
 
 

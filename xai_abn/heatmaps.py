@@ -5,7 +5,7 @@ A map of an image is (h, w), a map of a volume or clip (d, h, w).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -55,6 +55,11 @@ def resized(map_: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return np.asarray(cv2.resize(map_, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
+def positive_part(map_: np.ndarray) -> np.ndarray:
+    """Return what of a map counts as evidence: a map with negative values from 0 up, others as they are."""
+    return np.maximum(map_, 0) if float(map_.min()) < 0 else map_
+
+
 def boxes_of(mask: np.ndarray) -> list[tuple[int, ...]]:
     """Return the boxes of the connected parts of a mask (H, W) or (D, H, W) bool, the part with most pixels first.
 
@@ -62,16 +67,25 @@ def boxes_of(mask: np.ndarray) -> list[tuple[int, ...]]:
         (left, top, right, bottom), right and bottom exclusive; of a volume (left, top, first, right, bottom, last),
         where first and last are slices and last is exclusive. Pixels that touch at a corner are connected.
     """
+    return [box for box, _ in parts_of(mask)]
+
+
+def parts_of(mask: np.ndarray) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """Yield the connected parts of a mask, each with its box as :func:`boxes_of` and where it is, a mask of its own."""
     if mask.ndim == 3:
         from scipy import ndimage
 
         labels, number = ndimage.label(mask, np.ones((3, 3, 3)))
         sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
-        slices = [ndimage.find_objects(labels)[k] for k in np.argsort(-sizes, kind="stable")]
-        return [(*(s.start for s in part[::-1]), *(s.stop for s in part[::-1])) for part in slices]
-    number, _, found, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    parts = sorted(found[1:number].tolist(), key=lambda part: -part[4])
-    return [(left, top, left + width, top + height) for left, top, width, height, _ in parts]
+        slices = ndimage.find_objects(labels)
+        for k in np.argsort(-sizes, kind="stable"):
+            part = slices[k][::-1]
+            yield (*(s.start for s in part), *(s.stop for s in part)), labels == k + 1
+        return
+    number, labels, found, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    for part in sorted(range(1, number), key=lambda part: -found[part, cv2.CC_STAT_AREA]):
+        left, top, width, height, _ = found[part].tolist()
+        yield (left, top, left + width, top + height), labels == part
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,34 +93,48 @@ class DisplayScale:
     """A map as it is drawn.
 
     Attributes:
-        values: (H, W) or (D, H, W) float32: in [0, 1], or for a map with negative values in [-1, 1].
+        values: (H, W) or (D, H, W) float32: in [0, 1], or if signed in [-1, 1].
         low: what the smallest of these stands for, in the units of the map.
         high: what 1 stands for.
-        signed: whether the map has negative values.
     """
 
     values: np.ndarray
     low: float
     high: float
-    signed: bool
+
+    @property
+    def signed(self) -> bool:
+        """Whether there are negative values."""
+        return self.low < 0
 
 
-def display_scale(map_: np.ndarray, size: tuple[int, ...]) -> DisplayScale:
+def display_scale(map_: np.ndarray, size: tuple[int, ...], limits: tuple[float, float] | None = None) -> DisplayScale:
     """Return a map without a flaw as it is drawn on an image of (height, width), or a volume of (depth, height, width).
 
     From its smallest to its largest value; a map with negative values from minus to plus its largest magnitude, so that
     0 is in the middle. In a map as fine as the input, the largest hundredth of the values is clipped, as captum does:
     otherwise single pixels would leave the rest in one color.
+
+    Args:
+        map_: the map.
+        size: of the image.
+        limits: the smallest and the largest value, where maps are drawn on one scale; default: those of the map.
     """
     values = resized(map_, size)
-    fine = map_.shape[-2] * 2 >= size[-2]
-    if float(map_.min()) < 0:
+    low, high = limits or _limits(values, float(map_.min()) < 0, map_.shape[-2] * 2 >= size[-2])
+    if low < 0:
+        limit = max(-low, high)
+        return DisplayScale(np.clip(values / limit, -1, 1), -limit, limit)
+    return DisplayScale(np.clip((values - low) / max(high - low, 1e-30), 0, 1), low, high)
+
+
+def _limits(values: np.ndarray, signed: bool, fine: bool) -> tuple[float, float]:
+    if signed:
         limit = float(np.percentile(np.abs(values), CLIPPED) if fine else np.abs(values).max())
         limit = limit or float(np.abs(values).max())
-        return DisplayScale(np.clip(values / limit, -1, 1), -limit, limit, True)
+        return -limit, limit
     low, high = float(values.min()), float(np.percentile(values, CLIPPED) if fine else values.max())
-    high = high if high > low else float(values.max())
-    return DisplayScale(np.clip((values - low) / max(high - low, 1e-30), 0, 1), low, high, False)
+    return low, high if high > low else float(values.max())
 
 
 def at_least_float32(values: Tensor) -> Tensor:

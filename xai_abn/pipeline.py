@@ -26,6 +26,7 @@ from xai_abn.images.volumes import NIFTI, load_volume
 from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.detection import Detection, DetectionTarget, as_target, find_detection
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.models.inputs import rows_of
 from xai_abn.models.segmentation import Region, SegmentationTarget, find_region
 from xai_abn.models.targets import (
     Difference,
@@ -62,6 +63,7 @@ def explain(
     targets: Target | ScoreFunction | Sequence[Target | Sequence[Target]] | None = None,
     *,
     create_graph: bool = False,
+    other_inputs: Mapping[str, Any] | None = None,
 ) -> Explanations:
     """Explain one or many images with one or many methods, from one forward pass per batch.
 
@@ -85,6 +87,9 @@ def explain(
         create_graph: keep the history of the maps in ``Explanation.tensor``, so that a loss of them can be
             differentiated by the network's weights; see :meth:`Explanations.tensors`. All images run in one pass,
             in evaluation mode as always. Only methods with a differentiable formula.
+        other_inputs: for a network of several inputs (see :func:`xai_abn.wrap`), the others than the image by name:
+            tensors with a row for each image, (N, ...). Methods that change an image leave its other inputs as they
+            are. Each image is then explained alone.
 
     Returns:
         A list with, for each image, a dictionary from method to :class:`Explanation`; for several targets from
@@ -116,9 +121,16 @@ def explain(
             "images.detach()"
         )
     explanations = Explanations()
-    several = targets_per_image(targets, len(listed))
+    wanted = targets_per_image(targets, len(listed))
     size = max(len(listed), 1) if create_graph else BATCH_SIZE
-    for result in explain_images(model, listed, explainers, several, batch_size=size, create_graph=create_graph):
+    results = explain_images(model, listed, explainers, wanted, batch_size=size, create_graph=create_graph)
+    if other_inputs is not None:
+        others = (model.with_inputs(inputs) for inputs in rows_of(other_inputs, len(listed)))
+        results = (
+            _explain_read(one, _read(image, one, f"image {number}"), explainers, asked, create_graph)
+            for number, (one, image, asked) in enumerate(zip(others, listed, wanted, strict=True))
+        )
+    for result in results:
         if isinstance(result, XaiAbnError):
             raise result
         explanations.append(result)
@@ -157,11 +169,7 @@ def explain_images(
     pairs = zip(images, repeat((None,)) if targets is None else targets, strict=False)
     if model.gives_map or model.detects:
         for number, (image, wanted) in enumerate(pairs):
-            read = _read(image, model, f"{kind} {number}")
-            if not isinstance(read, XaiAbnError):
-                yield _explain_parts(model, read, explainers, wanted, create_graph)
-            else:
-                yield read
+            yield _explain_read(model, _read(image, model, f"{kind} {number}"), explainers, wanted, create_graph)
         return
     waiting: list[tuple[PreparedImage | XaiAbnError, ImageTargets]] = []
     shape: tuple[int, ...] | None = None
@@ -174,6 +182,21 @@ def explain_images(
         waiting.append((prepared, wanted))
         shape = size
     yield from _explain_waiting(model, waiting, explainers, create_graph)
+
+
+def _explain_read(
+    model: ModelAdapter,
+    image: PreparedImage | XaiAbnError,
+    explainers: Sequence[Explainer],
+    targets: ImageTargets,
+    create_graph: bool,
+) -> Result:
+    """Explain one image alone."""
+    if isinstance(image, XaiAbnError):
+        return image
+    if model.gives_map or model.detects:
+        return _explain_parts(model, image, explainers, targets, create_graph)
+    return explain_batch(model, [image], explainers, [targets], create_graph)[0]
 
 
 def explain_batch(
@@ -272,7 +295,14 @@ def _explain_parts(
         for e in result.values():
             key = (e.method, part.label) if len(parts) > 1 and e.class_specific else e.method
             notes = (*image.notes, part.note) if e.class_specific else image.notes
-            found[key] = replace(e, target=part.index, predicted=part.index, notes=notes, top=())
+            found[key] = replace(
+                e,
+                target=part.index,
+                class_label=model.label(part.index),
+                predicted=part.index,
+                notes=notes,
+                top=(),
+            )
     return found
 
 
@@ -341,16 +371,18 @@ def _ask(
             if number >= len(resolved[row]):
                 continue
             probability = target.probability(logits[row], model)
+            predicted = target.index if model.scores_only else top[row]  # the largest of several values is no class
             key = explainer.spec if len(resolved[row]) == 1 else (explainer.spec, target.label)
             results[row][key] = Explanation(
                 map=np.ascontiguousarray(maps[row]),
                 target=target.index,
                 label=target.label,
+                class_label=model.label(target.index),
                 versus=target.versus,
                 score=float(scores[row]),
                 probability=probability,
-                predicted=top[row],
-                predicted_label=model.label(top[row]),
+                predicted=predicted,
+                predicted_label=model.label(predicted),
                 top=probable[row],
                 view=image.view,
                 source=image.source,
@@ -397,6 +429,29 @@ def _explain_waiting(
     explained = iter(explain_batch(model, [i for i, _ in readable], explainers, [t for _, t in readable], create_graph))
     for image, _ in waiting:
         yield image if isinstance(image, XaiAbnError) else next(explained)
+
+
+def prepare(model: ModelAdapter, images: Any, kind: str = "image") -> list[PreparedImage]:
+    """Return one or several images of any kind that :func:`explain` takes as inputs of a model.
+
+    Args:
+        model: the model.
+        images: the images.
+        kind: the word for an image without a name, as in ``"image 3"``.
+
+    Raises:
+        ImageLoadError: an image cannot be read.
+        InvalidInputError: something is no image, or there is none.
+    """
+    prepared = []
+    for number, image in enumerate(listed_images(images)):
+        found = _read(image, model, f"{kind} {number}")
+        if isinstance(found, XaiAbnError):
+            raise found
+        prepared.append(found)
+    if not prepared:
+        raise InvalidInputError(f"there is no {kind}; give at least one")
+    return prepared
 
 
 def _read(image: Any, model: ModelAdapter, name: str) -> PreparedImage | XaiAbnError:

@@ -19,8 +19,8 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from xai_abn.errors import InvalidInputError, UnknownNameError
-from xai_abn.heatmaps import DisplayScale, display_scale, flaw_of
+from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
+from xai_abn.heatmaps import DisplayScale, display_scale, flaw_of, heatmap_of, positive_part, resized
 
 #: Colormaps by name, with OpenCV's constant. The first five are perceptually uniform.
 COLORMAPS = {
@@ -33,8 +33,8 @@ COLORMAPS = {
     "jet": cv2.COLORMAP_JET,
 }
 DEFAULT_COLORMAP = "viridis"
-#: Share of the map in the blend of map and image, in [0, 1].
-DEFAULT_OPACITY = 0.6
+#: Share of the map in the blend of map and image where the map is strongest; elsewhere it is in proportion to the map.
+STRONGEST = 0.75
 #: Colors of positive and negative values.
 _POSITIVE, _NEGATIVE = (202, 0, 32), (5, 103, 190)
 #: Compression of PNG files. Level 1 takes a fifth of the time of Pillow's default, 6, and makes a sixth more bytes.
@@ -61,15 +61,19 @@ class Panel:
         title: the first line of the heading.
         subtitle: the second line, or empty.
         map: (h, w) or (d, h, w), in its own units, or None to show the image alone.
+        scale: name of the scale of the map; panels of a sheet with the same name are drawn on one scale.
     """
 
     view: np.ndarray
     title: str
     subtitle: str = ""
     map: np.ndarray | None = None
+    scale: str = ""
 
 
-def overlay(panel: Panel, *, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY) -> Image.Image:
+def overlay(
+    panel: Panel, *, colormap: str = DEFAULT_COLORMAP, opacity: float | None = None, contour: float | None = None
+) -> Image.Image:
     """Draw a map over its image, with heading and color bar.
 
     A flat or non-finite map is not drawn: the image stays bare, and the drawing says so. Of a volume or clip, evenly
@@ -78,26 +82,68 @@ def overlay(panel: Panel, *, colormap: str = DEFAULT_COLORMAP, opacity: float = 
     Args:
         panel: what to draw.
         colormap: one of ``COLORMAPS``.
-        opacity: share of the map in the blend, in [0, 1].
+        opacity: share of the map in the blend, in [0, 1], the same everywhere: 1 shows the map alone, 0 the image.
+            Default: in proportion to the map, so that the image is untouched where the map is weak.
+        contour: also draw a line around the parts above this share of the range; see
+            :meth:`xai_abn.explanation.Explanation.mask`.
 
     Raises:
         UnknownNameError: unknown color map.
-        InvalidInputError: ``opacity`` outside [0, 1].
+        InvalidInputError: ``opacity`` outside [0, 1], or ``contour`` not above 0 and at most 1.
     """
-    _check(colormap, opacity)
-    shown = _scale_of(panel)
+    check_drawing(colormap, opacity, contour)
+    return _drawn(panel, _shown(panel), colormap, opacity, contour)
+
+
+def _shown(panel: Panel, limits: tuple[float, float] | None = None) -> DisplayScale | None:
+    """Return the map of a panel as it is drawn, or None if there is none or it has a flaw."""
+    if panel.map is None or flaw_of(panel.map):
+        return None
+    return display_scale(panel.map, panel.view.shape[:-1], limits)
+
+
+def _drawn(
+    panel: Panel, shown: DisplayScale | None, colormap: str, opacity: float | None, contour: float | None
+) -> Image.Image:
+    inside, marked = _above(panel, shown, contour)
     if panel.view.ndim == 3:
-        pixels = _enlarged(_blended(panel.view, shown, colormap, opacity), _WIDTH)
+        pixels = _tile(panel.view, shown, inside, colormap, opacity)
     else:
-        chosen = [int((part + 0.5) * len(panel.view) / SLICES) for part in range(SLICES)]
-        chosen = chosen if len(panel.view) > SLICES else list(range(len(panel.view)))
-        values = None if shown is None else replace(shown, values=shown.values[chosen])
-        pixels = _side_by_side(_blended(panel.view[chosen], values, colormap, opacity), chosen)
-    return _page(panel, pixels, shown, colormap)
+        numbers = [int((part + 0.5) * len(panel.view) / SLICES) for part in range(SLICES)]
+        numbers = numbers if len(panel.view) > SLICES else list(range(len(panel.view)))
+        tiles = []
+        for number in numbers:
+            parts = None if inside is None else inside[number]
+            view = panel.view[number]
+            tiles.append(_tile(view, _slice(shown, number), parts, colormap, opacity, _WIDTH // 2))
+        pixels = _side_by_side(tiles, numbers)
+    return _page(panel, pixels, shown, colormap, opacity, marked)
+
+
+def _slice(shown: DisplayScale | None, number: int) -> DisplayScale | None:
+    return None if shown is None else replace(shown, values=shown.values[number])
+
+
+def _tile(
+    view: np.ndarray,
+    shown: DisplayScale | None,
+    inside: np.ndarray | None,
+    colormap: str,
+    opacity: float | None,
+    width: int = _WIDTH,
+) -> np.ndarray:
+    """Return an image with its map over it and a line around the parts inside, enlarged to about a width."""
+    pixels = _enlarged(view if shown is None else _colored(view, shown, colormap, opacity), width)
+    return pixels if inside is None else _outlined(pixels, _enlarged(inside, width))
 
 
 def clip_bytes(
-    panel: Panel, ending: str, *, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY
+    panel: Panel,
+    ending: str,
+    *,
+    colormap: str = DEFAULT_COLORMAP,
+    opacity: float | None = None,
+    contour: float | None = None,
 ) -> bytes:
     """Return all slices of a volume or frames of a clip, one after another, as the content of a GIF or MP4 file.
 
@@ -106,19 +152,22 @@ def clip_bytes(
         ending: ``".gif"`` or ``".mp4"``.
         colormap: see :func:`overlay`.
         opacity: see :func:`overlay`.
+        contour: see :func:`overlay`.
 
     Raises:
         InvalidInputError: the panel shows an image, or another ending.
     """
     if panel.view.ndim != 4 or ending not in (".gif", ".mp4"):
         raise InvalidInputError(f"a clip is made of a volume or clip, as .gif or .mp4, got {ending or 'no ending'}")
-    _check(colormap, opacity)
-    shown = _scale_of(panel)
+    check_drawing(colormap, opacity, contour)
+    shown = _shown(panel)
+    inside, marked = _above(panel, shown, contour)
     pages = []
     for number, view in enumerate(panel.view):
-        values = None if shown is None else replace(shown, values=shown.values[number])
-        pixels = _enlarged(_blended(view, values, colormap, opacity), _WIDTH)
-        pages.append(_page(replace(panel, title=f"{panel.title}  [{number}]"), pixels, shown, colormap))
+        pixels = _tile(view, _slice(shown, number), None if inside is None else inside[number], colormap, opacity)
+        pages.append(
+            _page(replace(panel, title=f"{panel.title}  [{number}]"), pixels, shown, colormap, opacity, marked)
+        )
     return _gif(pages) if ending == ".gif" else _mp4(pages)
 
 
@@ -143,26 +192,14 @@ def _mp4(pages: Sequence[Image.Image]) -> bytes:
     return content + (8 + len(CLIP_MARK)).to_bytes(4, "big") + b"free" + CLIP_MARK
 
 
-def _scale_of(panel: Panel) -> DisplayScale | None:
-    """Return the map of a panel as it is drawn; None without a map and for one with a flaw."""
-    if panel.map is None or flaw_of(panel.map):
-        return None
-    return display_scale(panel.map, panel.view.shape[:-1])
-
-
-def _blended(view: np.ndarray, shown: DisplayScale | None, colormap: str, opacity: float) -> np.ndarray:
-    return view if shown is None else _colored(view, shown, colormap, opacity)
-
-
 def _enlarged(pixels: np.ndarray, width: int) -> np.ndarray:
     """Return an image enlarged pixel by pixel to about a width, or as it is."""
     times = max(1, round(width / pixels.shape[1]))
     return pixels.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def _side_by_side(slices: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
-    """Return slices (B, H, W, 3) side by side with their numbers above them, (H', W', 3)."""
-    tiles = [_enlarged(pixels, _WIDTH // 2) for pixels in slices]
+def _side_by_side(tiles: Sequence[np.ndarray], numbers: Sequence[int]) -> np.ndarray:
+    """Return slices (H, W, 3) side by side with their numbers above them, (H', W', 3)."""
     height, width = tiles[0].shape[:2]
     across = min(len(tiles), SLICES_ACROSS)
     page = Image.new("RGB", (across * (width + _GAP) - _GAP, -(-len(tiles) // across) * (height + _LINE)), _PAPER)
@@ -174,8 +211,18 @@ def _side_by_side(slices: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
     return np.asarray(page)
 
 
-def _page(panel: Panel, pixels: np.ndarray, shown: DisplayScale | None, colormap: str) -> Image.Image:
-    """Return a drawing with the heading of a panel above it, and below it the colors, or why there are none."""
+def _page(
+    panel: Panel,
+    pixels: np.ndarray,
+    shown: DisplayScale | None,
+    colormap: str,
+    opacity: float | None,
+    marked: float | None,
+) -> Image.Image:
+    """Return a drawing with the heading of a panel above it, and below it the colors, or why there are none.
+
+    The value ``marked``, if any, gets a line in the bar of colors.
+    """
     flaw = None if panel.map is None else flaw_of(panel.map)
     height, width = pixels.shape[:2]
     lines = [(panel.title, 17, _INK), (panel.subtitle, 14, _PALE)][: 2 if panel.subtitle else 1]
@@ -189,31 +236,59 @@ def _page(panel: Panel, pixels: np.ndarray, shown: DisplayScale | None, colormap
     if flaw:
         write_line(draw, below, f"the map is {flaw}: nothing to show", width, 14, _WARNING)
     elif shown is not None:
-        _color_bar(page, draw, shown, below, width, colormap)
+        bar = _color_bar(shown, width, colormap, opacity)
+        if marked is not None:
+            column = round((marked - shown.low) / (shown.high - shown.low) * (width - 1))
+            bar = _outlined(bar, np.broadcast_to(np.arange(width) >= column, bar.shape[:2]))
+        page.paste(Image.fromarray(bar), below)
+        _write_ends(draw, shown, below, width)
     return page
 
 
 def sheet(
-    panels: Sequence[Panel], *, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY
+    panels: Sequence[Panel],
+    *,
+    colormap: str = DEFAULT_COLORMAP,
+    opacity: float | None = None,
+    contour: float | None = None,
 ) -> Image.Image:
-    """Draw several panels side by side, six a row; of volumes and clips, which are wide, two.
+    """Draw several panels side by side, at most six a row; of volumes and clips, which are wide, two.
 
     Args:
         panels: at least one.
         colormap: see :func:`overlay`.
         opacity: see :func:`overlay`.
+        contour: see :func:`overlay`.
 
     Raises:
         InvalidInputError: there is no panel.
     """
     if not panels:
         raise InvalidInputError("a sheet needs at least one panel, got none")
-    columns = [overlay(panel, colormap=colormap, opacity=opacity) for panel in panels]
+    check_drawing(colormap, opacity, contour)
+    scales = [_shown(panel) for panel in panels]
+    for name in {panel.scale for panel in panels} - {""}:
+        same = [scale for panel, scale in zip(panels, scales, strict=True) if panel.scale == name and scale]
+        if len(same) > 1:
+            limits = min(scale.low for scale in same), max(scale.high for scale in same)
+            scales = [_shown(p, limits) if p.scale == name else s for p, s in zip(panels, scales, strict=True)]
+    columns = [_drawn(p, s, colormap, opacity, contour) for p, s in zip(panels, scales, strict=True)]
     width, height = max(c.width for c in columns), max(c.height for c in columns)
-    across = min(len(columns), ROW if panels[0].view.ndim == 3 else 2)
-    page = Image.new("RGB", (across * width, -(-len(columns) // across) * height), _PAPER)
+    rows = -(-len(columns) // (ROW if panels[0].view.ndim == 3 else 2))
+    across = -(-len(columns) // rows)  # rows of equal length leave the fewest holes
+    page = Image.new("RGB", (across * width, rows * height), _PAPER)
     for number, column in enumerate(columns):
         page.paste(column, (number % across * width, number // across * height))
+    return page
+
+
+def stacked(drawings: Sequence[Image.Image]) -> Image.Image:
+    """Return drawings, at least one, one below the other."""
+    page = Image.new("RGB", (max(d.width for d in drawings), sum(d.height for d in drawings)), _PAPER)
+    top = 0
+    for drawing in drawings:
+        page.paste(drawing, (0, top))
+        top += drawing.height
     return page
 
 
@@ -241,49 +316,55 @@ def with_box(view: np.ndarray, box: Sequence[float]) -> np.ndarray:
 
 
 def blend(
-    view: np.ndarray, map_: np.ndarray, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY
+    view: np.ndarray, map_: np.ndarray, colormap: str = DEFAULT_COLORMAP, opacity: float | None = None
 ) -> np.ndarray:
     """Return an image (H, W, 3) uint8 with a map (h, w) over it in color, or bare if the map has a flaw.
 
-    Of a volume or clip, both have one more axis in front.
-
     A map with negative values is red where it is positive and blue where it is negative, the stronger the further from
-    0. With a colormap other than the default, 0 has the middle color.
+    0. With a colormap other than the default, 0 has the middle color. For ``opacity`` see :func:`overlay`.
 
     Raises:
         UnknownNameError: unknown color map.
         InvalidInputError: ``opacity`` outside [0, 1].
     """
-    _check(colormap, opacity)
+    check_drawing(colormap, opacity)
     return view if flaw_of(map_) else _colored(view, display_scale(map_, view.shape[:-1]), colormap, opacity)
 
 
-def _check(colormap: str, opacity: float) -> None:
+def check_drawing(colormap: str, opacity: float | None, contour: float | None = None) -> None:
+    """Refuse options that :func:`overlay` does not accept; it says which errors are raised."""
     if colormap not in COLORMAPS:
         raise UnknownNameError("colormap", colormap, COLORMAPS)
-    if not 0 <= opacity <= 1:
-        raise InvalidInputError(f"opacity must lie in [0, 1], got {opacity}")
+    if opacity is not None and not 0 <= opacity <= 1:
+        raise InvalidInputError(f"opacity must be from 0 to 1, got {opacity}")
+    if contour is not None and not 0 < contour <= 1:
+        raise InvalidInputError(f"contour must be above 0 and at most 1, got {contour}")
 
 
-def _colored(view: np.ndarray, shown: DisplayScale, colormap: str, opacity: float) -> np.ndarray:
-    if shown.signed and colormap == DEFAULT_COLORMAP:
-        return _two_colors(view, shown.values, opacity)
-    return blend_heatmap(view, (shown.values + 1) / 2 if shown.signed else shown.values, colormap, opacity)
-
-
-def _two_colors(view: np.ndarray, values: np.ndarray, opacity: float) -> np.ndarray:
-    """Return an image (H, W, 3) with values (H, W) in [-1, 1] over it: nothing at 0, red above, blue below."""
-    colors = np.where(values[..., None] > 0, np.array(_POSITIVE), np.array(_NEGATIVE))
-    share = opacity * np.sqrt(np.abs(values))[..., None]
-    result: np.ndarray = np.round(view * (1 - share) + colors * share).astype(np.uint8)
-    return result
+def _colored(view: np.ndarray, shown: DisplayScale, colormap: str, opacity: float | None) -> np.ndarray:
+    if not shown.signed:
+        return blend_heatmap(view, shown.values, colormap, opacity)
+    strength = np.abs(shown.values)
+    if colormap != DEFAULT_COLORMAP:
+        colors = _colors((shown.values + 1) / 2, colormap)
+    else:
+        colors = np.where(shown.values[..., None] > 0, np.array(_POSITIVE), np.array(_NEGATIVE))
+        if opacity is not None:  # white at 0
+            colors = 255 + (colors - 255) * strength[..., None]
+    return _blended(view, colors, strength, opacity)
 
 
 def blend_heatmap(
-    view: np.ndarray, heatmap: np.ndarray, colormap: str = DEFAULT_COLORMAP, opacity: float = DEFAULT_OPACITY
+    view: np.ndarray, heatmap: np.ndarray, colormap: str = DEFAULT_COLORMAP, opacity: float | None = None
 ) -> np.ndarray:
-    """Return an image (H, W, 3) uint8 with a heatmap (H, W) in [0, 1] over it in color."""
-    return np.round(view * (1 - opacity) + _colors(heatmap, colormap) * opacity).astype(np.uint8)
+    """Return an image (H, W, 3) uint8 with a heatmap (H, W) in [0, 1] over it in color; see :func:`overlay`."""
+    return _blended(view, _colors(heatmap, colormap), heatmap, opacity)
+
+
+def _blended(view: np.ndarray, colors: np.ndarray, strength: np.ndarray, opacity: float | None) -> np.ndarray:
+    """Blend an image with colors (H, W, 3) by one opacity, or where that is None by the strength (H, W) in [0, 1]."""
+    share = STRONGEST * strength[..., None] if opacity is None else opacity
+    return np.asarray(np.round(view * (1 - share) + colors * share), np.uint8)
 
 
 def _colors(values: np.ndarray, colormap: str) -> np.ndarray:
@@ -293,26 +374,47 @@ def _colors(values: np.ndarray, colormap: str) -> np.ndarray:
     return rgb.reshape(*values.shape, 3)
 
 
-def _color_bar(
-    page: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    shown: DisplayScale,
-    corner: tuple[int, int],
-    width: int,
-    colormap: str,
-) -> None:
-    """Draw the colors of a map with the values at their ends."""
-    left, top = corner
+def _above(panel: Panel, shown: DisplayScale | None, share: float | None) -> tuple[np.ndarray | None, float | None]:
+    """Return where the map of a panel is at least a share of its range, (H, W) or (D, H, W), and that value.
+
+    None and None without a share, without a map, and of a map without a positive value.
+    """
+    if shown is None or share is None or panel.map is None:
+        return None, None
+    positive, size = positive_part(panel.map), panel.view.shape[:-1]
+    try:
+        heatmap = heatmap_of(positive, size)
+    except UnusableMapError:
+        return None, None
+    values = resized(positive, size)
+    low, high = float(np.min(values)), float(np.max(values))
+    return heatmap >= share, low + share * (high - low)
+
+
+def _outlined(pixels: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Return pixels (H, W, 3) with a white line on the inner border of parts (H, W) bool, and a black one outside."""
+    thick = max(1, round(min(pixels.shape[:2]) / 224))
+    parts, around = inside.astype(np.uint8), np.ones((3, 3), np.uint8)
+    inner, outer = cv2.erode(parts, around, iterations=thick), cv2.dilate(parts, around, iterations=thick)
+    lined: np.ndarray = pixels.copy()
+    lined[parts > inner] = 255
+    lined[outer > parts] = 0
+    return lined
+
+
+def _color_bar(shown: DisplayScale, width: int, colormap: str, opacity: float | None) -> np.ndarray:
+    """Return the colors of a map on white, from its low end to its high one, as (10, width, 3) uint8."""
     ramp = np.repeat(np.linspace(-1 if shown.signed else 0, 1, width, dtype=np.float32)[None], 10, axis=0)
-    paper = np.full((*ramp.shape, 3), 255, np.uint8)
-    bar = _colored(paper, replace(shown, values=ramp), colormap, 1.0)
-    page.paste(Image.fromarray(bar), (left, top))
-    font = _font(12)
-    low, high = f"{shown.low:.3g}", f"{shown.high:.3g}"
-    draw.text((left, top + 13), low, _PALE, font)
-    if shown.signed:
-        draw.text((left + (width - draw.textlength("0", font)) / 2, top + 13), "0", _PALE, font)
-    draw.text((left + width - draw.textlength(high, font), top + 13), high, _PALE, font)
+    return _colored(np.full((*ramp.shape, 3), 255, np.uint8), replace(shown, values=ramp), colormap, opacity)
+
+
+def _write_ends(draw: ImageDraw.ImageDraw, shown: DisplayScale, corner: tuple[int, int], width: int) -> None:
+    """Write below a color bar what its ends mean, with their values in the units of the map."""
+    (left, top), font = corner, _font(12)
+    low, high = ("negative", "positive") if shown.signed else ("low", "high")
+    ends = {0.0: f"{low} ({shown.low:.3g})", 1.0: f"{high} ({shown.high:.3g})"} | ({0.5: "0"} if shown.signed else {})
+    for place, text in ends.items():
+        draw.text((left + place * (width - draw.textlength(text, font)), top + 13), text, _PALE, font)
 
 
 @lru_cache

@@ -15,10 +15,17 @@ from support import open_browser
 
 import xai_abn
 from xai_abn.datasets import Sample
+from xai_abn.rendering import blend
 
 READY = "document.body.dataset.ready === 'true' && !document.querySelector('.cards.busy')"
 #: What the page shows of the class that is corrected: before and after in the two branches.
 NUMBERS = "return [...document.querySelectorAll('.changes .is-target .number')].map((row) => row.textContent)"
+
+#: Width, height and RGBA of the drawing of a method's map.
+PIXELS = """
+const c = document.querySelector(`#cards [data-method=${arguments[0]}] canvas`);
+return [c.width, c.height, [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +128,16 @@ def test_looking(chromium, serving, abn_lite0, image_file):
         assert np.array_equal(np.array(values, np.float32), expected[method].map.ravel())
     assert page.text("#top .number") == f"{100 * expected['abn'].probability:.1f} %"
     page.until("document.querySelectorAll('.polarity.upright, .polarity.inverted, .polarity.undecided').length === 4")
+
+    page.run("document.querySelector('#outline').click()")
+    for opacity in (None, 0.6):  # red and blue, and the colormap
+        for method in ("cam", "grad-cam"):
+            shown = page.run(PIXELS, method)
+            right = blend(expected[method].view, expected[method].map, opacity=opacity)
+            pixels = np.array(shown[2]).reshape(shown[1], shown[0], 4)[..., :3]
+            assert np.abs(pixels - right.astype(int)).max() <= 3, (method, opacity)
+        page.run("document.querySelector('#even').click()")
+    page.run("document.querySelector('#outline').click()")
 
     page.keys("#class", "tabb", Keys.ENTER)
     page.until("document.querySelector('#cards [data-method=grad-cam] canvas').record.label === 'tabby'")

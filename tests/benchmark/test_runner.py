@@ -637,3 +637,13 @@ def test_a_damaged_run_is_one_error(gap_net, images, tmp_path, statement):
     ):
         with contextlib.suppress(XaiAbnError):
             use()
+
+
+def test_a_network_of_values_is_refused(gap_net, images, tmp_path):
+    """The metrics need probabilities; one output is no class unless it is said to be."""
+    for model in (
+        dataclasses.replace(gap_net, scores_only=True),
+        xai_abn.wrap(torch.nn.Sequential(gap_net.module, torch.nn.Linear(5, 1)), preprocess=gap_net.preprocess),
+    ):
+        with pytest.raises(InvalidInputError, match="is no classifier, which a benchmark needs"):
+            benchmark(model, images, ["center"], ["gini"], tmp_path / "run.sqlite")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -13,10 +15,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 from support import call
 from typer.testing import CliRunner
 
 import xai_abn
+from xai_abn.datasets import read_dataset
+from xai_abn.explanation import sheet
 from xai_abn.models import zoo
 
 runner = CliRunner()
@@ -32,6 +37,10 @@ def small_model(gap_net, monkeypatch, tmp_path):
 
 def explain(*arguments):
     return call("explain", *arguments, "--model", "small")
+
+
+def explain_in_python(image, methods=("cam", "grad-cam"), target="dog"):
+    return xai_abn.explain(zoo.models["small"](), image, methods, target)[0]
 
 
 def made(folder):
@@ -109,6 +118,79 @@ def test_boxes_and_masks_are_those_of_the_record(image_file, tmp_path):
         code, _, err = explain(image_file, "--boxes", share)
         assert code == 2
         assert "--boxes must be above 0 and at most 1" in err
+
+
+def test_coco_annotations_cover_the_whole_run(image, tmp_path):
+    """Those of images done before an interruption, too; paths are seen from the folder of the file."""
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        Image.fromarray(np.rot90(image, number)).save(tmp_path / "photos" / f"{number}.png")
+    asked = ("--method", "cam,grad-cam", "--target", "kite", "--coco", "0.5")
+    assert explain("photos", *asked)[0] == 0
+    whole = (tmp_path / "explanations/annotations.json").read_text()
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = COCO(str(tmp_path / "explanations/annotations.json"))
+    assert [i["file_name"] for i in found.imgs.values()] == ["../photos/0.png", "../photos/1.png"]
+    record = explain_in_python("photos/1.png", target="kite")["grad-cam"]
+    parts = [a for a in found.loadAnns(found.getAnnIds(imgIds=[2])) if a["method"] == "grad-cam"]
+    assert np.array_equal(sum(found.annToMask(a) for a in parts), record.mask(0.5))
+    assert parts[0]["score"] == pytest.approx(record.probability)
+    assert all(Path(s.source).is_file() for s in read_dataset("coco:explanations/annotations.json").splits["train"])
+    lines = (tmp_path / "explanations/records.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "explanations/records.jsonl").write_text(lines[0])
+    (tmp_path / "explanations/annotations.json").unlink()
+    code, _, err = explain("photos", *asked, "--resume")
+    assert (code, "1 of 2 images are done" in err) == (0, True)
+    assert (tmp_path / "explanations/annotations.json").read_text() == whole
+    assert "1 of 2" not in explain("photos", *asked[:-1], "0.6", "--resume")[2]
+
+
+def test_annotations_of_others_are_not_replaced(image_file, tmp_path):
+    """Before anything is computed; our own are."""
+    (tmp_path / "explanations").mkdir()
+    other = tmp_path / "explanations/annotations.json"
+    other.write_text('{"info": {"description": "COCO 2017"}}')
+    code, _, err = explain(image_file, "--coco", "0.5")
+    assert (code, "exists and was not created by xai-abn" in err) == (1, True)
+    assert made(tmp_path / "explanations") == {"annotations.json"}
+    assert explain(image_file, "--coco", "0.5", "--overwrite")[0] == 0
+    assert explain(image_file, "--coco", "0.7")[0] == 0
+
+
+def test_a_map_against_its_target_has_no_parts(gap_net, image_file, tmp_path):
+    """It is drawn; there is no box, mask or annotation, and no error."""
+    with torch.no_grad():
+        gap_net.module.fc.weight[1].abs_().neg_()
+    code, out, _ = explain(
+        image_file, "--method", "cam", "--target", "dog", "--boxes", "0.5", "--masks", "0.5", "--coco", "0.5", "--json"
+    )
+    (record,) = json.loads(out)["explanations"]
+    assert (code, record["boxes"], record["annotations"]) == (0, [], [])
+    assert record["map_max"] <= 0
+    assert made(tmp_path / "explanations") == {"image.cam.png", "annotations.json"}
+
+
+def test_opacity_and_contour_are_those_of_python(image_file, tmp_path):
+    """The same pixels; other values are drawn again by --resume."""
+    asked = ("--method", "cam", "--target", "dog", "--sheet")
+    assert explain(image_file, *asked, "--opacity", "0.4", "--contour", "0.7")[0] == 0
+    record = explain_in_python(image_file, "cam")["cam"]
+    with Image.open(tmp_path / "explanations/image.cam.png") as drawn:
+        assert np.array_equal(np.asarray(drawn), np.asarray(record.overlay(opacity=0.4, contour=0.7)))
+    with Image.open(tmp_path / "explanations/image.sheet.png") as drawn:
+        assert np.array_equal(np.asarray(drawn), np.asarray(sheet([record], opacity=0.4, contour=0.7)))
+    assert "are done" not in explain(image_file, *asked, "--contour", "0.7", "--resume")[2]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "range_"),
+    [("--opacity", "1.1", "from 0 to 1"), ("--contour", "0", "above 0"), ("--coco", "-1", "above 0")],
+)
+def test_shares_out_of_range_are_refused(image_file, option, value, range_):
+    """With the option and what it takes."""
+    code, _, err = explain(image_file, f"{option}={value}")
+    assert code != 0
+    assert f"{option} must be {range_}" in err
 
 
 def test_the_most_probable_classes_are_in_the_record(image_file):

@@ -6,6 +6,7 @@ import timm
 import torch
 import torchvision
 import transformers
+from support import check_error
 from torch import nn
 from torchvision import transforms
 
@@ -155,7 +156,7 @@ def test_labels_come_as_people_have_them(labels):
     assert xai_abn.explain(model, images(), "grad-cam", "a b")[0]["grad-cam"].target == 0
 
 
-@pytest.mark.parametrize("labels", ["abcd", {0: "a", 5: "b"}, [1, 2, 3, 4], 4])
+@pytest.mark.parametrize("labels", ["abcd", {0: "a", 5: "b"}, {"0": "a", 0: "b"}, {"a": 0, "b": 1}, [1, 2, 3, 4], 4])
 def test_other_labels_are_refused(labels):
     """A text, a mapping with gaps, numbers."""
     with pytest.raises(InvalidInputError, match="labels"):
@@ -170,6 +171,112 @@ def test_labels_of_hugging_face_are_read():
     assert xai_abn.explain(model, images(), "grad-cam", "dog")[0]["grad-cam"].target == 1
     bare = transformers.ViTConfig(**config, image_size=64, num_labels=3)
     assert xai_abn.wrap(transformers.ViTForImageClassification(bare), preprocess=SMALL).labels is None
+
+
+def test_gaps_in_the_labels_of_hugging_face_are_named():
+    """With what to do; labels that are given count instead."""
+    config = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 96}
+    gaps = transformers.ViTConfig(**config, image_size=64, id2label={0: "cat", 2: "dog", 5: "fox"})
+    network = transformers.ViTForImageClassification(gaps)
+    with pytest.raises(InvalidInputError, match=r"without 1, 3, 4; give labels=\[") as caught:
+        xai_abn.wrap(network, preprocess=SMALL)
+    check_error(caught.value)
+    assert xai_abn.wrap(network, preprocess=SMALL, labels=["cat", "dog", "fox"]).labels == ("cat", "dog", "fox")
+
+
+def test_a_repeated_name_needs_an_index():
+    """The default and an index are explained; the name alone is refused with the classes that have it."""
+    model = wrapped(body(), labels=["cat", "dog", "cat", "fox"])
+    records = xai_abn.explain(model, images(1), "grad-cam", [[0, 2]])[0]
+    assert [record.label for record in records.values()] == ["cat (0)", "cat (2)"]
+    assert [record.class_label for record in records.values()] == ["cat", "cat"]
+    with pytest.raises(InvalidInputError, match="names classes 0, 2; give the index"):
+        xai_abn.explain(model, images(1), "grad-cam", "cat")
+
+
+# Values in place of classes.
+
+
+class Squeezed(nn.Module):
+    """One value per image, as people write it: a scalar for a single image."""
+
+    def __init__(self, to=None):
+        super().__init__()
+        self.inner, self.to = body(1), to
+
+    def forward(self, x):
+        return self.inner(x).squeeze() if self.to is None else self.inner(x)[:, 0]
+
+
+@pytest.mark.parametrize("network", [body(1), Squeezed(), Squeezed("vector")])
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"scores_only": True}, {"labels": ["age"], "scores_only": True}])
+def test_one_value_per_image_is_no_class(network, number, options):
+    """(N, 1), (N,) or a scalar: shown as it is, and CAM and Grad-CAM are those written out."""
+    inner = network if isinstance(network, nn.Sequential) else network.inner
+    results = xai_abn.explain(wrapped(network, **options), images(number), ["grad-cam", "saliency"])
+    for row, result in enumerate(results):
+        record, image = result["grad-cam"], images(number)[row : row + 1].requires_grad_()
+        features = inner[:2](image)
+        value = inner(image)[0, 0]
+        gradient, by_image = torch.autograd.grad(inner[2:](features)[0, 0], [features, image])
+        assert record.score == pytest.approx(float(value.detach()), rel=1e-5)
+        assert np.isnan(record.probability)
+        assert record.top == ()
+        name = "age" if "labels" in options else "output 0"
+        assert (record.label, record.answer) == (name, f"{name}  score {record.score:.4g}")
+        assert record.panel.subtitle == record.answer
+        assert any("scores_only=True" in note for note in record.notes) == (not options)
+        expected = (gradient.mean((2, 3), True) * features).sum(1).relu()[0].detach()
+        np.testing.assert_allclose(record.map, expected, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(result["saliency"].map, by_image.abs().amax(1)[0], rtol=1e-4, atol=1e-7)
+
+
+def test_several_values_are_all_explained():
+    """In their order, without a softmax; one can be named, two compared."""
+    network = body(3)
+    model = wrapped(network, labels=["age", "height", "weight"], scores_only=True)
+    result = xai_abn.explain(model, images(1), ["grad-cam", "eigen-cam"])[0]
+    assert list(result) == [*(("grad-cam", name) for name in ("age", "height", "weight")), "eigen-cam"]
+    values = network(images(1))[0].detach()
+    for record, value in zip(result.values(), values, strict=False):
+        assert record.score == pytest.approx(float(value), rel=1e-5)
+        assert record.predicted_label == record.label
+        assert np.isnan(record.probability)
+    drawn = {record.panel.subtitle for record in result.values()}
+    assert not any("%" in text or "predicted" in text or "class" in text for text in drawn)
+    assert "same map for every output" in result["eigen-cam"].panel.subtitle
+    assert xai_abn.explain(model, images(1), "grad-cam", "height")["grad-cam"].target == 1
+    why = xai_abn.explain(model, images(1), "grad-cam", xai_abn.Difference("age", versus="weight"))["grad-cam"]
+    assert why.score == pytest.approx(float(values[0] - values[2]), rel=1e-4)
+
+
+def test_the_drawing_of_values_names_no_prediction(monkeypatch):
+    """The heading of the image holds the values."""
+    written = []
+    monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda self, xy, text, *rest: written.append(text))
+    model = wrapped(body(2), labels=["a", "b"], scores_only=True)
+    xai_abn.explain(model, images(1), "hires-cam")[0].sheet()
+    headings = [text for text in written if "score" in text]
+    assert len(headings) == 3
+    assert not any("%" in text or "predicted" in text for text in written)
+
+
+def test_probabilities_of_values_are_refused():
+    """RISE weighs by them; attributes have some, values none."""
+    with pytest.raises(UnsupportedModelError, match="only has a score"):
+        xai_abn.explain(wrapped(body(3), scores_only=True), images(1), "rise")
+    with pytest.raises(InvalidInputError, match="not both") as caught:
+        wrapped(body(3), scores_only=True, multi_label=True)
+    check_error(caught.value)
+
+
+def test_one_logit_is_a_probability_where_it_is_said_to_be():
+    """The sigmoid, and its class by name."""
+    network = body(1)
+    record = xai_abn.explain(wrapped(network, labels=["tumor"], multi_label=True), images(1), "grad-cam")["grad-cam"]
+    assert record.probability == pytest.approx(float(network(images(1))[0, 0].sigmoid().detach()), rel=1e-5)
+    assert record.label == "tumor"
 
 
 # Preprocessing.

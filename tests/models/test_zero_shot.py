@@ -115,6 +115,7 @@ def test_the_network_is_not_changed_and_its_text_side_is_left_out():
     [
         ([], "one or several texts with words"),
         ([" "], "one or several texts with words"),
+        (["a dog", "?!..."], r"one or several texts with words, got '\?!\.\.\.'"),
         ([3], "one or several texts with words"),
         ("a dog", "texts must be a list of texts"),
         (["a dog on a chair on the cat on a bicycle"], "has 11 tokens, and the model reads 8"),

@@ -233,10 +233,12 @@ class Query:
             raise InvalidInputError(f"expected {name}, a whole number")
         return found
 
-    def share(self, name: str) -> float:
-        """Return a number in [0, 1]."""
+    def share(self, name: str) -> float | None:
+        """Return a number in [0, 1], or None if there is none."""
+        if name not in self._values:
+            return None
         try:
-            value = float(self._values.get(name, ""))
+            value = float(self._values[name])
         except ValueError:
             value = float("nan")
         if not 0 <= value <= 1:

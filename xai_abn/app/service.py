@@ -324,7 +324,7 @@ class Service:
         return self._polarities.got(asked, measured)
 
     def file(
-        self, kind: Literal["image", "map", "record"], asked: Question, number: int, opacity: float
+        self, kind: Literal["image", "map", "record"], asked: Question, number: int, opacity: float | None
     ) -> tuple[str, bytes]:
         """Return the name and the content of a file to keep: the overlay, the raw map or the record of one map.
 
@@ -332,7 +332,7 @@ class Service:
             kind: which.
             asked: what the maps were asked for with.
             number: of the map, from 0.
-            opacity: of the overlay, in [0, 1].
+            opacity: of the overlay; see :func:`xai_abn.rendering.overlay`.
 
         Raises:
             InvalidInputError: there are not so many maps.

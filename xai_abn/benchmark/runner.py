@@ -151,12 +151,15 @@ class _Run:
         metrics: Sequence[str],
         settings: BenchmarkSettings,
     ) -> None:
-        if model.gives_map or model.detects:
-            raise InvalidInputError(f"{model.name} is no classifier, which a benchmark needs")
         if model.axes != 2:
             raise InvalidInputError(
                 f"{model.name} takes volumes or clips, and the data sets of a benchmark hold images; call the "
                 "functions of xai_abn.metrics on maps of volumes"
+            )
+        if model.detects or not model.has_probabilities:
+            raise InvalidInputError(
+                f"{model.name} is no classifier, which a benchmark needs; if its one output is the logit of a class, "
+                "wrap it with multi_label=True"
             )
         self.model, self.settings, self.data = model, settings, data
         self.preprocess = model.preprocess if settings.crop == "center" else replace(model.preprocess, crop="squash")

@@ -78,6 +78,15 @@ def command(
             "--layer", "-l", help="Layer to read; see 'xai-abn list layers'. Default: a suitable one is found."
         ),
     ] = None,
+    similar_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--similar-to",
+            help="Explain what makes images similar to this image, by the features in front of the model's last layer, "
+            "in place of a class; repeat the option for several.",
+            metavar="IMAGE",
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the overlays.", rich_help_panel=options.OUTPUT)
     ] = Path("explanations"),
@@ -134,6 +143,15 @@ def command(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
+    coco: Annotated[
+        float | None,
+        typer.Option(
+            help="Also write annotations.json in COCO's format: box, mask and area of each part of a map above this "
+            "share of its range, with the class and its probability as score.",
+            metavar="SHARE",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel=options.OUTPUT)
     ] = False,
@@ -152,6 +170,23 @@ def command(
             rich_help_panel=options.OUTPUT,
         ),
     ] = "viridis",
+    opacity: Annotated[
+        float | None,
+        typer.Option(
+            help="Opacity of the map over the image, the same everywhere: 1 shows the map alone. Default: weak parts "
+            "of a map leave the image untouched.",
+            metavar="SHARE",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    contour: Annotated[
+        float | None,
+        typer.Option(
+            help="Also draw a line around the parts of a map above this share of its range.",
+            metavar="SHARE",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     device: options.Device = "cpu",
     overwrite: Annotated[
         bool,
@@ -165,9 +200,13 @@ def command(
     Example: xai-abn explain holiday.jpg --method abn,grad-cam
     """
     options.check_methods(method or [])
-    for option, share in (("--boxes", boxes), ("--masks", masks)):
+    for option, share in (("--boxes", boxes), ("--masks", masks), ("--coco", coco), ("--contour", contour)):
         if share is not None and not 0 < share <= 1:
             raise InvalidInputError(f"{option} must be above 0 and at most 1, got {share}")
+    if opacity is not None and not 0 <= opacity <= 1:
+        raise InvalidInputError(f"--opacity must be from 0 to 1, got {opacity}")
+    for reference in similar_to or []:
+        _check_reference(reference)
     chosen = options.chosen_model(model)
     sources, failures = _expand(images)
     if not sources:
@@ -178,28 +217,43 @@ def command(
     folder = OutputFolder(
         output,
         overwrite=overwrite,
-        colormap=colormap,
+        drawing={"colormap": colormap, "opacity": opacity, "contour": contour},
         maps=save_maps,
         image_format=image_format,
         sheets=sheets,
         boxes=boxes,
         masks=masks,
         clip=clip,
+        coco=coco,
     )
     adapter = options.load_model(chosen, device)
     if crop is not None:
         adapter = replace(adapter, preprocess=replace(adapter.preprocess, crop=crop.value))
+    if similar_to:
+        from xai_abn import similarity
+
+        adapter = similarity.similar_to(adapter, similar_to)
     work = _Work(adapter, method or None, layer, (target or [], versus), sources, folder)
     try:
         work.run(resume)
     except KeyboardInterrupt as stop:
+        folder.save_annotations(work.records())
         _print(work.records(), failures + work.failures, as_json)
         raise KeyboardInterrupt(
             "the files written so far are complete; the same command with --resume goes on"
         ) from stop
+    folder.save_annotations(work.records())
     failures += work.failures
     _print(work.records(), failures, as_json)
     _finish(failures, len(sources) + len(failures) - len(work.failures))
+
+
+def _check_reference(place: str) -> None:
+    """Refuse a file that cannot be an image before a model is loaded."""
+    from xai_abn.images.loading import EXAMPLE_PREFIX, check_file
+
+    if not place.startswith(EXAMPLE_PREFIX):
+        check_file(place)
 
 
 def _print(records: list[dict[str, Any]], failures: list[tuple[str, str]], as_json: bool) -> None:
@@ -318,7 +372,7 @@ class _Work:
             "preprocess": model.preprocess.to_dict(),
             "methods": [explainer.identity(model) for explainer in self.explainers],
             "targets": repr(self.targets),
-            "files": [folder.colormap, folder.format.value, folder.sheets, folder.maps, *folder.parts],
+            "files": folder.settings,
         }
         return {
             stem: "" if source == STDIN else key_of(**facts, image=[source, stem, *_state(source)])
@@ -358,7 +412,7 @@ def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> lis
 def _saved(folder: OutputFolder, source: str, result: ImageExplanations) -> list[dict[str, Any]]:
     files = folder.save(source, list(result.values()))
     return [
-        {**e.to_dict(), **folder.boxes_of(e), "seconds": e.seconds, "files": [str(f) for f in made]}
+        {**e.to_dict(), **folder.parts_of(e), "seconds": e.seconds, "files": [str(f) for f in made]}
         for e, made in zip(result.values(), files, strict=True)
     ]
 
@@ -369,7 +423,7 @@ def _report(records: list[dict[str, Any]]) -> None:
     rows = [
         (
             r["label"] if r["class_specific"] else f"{r['label']} (map: any class)",
-            "" if r["probability"] is None else f"{r['probability']:.1%}",
+            f"score {r['score']:.4g}" if r["probability"] is None else f"{r['probability']:.1%}",
             r["method"],
             r["layer"],
             r["files"][0],

@@ -7,22 +7,26 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from xai_abn.cli.options import ClipFormat, ImageFormat
-from xai_abn.errors import OutputError, UnknownNameError
+from xai_abn.coco import DESCRIPTION, annotations_of, coco_document
+from xai_abn.errors import OutputError
 from xai_abn.explanation import Explanation, sheet
 from xai_abn.files import digest, replacing
 from xai_abn.images.volumes import NIFTI, is_own_nifti, nifti_bytes
-from xai_abn.rendering import CLIP_MARK, COLORMAPS, clip_bytes, png_bytes
+from xai_abn.rendering import CLIP_MARK, DEFAULT_COLORMAP, check_drawing, clip_bytes, png_bytes
 
 #: Text key of a PNG, and start of the comment of a JPEG, that marks an image as made by xai-abn. The records of the
 #: maps follow.
 IMAGE_KEY = "xai-abn"
+#: Name of the file with annotations in COCO's format.
+ANNOTATIONS = "annotations.json"
 #: Bytes that the comment of a JPEG can hold, and the quality of its pixels, at which text stays sharp.
 LONGEST_COMMENT, JPEG_QUALITY = 65_533, 90
 #: Bytes in the name of a file: file systems take 255, less the ending of a draft.
@@ -37,13 +41,14 @@ class OutputFolder:
     Args:
         path: created if missing.
         overwrite: also replace files that xai-abn did not create.
-        colormap: name of the colormap of the overlays.
+        drawing: options of :func:`xai_abn.rendering.overlay`.
         maps: also save raw maps as ``.npy``.
         image_format: of overlays and sheets.
         sheets: also make a sheet of an image with a single explanation.
         boxes: share of its range above which parts of a map are surrounded by boxes in the records; None for none.
         masks: share of its range above which a map is white in a mask; None for no masks.
         clip: whether and how to save the slices of a volume or the frames of a clip one after another.
+        coco: share of its range above which parts of a map are annotations; None for none.
 
     Raises:
         OutputError: the folder cannot be made or written to.
@@ -55,18 +60,19 @@ class OutputFolder:
         path: Path,
         *,
         overwrite: bool = False,
-        colormap: str = "viridis",
+        drawing: Mapping[str, Any] | None = None,
         maps: bool = False,
         image_format: ImageFormat = ImageFormat.PNG,
         sheets: bool = False,
         boxes: float | None = None,
         masks: float | None = None,
         clip: ClipFormat | None = None,
+        coco: float | None = None,
     ) -> None:
-        if colormap not in COLORMAPS:
-            raise UnknownNameError("colormap", colormap, COLORMAPS)
-        self.path, self.overwrite, self.colormap, self.maps = path, overwrite, colormap, maps
-        self.format, self.sheets, self._boxes, self._masks = image_format, sheets, boxes, masks
+        self._drawing = {"colormap": DEFAULT_COLORMAP, "opacity": None, "contour": None, **(drawing or {})}
+        check_drawing(**self._drawing)
+        self.path, self.overwrite, self.maps = path, overwrite, maps
+        self.format, self.sheets, self._boxes, self._masks, self._coco = image_format, sheets, boxes, masks, coco
         self.clip = clip
         self._stems: dict[str, str] = {}
         try:
@@ -75,6 +81,8 @@ class OutputFolder:
                 pass
         except OSError as error:
             raise OutputError(f"cannot write to output folder {path}: {error.strerror or error}") from error
+        if coco is not None:
+            self._check_ours(path / ANNOTATIONS)
 
     def save(self, source: str, explanations: Sequence[Explanation]) -> list[list[Path]]:
         """Save the explanations of one image, and a sheet if there are several.
@@ -95,7 +103,7 @@ class OutputFolder:
             path = self.path / _fitting(f"{stem}.{method}{which}.{self.format.value}")
             if path in contents:  # C and C++
                 path = path.with_name(_fitting(f"{stem}.{method}{which}-{explanation.target}.{self.format.value}"))
-            contents[path] = self._encoded(explanation.overlay(colormap=self.colormap), [explanation])
+            contents[path] = self._encoded(explanation.overlay(**self._drawing), [explanation])
             made.append(path)
             for ending, content in self._beside(explanation):
                 beside = path.with_name(_fitting(f"{path.stem}{ending}"))
@@ -103,7 +111,7 @@ class OutputFolder:
                 made.append(beside)
         if len(explanations) > 1 or self.sheets:
             path = self.path / _fitting(f"{stem}.sheet.{self.format.value}")
-            contents[path] = self._encoded(sheet(explanations, colormap=self.colormap), explanations)
+            contents[path] = self._encoded(sheet(explanations, **self._drawing), explanations)
             for made in files:
                 made.append(path)
         for path in contents:
@@ -122,8 +130,8 @@ class OutputFolder:
             yield ".nii.gz", explanation.nifti()
         if volume and self.clip is not None:
             ending = f".{self.clip.value}"
-            yield ending, clip_bytes(explanation.panel, ending, colormap=self.colormap)
-        if self._masks is not None and explanation.flaw is None:
+            yield ending, clip_bytes(explanation.panel, ending, **self._drawing)
+        if self._masks is not None and explanation.has_parts:
             mask = explanation.mask(self._masks).astype(np.uint8)
             if affine is not None:
                 yield ".mask.nii.gz", nifti_bytes(mask, affine)
@@ -134,17 +142,35 @@ class OutputFolder:
                 yield ".mask.png", png_bytes(Image.fromarray(mask * 255), records)
 
     @property
-    def parts(self) -> list[float | str | None]:
-        """Shares of the range for boxes and masks, empty without either, and the format of clips if there is one."""
-        clip = [] if self.clip is None else [self.clip.value]
-        return [*([] if self._boxes is None and self._masks is None else [self._boxes, self._masks]), *clip]
+    def settings(self) -> list[object]:
+        """What the files of an image depend on, beside its explanations."""
+        shares = [self._boxes, self._masks, self._coco, None if self.clip is None else self.clip.value]
+        return [*self._drawing.values(), self.format.value, self.sheets, self.maps, *shares]
 
-    def boxes_of(self, explanation: Explanation) -> dict[str, list[list[int]]]:
-        """Return the boxes of a map for its record: none of a map with a flaw, no entry if there are to be no boxes."""
-        if self._boxes is None:
-            return {}
-        found = [] if explanation.flaw else explanation.boxes(self._boxes)
-        return {"boxes": [list(box) for box in found]}
+    def parts_of(self, explanation: Explanation) -> dict[str, Any]:
+        """Return what was asked for of the parts of a map, for its record: no part of a map that means nothing."""
+        found: dict[str, Any] = {}
+        if self._boxes is not None:
+            found["boxes"] = [list(box) for box in explanation.boxes(self._boxes)] if explanation.has_parts else []
+        if self._coco is not None:
+            found["annotations"] = annotations_of(explanation, self._coco)
+        return found
+
+    def save_annotations(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write the annotations in the records of all images, if there are to be any.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        if self._coco is not None:
+            with replacing(self.path / ANNOTATIONS) as draft:
+                draft.write_text(json.dumps(coco_document(map(self._relative, records))), encoding="utf-8")
+
+    def _relative(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a record with the path of its image as seen from this folder, where readers look for it."""
+        source = record["source"]
+        seen = os.path.isfile(source) and not os.path.isabs(source)
+        return {**record, "source": Path(os.path.relpath(source, self.path)).as_posix() if seen else source}
 
     def stem(self, source: str) -> str:
         """Return a stem for the files of an image; a number is added if another image has the same stem."""
@@ -197,6 +223,8 @@ def _plain(label: str) -> str:
 
 
 def _is_ours(path: Path) -> bool:
+    if path.suffix == ".json":
+        return f'"description": "{DESCRIPTION}"' in path.read_text(encoding="utf-8")[:200]
     if path.suffix == ".npy":
         return path.read_bytes().endswith(NPY_MARK)
     if path.name.endswith(NIFTI):

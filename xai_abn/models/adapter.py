@@ -19,6 +19,7 @@ from xai_abn.images.loading import load_image
 from xai_abn.images.preprocess import PreparedImage, Preprocess
 from xai_abn.models.detection import Detection, Detections, backbone_layer, detections, scores_of_detections
 from xai_abn.models.editing import EditableImage
+from xai_abn.models.inputs import BoundInputs, others_are_examples
 from xai_abn.models.layers import (
     AttentionPlace,
     attention_blocks,
@@ -76,7 +77,7 @@ class ModelAdapter:
         output: where the logits are in the network's output; see ``Output``.
         multi_label: whether classes are attributes that can hold at once, each with a probability of its own (the
             sigmoid of its logit, not a share of a softmax); always so of a multi-task ABN.
-        scores_only: whether the output is a user-defined score, so that class probabilities are undefined.
+        scores_only: whether the outputs are values or user-defined scores, so that there are no probabilities.
         example_input: (1, C, H, W) input that the network accepts, or (1, C, D, H, W) of a network for volumes or
             clips, used to find its layers; default: zeros of the size of the preprocessing.
         assumed_preprocessing: whether the network's own preprocessing is unknown and ImageNet's is assumed.
@@ -168,8 +169,8 @@ class ModelAdapter:
         with (
             as_unsupported(
                 f"{self.name} does not accept an input of {shape}; give one that it accepts, as xai_abn.wrap(..., "
-                "example_input=tensor of (1, C, H, W) or (1, C, D, H, W)) or preprocess=Preprocess(size=...), or put a "
-                "network with other inputs into a module that takes images (N, C, H, W) or volumes (N, C, D, H, W)"
+                "example_input=tensor of (1, C, H, W) or (1, C, D, H, W)) or preprocess=Preprocess(size=...), or the "
+                "other inputs of a network with several as other_inputs={'name': tensor}"
             ),
             evaluating(self.module),
         ):
@@ -390,7 +391,12 @@ class ModelAdapter:
         if logits.shape[1] == 1 and not (self.multi_label or self.scores_only):
             notes.append(
                 f"{self.name} has one output, shown as a score; if it is the logit of a class, wrap it with "
-                "multi_label=True"
+                "multi_label=True, and if it is a value, with scores_only=True"
+            )
+        if others := others_are_examples(self.module):
+            notes.append(
+                f"the other inputs of {self.name} ({others}) are those given to wrap; give each image its own with "
+                "explain(..., other_inputs=...)"
             )
         if self.assumed_preprocessing:
             notes.append(
@@ -467,8 +473,8 @@ class ModelAdapter:
             found = self._part(found, self.output)
         elif (scores := class_scores(found)) is not None:
             found = scores.mean(dim=tuple(range(2, scores.dim())))
-        if isinstance(found, Tensor) and found.dim() == 1 and callable(self.output):
-            found = found[:, None]
+        if isinstance(found, Tensor) and found.dim() < 2:  # one value per image, squeezed
+            found = found.reshape(-1, 1)
         if not isinstance(found, Tensor) or found.dim() != 2 or not found.shape[1] or not found.is_floating_point():
             got = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise UnsupportedModelError(
@@ -512,6 +518,26 @@ class ModelAdapter:
         if self.detects:
             vars(scored)["_usual_kind"] = "probabilities"  # without trying it on other inputs
         return scored
+
+    def with_inputs(self, others: Mapping[str, Any]) -> ModelAdapter:
+        """Return this model with other inputs than those given to :func:`wrap`: those of one image.
+
+        Args:
+            others: a tensor with one row, (1, ...), for each name.
+
+        Raises:
+            InvalidInputError: the model has no other inputs, or other ones.
+        """
+        if not isinstance(self.module, BoundInputs):
+            raise InvalidInputError(
+                f"{self.name} takes images alone; give examples of its other inputs to xai_abn.wrap(..., "
+                "other_inputs={'name': tensor})"
+            )
+        bound = replace(self, module=self.module.with_inputs(others))
+        vars(bound).update({name: value for name, value in vars(self).items() if name in _OF_LAYERS})
+        if self.module in NEED_GRADIENTS:
+            NEED_GRADIENTS.add(bound.module)
+        return bound
 
     def class_map(self, output: object, source: str) -> Tensor:
         """Return the scores (K, h, w) or (K, d, h, w) of all classes at all positions in the output for one image.
@@ -576,8 +602,10 @@ class ModelAdapter:
             return EditableImage(network, prepared, self.memory_format, index_of, self.probabilities)
 
     def label(self, index: int) -> str:
-        """Return the name of a class, or ``"class 7"`` without labels."""
-        return self.labels[index] if self.labels is not None and index < len(self.labels) else f"class {index}"
+        """Return the name of a class, or ``"class 7"`` without labels, or ``"output 7"`` where outputs are values."""
+        if self.labels is not None and index < len(self.labels):
+            return self.labels[index]
+        return f"class {index}" if self.gives_map or self.has_probabilities else f"output {index}"
 
     def target_index(self, target: int | str, classes: int | None) -> int:
         """Return the index of a class given by index or by label text (case is ignored).
@@ -648,7 +676,9 @@ def wrap(
     name: str | None = None,
     output: Output = None,
     multi_label: bool = False,
+    scores_only: bool = False,
     example_input: Tensor | None = None,
+    other_inputs: Mapping[str, Any] | None = None,
 ) -> ModelAdapter:
     """Make any classifier explainable.
 
@@ -664,9 +694,16 @@ def wrap(
         output: where the logits are in its output, if they are not the output itself or its ``logits``: a key or
             attribute, a position in a tuple, or a function of the output.
         multi_label: whether classes are attributes that can hold at once; probabilities are then sigmoids.
+        scores_only: whether the outputs are values, as of a regression, and not logits of classes: they are shown as
+            they are, without probabilities, and all are explained unless targets are given. One per image, (N,) or
+            (N, 1), or several, (N, K).
         example_input: (1, C, H, W) input that the network accepts, for networks that do not accept RGB images of the
             size of the preprocessing: rectangles, or one, four or more channels; (1, C, D, H, W) for a network that
             takes volumes, or clips of D frames. It is used to find layers.
+        other_inputs: for a network of several inputs, the others than the image, by the names of the arguments of its
+            ``forward``: tensors with one row, (1, ...), or anything else, which is passed on as it is. The image goes
+            to the first argument that is not among them. They are used to find layers, and for images whose own are
+            not given to :func:`xai_abn.explain`. The network is then the submodule ``network``.
 
     Raises:
         UnsupportedModelError: not a module, a scripted module, or weights that are missing or cannot be differentiated.
@@ -680,6 +717,9 @@ def wrap(
         'layer4'
     """
     module = plain_module(module)
+    if multi_label and scores_only:
+        raise InvalidInputError("give multi_label for attributes or scores_only for values, not both")
+    whole = module if other_inputs is None else BoundInputs(module, other_inputs)
     if not isinstance(name, (str, NoneType)):
         raise InvalidInputError(f"name must be text, got {type(name).__name__}")
     name = " ".join((name or type(module).__name__).split())
@@ -688,13 +728,14 @@ def wrap(
     default = assumed_clips(module) if video else Preprocess()
     module = FramesFirst(module) if video else module
     adapter = ModelAdapter(
-        module,
+        whole,
         name=name,
         preprocess=own or default,
         labels=own_labels(module) if labels is None else as_labels(labels),
-        layer=_layer_name(module, layer),
+        layer=_layer_name(whole, layer),
         output=output,
         multi_label=multi_label or isinstance(module, MultiTaskABN),
+        scores_only=scores_only,
         example_input=_checked_example(example_input),
         assumed_preprocessing=own is None and is_of_hugging_face(module),
     )
@@ -729,8 +770,8 @@ def _checked_example(example: object) -> Tensor | None:
             return example
     got = f"{example.dtype} {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
     raise InvalidInputError(
-        f"example_input must be a tensor (1, C, H, W) or (1, C, D, H, W) of finite numbers, got {got}; put a network "
-        "with several inputs into a module whose forward takes the image and passes the other inputs on"
+        f"example_input must be a tensor (1, C, H, W) or (1, C, D, H, W) of finite numbers, got {got}; give the other "
+        "inputs of a network with several as other_inputs={'name': tensor}"
     )
 
 

@@ -287,8 +287,16 @@ def as_labels(labels: object) -> tuple[str, ...]:
     """
     if isinstance(labels, Mapping):
         by_index = {int(k) if str(k).isdecimal() else k: v for k, v in labels.items()}
+        if len(by_index) < len(labels):
+            raise InvalidInputError("labels have an index twice, as a number and as text; give each class one label")
         if set(by_index) != set(range(len(by_index))):
-            raise InvalidInputError(f"labels must have the indices 0 to {len(by_index) - 1}, got {list(labels)[:5]}")
+            known = [k for k in by_index if isinstance(k, int)]
+            gaps = [k for k in range(max(known, default=0)) if k not in by_index][:5]
+            raise InvalidInputError(
+                f"labels must have the indices of all classes from 0, got {shown(str(list(labels)[:5]), 60)}"
+                + (f" without {', '.join(map(str, gaps))}" if gaps else "")
+                + "; give labels=[...], one text for each class"
+            )
         labels = [by_index[i] for i in range(len(by_index))]
     if (isinstance(labels, str | Set) and not isinstance(labels, KeysView)) or not hasattr(labels, "__iter__"):
         raise InvalidInputError(f"labels must be a list of texts, got {type(labels).__name__}")

@@ -76,8 +76,8 @@ def resolve_targets(model: ModelAdapter, targets: Sequence[Target | None], logit
     """Look up the targets of one image, each once.
 
     None stands for the default: the top-1 class; for a multi-label model all attributes that are more probable than
-    not, the most probable first, or the most probable alone. Different classes with the same label get their index
-    appended.
+    not, the most probable first, or the most probable alone; all outputs if they are values. Different classes with the
+    same label get their index appended.
 
     Args:
         model: the model.
@@ -89,7 +89,7 @@ def resolve_targets(model: ModelAdapter, targets: Sequence[Target | None], logit
         InvalidInputError: no such index, or a class compared with itself.
     """
     ranked = logits.argsort(descending=True).tolist()
-    present = []
+    present = list(range(len(logits))) if model.scores_only else []
     if model.multi_label:
         probabilities = model.probabilities(logits[None])[0]
         present = [index for index in ranked if probabilities[index] > 0.5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,30 +15,30 @@ from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.adapter import ModelAdapter, wrap
 
 
-class TextClassifier(nn.Module):
-    """Scores images by their similarity with texts.
+class CosineScores(nn.Module):
+    """Scores images by their similarity with texts or other images.
 
     Args:
         encoder: images (N, 3, H, W) to features (N, D).
-        texts: (K, D) features of the texts.
+        others: (K, D) features of the texts or images.
         scale: factor of the cosine similarity.
         bias: added to it.
     """
 
-    def __init__(self, encoder: nn.Module, texts: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, encoder: nn.Module, others: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.encoder = encoder
-        self.texts: Tensor
+        self.others: Tensor
         self.scale: Tensor
         self.bias: Tensor
-        self.register_buffer("texts", texts / texts.norm(dim=1, keepdim=True))
+        self.register_buffer("others", others / others.norm(dim=1, keepdim=True))
         self.register_buffer("scale", scale.detach())
         self.register_buffer("bias", torch.zeros_like(scale) if bias is None else bias.detach())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return one logit per text, (N, K)."""
+        """Return one score per text or image, (N, K)."""
         features = self.encoder(images)
-        similarity: Tensor = (features / features.norm(dim=1, keepdim=True)) @ self.texts.T
+        similarity: Tensor = (features / features.norm(dim=1, keepdim=True)) @ self.others.T
         return similarity * self.scale + self.bias
 
 
@@ -98,22 +99,22 @@ def zero_shot(
     3.1; for the sigmoid Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023.
     """
     texts = _checked(texts)
-    of_hugging_face = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
-    if not of_hugging_face and not (hasattr(model, "encode_text") and hasattr(model, "visual")):
+    encoder = image_encoder(model)
+    if encoder is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} does not compare images with texts: expected get_image_features and "
             "get_text_features, as in CLIPModel of transformers, or encode_text and visual, as in open_clip"
         )
+    of_hugging_face = isinstance(encoder, _ImageFeatures)
     features = _features_of_hugging_face if of_hugging_face else _features_of_open_clip
     with torch.no_grad():
         encoded = features(model, processor, texts)
     bias = getattr(model, "logit_bias", None)
     network: Any = model
-    encoder = _ImageFeatures(model) if of_hugging_face else network.visual
     if preprocess is None and of_hugging_face:
         preprocess = processor.image_processor
     return wrap(
-        TextClassifier(encoder, encoded, network.logit_scale.exp(), bias).eval(),
+        CosineScores(encoder, encoded, network.logit_scale.exp(), bias).eval(),
         labels=texts,
         preprocess=preprocess,
         layer=layer,
@@ -122,14 +123,28 @@ def zero_shot(
     )
 
 
+def image_encoder(model: nn.Module) -> nn.Module | None:
+    """Return the image side of a network that compares images with texts, images to features (N, D); else None."""
+    if hasattr(model, "get_image_features") and hasattr(model, "get_text_features"):
+        return _ImageFeatures(model)
+    visual = getattr(model, "visual", None)
+    return visual if hasattr(model, "encode_text") and isinstance(visual, nn.Module) else None
+
+
 def _checked(texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str) or not hasattr(texts, "__iter__"):
         raise InvalidInputError(f"texts must be a list of texts, got {texts!r}; for a single one give [{texts!r}]")
     listed = list(texts)
-    wrong = next((text for text in listed if not isinstance(text, str) or not text.strip()), None)
+    wrong = next((text for text in listed if not isinstance(text, str) or not _has_words(text)), None)
     if wrong is not None or not listed:
-        raise InvalidInputError(f"texts must be one or several texts with words, got {listed[:5]!r}")
+        got = listed[:5] if wrong is None else wrong
+        raise InvalidInputError(f"texts must be one or several texts with words, got {got!r}")
     return [" ".join(text.split()) for text in listed]
+
+
+def _has_words(text: str) -> bool:
+    """Return whether a text has anything but blanks and punctuation: letters, digits or symbols."""
+    return any(unicodedata.category(letter)[0] in "LNS" for letter in text)
 
 
 def _features_of_hugging_face(model: Any, processor: Any, texts: list[str]) -> Tensor:

@@ -287,7 +287,7 @@ function point(canvas, x, y) {
 }
 
 function drawCards(container = $("cards")) {
-  const opacity = Number($("opacity").value);
+  const opacity = $("even").checked ? Number($("opacity").value) : null;
   for (const card of container.children) {
     const canvas = card.querySelector("canvas");
     if (canvas) drawMap(canvas, card, opacity);
@@ -304,8 +304,8 @@ function drawMap(canvas, card, opacity) {
   const drawn = canvas.drawn ??= scaled(map, height, width), pixels = context.getImageData(0, 0, width, height);
   blend(pixels.data, drawn, opacity);
   context.putImageData(pixels, 0, 0);
-  ramp.querySelector(".low").textContent = shown(drawn.low);
-  ramp.querySelector(".high").textContent = shown(drawn.high);
+  ramp.querySelector(".low").textContent = `${drawn.signed ? "negative" : "low"} (${shown(drawn.low)})`;
+  ramp.querySelector(".high").textContent = `${drawn.signed ? "positive" : "high"} (${shown(drawn.high)})`;
   ramp.querySelector("i").style.background = bar(drawn.signed);
   if (!$("outline").checked && !$("box").checked) return;
   const mask = above(map, Number($("threshold").value), height, width);
@@ -753,6 +753,11 @@ function bind() {
     show();
   }
   for (const id of ["outline", "box"]) $(id).addEventListener("change", () => drawCards());
+  $("even").addEventListener("change", () => {
+    $("opacity").disabled = !$("even").checked;
+    drawCards();
+    drawCards($("pair"));
+  });
   for (const id of ["queue-other", "queue-differ"]) $(id).addEventListener("change", () => showQueue());
   for (const id of ["other", "compare-method"]) $(id).addEventListener("change", () => attempt(compare));
   for (const button of document.querySelectorAll("[data-copy]")) {

@@ -1,6 +1,6 @@
 // Maps as arrays: decoding, resizing, coloring, parts above a threshold. Nothing here knows the page.
 
-const POSITIVE = [202, 0, 32], NEGATIVE = [5, 103, 190], CLIPPED = 0.99;
+const POSITIVE = [202, 0, 32], NEGATIVE = [5, 103, 190], CLIPPED = 0.99, STRONGEST = 0.75;
 let colors = new Uint8Array(768);
 
 /** Set the colormap: 256 RGB colors as base64. */
@@ -50,15 +50,14 @@ export function scaled(map, height, width) {
   return { values: values.map((value) => Math.max(0, Math.min(1, (value - low) / range))), low, high: top, signed };
 }
 
-/** Blend scaled values into pixels (RGBA) of the same size. */
+/** Blend scaled values into pixels (RGBA) of the same size, by one opacity, or where that is null by the values. */
 export function blend(pixels, shown, opacity) {
   const { values, signed } = shown;
   for (let i = 0, p = 0; i < values.length; i++, p += 4) {
     const color = !signed ? colors : values[i] > 0 ? POSITIVE : NEGATIVE, at = signed ? 0 : Math.round(values[i] * 255) * 3;
-    const share = signed ? opacity * Math.sqrt(Math.abs(values[i])) : opacity;
-    pixels[p] += (color[at] - pixels[p]) * share;
-    pixels[p + 1] += (color[at + 1] - pixels[p + 1]) * share;
-    pixels[p + 2] += (color[at + 2] - pixels[p + 2]) * share;
+    const strength = Math.abs(values[i]), share = opacity ?? STRONGEST * strength;
+    const white = signed && opacity !== null ? 255 * (1 - strength) : 0, own = 1 - white / 255; // white at 0
+    for (let c = 0; c < 3; c++) pixels[p + c] += (white + color[at + c] * own - pixels[p + c]) * share;
   }
 }
 
