@@ -1,4 +1,4 @@
-"""Atomic writing of files, whole or not at all; digests of content and facts; names of files as text."""
+"""Files written whole or not at all, and never over those of others; digests; names of files as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,27 @@ def replacing(path: Path, kind: str = "") -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def refuse_foreign(path: Path, is_ours: Callable[[Path], bool], way_out: str = "give --overwrite") -> None:
+    """Refuse to replace what xai-abn did not create.
+
+    Args:
+        path: the file to make or replace; it need not exist.
+        is_ours: whether a file is one of ours; it may raise what reading the file raises.
+        way_out: what to do besides choosing another place, for the message.
+
+    Raises:
+        OutputError: something is there that is not ours.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        ours = path.is_file() and is_ours(path)
+    except (OSError, SyntaxError, ValueError):
+        ours = False
+    if not ours:
+        raise OutputError(f"{path} exists and was not created by xai-abn; choose another --output or {way_out}")
 
 
 def name_as_text(name: str) -> str:

@@ -236,9 +236,7 @@ def explain_batch(
     for image, wanted, logits in zip(prepared, targets, forward_pass.logits, strict=True):
         try:
             if not bool(can_be_explained(logits[None])):
-                raise NonFiniteError(
-                    f"{image.source}: {model.name} outputs NaN or infinite scores; check its weights and preprocessing"
-                )
+                raise model.not_finite(image.source)
             found = wanted(logits) if callable(wanted) else wanted
             resolved.append(resolve_targets(model, found, logits) if found else [])
             masked = next((t for t in resolved[-1] if logits[t.index].isneginf()), None)

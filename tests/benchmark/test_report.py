@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import html as markup
 import io
+import itertools
 import json
 import re
 
@@ -17,7 +19,8 @@ from typer.testing import CliRunner
 from xai_abn import explainers, metrics
 from xai_abn.benchmark import BenchmarkSettings, benchmark
 from xai_abn.benchmark.report.build import make_report
-from xai_abn.benchmark.report.text import overview
+from xai_abn.benchmark.report.gallery import _boxes
+from xai_abn.benchmark.report.text import meaning, overview
 from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store
 from xai_abn.datasets import read_dataset
 from xai_abn.errors import OutputError, RunError, UnknownNameError
@@ -278,11 +281,15 @@ def test_the_axis_of_curves_may_differ_between_models(tmp_path):
 
 
 def test_the_gallery_shows_the_photos_with_the_largest_spread(run):
-    """Deletion's spread between methods grows with the image's number; the flat map is bare and says why."""
+    """Each metric chooses in turn, by its own spread, here larger in later images; the flat map is bare, says why."""
     report = make_report([run], gallery=IMAGES)
     gallery = report.sections[0]["gallery"]
-    assert gallery["metric"] == "deletion:test"
-    assert [row["source"] for row in gallery["rows"]][:2] == ["image11.jpg", "image10.jpg"]
+    assert gallery["metrics"] == list(METRICS)
+    chosen = {metric: [r["source"] for r in gallery["rows"] if r["metric"] == metric] for metric in METRICS}
+    assert chosen["deletion:test"][:2] == ["image11.jpg", "image9.jpg"]  # insertion has taken 10
+    assert chosen["insertion:test"][:2] == ["image10.jpg", "image8.jpg"]
+    assert chosen["pointing-game:test"][0] == "image0.jpg"  # where one method misses
+    assert [len(sources) for sources in chosen.values()] == [4, 4, 4]
     assert len(report.drawings) == IMAGES * (1 + len(METHODS))
     index, row = next((i, r) for i, r in enumerate(gallery["rows"]) if r["source"] == "image0.jpg")
     assert next(m for m in row["methods"] if m["method"] == "grad-cam")["flaw"] == "flat"
@@ -291,6 +298,53 @@ def test_the_gallery_shows_the_photos_with_the_largest_spread(run):
     (box,) = row["objects"]
     assert [box[k] for k in ("left", "top", "width", "height")] == pytest.approx([10, 0, 40, 60])
     assert box["label"] == f"{LABEL} (difficult)"
+    few = make_report([run], gallery=2).sections[0]["gallery"]["rows"]
+    assert [row["source"] for row in few] == ["image11.jpg", "image10.jpg"]
+
+
+def test_names_of_objects_never_cover_each_other():
+    """Whatever the boxes, named places are inside the image and apart, and at least one object is named."""
+    draw = np.random.default_rng(0)
+    for number in [1, 2, 5, 40] * 10:
+        corners = draw.random((number, 2, 2))
+        things = [
+            {"label": f"object {i % 9}" * (1 + i % 2), "box": [*c.min(axis=0), *c.max(axis=0)]}
+            for i, c in enumerate(corners)
+        ]
+        boxes = _boxes(ImageRow("k", 0, "a.jpg", None, b"", things), [], "object 1")
+        places = [box["name_at"] for box in boxes if box["name_at"]]
+        assert places
+        assert all(0 <= x <= x + w <= 100 and 0 <= y <= 94 for x, y, w in places)
+        for (x, y, w), (u, v, o) in itertools.combinations(places, 2):
+            assert x + w <= u or u + o <= x or y + 6 <= v or v + 6 <= y
+
+
+def test_formulas_are_no_raw_markup(tmp_path):
+    """The double backticks of docstrings become code on the page, and labels in them stay text."""
+    methods = {**METHODS, "cam": {**METHODS["cam"], "definition": "Weights: ``M_c <= sum_k w_ck``. Signed."}}
+    html = make_report([write_run(tmp_path / "run.sqlite", methods=methods)]).html()
+    assert "Weights: <code>M_c &lt;= sum_k w_ck</code>. Signed." in html
+    assert "``" not in html
+
+
+def test_an_outsider_is_told_what_each_metric_measures(tmp_path):
+    """The first sentence of each definition stands under the summary; deletion's is not insertion's."""
+    names = ("deletion:xai-abn", "insertion:xai-abn")
+    records = {name: {**METRICS["deletion:test"], "definition": metrics.get(name).definition} for name in names}
+    first, second = (meaning({"definition": record["definition"]}) for record in records.values())
+    assert first.startswith("Mean probability of the target while pixels are deleted")
+    assert second.startswith("Mean probability of the target while pixels are inserted")
+    described = {**METRICS, "deletion:test": {**METRICS["deletion:test"], "definition": f"{first} And how."}}
+    above = make_report([write_run(tmp_path / "run.sqlite", metrics=described)]).html().partition('id="tests-0"')[0]
+    assert f"<dd>{markup.escape(first, quote=False)}</dd>" in above.replace("&#39;", "'")
+
+
+def test_whiskers_have_a_scale(run):
+    """Under each heading stand the ends of the scale on which the intervals below are drawn."""
+    report = make_report([run])
+    ends = [c[end] for c in report.sections[0]["summary"] if c["metric"] == "deletion:test" for end in ("low", "high")]
+    low, high = f"{min(ends):.3f}", f"{max(ends):.3f}"
+    assert f'<span class="scale" aria-hidden="true"><span>{low}</span><span>{high}</span></span>' in report.html()
 
 
 def test_labels_are_text_and_never_markup(run):
@@ -459,6 +513,57 @@ def test_a_heading_sorts_up_then_down_and_baselines_stay_apart(browser, run, how
 
     assert order() == ["ascending", ["abn", "cam", "grad-cam", "center"]]
     assert order() == ["descending", ["grad-cam", "cam", "abn", "center"]]
+
+
+def test_a_drawing_is_enlarged_beside_the_whole_image(browser, run):
+    """By click or Enter, to more than twice its size on a wide window; Escape closes."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    opened(browser, run, 1440)
+    tile = browser.find_element(By.CSS_SELECTOR, ".tiles .frame-of")
+    small = tile.size["width"]
+    for how in (tile.click, lambda: tile.send_keys(Keys.ENTER)):
+        how()
+        shown = browser.find_elements(By.CSS_SELECTOR, "dialog[open] img")
+        assert [image.size["width"] > 2 * small for image in shown] == [True, True]
+        browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+        assert browser.find_elements(By.CSS_SELECTOR, "dialog[open]") == []
+
+
+def test_bands_are_shown_one_by_one(browser, run):
+    """At first the reference's alone, so that they do not cover each other; the legend shows and hides them."""
+    from selenium.webdriver.common.by import By
+
+    opened(browser, run, 1280)
+    figure = browser.find_element(By.CSS_SELECTOR, ".figures figure")
+    buttons = {b.text: b for b in figure.find_elements(By.CSS_SELECTOR, ".legend button")}
+
+    def shown():
+        bands = figure.find_elements(By.CSS_SELECTOR, ".band")
+        return [name for name, band in zip(buttons, bands, strict=True) if band.is_displayed()]
+
+    assert shown() == ["abn"]
+    buttons["cam"].click()
+    assert shown() == ["abn", "cam"]
+    buttons["abn"].click()
+    assert shown() == ["cam"]
+
+
+def test_a_phone_shows_the_verdict_and_that_there_is_more(browser, run):
+    """The third column of the paired tests is on screen; a table with more to the right says so until it is reached."""
+    opened(browser, run, 390)
+    right = "document.querySelector('#tests-0 ~ .sides th:nth-child(3)').getBoundingClientRect().right"
+    assert browser.execute_script(f"return {right}") <= 390
+    more = "[...document.querySelectorAll('.sides.more .scroll')].map((s) => s.scrollWidth > s.clientWidth)"
+    found = browser.execute_script(f"return {more}")
+    assert found
+    assert all(found)
+    browser.execute_async_script(
+        "const done = arguments[0]; document.querySelectorAll('.scroll').forEach((s) => { s.scrollLeft = 9999; });"
+        "requestAnimationFrame(() => requestAnimationFrame(() => done()));"
+    )
+    assert browser.execute_script(f"return {more}") == []
 
 
 @pytest.mark.parametrize("width", [390, 1280])

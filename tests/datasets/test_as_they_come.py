@@ -16,6 +16,7 @@ from xai_abn.benchmark.report.build import make_report
 from xai_abn.benchmark.trials import class_indices
 from xai_abn.cli.benchmark import _report
 from xai_abn.datasets import Dataset, Sample, read_dataset
+from xai_abn.datasets.batches import ConvertedWarning
 from xai_abn.datasets.imagenet_classes import wnids_of
 from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError
 from xai_abn.images.loading import SkippedFilesWarning, find_images, load_image
@@ -230,6 +231,19 @@ def test_copies_are_told(tmp_path):
     assert (summary.measured, summary.copies) == (2, 1)
 
 
+def test_images_converted_on_reading_are_told(tmp_path):
+    """By a benchmark, too, once for each kind: 16 bits, CMYK, transparency."""
+    folder = tmp_path / "images" / "cat"
+    folder.mkdir(parents=True)
+    for name in "ab":
+        Image.fromarray(np.full((60, 60), 700, np.uint16)).save(folder / f"{name}.png")
+    Image.new("CMYK", (60, 60), (9, 9, 9, 9)).save(folder / "c.jpg")
+    Image.new("RGBA", (60, 60), (9, 9, 9, 9)).save(folder / "d.png")
+    with pytest.warns(ConvertedWarning) as told:
+        run(read_dataset(f"images:{tmp_path / 'images'}"), tmp_path, metrics=("gini",))
+    assert [str(warning.message).partition(":")[0] for warning in told] == ["a.png", "c.jpg", "d.png"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="names of files are text there")
 def test_a_name_in_other_bytes_than_utf8_is_measured(tmp_path):
     """As in archives made elsewhere."""
@@ -363,7 +377,7 @@ def test_partitions_are_followed_in_every_form(tmp_path, form):
 def test_absent_faces_say_where_they_were_looked_for(tmp_path):
     """And the folder can be said."""
     (tmp_path / "list_attr_celeba.csv").write_text(CELEBA)
-    with pytest.raises(DatasetError, match=r"000000\.jpg; looked for in .*img_align_celeba"):
+    with pytest.raises(DatasetError, match=r"000000\.jpg: no such file; looked for it in .*img_align_celeba"):
         read_dataset(f"attributes:{tmp_path / 'list_attr_celeba.csv'}")
     celeba(tmp_path / "faces")
     data = read_dataset(f"attributes:{tmp_path / 'list_attr_celeba.csv'}", images=tmp_path / "faces")

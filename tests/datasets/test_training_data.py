@@ -90,7 +90,8 @@ def test_conversions_of_pixels_are_told_once(tmp_path, workers):
         for label in ("cat", "dog"):
             (tmp_path / part / label).mkdir(parents=True)
             for i in range(3):
-                Image.fromarray(np.full((16, 16), 9000 * i, np.uint16)).save(tmp_path / part / label / f"{i}.png")
+                gray = np.full((16, 16), 9000 * i + len(part) + 9 * len(label) + ord(label[0]), np.uint16)
+                Image.fromarray(gray).save(tmp_path / part / label / f"{i}.png")
     data = read_training_data(f"images:{tmp_path}", ReadOptions(size=16, workers=workers))
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")

@@ -100,6 +100,38 @@ def test_a_block_that_returns_a_tuple_is_read_by_name():
     assert (found["ablation-cam"].layer, found["ablation-cam"].flaw) == (name, None)
 
 
+WINDOWS = {"embed_dim": 16, "depths": [1] * 4, "num_heads": [1, 2, 2, 4], "num_labels": 5}
+SUMS = {
+    "hiera.encoder.stages.3": lambda: transformers.HieraForImageClassification(
+        transformers.HieraConfig(**WINDOWS, image_size=[64, 64])
+    ),
+    "donut.encoder.layers.3": lambda: transformers.DonutSwinForImageClassification(
+        transformers.DonutSwinConfig(**WINDOWS, image_size=64, window_size=2)
+    ),
+    "data2vec_vision.encoder.layer.1": data2vec,
+}
+
+
+@pytest.mark.parametrize("layer", SUMS)
+def test_of_a_block_that_returns_a_tuple_the_sum_is_the_target_layer(layer):
+    """Not its last branch, which is the last module inside it: the score depends on the skip around it, too."""
+    torch.manual_seed(0)
+    network, image, kept = SUMS[layer]().eval(), noise(1, 3, 64, 64), []
+    with torch.no_grad():
+        for values in network.parameters():  # an initial weight of 0 would switch a branch off
+            values.add_(torch.randn_like(values) * 0.05)
+    handle = network.get_submodule(layer).register_forward_hook(lambda _m, _i, output: kept.append(output[0]))
+    score = network(image).logits[0, 2]
+    handle.remove()
+    products = (torch.autograd.grad(score, kept[0])[0] * kept[0])[0].sum(dim=1).detach().numpy()
+    model = wrapped(network)
+    found = xai_abn.explain(model, image, ["hires-cam", "score-cam"], targets=2)
+    assert model.target_layer == layer
+    right = products[-found["hires-cam"].map.size :].reshape(found["hires-cam"].map.shape)
+    np.testing.assert_allclose(found["hires-cam"].map, right, rtol=1e-3, atol=1e-4 * np.abs(right).max())
+    assert found["score-cam"].map.shape == right.shape
+
+
 def test_legrad_takes_blocks_that_return_tuples_and_refuses_windows():
     """It reads the blocks itself, so it never asks for another layer."""
     assert xai_abn.explain(wrapped(data2vec()), noise(1, 3, 64, 64), "legrad")["legrad"].map.shape == (4, 4)

@@ -12,6 +12,8 @@ from torchvision import transforms
 
 import xai_abn
 from xai_abn.errors import InvalidInputError, NonFiniteError, UnsupportedModelError
+from xai_abn.models.metadata import as_labels
+from xai_abn.models.zoo import read_labels
 
 SMALL = xai_abn.Preprocess(size=64)
 
@@ -330,7 +332,7 @@ def test_a_processor_of_hugging_face_is_followed(kind):
 
 
 OTHER_PROCESSORS = {
-    "channels in another order": (transformers.MobileViTImageProcessor, {}),
+    "borders": (transformers.MobileViTImageProcessor, {"size": {"shortest_edge": 64}, "crop_size": 256}),
     "no resizing": (transformers.ViTImageProcessor, {"do_resize": False}),
     "no crop": (transformers.CLIPImageProcessor, {"do_center_crop": False}),
     "values up to 255": (transformers.ViTImageProcessor, {"do_rescale": False}),
@@ -345,6 +347,38 @@ def test_a_processor_that_does_something_else_is_refused(kind):
     made, options = OTHER_PROCESSORS[kind]
     with pytest.raises(InvalidInputError, match=r"give xai_abn.Preprocess\("):
         xai_abn.wrap(body(), preprocess=made(**options))
+
+
+class TurnedRound(nn.Module):
+    """What the error about channels in another order tells to write."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x.flip(1))
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        transformers.MobileViTImageProcessor(size={"shortest_edge": 72}, crop_size=64, resample=2),
+        transformers.PPLCNetImageProcessor(resize_short=72, size={"height": 72, "width": 72}, crop_size=64),
+    ],
+    ids=lambda processor: type(processor).__name__,
+)
+def test_channels_in_another_order_are_refused_with_what_gives_the_same(processor):
+    """As MobileViT and PP-LCNet have them: done as the error says, the network sees what its processor makes."""
+    network, loaded = body(), xai_abn.images.loading.load_image("example:cat")
+    with pytest.raises(InvalidInputError, match=r"blue, green, red; .*network\(x\.flip\(1\)\)") as caught:
+        xai_abn.wrap(network, preprocess=processor)
+    given = eval(str(caught.value).partition("preprocess=")[2], {"xai_abn": xai_abn})
+    model = xai_abn.wrap(TurnedRound(network), preprocess=given)
+    right = processor(loaded.image, return_tensors="pt")["pixel_values"]
+    seen = model.preprocess(loaded).tensor[None].flip(1)
+    assert (seen - right).abs().mean() < 0.02 * right.std()
+    torch.testing.assert_close(model.logits_of(model.module(seen.flip(1))), network(right), rtol=0.05, atol=0.01)
 
 
 def test_a_processor_around_a_network_of_timm_is_followed():
@@ -499,3 +533,29 @@ def test_a_squashed_image_has_its_map_on_the_whole():
     model = xai_abn.wrap(body(), preprocess=xai_abn.Preprocess(size=64, crop="squash"))
     result = xai_abn.explain(model, "example:cat", "saliency", 1)["saliency"]
     assert result.heatmap(result.image_size).shape == result.image_size
+
+
+ELEVEN = "\n".join(f"{i},class" for i in (0, 10, *range(1, 10)))  # sorted as text
+
+
+@pytest.mark.parametrize("lines", ["1: dog\n0: cat", "2 dog\n1 cat\n3 owl", ELEVEN])
+def test_lines_numbered_in_another_order_are_refused(tmp_path, lines):
+    """Else each class would have the name of another."""
+    (tmp_path / "labels.txt").write_text(lines)
+    with pytest.raises(InvalidInputError, match=r"numbered, but line \d has the number .*; sort them"):
+        read_labels(tmp_path / "labels.txt")
+
+
+@pytest.mark.parametrize("lines", ["0: cat\n1: dog", "3 spots\n1 stripe", "7\n0\n1", "cat\ndog"])
+def test_other_lines_are_labels_as_they_are(tmp_path, lines):
+    """Also with numbers that are in order, or are none of lines."""
+    (tmp_path / "labels.txt").write_text(lines)
+    assert read_labels(tmp_path / "labels.txt") == tuple(lines.splitlines())
+
+
+@pytest.mark.parametrize("labels", [{"cat", "dog", "owl"}, frozenset(("cat", "dog"))])
+def test_labels_without_an_order_are_refused(labels):
+    """A set has another order in every process."""
+    with pytest.raises(InvalidInputError, match="labels must be a list"):
+        as_labels(labels)
+    assert as_labels(dict.fromkeys(("b", "a")).keys()) == ("b", "a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import pytest
 import timm
@@ -114,8 +115,11 @@ def test_unknown_architectures_name_the_nearest():
     """A slip of the pen is answered with what was meant."""
     with pytest.raises(UnknownNameError, match="resnet20"):
         create_model("resnet2O", 10)
-    with pytest.raises(UnknownNameError, match="timm model"):
-        create_model("timm:resnett18", 10)
+    for library, name in (("timm", "resnett18"), ("timm", "resnet10t.no_such_tag"), ("torchvision", "resnett18")):
+        for make in (create_model, partial(load_model, weights="random")):
+            with pytest.raises(UnknownNameError, match=f"unknown {library} model {name!r}.*resnet1"):
+                make(f"{library}:{name}", classes=10)
+    assert create_model("timm:resnet10t.c3_in1k", 10, mechanism=None).num_classes == 10  # a tag of timm's weights
     with pytest.raises(InvalidInputError, match="at least one class"):
         create_model("resnet20", 0)
 

@@ -66,12 +66,15 @@ WRAPPED = {
     "DataParallel": lambda s: {"state_dict": prefixed(s, "module.")},
     "compiled": lambda s: prefixed(s, "_orig_mod."),
     "both": lambda s: {"model": prefixed(s, "_orig_mod.module.")},
+    "both, the other way": lambda s: prefixed(s, "module._orig_mod."),
     "inside": inserted,
     "repeated": lambda s: {"model_state_dict": prefixed(s, "module.module.")},
     "Lightning": lambda s: {"state_dict": prefixed(s, "model."), "hyper_parameters": {"lr": 0.1}, "epoch": 3},
     "backbone": lambda s: {"state_dict": prefixed(s, "net.backbone.")},
     "nested": lambda s: {"model": {"state_dict": {"net": s}}},
     "net": lambda s: {"net": s, "acc": 0.9, "epoch": 3},
+    "one prefix of any name": lambda s: prefixed(s, "encoder."),
+    "the average alone": lambda s: {"ema": s, "epoch": 3},
     "any key": lambda s: {"my_classifier": s, "best_acc1": torch.tensor(0.9), "optimizer": {"state": {0: s}}},
     "twice": lambda s: {"state_dict": s, "model": dict(s)},
     "without counters": lambda s: {n: v for n, v in s.items() if not n.endswith("num_batches_tracked")},
@@ -96,6 +99,7 @@ def test_wrapped_weights_load_silently(kind, network, tmp_path, inputs):
 AVERAGED = {
     "timm": lambda raw, ema: {"state_dict": raw, "state_dict_ema": ema},
     "ConvNeXt": lambda raw, ema: {"model": raw, "model_ema": prefixed(ema, "module.")},
+    "another word order": lambda raw, ema: {"state_dict": raw, "ema_state_dict": prefixed(ema, "module.")},
     "two dictionaries": lambda raw, ema: {"model": raw, "ema": {"module": ema, "updates": 3}},
     "two prefixes": lambda raw, ema: {"state_dict": {**prefixed(raw, "model."), **prefixed(ema, "ema_model.")}},
 }
@@ -117,6 +121,25 @@ def test_averaged_weights_that_are_incomplete_are_not_taken_silently(network, ot
     with pytest.warns(WeightsWarning, match=r"state_dict is used; ema lacks \d+ of the weights"):
         model = loaded(tmp_path / "ema.pth")
     assert same(model, network)
+
+
+@pytest.mark.parametrize("key", [("ema", "shadow_params"), ("shadow_params",), ("model_ema",)])
+def test_averaged_weights_without_names_are_told_with_the_line_that_names_them(key, network, other, tmp_path):
+    """As torch_ema and diffusers write them: a list in the order of the parameters. The line, run, loads them."""
+    path, averaged = tmp_path / "ema.pth", small(1)
+    content = [p.detach() for p in averaged.parameters()]
+    for name in reversed(key):
+        content = {name: content}
+    torch.save({"state_dict": network.state_dict(), **content}, path)
+    with pytest.warns(WeightsWarning, match=r"state_dict is used; .* without names.*torch\.save\(") as told:
+        assert same(loaded(path), network)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"without names, which are not read; .*network\.named_parameters"):
+        loaded(path)
+    line = str(told[0].message).partition("name them: ")[2].replace("weights.pth", str(tmp_path / "mended.pth"))
+    exec(line, {"torch": torch, "network": network, "WEIGHTS_USED": network.state_dict()})
+    model = loaded(tmp_path / "mended.pth")
+    assert all(torch.equal(p, q) for p, q in zip(model.module.parameters(), averaged.parameters(), strict=True))
 
 
 def test_tensors_beside_the_network_are_named(network, tmp_path):
@@ -182,6 +205,9 @@ def test_what_is_never_executed_is_named_with_the_line_that_mends_it(network, tm
     [
         ({0: torch.zeros(3), 1: torch.zeros(2)}, "expected a dictionary of tensors, got dict; its keys are 0, 1"),
         ([torch.zeros(3)], "expected a dictionary of tensors, got list"),
+        ({}, "expected a dictionary of tensors, got dict"),
+        (5, "expected a dictionary of tensors, got int"),
+        ({"state_dict": {1: torch.zeros(1)}}, "its keys are state_dict"),
         ({"epoch": 3}, "its keys are epoch"),
         ({"fc.weight": torch.zeros(0)}, "do not fit"),
         ({"fc.weight": torch.tensor(1.0), "fc.bias": torch.tensor(1.0)}, "do not fit"),
@@ -211,6 +237,7 @@ def test_a_file_is_known_by_its_content_not_its_name(network, tmp_path):
 @pytest.mark.parametrize(
     "spec",
     [
+        "torchvision:resnet18",
         "torchvision:squeezenet1_1",
         "torchvision:mobilenet_v3_small",
         "torchvision:googlenet",
@@ -232,6 +259,14 @@ def test_the_number_of_classes_is_read_from_the_last_layer(spec, tmp_path):
     example = torch.randn(1, *model.preprocess.shape, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         assert torch.equal(model.logits_of(model.module(example)), made.logits_of(made.module(example)))
+
+
+def test_weights_of_another_network_are_refused(network, tmp_path):
+    """Another number of classes does not excuse another shape."""
+    first = next(iter(network.state_dict()))
+    torch.save({**network.state_dict(), first: torch.zeros(24, 1, 3, 3)}, tmp_path / "gray.pth")
+    with pytest.raises(CheckpointError, match=first):
+        loaded(tmp_path / "gray.pth")
 
 
 def test_auxiliary_heads_may_be_left_out(tmp_path):

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from support import call as run_command
 
 from xai_abn import load_model
+from xai_abn import signals as signals_received
 from xai_abn.cli.main import app
 from xai_abn.cli.settings import telling_how_to_resume
 from xai_abn.datasets import read_training_data
@@ -237,7 +238,7 @@ def test_a_second_signal_acts_at_once(monkeypatch):
         for _ in range(2):  # at once, as of a scheduler that sends several
             signal.raise_signal(signal.SIGINT)
         assert signals.received == signal.SIGINT
-        monkeypatch.setattr(loop, "TOGETHER", 0.0)
+        monkeypatch.setattr(signals_received, "TOGETHER", 0.0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     signals = loop._SignalsHeldBack(wanted=True).__enter__()

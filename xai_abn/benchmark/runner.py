@@ -23,6 +23,7 @@ from xai_abn.benchmark.settings import BenchmarkSettings
 from xai_abn.benchmark.store import Batch, FailureRow, ImageRow, MapRow, ResultRow, Store
 from xai_abn.benchmark.trials import PreparedSample, class_indices, classes_called, short_names
 from xai_abn.datasets import Dataset, Sample
+from xai_abn.datasets.batches import warn_of_conversions
 from xai_abn.errors import (
     DatasetError,
     InvalidInputError,
@@ -183,6 +184,7 @@ class _Run:
         samples = [replace(sample, upright=False) if settings.exif == "ignore" else sample for sample in data.samples]
         listed = list(zip(range(len(names)), names, samples, strict=True))[: settings.limit]
         self.images = listed[index - 1 :: number]
+        self._told: set[str] = set()
         self.identity = {
             "model": {
                 "name": model.name,
@@ -241,8 +243,9 @@ class _Run:
         loaded = annotated.load()
         width, height = loaded.image.size
         annotated.check((height, width))
-        region = self.preprocess.region(width, height)
-        return PreparedSample(key, name, position, annotated, self.preprocess(loaded), (height, width), region)
+        region, prepared = self.preprocess.region(width, height), self.preprocess(loaded)
+        warn_of_conversions(dict.fromkeys(prepared.notes, name), self._told)
+        return PreparedSample(key, name, position, annotated, prepared, (height, width), region)
 
     def _missing(self, image: str, known: set[str]) -> Work:
         """Return each metric with the methods that it has not scored on an image, given by its key."""

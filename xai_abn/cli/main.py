@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import signal
 import sys
-import time
 import warnings
 from typing import Any
 
@@ -15,13 +14,11 @@ from xai_abn.cli import app as app_command
 from xai_abn.cli import benchmark, convert, distill, explain, export, listing, train
 from xai_abn.cli.options import Command
 from xai_abn.errors import XaiAbnError
+from xai_abn.signals import Received
 
 #: Exit codes after Ctrl-C and after the signal by which schedulers end a process, as in a shell.
 INTERRUPTED, TERMINATED = 130, 143
-#: Signals within so many seconds are one: more of them would end the clean-up with a traceback.
-TOGETHER = 1.0
-#: Number and time of the signals received.
-_received: list[tuple[int, float]] = []
+_received = Received()
 
 app = typer.Typer(
     name="xai-abn",
@@ -73,7 +70,7 @@ def main() -> None:
             signal.signal(number, signal.SIG_IGN)
         advice = _advice(stop) or "the files written so far are complete"
         typer.echo(f"xai-abn: interrupted; {advice}", err=True)
-        sys.exit(TERMINATED if _received and _received[-1][0] == signal.SIGTERM else INTERRUPTED)
+        sys.exit(TERMINATED if _received.number == signal.SIGTERM else INTERRUPTED)
 
 
 def _advice(stop: BaseException | None) -> str:
@@ -85,9 +82,7 @@ def _advice(stop: BaseException | None) -> str:
 
 def _stop(number: int, _frame: object) -> None:
     """End with every file finished or left as it was; signals that come together are one."""
-    now = time.monotonic()
-    if not _received or now - _received[-1][1] > TOGETHER:
-        _received.append((number, now))
+    if _received.counts(number):
         raise KeyboardInterrupt
 
 

@@ -18,7 +18,7 @@ from xai_abn.cli.options import ClipFormat, ImageFormat
 from xai_abn.coco import DESCRIPTION, annotations_of, coco_document
 from xai_abn.errors import OutputError
 from xai_abn.explanation import Explanation, sheet
-from xai_abn.files import digest, replacing
+from xai_abn.files import digest, refuse_foreign, replacing
 from xai_abn.images.volumes import NIFTI, is_own_nifti, nifti_bytes
 from xai_abn.rendering import CLIP_MARK, DEFAULT_COLORMAP, check_drawing, clip_bytes, png_bytes
 
@@ -81,8 +81,8 @@ class OutputFolder:
                 pass
         except OSError as error:
             raise OutputError(f"cannot write to output folder {path}: {error.strerror or error}") from error
-        if coco is not None:
-            self._check_ours(path / ANNOTATIONS)
+        if coco is not None and not self.overwrite:
+            refuse_foreign(path / ANNOTATIONS, _is_ours)
 
     def save(self, source: str, explanations: Sequence[Explanation]) -> list[list[Path]]:
         """Save the explanations of one image, and a sheet if there are several.
@@ -114,8 +114,8 @@ class OutputFolder:
             contents[path] = self._encoded(sheet(explanations, **self._drawing), explanations)
             for made in files:
                 made.append(path)
-        for path in contents:
-            self._check_ours(path)
+        for path in () if self.overwrite else contents:
+            refuse_foreign(path, _is_ours)
         for path, content in contents.items():
             with replacing(path) as draft:
                 draft.write_bytes(content)
@@ -187,18 +187,6 @@ class OutputFolder:
         """Return an image as the content of a file that holds the records of its maps."""
         records = json.dumps([e.to_dict() for e in explanations])
         return png_bytes(image, {IMAGE_KEY: records}) if self.format is ImageFormat.PNG else _jpeg(image, records)
-
-    def _check_ours(self, path: Path) -> None:
-        if self.overwrite or not os.path.lexists(path):
-            return
-        try:
-            ours = path.is_file() and _is_ours(path)
-        except (OSError, SyntaxError, ValueError):
-            ours = False
-        if not ours:
-            raise OutputError(
-                f"{path} exists and was not created by xai-abn; choose another --output or give --overwrite"
-            )
 
 
 def _fitting(name: str) -> str:

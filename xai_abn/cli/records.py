@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xai_abn.errors import OutputError
-from xai_abn.files import replacing
+from xai_abn.files import refuse_foreign, replacing
 
 NAME = "records.jsonl"
 #: What every line holds.
@@ -64,18 +64,19 @@ class RecordFile:
 
 def _read(path: Path, overwrite: bool) -> list[dict[str, Any]]:
     """Return the lines; the last one may be incomplete after a kill, and is left out."""
+    lines: list[dict[str, Any]] = []
+
+    def is_ours(file: Path) -> bool:
+        lines.extend(map(json.loads, file.read_bytes().split(b"\n")[:-1]))
+        return all(isinstance(line, dict) and {_STEM, _KEY, _RECORDS} <= set(line) for line in lines)
+
     try:
-        texts = path.read_bytes().split(b"\n")[:-1]
-        lines = [json.loads(text) for text in texts]
-        if all(isinstance(line, dict) and {_STEM, _KEY, _RECORDS} <= set(line) for line in lines):
-            return lines
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError):
-        pass
-    if overwrite and path.is_file():
-        return []
-    raise OutputError(f"{path} exists and was not created by xai-abn; choose another --output or give --overwrite")
+        refuse_foreign(path, is_ours)
+    except OutputError:
+        if overwrite and path.is_file():
+            return []
+        raise
+    return lines
 
 
 def _has_files(line: Mapping[str, Any]) -> bool:

@@ -28,7 +28,7 @@ from xai_abn.settings import MAX_SIZE, Settings
 
 
 class UnreadableWarning(XaiAbnWarning):
-    """Given when unreadable images are left out while a data set is read into memory."""
+    """Given when images that are listed but cannot be used, or read into memory, are left out of a data set."""
 
 
 class ConvertedWarning(XaiAbnWarning):
@@ -97,7 +97,8 @@ class ReadOptions(Settings):
     )
     workers: int = Field(2, ge=0, description="Processes that read images; 0 reads them in the main process.")
     on_unreadable: Literal["skip", "stop"] = Field(
-        "skip", description="'skip' leaves unreadable images out and counts them, 'stop' stops at the first."
+        "skip",
+        description="'skip' leaves out and counts images that cannot be used or read, 'stop' stops at the first.",
     )
     validation: float = Field(
         0.1,

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError, XaiAbnError, shown
+from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError, XaiAbnError, XaiAbnWarning, shown
 from xai_abn.images.loading import LoadedImage, from_array, load_image
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.metrics.objects import Objects, box_mask
@@ -31,6 +32,10 @@ LONGEST_OUTLINE = 2_000_000
 _SMALLEST_SHARE = 0.5
 
 Region = tuple[float, float, float, float]
+
+
+class AlikeClassesWarning(XaiAbnWarning):
+    """Given when the names of two classes differ only in case."""
 
 
 class RunLengths(TypedDict):
@@ -457,4 +462,21 @@ def read_dataset(spec: str, images: str | Path | None = None) -> Dataset:
         first = ": ".join(data.problems[0]) if data.problems else ""
         reasons = f"; {len(data.problems)} are listed but unusable, the first {first}" if first else ""
         raise DatasetError(f"{spec}: no images{reasons}")
+    _warn_of_case(data.class_names, spec)
     return data
+
+
+def _warn_of_case(names: Sequence[str], spec: str) -> None:
+    """Warn of classes whose names differ only in case or blanks at their ends."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(name.strip().casefold(), []).append(name)
+    several = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+    if several:
+        warnings.warn(
+            AlikeClassesWarning(
+                f"{spec}: {', '.join(several[:3])} are different classes, but their names differ only in case; make "
+                "them one if they are the same"
+            ),
+            stacklevel=3,
+        )

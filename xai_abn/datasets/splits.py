@@ -30,6 +30,14 @@ SPLIT_NAMES = {
 }
 
 
+#: Data sets with more images than this are not searched for copies of validation and test images in training.
+MOST_COMPARED = 200_000
+
+
+class CopiesWarning(XaiAbnWarning):
+    """Given when images to validate or test on are also trained on."""
+
+
 class UnusedSplitWarning(XaiAbnWarning):
     """Given when splits of a data set are not used."""
 
@@ -200,7 +208,7 @@ def hold_out(samples: Sequence[Sample], preprocess: Preprocess, number: int) -> 
             break
     if not held:
         raise ImageLoadError(f"none of the {len(distinct)} images can be read; the first: {unreadable[0]}")
-    copies = _copies(list(held), distinct)
+    copies = copies_of(list(held), distinct)
     rest = [sample for sample in samples if sample.source not in held and sample.source not in copies]
     if not rest:
         raise InvalidInputError(
@@ -213,14 +221,48 @@ def _draw_key(path: str) -> str:
     return hashlib.sha256("/".join(Path(path).parts[-2:]).encode(errors="surrogateescape")).hexdigest()
 
 
-def _copies(held: Sequence[str], sources: Iterable[str]) -> set[str]:
-    """Return the files with the content of a held-out one; only files of equal size are compared."""
+def copies_of(files: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Return those of the other files that have the content of one of the files, each with that file.
+
+    Only files of equal size are read, and only those whose first bytes are equal are read to the end.
+    """
     sizes: dict[int, list[str]] = {}
-    for path in filter(os.path.isfile, held):
+    for path in filter(os.path.isfile, files):
         sizes.setdefault(os.path.getsize(path), []).append(path)
-    files = [path for path in sources if os.path.isfile(path)]
-    return {
-        path
-        for path in files
-        if any(filecmp.cmp(path, other, shallow=False) for other in sizes.get(os.path.getsize(path), []))
-    }
+    sizes.pop(0, None)  # empty files are no images
+    starts: dict[int, dict[bytes, list[str]]] = {}
+    found = {}
+    for path in filter(os.path.isfile, others):
+        size = os.path.getsize(path)
+        if size in sizes and size not in starts:
+            starts[size] = {}
+            for same in sizes[size]:
+                starts[size].setdefault(_start(same), []).append(same)
+        alike = starts[size].get(_start(path), []) if size in sizes else []
+        original = next((file for file in alike if filecmp.cmp(path, file, shallow=False)), None)
+        if original is not None:
+            found[path] = original
+    return found
+
+
+def _start(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(4096)[-1024:]  # behind what all files of a camera or program begin with
+
+
+def warn_of_copies(splits: Mapping[str, Sequence[Sample]], source: str) -> None:
+    """Warn if files to validate or test on have the content of files to train on, which makes results too good."""
+    files = {part: [s.source for s in samples if type(s) is Sample] for part, samples in splits.items()}
+    if sum(map(len, files.values())) > MOST_COMPARED:
+        return
+    for part in ("validation", "test"):
+        copies = copies_of(files.get("train", ()), files.get(part, ()))
+        if copies:
+            first = next(iter(copies))
+            warnings.warn(
+                CopiesWarning(
+                    f"{source}: {len(copies)} of {len(files[part])} {part} images are copies of training images, such "
+                    f"as {first} of {copies[first]}; {part} results are too good by them"
+                ),
+                stacklevel=3,
+            )

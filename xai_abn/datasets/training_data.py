@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xai_abn.datasets.batches import DataSplit, InMemorySplit, LazySplit, ReadOptions, read_into_memory
+from xai_abn.datasets.batches import (
+    DataSplit,
+    InMemorySplit,
+    LazySplit,
+    ReadOptions,
+    UnreadableWarning,
+    read_into_memory,
+)
 from xai_abn.datasets.sample import ArraySamples, Dataset, Sample, read_dataset
-from xai_abn.datasets.splits import hold_out_groups
+from xai_abn.datasets.splits import hold_out_groups, warn_of_copies
 from xai_abn.errors import DatasetError, InvalidInputError
 from xai_abn.files import digest
 from xai_abn.images.preprocess import Preprocess
@@ -73,7 +81,10 @@ class TrainingData:
         if not len(validation):
             raise InvalidInputError(f"a share of {share} leaves no validation images, as each class keeps one image")
         train = kept.sort().values
-        return replace(self, train=self.train.subset(train), validation=self.train.subset(validation))
+        held = replace(self, train=self.train.subset(train), validation=self.train.subset(validation))
+        if isinstance(held.train, LazySplit) and isinstance(held.validation, LazySplit):
+            warn_of_copies({"train": held.train.samples, "validation": held.validation.samples}, self.name)
+        return held
 
 
 def _last_of_class(targets: Tensor, drawn: Tensor, rest: Tensor) -> Tensor:
@@ -111,15 +122,19 @@ def training_data(data: Dataset, options: ReadOptions = ReadOptions(), name: str
         name: for messages and for the record; default: the kind.
 
     Raises:
-        DatasetError: there are no training images, images without a class, images that cannot be used, fewer than two
-            classes, a class without training images, or a group in two splits.
+        DatasetError: there are no training images, images without a class, fewer than two classes, a class without
+            training images, or a group in two splits; or an image cannot be used, and this stops the run.
     """
     name = name or data.kind
     if not len(data.splits.get("train", ())):
         raise DatasetError(f"{name}: no training images")
     if data.problems:
         source, reason = data.problems[0]
-        raise DatasetError(f"{name}: {len(data.problems)} images cannot be used, such as {source} ({reason})")
+        text = f"{name}: {len(data.problems)} images cannot be used{{}}, such as {source} ({reason})"
+        if options.on_unreadable == "stop":
+            raise DatasetError(text.format(""))
+        warnings.warn(UnreadableWarning(text.format(" and are left out")), stacklevel=2)
+    warn_of_copies(data.splits, name)
     splits = {part: s for part, s in hold_out_groups(data.splits, options.validation, name).items() if len(s)}
     multi_label = splits["train"][0].attributes is not None
     targets = {part: _targets(samples, data.class_names, f"{name} ({part})") for part, samples in splits.items()}

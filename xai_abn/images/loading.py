@@ -158,6 +158,8 @@ def to_rgb(image: Image.Image, source: str, *, upright: bool = True) -> LoadedIm
         image, note = _eight_bit(image, source)
         image = ImageOps.invert(image) if white_is_zero else image  # as Pillow does for 8 bits
         notes.append(note)
+    if image.mode == "CMYK":
+        notes.append("colors converted from CMYK without a color profile")
     image = image.convert(_STRAIGHT[image.mode]) if image.mode in _STRAIGHT else image
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")

@@ -164,6 +164,14 @@ def _area(
     return member.compute([member], predict, inputs, maps, targets, batch_size=batch_size, black=black)[0].values
 
 
+_MEANINGS = {
+    DELETION: "Mean probability of the target while pixels are deleted, those of the map's highest values first: it "
+    "falls early if the map is right.",
+    INSERTION: "Mean probability of the target while pixels are inserted, those of the map's highest values first: it "
+    "rises early if the map is right.",
+}
+
 for _name, _protocol in PROTOCOLS.items():
-    for _curve in (DELETION, INSERTION):
-        register(curve_metric(_curve, _protocol, *_DEFINITIONS[_name]))
+    for _curve, _meaning in _MEANINGS.items():
+        _how, _source = _DEFINITIONS[_name]
+        register(curve_metric(_curve, _protocol, f"{_meaning} {_how}", _source))

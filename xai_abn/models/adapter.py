@@ -550,10 +550,14 @@ class ModelAdapter:
         if scores is None:
             raise UnsupportedModelError(f"{self.name} outputs no map of class scores for {source}")
         if not bool(scores.isfinite().all()):
-            raise NonFiniteError(
-                f"{source}: {self.name} outputs NaN or infinite scores; check its weights and preprocessing"
-            )
+            raise self.not_finite(source)
         return scores[0].detach().float()
+
+    def not_finite(self, source: str) -> NonFiniteError:
+        """Return the error for an image whose scores are NaN or infinite."""
+        return NonFiniteError(
+            f"{source}: {self.name} outputs NaN or infinite scores; check its weights and preprocessing"
+        )
 
     def detections_in(self, size: tuple[int, int]) -> Callable[[object], list[Detections] | None]:
         """Return a function of the network's output that returns what it found in each input of ``size`` (H, W)."""

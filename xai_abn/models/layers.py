@@ -58,6 +58,8 @@ def find_target_layer(
     than one position and does not come directly from a pooling (``layer4`` of a ResNet, ``features.29`` of VGG16). In a
     transformer, it is the last one, as wide as the last tokens, on whose patches the scores depend. They do not depend
     on patches behind the last attention if the network reads its class token. Layers inside an attention are left out.
+    Of a block that returns a tuple, its first part counts where it is of the same kind as the layer found inside: the
+    sum of a residual block, not a branch.
 
     In a segmentation network, whose scores are computed from a map of class scores, it is the last one on the coarsest
     grid in front of the head that computes this map. A layer of the head would only give the map of class scores.
@@ -73,7 +75,7 @@ def find_target_layer(
         UnsupportedModelError: there is none, or the network computes on tokens that do not fit a grid of patches.
     """
     network = type(module).__name__
-    outputs = [o for o in outputs if not o.packed]
+    packed, outputs = [o for o in outputs if o.packed], [o for o in outputs if not o.packed]
     inside = tuple(f"{place.module}." for place in places if place.module)
     spatial = [o for o in spatial_layers(outputs) if not o.name.startswith(inside)]
     behind = [o for o in outputs if not spatial or o.order > spatial[-1].order]
@@ -100,7 +102,10 @@ def find_target_layer(
             rest, last = rest[:-TRIED_TOGETHER], rest[-TRIED_TOGETHER:]
             found = _relevant(module, noise, scores, last)
     if found:
-        return found[-1].name
+        inner = found[-1]
+        blocks = [o for o in packed if inner.name.startswith(f"{o.name}.") and o.order > inner.order]
+        blocks = [o for o in of_the_image(blocks) if (o.shape, o.layout) == (inner.shape, inner.layout)]
+        return [inner, *_relevant(module, noise, scores, blocks)][-1].name
     repeated = next((o for o in outputs if o.name and o.spatial and o.calls > 1), None)
     if spatial or tokens:
         reason = f"has no layer with {'patches' if tokens else 'positions'} on which its scores depend differentiably"
@@ -155,14 +160,15 @@ def _relevant(
     read: list[Tensor] = []
     wanted = {o.name: o for o in outputs}
 
-    def hook(name: str) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
-        def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
+    def hook(name: str) -> Callable[[nn.Module, object, object], object]:
+        def keep(_module: nn.Module, _inputs: object, given: object) -> object:
             ran[name] += 1
-            if ran[name] - 1 != wanted[name].call or not output.is_floating_point():
+            output = main_tensor(given)
+            if ran[name] - 1 != wanted[name].call or output is None or not output.is_floating_point():
                 return None
             kept[name] = output if output.requires_grad else output.detach().requires_grad_()
             torch.set_grad_enabled(True)  # in a part that the network runs without gradients, until it ends
-            return kept[name].clone()
+            return with_main_tensor(given, kept[name].clone())
 
         return keep
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, KeysView, Mapping, Sequence, Set
+from collections.abc import Iterator, KeysView, Mapping, Set
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -156,34 +156,49 @@ def _of_hugging_face(processor: Any) -> Preprocess:
         for scale in (std, tuple(value**2 for value in std))
         for way, share in ways
     ]
-    errors = _errors(processor, readings)
-    if min(errors) > 0.005 + 0.5 / min(height, width):  # shares of white; half a pixel is a matter of rounding
+    image = _trial_image()
+    given = _prepared_by(processor, image)
+    # of processors that turn the channels round, some do it before they normalize
+    turned = [*readings, *(replace(r, mean=r.mean[::-1], std=r.std[::-1]) for r in readings)]
+    for pixels, ways_to_read in ((given, readings), (given[::-1], turned)):
+        errors = [_error(reading, image, pixels) for reading in ways_to_read]
+        best = ways_to_read[errors.index(min(errors))]
+        if min(errors) > 0.005 + 0.5 / min(height, width):  # shares of white; half a pixel is a matter of rounding
+            continue
+        if pixels is given:
+            return best
         raise InvalidInputError(
-            f"{type(processor).__name__} prepares images in a way that xai-abn does not know, such as with channels in "
-            "another order, borders or another scale; give xai_abn.Preprocess(...), and put a network that needs more "
-            "into a module that does it"
+            f"{type(processor).__name__} gives the channels in the order blue, green, red; put the network into a "
+            f"module whose forward returns network(x.flip(1)), and give preprocess=xai_abn.{best}"
         )
-    return readings[errors.index(min(errors))]
+    raise InvalidInputError(
+        f"{type(processor).__name__} prepares images in a way that xai-abn does not know, such as with borders or "
+        "another scale; give xai_abn.Preprocess(...), and put a network that needs more into a module that does it"
+    )
 
 
-def _errors(processor: Any, readings: Sequence[Preprocess]) -> list[float]:
-    """Return by how much each reading differs from what a processor makes of an image, as a share of white."""
+def _trial_image() -> Image.Image:
     across, down = np.meshgrid(*(np.linspace(0, 255, side) for side in _TRIAL))
-    image = Image.fromarray(np.stack([across, down, 255 - across], axis=2).astype(np.uint8))
+    return Image.fromarray(np.stack([across, down, 127 + across / 2], axis=2).astype(np.uint8))
+
+
+def _prepared_by(processor: Any, image: Image.Image) -> np.ndarray:
+    """Return what a processor makes of an image, (C, h, w)."""
     try:
-        given = np.asarray(processor(image, return_tensors="pt")["pixel_values"][0], dtype=np.float64)
+        return np.asarray(processor(image, return_tensors="pt")["pixel_values"][0], dtype=np.float64)
     except Exception as error:  # each processor raises errors of its own
         raise InvalidInputError(
             f"{type(processor).__name__} prepares no plain RGB image ({type(error).__name__}: {shown(str(error))}); "
             "give xai_abn.Preprocess(...)"
         ) from error
-    errors = []
-    for reading in readings:
-        made = reading.normalize(reading.pixels(image)).numpy()
-        fits = made.shape == given.shape
-        difference = float((np.abs(made - given) * np.reshape(readings[0].std, (-1, 1, 1))).mean()) if fits else np.inf
-        errors.append(round(difference, 6))
-    return errors
+
+
+def _error(reading: Preprocess, image: Image.Image, given: np.ndarray) -> float:
+    """Return by how much a reading differs from what is given for an image, as a share of white."""
+    made = reading.normalize(reading.pixels(image)).numpy()
+    if made.shape != given.shape:
+        return np.inf
+    return round(float((np.abs(made - given) * np.reshape(reading.std, (-1, 1, 1))).mean()), 6)
 
 
 def image_processor(name: str, *, local: bool = False) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from xai_abn.errors import NonFiniteError, UnsupportedModelError, XaiAbnWarning
+from xai_abn.errors import UnsupportedModelError, XaiAbnWarning
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.targets import can_be_explained
 from xai_abn.networks.tracing import (
@@ -124,7 +124,7 @@ def _folded(plain: nn.Module, example: Tensor, model: ModelAdapter) -> tuple[nn.
     with without_gradients(model.module):
         expected = model.logits_of(plain(example.clone()))
         if not bool(can_be_explained(expected).all()):
-            raise NonFiniteError(f"{model.name} outputs NaN or infinite scores; check its weights")
+            raise model.not_finite("noise")
         pairs = _pairs(plain, example)
         folded = copied(plain)
         for convolution, norm in pairs:

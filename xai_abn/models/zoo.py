@@ -26,7 +26,7 @@ from xai_abn.images.clips import ClipPreprocess
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.metadata import as_labels, as_preprocess, imagenet_labels
-from xai_abn.networks.architectures import create_model, timm_names, torchvision_names
+from xai_abn.networks.architectures import check_library_name, create_model, torchvision_names
 from xai_abn.networks.assembly import assemble
 from xai_abn.networks.checkpoint import read_checkpoint
 from xai_abn.networks.multi_task import MultiTaskABN
@@ -323,8 +323,7 @@ def _from_timm(name: str, weights: str | Path | None, classes: int | None) -> Mo
     import timm
     from timm.data.config import resolve_data_config
 
-    if not timm.is_model(name):
-        raise UnknownNameError("timm model", name, timm_names())
+    check_library_name("timm", name)
 
     def build(number: int | None, pretrained: bool = False) -> nn.Module:
         given: dict[str, Any] = {} if number is None else {"num_classes": number}
@@ -340,8 +339,7 @@ def _from_torchvision(name: str, weights: str | Path | None, classes: int | None
 
     segmenters, detectors = torchvision_names("segmentation"), torchvision_names("detection")
     video = torchvision_names("video")
-    if name not in (known := [*torchvision_names(), *segmenters, *detectors, *video]):
-        raise UnknownNameError("torchvision model", name, known)
+    check_library_name("torchvision", name, [*segmenters, *detectors, *video])
     chosen = tv.get_model_weights(name).DEFAULT
 
     def build(number: int | None, pretrained: bool = False, **more: Any) -> nn.Module:

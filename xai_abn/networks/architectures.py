@@ -6,7 +6,7 @@ Split points are those of the released code (Fukui et al., CVPR 2019); for other
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -176,8 +176,7 @@ def find_architecture(spec: str) -> Architecture:
     """
     library, _, name = spec.partition(":")
     if library in _KNOWN and name:
-        if name not in _KNOWN[library]():
-            raise UnknownNameError(f"{library} model", name, _KNOWN[library]())
+        check_library_name(library, name)
         return Architecture(partial(_from_library, spec), 224, f"{library}'s {name}")
     if spec == "lite0":
         return Architecture(partial(_from_library, "timm:tf_efficientnet_lite0"), 224, "EfficientNet-Lite0")
@@ -225,11 +224,33 @@ def abn_arguments(spec: str, **more: Any) -> dict[str, Any]:
     return {"input_size": architecture.size, "start": "random", **architecture.abn, **more}
 
 
+def check_library_name(library: str, name: str, also: Sequence[str] = ()) -> None:
+    """Refuse a name that timm or torchvision does not know.
+
+    Args:
+        library: ``"timm"`` or ``"torchvision"``.
+        name: of a classifier; of timm with or without the tag of its weights, as in ``resnet18.a1_in1k``.
+        also: further names that are taken.
+
+    Raises:
+        UnknownNameError: it is not known; the message suggests the nearest.
+    """
+    known = [*_KNOWN[library](), *also]
+    if name not in known and not (library == "timm" and name in _tagged_names()):
+        raise UnknownNameError(f"{library} model", name, known)
+
+
 def timm_names() -> list[str]:
     """Return the names timm knows."""
     import timm
 
     return timm.list_models()
+
+
+def _tagged_names() -> list[str]:
+    import timm
+
+    return timm.list_pretrained()
 
 
 def torchvision_names(task: str | None = None) -> list[str]:

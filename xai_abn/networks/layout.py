@@ -17,6 +17,10 @@ from torch import Tensor
 MOST_EXTRA_TOKENS = 16
 #: Tokens are patches if those at a changed part of the image change this many times as much as the others.
 LOCALITY = 2.5
+#: How many times it has to be where only two parts were changed, since fewer may be chance.
+CERTAIN_LOCALITY = 10.0
+#: Share of the changed parts in each of which they change more. Where some tokens always do, it is a few of the parts.
+_MOST_REGIONS = 0.75
 
 #: A part of an input: a slice of each of its axes behind the channels.
 Part: TypeAlias = tuple[slice, ...]
@@ -147,7 +151,7 @@ def token_layout(
     for grid, behind in _candidates(length, grids, size, extra, others):
         fitting = [(_locality(changes, grid, front, size), -front) for front in {0, min(1, behind), behind}]
         locality, front = max(fitting)
-        if locality >= LOCALITY:
+        if locality >= (CERTAIN_LOCALITY if len(changes) < 3 else LOCALITY):
             return Layout("tokens", grid, -front)
     return None
 
@@ -172,8 +176,8 @@ def _candidates(
 def _locality(
     changes: Sequence[tuple[Part, Tensor]], grid: tuple[int, ...], front: int, size: tuple[int, ...]
 ) -> float:
-    """Return by what factor the tokens at a changed part of the image changed more than the other patches."""
-    inside_all, outside_all = 0.0, 0.0
+    """Return by what factor the tokens at a changed part of the image changed more than the others; 0 if few do."""
+    inside_all, outside_all, looked, stronger = 0.0, 0.0, 0, 0
     for part, change in changes:
         marked = torch.zeros(grid, dtype=torch.bool)
         marked[
@@ -186,9 +190,10 @@ def _locality(
         inside = marked.flatten()
         if inside.all():
             continue
-        inside_all += float(patches[inside].mean())
-        outside_all += float(patches[~inside].mean())
-    if not inside_all:
+        within, without = float(patches[inside].mean()), float(patches[~inside].mean())
+        inside_all, outside_all = inside_all + within, outside_all + without
+        looked, stronger = looked + 1, stronger + (within > without)
+    if not inside_all or stronger < _MOST_REGIONS * looked:
         return 0.0
     return inside_all / outside_all if outside_all else math.inf
 

@@ -316,12 +316,10 @@ def trace_outputs(module: nn.Module, sample: Tensor) -> list[LayerOutput]:
         if is_sequence(shape) and not pooling:
             axis = 0 if shape[0] == 1 else 1
             length = shape[1 - axis]
-            if packed:
-                pass  # such as a block of attention, whose own parts tell more
-            elif own and not any(bool(change.any()) for _, change in own):
+            if own and not any(bool(change.any()) for _, change in own):
                 if len(output.flatten(0, 1).unique(dim=0)) > 1:
                     known.pop(length, None)  # such as learned queries; tokens computed with them are checked again
-            elif length not in known:
+            elif length not in known and not packed:  # parts of a block of attention tell more than its tuple
                 others = {number - tokens.positions for number, tokens in known.items()}
                 tried = (
                     token_layout(length, grids, size, extra, values(order, noise), others) for noise in (False, True)

@@ -95,9 +95,10 @@ def read_weights(path: str | Path, names: Collection[str] = ()) -> dict[str, Ten
         CheckpointError: missing, damaged, a file of objects other than tensors, or several networks that fit.
     """
     content = _load(Path(path))
-    found = list(_tensors_by_name(content, ()))
+    found, lists = list(_tensors_by_name(content, ())), list(_averages_without_names(content, ()))
     if not found:
         keys = f"; its keys are {', '.join(map(str, list(content)[:8]))}" if isinstance(content, Mapping) else ""
+        keys += f"; {_naming(path, lists[0], 'network.state_dict()')}" if lists else ""
         raise CheckpointError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}{keys}")
     needed = {name for name in names if not name.endswith("num_batches_tracked")}
     fitting = [s for key, tensors in found for s in _under_prefixes(key, tensors, needed)]
@@ -108,6 +109,8 @@ def read_weights(path: str | Path, names: Collection[str] = ()) -> dict[str, Ten
     averaged = [s for s in fitting if _EMA.search(s.place) and 0 < s.missing < len(needed) / 2 and s is not chosen]
     if averaged:
         _warn(path, f"{chosen.place} is used; {averaged[0].place} lacks {averaged[0].missing} of the weights")
+    if lists:
+        _warn(path, f"{chosen.place} is used; {_naming(path, lists[0], 'WEIGHTS_USED')}")
     if chosen.others and len(whole) == 1:
         unused = f"{len(chosen.others)} tensors beside it, such as {chosen.others[0]}, are not used"
         _warn(path, f"{chosen.place} is used; {unused}")
@@ -128,6 +131,25 @@ def _tensors_by_name(content: Any, key: tuple[str, ...]) -> Iterator[tuple[tuple
         yield key, tensors
     for name, value in named.items():
         yield from _tensors_by_name(value, (*key, name))
+
+
+def _averages_without_names(content: Any, key: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the keys that lead to averaged weights in a list, as torch_ema and diffusers write them."""
+    if isinstance(content, Mapping) and len(key) <= _DEPTH:
+        for name, value in content.items():
+            yield from _averages_without_names(value, (*key, str(name)))
+    averaged = key and (_EMA.search(".".join(key)) or "shadow" in key[-1])
+    if averaged and isinstance(content, list | tuple) and any(isinstance(value, Tensor) for value in content):
+        yield key
+
+
+def _naming(path: str | Path, key: tuple[str, ...], weights: str) -> str:
+    """Return what averaged weights without names are, and the line that names them."""
+    place = "".join(f"[{part!r}]" for part in key)
+    return (
+        f"{'.'.join(key)} holds averaged weights without names, which are not read; name them: torch.save({{**{weights}"
+        f", **dict(zip(dict(network.named_parameters()), torch.load({str(path)!r}){place}))}}, 'weights.pth')"
+    )
 
 
 def _under_prefixes(key: tuple[str, ...], tensors: Mapping[str, Tensor], needed: set[str]) -> Iterator[_StateDict]:

@@ -24,6 +24,7 @@ from xai_abn.datasets.batches import Batch
 from xai_abn.errors import CheckpointError, NonFiniteError, RunError
 from xai_abn.models.predictor import check_bfloat16
 from xai_abn.seeding import mixed_seed
+from xai_abn.signals import Received
 from xai_abn.training.log import RunLog
 from xai_abn.training.run_folder import RunFolder
 from xai_abn.training.settings import RunSettings
@@ -37,10 +38,6 @@ _CHANGES = {
     "images": "other images: their names or their number differ",
     "classifier": "another classifier: its weights differ",
 }
-
-
-#: Signals within so many seconds are one, as of a scheduler that sends several.
-TOGETHER = 1.0
 
 
 class Objective(ABC):
@@ -341,10 +338,15 @@ class _SignalsHeldBack:
     """
 
     def __init__(self, wanted: bool) -> None:
-        self.received = 0
+        self._got = Received()
         self._wanted = wanted and threading.current_thread() is threading.main_thread()
         self._handlers: dict[int, Any] = {}
-        self._process, self._since = os.getpid(), -math.inf
+        self._process = os.getpid()
+
+    @property
+    def received(self) -> int:
+        """Number of the signal, or 0."""
+        return self._got.number
 
     def __enter__(self) -> _SignalsHeldBack:
         if self._wanted:
@@ -364,10 +366,8 @@ class _SignalsHeldBack:
     def _note(self, number: int, _frame: object) -> None:
         if os.getpid() != self._process:  # it was started to read images, and ends with the run
             return
-        now = time.monotonic()
-        if not self.received:
-            self.received, self._since = number, now
-        elif now - self._since > TOGETHER:
+        first = not self.received
+        if self._got.counts(number) and not first:
             self.act("")
 
     def act(self, advice: str) -> None:

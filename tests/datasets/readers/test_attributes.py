@@ -103,12 +103,12 @@ def test_no_person_is_in_two_splits(tmp_path, monkeypatch):
     assert people() == found
 
 
-def test_a_file_under_two_names_and_a_column_without_one_are_refused(table):
-    """An image would be in two splits, or an index an attribute."""
+def test_a_file_under_two_names_is_left_out_and_a_column_without_one_refused(table):
+    """No one knows which row holds, or in which split the image is; an index would be an attribute."""
     lines = table.read_text().splitlines()
     table.write_text("\n".join([*lines, lines[1].replace("0.png", "./0.png")]))
-    with pytest.raises(DatasetError, match="a file is listed twice"):
-        read(table)
+    with pytest.warns(UnreadableWarning, match=r"2 images cannot be used .*line 2: the file is listed twice"):
+        assert len(read(table).train) == 5
     table.write_text("\n".join([f",{lines[0]}", *(f"{i},{line}" for i, line in enumerate(lines[1:]))]))
     with pytest.raises(DatasetError, match="column 1 has no name; name it, or remove it"):
         read(table)
@@ -158,11 +158,9 @@ def test_a_split_column_is_taken_and_must_agree_with_the_people(table):
     [
         ("1.png,1,0", "1.png,yes,0", "line 3: 'smiling' is 'yes'; attributes are 1 and 0"),
         ("1.png,1,0", "1.png,1,2", "line 3: 'young' is '2'"),
-        ("1.png,1,0", "1.png,,0", "line 3: 'smiling' is missing"),
-        ("1.png,1,0", "1.png,1", "line 3: 2 values for 3 columns"),
         ("1.png,1,0", "1.png,1,-1", "it has both 0 and -1"),
-        ("1.png", "0.png", r"listed twice: .*/0\.png"),
-        ("1.png", "nowhere.png", r"1 files are listed but absent, such as nowhere\.png"),
+        ("1.png,1,0", '"1.png,1,0', r"list\.csv, line 3: cannot be read as CSV \(a quote is not closed\)"),
+        ("1.png,1,0\n2.png", '1.png,1,"0\n2.png"', r"line 3: .*a quote is opened and closed in another line"),
         ("file,", "name,", "no column 'file'; its columns are name, smiling, young"),
         ("young", "smiling", "two columns have the same name: 'smiling'"),
     ],
@@ -172,6 +170,26 @@ def test_a_damaged_table_is_refused(table, old, new, message):
     table.write_text(table.read_text().replace(old, new, 1))
     with pytest.raises(DatasetError, match=message):
         read(table)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lost", "reason"),
+    [
+        ("1.png,1,0", "1.png,,0", [1], r"1\.png \(.*line 3: 'smiling' is missing"),
+        ("1.png,1,0", "1.png,1", [1], r"1\.png \(.*line 3: 2 values for 3 columns"),
+        ("1.png,1,0", "1.png,1,0,1", [1], r"1\.png \(.*line 3: 4 values for 3 columns"),
+        ("1.png", "0.png", [0, 1], r"0\.png \(.*line 2: the file is listed twice"),
+        ("1.png", "nowhere.png", [1], r"nowhere\.png \(no such file; looked for it in .*images"),
+    ],
+)
+def test_a_damaged_row_costs_its_image(table, old, new, lost, reason):
+    """The others keep their values, and the first reason is told; a run that is to stop does."""
+    table.write_text(table.read_text().replace(old, new, 1))
+    with pytest.warns(UnreadableWarning, match=rf"{len(lost)} images cannot be used and are left out.*{reason}"):
+        data = read(table)
+    assert data.train.targets.tolist() == [[i % 2, float(i > 2)] for i in range(6) if i not in lost]
+    with pytest.raises(DatasetError, match=reason):
+        read(table, on_unreadable="stop")
 
 
 def test_an_empty_table_is_refused(table):

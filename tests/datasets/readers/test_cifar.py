@@ -67,7 +67,8 @@ def test_cifar_is_read_from_image_folders(tmp_path):
     for part in ("train", "test"):
         for i in range(10):
             (tmp_path / part / f"c{i}").mkdir(parents=True)
-            Image.new("L" if i else "RGB", (32, 32), i).save(tmp_path / part / f"c{i}" / "a.png")
+            brightness = i + 100 * (part == "test")
+            Image.new("L" if i else "RGB", (32, 32), brightness).save(tmp_path / part / f"c{i}" / "a.png")
     data = read_training_data(f"cifar10:{tmp_path}")
     assert data.train.images[:, 1, 5, 5].tolist() == [0, *range(1, 10)]
     assert data.train.padding == 4

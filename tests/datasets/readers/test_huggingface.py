@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from xai_abn.datasets import ReadOptions, read_dataset, read_training_data
+from xai_abn.datasets.batches import UnreadableWarning
 from xai_abn.datasets.splits import UnusedSplitWarning
 from xai_abn.errors import DatasetError, InvalidInputError, XaiAbnError
 
@@ -199,6 +200,27 @@ def test_names_with_dots_in_a_shard_are_not_one_image(tmp_path, monkeypatch):
     assert len(read_dataset(f"hf:{tmp_path / 'set'}#1.cls").samples) == 1
 
 
+def test_a_row_without_a_label_costs_its_image(tmp_path):
+    """The others keep theirs."""
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    datasets.DatasetDict(train=hub_table([1, 2, 3], [0, None, 1])).save_to_disk(tmp_path / "holes")
+    with pytest.warns(UnreadableWarning, match=r"1 images cannot be used and are left out, such as .*train\[1\]"):
+        data = read(f"hf:{tmp_path / 'holes'}")
+    assert brightness(data.train, [0, 1]) == ([1, 3], [0, 1])
+
+
+def test_a_small_archive_of_much_is_refused(tmp_path, monkeypatch):
+    """Before it is unpacked: the library reads whole members into memory."""
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: pytest.fail("unpacked"))
+    (tmp_path / "deep").mkdir()
+    with gzip.open(tmp_path / "deep" / "train.tar.gz", "wb") as file:
+        for _ in range(100):
+            file.write(bytes(2**20))
+    with pytest.raises(DatasetError, match=r"train\.tar\.gz: 10\d,\d{3} bytes hold 104,857,600.*unpack it"):
+        read(f"hf:{tmp_path}")
+
+
 def test_a_hugging_face_dataset_without_images_labels_or_train_is_refused(saved, tmp_path):
     """The message lists the columns or the splits."""
     import datasets
@@ -212,7 +234,7 @@ def test_a_hugging_face_dataset_without_images_labels_or_train_is_refused(saved,
     refused("no column of images; its columns are id, label", "a", train=table.remove_columns("image"))
     refused("no column of labels found.*id, image", "b", train=table.remove_columns("label"))
     refused("it has test, but no split called train", "c", test=table)
-    refused("train: 2 rows have no 'label'", "d", train=hub_table([1, 2], [None, None]))
+    refused(r"1 are listed but unusable, the first .*\[0\]: no 'label' in this row", "d", train=hub_table([1], [None]))
     refused("class 'dog' has test images but no training", "e", train=hub_table([1], [0]), test=table)
     refused("test: no column 'label', which the train split has", "f", train=table, test=table.remove_columns("label"))
     other = hub_table([3], [1], names=("cat", "emu"))

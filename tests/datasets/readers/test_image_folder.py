@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from support import touch
 
 import xai_abn
 from xai_abn.datasets import ReadOptions, read_dataset, read_training_data
-from xai_abn.datasets.batches import random_crop_box
-from xai_abn.datasets.splits import UnusedSplitWarning
+from xai_abn.datasets.batches import UnreadableWarning, random_crop_box
+from xai_abn.datasets.sample import AlikeClassesWarning
+from xai_abn.datasets.splits import CopiesWarning, UnusedSplitWarning, copies_of
 from xai_abn.errors import DatasetError, InvalidInputError
 from xai_abn.images.loading import load_image
 from xai_abn.training import TrainingSettings, train
@@ -38,7 +40,7 @@ def folder(tmp_path):
     for c, label in enumerate(("cat", "dog")):
         for i, (name, mode) in enumerate(MODES.items()):
             save(tmp_path / "set" / "train" / label / name, (30 + 9 * i, 50 - 7 * i), mode, 10 * c + i)
-        save(tmp_path / "set" / "val" / label / "v.png", seed=c)
+        save(tmp_path / "set" / "val" / label / "v.png", seed=100 + c)
     return tmp_path / "set"
 
 
@@ -152,11 +154,37 @@ def test_names_of_splits_and_hidden_files(folder):
 
 def test_accents_of_two_computers_are_one_class(tmp_path):
     """Some write an accent as a character of its own."""
-    for place in ("train/caf\u00e9", "train/dog", "val/cafe\u0301", "val/dog"):
-        save(tmp_path / place / "0.png")
+    for seed, place in enumerate(("train/caf\u00e9", "train/dog", "val/cafe\u0301", "val/dog")):
+        save(tmp_path / place / "0.png", seed=seed)
     data = read_training_data(f"images:{tmp_path}")
     assert data.labels == ("caf\u00e9", "dog")
     assert data.validation.targets.tolist() == [0, 1]
+
+
+def test_classes_that_differ_only_in_case_are_told(tmp_path):
+    """They stay two, as the folders are, since no one else knows."""
+    for seed, place in enumerate(("Cat", "cat", "dog")):
+        save(tmp_path / place / "0.png", seed=seed)
+    with pytest.warns(AlikeClassesWarning, match="'Cat' and 'cat' are different classes, but"):
+        data = read_dataset(f"images:{tmp_path}")
+    assert data.class_names == ("Cat", "cat", "dog")
+
+
+def test_images_in_training_and_validation_are_told(folder, tmp_path):
+    """By their bytes, not by their names; also of images drawn from one folder; files of equal size may differ."""
+    train = folder / "train" / "cat"
+    shutil.copy(sorted(train.iterdir())[0], folder / "val" / "dog" / "other-name.png")
+    with pytest.warns(CopiesWarning, match=r"1 of 3 validation images are copies of .*other-name\.png"):
+        read(folder)
+    for name in "ab":
+        (tmp_path / f"{name}.bin").write_bytes(bytes(5000) + name.encode())
+    assert copies_of([str(tmp_path / "a.bin")], [str(tmp_path / "b.bin")]) == {}
+    alone = tmp_path / "alone"
+    for label in ("cat", "dog"):
+        for i in range(4):
+            save(alone / label / f"{i}.png", seed=label == "dog")
+    with pytest.warns(CopiesWarning, match="of 4 validation images are copies"):
+        read(alone).held_out(0.5)
 
 
 def test_folders_of_systems_are_neither_classes_nor_searched(tmp_path):
@@ -194,6 +222,8 @@ def test_folders_that_contradict_themselves_are_refused(folder, tmp_path):
     (folder / "val" / "emu").rmdir()
     save(folder / "train" / "loose.png")
     with pytest.raises(DatasetError, match=r"1 images cannot be used, such as .*loose\.png \(beside the class folders"):
+        read(folder, on_unreadable="stop")
+    with pytest.warns(UnreadableWarning, match=r"1 images cannot be used and are left out, such as .*loose\.png"):
         read(folder)
     (folder / "train" / "loose.png").unlink()
     (folder / "validation").mkdir()
@@ -222,7 +252,7 @@ def test_the_size_is_the_architectures_unless_given(folder, tmp_path):
     assert read_data(TrainingSettings(data=f"images:{folder}", arch="resnet18", size=48)).preprocess.size == 48
     for i in range(10):
         for part in ("train", "test"):
-            save(tmp_path / "cifar" / part / f"c{i}" / "a.png", (32, 32))
+            save(tmp_path / "cifar" / part / f"c{i}" / "a.png", (32, 32), seed=2 * i + (part == "test"))
     assert read_data(TrainingSettings(data=f"cifar10:{tmp_path / 'cifar'}", arch="resnet18")).preprocess.size == 32
     with pytest.raises(InvalidInputError, match="size must be 32"):
         read_data(TrainingSettings(data=f"cifar10:{tmp_path / 'cifar'}", size=48))

@@ -86,6 +86,20 @@ def test_a_csv_file_needs_its_columns(tmp_path, header):
         read_dataset(boxes_csv(tmp_path, header=header))
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [('"b.JPEG,n02134084,1 2 3 4', "a quote is not closed"), ('b.JPEG,"n02134084,1 2 3 4', "a quote is not closed")],
+)
+def test_an_open_quote_is_one_error_with_its_line(tmp_path, line, reason):
+    """It would hide every row behind it."""
+    spec = boxes_csv(tmp_path, "a.JPEG,n02134084,1 2 3 4", line, "c.JPEG,n02134084,1 2 3 4", "d.JPEG,n02134084,1 2 3 4")
+    with pytest.raises(DatasetError, match=rf"boxes\.csv, line 3: cannot be read as CSV \({reason}\)"):
+        read_dataset(spec)
+    spec = boxes_csv(tmp_path, "a.JPEG,n02134084,1 2 3 4", '"b.JPEG,n02134084,1', 'c.JPEG",n02134084,1 2 3 4')
+    with pytest.raises(DatasetError, match=r"boxes\.csv, line 3: .*a quote is opened and closed in another line"):
+        read_dataset(spec)
+
+
 def test_a_csv_file_that_is_no_text_is_refused(tmp_path):
     """Bytes that are no text are one line of error; a name in other bytes than UTF-8 costs its own image."""
     spec = boxes_csv(tmp_path, "a.JPEG,n02134084,1 2 3 4", "b.JPEG,n02134084,1 2 3 4")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,8 +14,7 @@ from xai_abn.benchmark.report import tables
 from xai_abn.benchmark.report.gallery import make_gallery
 from xai_abn.benchmark.report.reading import Run, Section, read_sections
 from xai_abn.benchmark.store import as_damaged
-from xai_abn.errors import OutputError
-from xai_abn.files import replacing
+from xai_abn.files import refuse_foreign, replacing
 
 #: Text that every file of a report holds near its start; files without it are not replaced.
 MARK = "made by xai-abn"
@@ -76,7 +74,7 @@ class Report:
             folder / "report.md": self.markdown(),
         }
         for path in contents:
-            _check_ours(path)
+            refuse_foreign(path, _is_ours, "delete it")
         for path, content in contents.items():
             _write(path, content)
         return list(contents)
@@ -153,16 +151,9 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _check_ours(path: Path) -> None:
-    if not os.path.lexists(path):
-        return
-    try:
-        with path.open("rb") as file:
-            ours = MARK.encode() in file.read(1000)
-    except OSError:
-        ours = False
-    if not ours:
-        raise OutputError(f"{path} exists and was not created by xai-abn; choose another --output or delete it")
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(1000)
 
 
 def _write(path: Path, content: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from xai_abn.errors import RunError
 from xai_abn.rendering import blend
 
 #: Longer side of a drawing in pixels, and its JPEG quality: twelve images of eight methods stay below 8 MB.
-SIDE = 288
+SIDE = 320
 QUALITY = 82
+#: Height of a name on an image, and width of one of its letters, in percent of the image's width.
+_LINE, _LETTER = 6.0, 2.7
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Gallery:
     """Images and maps to show.
 
     Attributes:
-        facts: plain values: the metric, and for each image its objects and each method's value.
+        facts: plain values: the metrics, and for each image the metric that chose it, its objects and each method's
+            value of that metric.
         drawings: data URI of each drawing by (row, method), the image itself under method "".
     """
 
@@ -36,33 +40,51 @@ class Gallery:
 def make_gallery(section: Section, reference: Method, number: int) -> Gallery | None:
     """Return the images where methods differ most, or None if none are wanted or no metric has a value for each image.
 
-    Images are chosen by the largest spread of one metric's per-image values between methods, baselines excluded; of
-    several classes present, the one with the largest spread is shown.
+    Each metric in turn chooses the image with the largest spread of its values between methods, baselines excluded,
+    since methods that differ by one metric may be equal by another; of several classes present, the one with the
+    largest spread is shown.
     """
-    metric = gallery_metric(section)
-    if metric is None or number < 1:
+    metrics = gallery_metrics(section)
+    if not metrics or number < 1:
         return None
-    chosen = _choose(section, metric, number)
-    images = [image for image, *_ in chosen]
+    chosen = _choose(section, metrics, number)
+    images = [image for _, image, *_ in chosen]
     read = [run.drawings(images) for run in section.runs]
     rows, drawings = [], {}
-    for index, (image, trial, spread) in enumerate(chosen):
+    for index, (metric, image, trial, spread) in enumerate(chosen):
         row, drawn = _row(section, metric, image, trial, reference, read)
-        rows.append({**row, "spread": spread})
+        rows.append({**row, "metric": metric, "spread": spread})
         drawings.update({(index, name): uri for name, uri in drawn.items()})
-    return Gallery({"metric": metric, "compared": len(section.compared), "rows": rows}, drawings)
+    return Gallery({"metrics": metrics, "compared": len(section.compared), "rows": rows}, drawings)
 
 
-def gallery_metric(section: Section) -> str | None:
-    """Return the first metric that has a value for each image and a better end, else the first with values."""
+def gallery_metrics(section: Section) -> list[str]:
+    """Return the metrics that have a value for each image and a better end, or else the first with values."""
     usable = [m for m, r in section.metrics.items() if r.get("aggregated", "mean") == "mean"]
     usable = [m for m in usable if any(section.results(m, method).images for method in section.methods)]
     ranking = [m for m in usable if section.metrics[m].get("higher_is_better") is not None]
-    return next(iter(ranking or usable), None)
+    return ranking or usable[:1]
 
 
-def _choose(section: Section, metric: str, number: int) -> list[tuple[str, str, float]]:
-    """Return (image, trial, spread) of the largest spread; of equal ones, those with more methods at both ends."""
+def _choose(section: Section, metrics: list[str], number: int) -> list[tuple[str, str, str, float]]:
+    """Return (metric, image, trial, spread) of up to ``number`` images, by metric, those of largest spread first."""
+    waiting = {metric: _by_spread(section, metric) for metric in metrics}
+    chosen: dict[str, tuple[str, float]] = {}
+    for metric in cycle(metrics):
+        if len(chosen) == number or not any(waiting.values()):
+            break
+        while waiting[metric]:
+            image, spread = waiting[metric].pop(0)
+            if image not in chosen:
+                chosen[image] = metric, spread
+                break
+    compared = section.compared or section.methods
+    rows = [(m, image, _trial(section, m, image, compared), spread) for image, (m, spread) in chosen.items()]
+    return sorted(rows, key=lambda row: metrics.index(row[0]))
+
+
+def _by_spread(section: Section, metric: str) -> list[tuple[str, float]]:
+    """Return (image, spread), the largest spread first; of equal ones, those with more methods at both ends."""
     compared = section.compared or section.methods
     values = np.stack([section.values(metric, m).values for m in compared], axis=1)
     there = np.isfinite(values)
@@ -71,8 +93,7 @@ def _choose(section: Section, metric: str, number: int) -> list[tuple[str, str, 
     means = np.where(there, values, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
     deviation = (np.where(there, values - means[:, None], 0) ** 2).sum(axis=1)
     order = np.lexsort([np.arange(len(spread)), -np.round(deviation, 9), -np.round(spread, 9)])
-    best = [i for i in order.tolist() if spread[i] >= 0][:number]
-    return [(section.images[i], _trial(section, metric, section.images[i], compared), float(spread[i])) for i in best]
+    return [(section.images[i], float(spread[i])) for i in order.tolist() if spread[i] >= 0]
 
 
 def _trial(section: Section, metric: str, image: str, compared: list[Method]) -> str:
@@ -149,7 +170,7 @@ def _opened(source: str, content: bytes) -> np.ndarray:
 
 
 def _boxes(image: ImageRow, entries: list[dict[str, Any]], trial: str) -> list[dict[str, Any]]:
-    """Return the objects' boxes; the largest of each class is named, since more names would cover small objects."""
+    """Return the objects' boxes; the largest of each class is named where its name covers no other one."""
     targets = {trial, *(e["target"] for e in entries)}
     boxes = [box for thing in image.objects if (box := _box(thing, targets))]
     largest: dict[str, dict[str, Any]] = {}
@@ -157,7 +178,28 @@ def _boxes(image: ImageRow, entries: list[dict[str, Any]], trial: str) -> list[d
         known = largest.setdefault(box["label"], box)
         if box["width"] * box["height"] > known["width"] * known["height"]:
             largest[box["label"]] = box
-    return [{**box, "named": box is largest[box["label"]]} for box in boxes]
+    named = sorted(largest.values(), key=lambda box: (not box["of_target"], -box["width"] * box["height"]))
+    places: list[tuple[float, float, float]] = []
+    for box in named:
+        box["name_at"] = _free_place(box, places)
+        places += [box["name_at"]] if box["name_at"] else []
+    return boxes
+
+
+def _free_place(box: dict[str, Any], taken: list[tuple[float, float, float]]) -> tuple[float, float, float] | None:
+    """Return left, top and width, in percent, of a place for a box's name that is free, or None.
+
+    Places are tried above the box, inside it and below it, from its left and from its right.
+    """
+    width = min(_LETTER * (len(box["label"]) + 1), 100)
+    rows = (box["top"] - _LINE, box["top"], box["top"] + box["height"] - _LINE, box["top"] + box["height"])
+    columns = (box["left"], box["left"] + box["width"] - width)
+    for top in rows:
+        for left in (min(max(column, 0), 100 - width) for column in columns):
+            apart = all(left + width <= x or x + w <= left or top + _LINE <= y or y + _LINE <= top for x, y, w in taken)
+            if 0 <= top <= 100 - _LINE and apart:
+                return left, top, width
+    return None
 
 
 def _box(thing: dict[str, Any], targets: set[str]) -> dict[str, Any] | None:
@@ -168,7 +210,7 @@ def _box(thing: dict[str, Any], targets: set[str]) -> dict[str, Any] | None:
     label = str(thing.get("label", "object"))
     notes = [word for word in ("crowd", "difficult") if thing.get(word)]
     box = {"left": left, "top": top, "width": right - left, "height": bottom - top, "of_target": label in targets}
-    return {**box, "label": label + (f" ({', '.join(notes)})" if notes else "")}
+    return {**box, "label": label + (f" ({', '.join(notes)})" if notes else ""), "name_at": None}
 
 
 def _data_uri(pixels: np.ndarray) -> str:

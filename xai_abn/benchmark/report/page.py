@@ -33,7 +33,7 @@ def page(report: dict[str, Any], drawings: dict[tuple[int, int, str], str]) -> s
     )
     words = (
         text.number, text.interval, text.p_value, text.flaws, text.seconds, text.percent, text.span, text.plural,
-        text.title, text.overview, text.outcomes, text.identity_lines,
+        text.title, text.overview, text.outcomes, text.identity_lines, text.meaning, text.coded,
     )  # fmt: skip
     environment.globals.update({function.__name__: function for function in words})
     environment.globals.update(notes=text.NOTES, directions=text.DIRECTIONS, shade=shade)
@@ -79,7 +79,7 @@ def figure(section: dict[str, Any], curves: dict[str, Any]) -> dict[str, Any]:
     x_ticks, y_ticks = ticks(*x_ends), ticks(min(low, 0.0), high)
     y_ends = min(low, y_ticks[0]), max(high, y_ticks[-1])
     styles = _styles(section["methods"])
-    lines = [{**styles[s["method"]], **_line(s, x_ends, y_ends)} for s in series]
+    lines = [{**styles[s["method"]], **_line(s, x_ends, y_ends), "id": number} for number, s in enumerate(series)]
     return {
         "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM, "lines": lines,
         "x_ticks": [(_place(t, x_ends, LEFT, RIGHT), f"{t:g}") for t in x_ticks],

@@ -29,7 +29,9 @@ NOTES = {
     "agreement": "Spearman's rank correlation over images and methods, values centered on each image's own mean. 1: "
     "the metrics prefer the same methods on the same images; 0: they are unrelated; \N{MINUS SIGN}1: they contradict "
     "each other. Baselines are left out.",
-    "curves": "Mean over images; the band is the 95 % bootstrap interval at each point.",
+    "scale": "The line under a value is its interval, on the scale under the heading.",
+    "curves": "Mean over images. A band is the 95 % bootstrap interval at each point; choose a method in the legend to "
+    "show or hide its band.",
     "time": "Time is the median per map, including the image's share of the forward pass.",
 }
 #: Shown where there is no value.
@@ -80,6 +82,17 @@ def span(ends: Sequence[float | None]) -> str:
 def plural(count: int, word: str) -> str:
     """Return a count with its noun, such as ``1 image`` or ``2 images``."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def meaning(metric: dict[str, Any]) -> str:
+    """Return the first sentence of a metric's definition, which says what is measured."""
+    first, dot, _ = str(metric["definition"]).partition(". ")
+    return first + dot.strip()
+
+
+def coded(text: str) -> list[tuple[bool, str]]:
+    """Return the parts of a docstring's text, each with whether it is a formula or code, between double backticks."""
+    return [(bool(index % 2), part) for index, part in enumerate(text.split("``"))]
 
 
 def title(section: dict[str, Any]) -> str:

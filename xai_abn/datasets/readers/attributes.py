@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from xai_abn.datasets.sample import READERS, Dataset, Sample, SampleSubset
 from xai_abn.datasets.splits import divide_by_group, split_for, split_within
+from xai_abn.datasets.tables import csv_rows
 from xai_abn.errors import DatasetError
 
 #: Folders in which the files of a table may lie, from its own: as in CelebA's archives, and as on Kaggle.
@@ -42,6 +43,7 @@ class _Table:
         files: file of each row.
         rows: attribute values of each row, as text.
         lines: line number of each row.
+        damaged: (file, reason) of rows that cannot be read.
         parts: split of each row, if given.
         people: identity of each row, if given.
     """
@@ -51,6 +53,7 @@ class _Table:
     files: list[str]
     rows: list[list[str]]
     lines: list[int]
+    damaged: list[tuple[str, str]]
     parts: list[str] | None = None
     people: list[str] | None = None
 
@@ -68,37 +71,37 @@ def read_attributes(place: str, images: Path | None = None) -> Dataset:
 
     Returns:
         The images, whose group is the identity. Splits are those of the table. If it names identities but no splits,
-        80 % of the people are for training, 10 % for validation and 10 % for test, by a hash of their identity.
+        80 % of the people are for training, 10 % for validation and 10 % for test, by a hash of their identity. Images
+        that are absent, or whose row has a value too few or is there twice, are among the problems.
 
     Raises:
-        DatasetError: the table is missing or damaged, a value is no attribute, a file is absent or listed twice.
+        DatasetError: the table is missing or damaged, or a column has values that are not those of an attribute.
     """
     path = Path(place)
     if not path.is_file():
         raise DatasetError(f"{place}: no such file")
     table = _read_celeba(path) if path.suffix == ".txt" else _read_csv(path)
-    if not table.files or not table.labels:
+    if not table.labels or not (table.files or table.damaged):
         raise DatasetError(f"{place}: no {'attributes' if table.files else 'images'} in it")
-    people: Sequence[str | None] = table.people or [None] * len(table.files)
     folders = [images] if images is not None else [path.parent / folder for folder in _FOLDERS]
-    rows = zip(_paths(table, folders), _values(table), people, strict=True)
-    samples = [Sample(file, attributes=names, group=person) for file, names, person in rows]
+    names, files = _values(table), _paths(table, folders)
+    reasons = _reasons(table, files, folders)
+    kept = [row for row in range(len(files)) if row not in reasons]
+    people: Sequence[str | None] = table.people or [None] * len(files)
+    samples = [Sample(files[row], attributes=names[row], group=people[row]) for row in kept]
     splits: dict[str, Sequence[Sample]] = {"train": samples}
     if table.parts is not None:
-        parts = {part: [i for i, p in enumerate(table.parts) if p == part] for part in dict.fromkeys(table.parts)}
+        of_kept = [table.parts[row] for row in kept]
+        parts = {part: [i for i, p in enumerate(of_kept) if p == part] for part in dict.fromkeys(of_kept)}
         splits = {part: SampleSubset(samples, indices) for part, indices in parts.items()}
-    elif table.people is not None:
+    elif table.people is not None and samples:
         splits = divide_by_group(samples, ["validation", "test"], 0.1, table.source)
-    return Dataset("attributes", splits, table.labels, max_shift=MAX_SHIFT)
+    problems = (*table.damaged, *((files[row] or table.files[row], reason) for row, reason in reasons.items()))
+    return Dataset("attributes", splits, table.labels, problems=problems, max_shift=MAX_SHIFT)
 
 
 def _read_csv(path: Path) -> _Table:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            numbered = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path}: not a readable CSV file ({error})") from error
+    numbered = list(csv_rows(path, "a column 'file' and one for each attribute"))
     header = numbered[0][1] if numbered else []
     name = next((name for name in _FILE if name in header), None)
     if name is None:
@@ -109,10 +112,8 @@ def _read_csv(path: Path) -> _Table:
         )
     if len(set(header)) < len(header):
         raise DatasetError(f"{path}: two columns have the same name: {_first_duplicate(header)!r}")
-    for line, row in numbered[1:]:
-        if len(row) != len(header):
-            raise DatasetError(f"{path}, line {line}: {len(row)} values for {len(header)} columns")
-    columns = {title: [row[i] for _, row in numbered[1:]] for i, title in enumerate(header)}
+    numbered, damaged = _of_length(numbered[1:], len(header), str(path), "columns", header.index(name))
+    columns = {title: [row[i] for _, row in numbered] for i, title in enumerate(header)}
     files, people = columns.pop(name), columns.pop("identity", None)
     given = [columns.pop(title) for title in list(columns) if title.lower() in _SPLIT]
     doubtful = [t for t in columns if split_within(t) or {*re.split(r"[^a-z]+", t.lower())} & {*_SPLIT, *_LIKE_SPLIT}]
@@ -125,7 +126,7 @@ def _read_csv(path: Path) -> _Table:
         raise DatasetError(f"{path}: it has several of the columns {', '.join(_SPLIT)}; keep the one of the splits")
     parts = given[0] if given else _column_beside(path, _PARTS, files)
     people = people if people is not None else _column_beside(path, _PEOPLE, files)
-    lines = [line for line, _ in numbered[1:]]
+    lines = [line for line, _ in numbered]
     if people is not None and "" in people:
         raise DatasetError(f"{path}, line {lines[people.index('')]}: the identity is missing")
     if parts is not None:
@@ -134,7 +135,19 @@ def _read_csv(path: Path) -> _Table:
             at = parts.index("")
             raise DatasetError(f"{path}, line {lines[at]}: split {words[at]!r} is none of train, validation, test")
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    return _Table(str(path), tuple(columns), files, rows, lines, parts, people)
+    return _Table(str(path), tuple(columns), files, rows or [[] for _ in files], lines, damaged, parts, people)
+
+
+def _of_length(
+    numbered: list[tuple[int, list[str]]], number: int, source: str, what: str, file: int
+) -> tuple[list[tuple[int, list[str]]], list[tuple[str, str]]]:
+    """Return the rows with as many cells as there should be, and (file, reason) of the others."""
+    odd = [(line, row) for line, row in numbered if len(row) != number]
+    damaged = [
+        ((row[file : file + 1] or [source])[0], f"{source}, line {line}: {len(row)} values for {number} {what}")
+        for line, row in odd
+    ]
+    return [(line, row) for line, row in numbered if len(row) == number], damaged
 
 
 def _read_celeba(path: Path) -> _Table:
@@ -144,10 +157,9 @@ def _read_celeba(path: Path) -> _Table:
         raise DatasetError(
             f"{path}: it has {max(len(lines) - 2, 0)} images, but the first line says {announced}; download it again"
         )
-    labels, rows = tuple(lines[1]), lines[2:]
-    for number, row in enumerate(rows, start=3):
-        if len(row) != len(labels) + 1:
-            raise DatasetError(f"{path}, line {number}: {len(row) - 1} values for {len(labels)} attributes")
+    labels = tuple(lines[1])
+    numbered, damaged = _of_length([*enumerate(lines[2:], start=3)], len(labels) + 1, str(path), "columns", 0)
+    rows = [row for _, row in numbered]
     files = [row[0] for row in rows]
     parts = _column_beside(path, _PARTS, files)
     if parts is not None:
@@ -155,8 +167,7 @@ def _read_celeba(path: Path) -> _Table:
         if "" in parts:
             raise DatasetError(f"{path.parent}: {_PARTS} has the part {words[parts.index('')]!r}, none of 0, 1, 2")
     people = _column_beside(path, _PEOPLE, files)
-    numbers = list(range(3, len(rows) + 3))
-    return _Table(str(path), labels, files, [row[1:] for row in rows], numbers, parts, people)
+    return _Table(str(path), labels, files, [r[1:] for r in rows], [n for n, _ in numbered], damaged, parts, people)
 
 
 def _splits(values: Sequence[str]) -> list[str]:
@@ -189,16 +200,20 @@ def _lines(path: Path) -> list[list[str]]:
 
 
 def _values(table: _Table) -> list[tuple[str, ...]]:
-    """Return the names of the attributes that each image has."""
+    """Return the names of the attributes that each image has; of a row with an empty cell those that are told.
+
+    Raises:
+        DatasetError: a column has other values, so that it is none of an attribute.
+    """
     seen: set[int] = set()
     names = []
     for cells, line in zip(table.rows, table.lines, strict=True):
         numbers = [_VALUES.get(cell) for cell in cells]
-        if None in numbers:
-            at = numbers.index(None)
-            problem = f"is {cells[at]!r}" if cells[at] else "is missing"
+        at = next((i for i, number in enumerate(numbers) if number is None and cells[i]), None)
+        if at is not None:
             raise DatasetError(
-                f"{table.source}, line {line}: {table.labels[at]!r} {problem}; attributes are 1 and 0, or 1 and -1"
+                f"{table.source}, line {line}: {table.labels[at]!r} is {cells[at]!r}; attributes are 1 and 0, or 1 and "
+                "-1"
             )
         seen.update(number for number in numbers if number is not None)
         names.append(tuple(label for label, number in zip(table.labels, numbers, strict=True) if number == 1))
@@ -208,17 +223,23 @@ def _values(table: _Table) -> list[tuple[str, ...]]:
 
 
 def _paths(table: _Table, folders: Sequence[Path]) -> list[str]:
-    """Return the paths of the files."""
-    found = [next((p for f in folders if os.path.isfile(p := os.path.join(f, file))), "") for file in table.files]
-    if "" in found:
-        raise DatasetError(
-            f"{table.source}: {found.count('')} files are listed but absent, such as {table.files[found.index('')]}; "
-            f"looked for in {', '.join(os.path.normpath(f) for f in folders)}"
-        )
-    paths = [os.path.normpath(path) for path in found]
-    if len(set(paths)) < len(paths):
-        raise DatasetError(f"{table.source}: a file is listed twice: {_first_duplicate(paths)}")
-    return found
+    """Return the paths of the files, empty for those that are absent."""
+    return [next((p for f in folders if os.path.isfile(p := os.path.join(f, file))), "") for file in table.files]
+
+
+def _reasons(table: _Table, files: list[str], folders: Sequence[Path]) -> dict[int, str]:
+    """Return why rows cannot be used, by their number."""
+    absent = f"no such file; looked for it in {', '.join(os.path.normpath(f) for f in folders)}"
+    times = Counter(map(os.path.normpath, filter(None, files)))
+    reasons: dict[int, str] = {}
+    for row, (cells, file, line) in enumerate(zip(table.rows, files, table.lines, strict=True)):
+        if not file:
+            reasons[row] = absent
+        elif times[os.path.normpath(file)] > 1:
+            reasons[row] = f"{table.source}, line {line}: the file is listed twice"
+        elif "" in cells:
+            reasons[row] = f"{table.source}, line {line}: {table.labels[cells.index('')]!r} is missing"
+    return reasons
 
 
 def _first_duplicate(names: Sequence[str]) -> str:

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 
-from xai_abn.datasets.sample import READERS, Dataset, Sample
+from xai_abn.datasets.sample import READERS, Dataset, Sample, SampleSubset
 from xai_abn.datasets.splits import find_splits
 from xai_abn.errors import DatasetError, ImageLoadError, InvalidInputError
 from xai_abn.files import digest
@@ -18,6 +19,8 @@ from xai_abn.images.loading import LoadedImage, decode_image, load_image
 
 #: Number of rows whose content the fingerprint depends on.
 _HASHED = 64
+#: Compressed archives of more bytes than this hold at most so many times their size.
+_LARGE, _MOST_PACKED = 2**26, 50
 _SAVED = ("dataset_dict.json", "state.json")
 #: Usual names of the column of labels; the last one is WebDataset's.
 _LABELS = ("label", "labels", "cls")
@@ -94,22 +97,25 @@ def read_hugging_face(place: str) -> Dataset:
     values = {part: _labels(tables[key], image, label, f"hf:{name}/{key}") for part, key in keys.items()}
     values = {part: column for part, column in values.items() if part != "test" or set(column) != {-1}}
     names = getattr(features.get(label), "names", None) or sorted(
-        {value for column in values.values() for value in column}, key=lambda value: (str(type(value)), value)
+        {value for column in values.values() for value in column} - {None}, key=lambda value: (str(type(value)), value)
     )
     text = {value: str(value) for value in names}
     splits: dict[str, Sequence[Sample]] = {}
+    problems = []
     for part, column in values.items():
         source = f"hf:{name}/{keys[part]}"
-        unknown = next((value for value in column if value not in text), None)
+        unknown = next((value for value in column if value is not None and value not in text), None)
         if unknown is not None:
             raise DatasetError(f"{source}: {label!r} is {unknown!r}, which is no class of the train split")
-        rows = _undecoded(tables[keys[part]], image)
-        splits[part] = _Rows(rows, image, [text[value] for value in column], source)
-    return Dataset("hf", splits, tuple(text.values()))
+        rows = _Rows(_undecoded(tables[keys[part]], image), image, [text.get(value, "") for value in column], source)
+        kept = [index for index, value in enumerate(column) if value is not None]
+        splits[part] = rows if len(kept) == len(rows) else SampleSubset(rows, kept)
+        problems += [(rows[i].source, f"no {label!r} in this row") for i, value in enumerate(column) if value is None]
+    return Dataset("hf", splits, tuple(text.values()), problems=tuple(problems))
 
 
 def _labels(table: Any, image: str, label: str, source: str) -> list[Any]:
-    """Return the labels of a split: class names if it has them, else numbers or text; -1 where they are hidden.
+    """Return the labels of a split: class names if it has them, else numbers or text; -1 if hidden, None if missing.
 
     Names are used because splits may number the same classes in different orders.
     """
@@ -117,15 +123,13 @@ def _labels(table: Any, image: str, label: str, source: str) -> list[Any]:
     for wanted in (image, column):
         if wanted not in table.features:
             raise DatasetError(f"{source}: no column {wanted!r}, which the train split has")
-    values = [value.get(field) if field else value for value in table[column]]
+    values = [value and value.get(field) if field else value for value in table[column]]
     values = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in values]
-    if None in values:
-        raise DatasetError(f"{source}: {values.count(None)} rows have no {label!r}")
-    odd = next((value for value in values if not isinstance(value, (int, str))), None)
+    odd = next((value for value in values if not isinstance(value, (int, str, NoneType))), None)
     if odd is not None:
         raise DatasetError(f"{source}: {label!r} holds {type(odd).__name__}s, not classes; name another column")
     names = getattr(table.features.get(label), "names", None)
-    return [value if names is None or value == -1 else names[value] for value in values]
+    return [value if names is None or value in (-1, None) else names[value] for value in values]
 
 
 def _load(name: str) -> Mapping[str, Any]:
@@ -136,6 +140,7 @@ def _load(name: str) -> Mapping[str, Any]:
         raise InvalidInputError("hf: data needs datasets: pip install 'xai-abn[datasets]'") from error
     if Path(name).is_file() or set(name) & set("{}*?") or name.endswith((".tar", ".tar.gz", ".tgz", ".parquet")):
         raise DatasetError(f"hf:{name}: expected a folder or a name on the hub; give the folder that holds the files")
+    _refuse_bombs(Path(name))
     saved = any((Path(name) / file).is_file() for file in _SAVED)
     try:
         found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
@@ -143,6 +148,22 @@ def _load(name: str) -> Mapping[str, Any]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DatasetError(f"hf:{name}: cannot be loaded ({reason})") from error
     return found if isinstance(found, dict) else {"train": found}
+
+
+def _refuse_bombs(folder: Path) -> None:
+    """Refuse small archives of large content, which ``datasets`` would read into memory member by member.
+
+    The end of a gzip file says how many bytes it was made of, up to 4 GiB.
+    """
+    for path in folder.glob("**/*.*gz"):
+        packed = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(max(0, packed - 4))
+            content = int.from_bytes(file.read(), "little")
+        if content > max(_LARGE, _MOST_PACKED * packed):
+            raise DatasetError(
+                f"{path}: {packed:,} bytes hold {content:,}, which images do not; unpack it and see what is in it"
+            )
 
 
 def _columns(features: Mapping[str, Any], wanted: str, source: str) -> tuple[str, str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 from xai_abn.datasets.imagenet_classes import own_wnids
 from xai_abn.datasets.sample import READERS, AnnotatedObject, Dataset, ImageFinder, Sample
+from xai_abn.datasets.tables import csv_rows
 from xai_abn.errors import DatasetError
 
 #: Columns that the first line must name.
@@ -63,20 +64,16 @@ def read_imagenet_boxes(place: str, images: Path | None = None) -> Dataset:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the number of each line and its columns by name."""
+    """Yield the number of each line and its columns by name; a column or a name that is missing is None."""
     if not file.is_file():
         raise DatasetError(f"{file}: no such file; give a CSV file with the columns {','.join(COLUMNS)}")
-    try:
-        # names in other bytes than UTF-8 are kept as they are, and cost their own images at most
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            columns = reader.fieldnames or ()
-            if not set(KAGGLE) <= set(columns) and (missing := [c for c in COLUMNS if c not in columns]):
-                raise DatasetError(f"{file}, line 1: no column {missing[0]!r}; expected {','.join(COLUMNS)}")
-            for row in reader:
-                yield reader.line_num, row
-    except (OSError, csv.Error) as error:
-        raise DatasetError(f"{file}: cannot be read as CSV ({error}); expected {','.join(COLUMNS)}") from error
+    # names in other bytes than UTF-8 are kept as they are, and cost their own images at most
+    rows = csv_rows(file, ",".join(COLUMNS), errors="surrogateescape")
+    _, columns = next(rows, (1, []))
+    if not set(KAGGLE) <= set(columns) and (missing := [c for c in COLUMNS if c not in columns]):
+        raise DatasetError(f"{file}, line 1: no column {missing[0]!r}; expected {','.join(COLUMNS)}")
+    for line, cells in rows:
+        yield line, dict(zip_longest(columns, cells))
 
 
 def _name(row: dict[str, str]) -> str:

@@ -24,3 +24,46 @@ function compare(a, b, up) {
   const order = isNaN(x) || isNaN(y) ? x.localeCompare(y, undefined, { numeric: true }) : x - y;
   return up ? order : -order;
 }
+
+// A band of a curve is shown or hidden by its method in the legend.
+for (const button of document.querySelectorAll(".legend button")) {
+  button.addEventListener("click", () => {
+    const shown = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", shown);
+    const line = button.dataset.line;
+    button.closest("figure").querySelector(`.band[data-line="${line}"]`).toggleAttribute("hidden", !shown);
+  });
+}
+
+// A drawing is enlarged by a click or Enter, a map beside the whole image.
+const dialog = document.querySelector("dialog");
+for (const frame of document.querySelectorAll(".frame-of[role=button]")) {
+  const enlarge = () => {
+    const whole = frame.closest(".row").querySelector(".whole .frame-of");
+    const shown = [...new Set([whole, frame])].map((one) => {
+      const part = document.createElement("div");
+      part.append(one.cloneNode(true), one.parentElement.querySelector("figcaption").cloneNode(true));
+      part.firstChild.removeAttribute("tabindex");
+      return part;
+    });
+    dialog.querySelector("figure").replaceChildren(...shown);
+    dialog.showModal();
+  };
+  frame.addEventListener("click", enlarge);
+  frame.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault(); // else the same key closes the dialog, whose button has the focus now
+    enlarge();
+  });
+}
+dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+
+// Tables with more columns than fit say so at their edge.
+const tellMore = (table) => {
+  const left = table.scrollWidth - table.clientWidth - table.scrollLeft;
+  table.parentElement.classList.toggle("more", left > 4);
+};
+for (const table of document.querySelectorAll(".scroll")) {
+  table.addEventListener("scroll", () => tellMore(table));
+  new ResizeObserver(() => tellMore(table)).observe(table);
+}
