@@ -723,7 +723,6 @@ def wrap(
     module = plain_module(module)
     if multi_label and scores_only:
         raise InvalidInputError("give multi_label for attributes or scores_only for values, not both")
-    whole = module if other_inputs is None else BoundInputs(module, other_inputs)
     if not isinstance(name, (str, NoneType)):
         raise InvalidInputError(f"name must be text, got {type(name).__name__}")
     name = " ".join((name or type(module).__name__).split())
@@ -731,6 +730,7 @@ def wrap(
     own = as_preprocess(preprocess) if preprocess is not None else None if video else own_preprocess(module)
     default = assumed_clips(module) if video else Preprocess()
     module = FramesFirst(module) if video else module
+    whole = module if other_inputs is None else BoundInputs(module, other_inputs)
     adapter = ModelAdapter(
         whole,
         name=name,
