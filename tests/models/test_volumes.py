@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 import transformers
-from support import check_error
+from support import check_error, make_images
 from torch import nn
 from volumes import CLASSES, Net3d, UNet3d, mvit, net3d, seeded_volumes, swin3d
 
@@ -136,11 +136,18 @@ def test_a_network_whose_tokens_are_in_another_order_is_refused():
     config = transformers.TimesformerConfig(image_size=64, num_frames=8, num_labels=CLASSES, **SMALL)
     model = xai_abn.wrap(transformers.TimesformerForVideoClassification(config).eval())
     clip = seeded_volumes(1, 3, 8, 64, 64)
-    with pytest.raises(UnsupportedModelError, match="tokens that do not fit a grid"):
+    with pytest.raises(UnsupportedModelError, match=r"TimesformerFor.* tokens that do not fit a grid"):
         xai_abn.explain(model, clip, "grad-cam", 0)
     with pytest.raises(UnsupportedModelError, match="no recognizable grid"):
         xai_abn.explain(xai_abn.wrap(model.module.network, layer="network.timesformer.layernorm"), clip, "grad-cam", 0)
     assert xai_abn.explain(model, clip, "saliency", 0)[0]["saliency"].map.shape == (8, 64, 64)
+
+
+def test_a_name_of_hugging_face_for_video_says_what_to_do(tmp_path):
+    """Its image processor does not tell how frames are resized."""
+    HUGGING_FACE["videomae"]().save_pretrained(tmp_path / "video")
+    with pytest.raises(InvalidInputError, match=r"xai_abn\.wrap"):
+        xai_abn.load_model(f"hf:{tmp_path / 'video'}")
 
 
 def test_frames_in_front_of_channels_are_refused():
@@ -207,3 +214,20 @@ def test_a_network_of_volumes_needs_an_example():
     """Without one it is tried on an image, and the error says what to give."""
     with pytest.raises(UnsupportedModelError, match="example_input"):
         xai_abn.explain(Net3d(3).eval(), seeded_volumes(3, 12, 16, 20), "grad-cam")
+
+
+def test_what_is_made_for_images_refuses_networks_of_volumes(tmp_path):
+    """An Attention Branch Network, the export to ONNX, a benchmark."""
+    from xai_abn.benchmark import benchmark
+    from xai_abn.datasets import read_dataset
+    from xai_abn.integrations.onnx import export_onnx
+
+    model, data = net3d(), read_dataset(f"coco:{make_images(tmp_path, 2)}")
+    for call, text in (
+        (lambda: xai_abn.abn_from(model.module), "does not take an image"),
+        (lambda: export_onnx(model, tmp_path / "net.onnx"), "only networks for images"),
+        (lambda: benchmark(model, data, ["grad-cam"], ["deletion"], tmp_path / "run.sqlite"), "xai_abn.metrics"),
+    ):
+        with pytest.raises(XaiAbnError, match=text) as caught:
+            call()
+        check_error(caught.value)

@@ -154,7 +154,7 @@ class _Run:
     ) -> None:
         if model.axes != 2:
             raise InvalidInputError(
-                f"{model.name} takes volumes or clips, and the data sets of a benchmark hold images; call the "
+                f"{model.name} takes volumes or clips, and the data sets of a benchmark hold images; use the "
                 "functions of xai_abn.metrics on maps of volumes"
             )
         if model.detects or not model.has_probabilities:

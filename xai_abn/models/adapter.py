@@ -252,7 +252,7 @@ class ModelAdapter:
             outputs = [o for o in outputs if o.name.startswith("feature_extractor.")]
         with as_unsupported(f"no layer of {self.name} can be chosen; name one with layer="):
             scores = scores_of_detections if self.detects else self.logits_of
-            return find_target_layer(self.module, self.example, outputs, self._attention_places, scores)
+            return find_target_layer(self.module, self.example, outputs, self._attention_places, scores, self.name)
 
     @cached_property
     def attention_blocks(self) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ def load_hugging_face(
         labels: the texts that images are compared with.
 
     Raises:
-        InvalidInputError: transformers is not installed, ``weights`` is a file, or there are no texts.
+        InvalidInputError: transformers is not installed, ``weights`` is a file, there are no texts, or the network is
+            for video.
         WeightsError: the model cannot be loaded, or is not an image classifier.
     """
     auto = _transformers()
@@ -53,6 +54,11 @@ def load_hugging_face(
             processor = auto.AutoProcessor.from_pretrained(name)
             return zero_shot(network.eval(), processor, labels, name=f"hf:{name}")
         kind = _kind(auto, config)
+        if any(architecture.endswith("ForVideoClassification") for architecture in config.architectures or ()):
+            raise InvalidInputError(
+                f"hf:{name} classifies videos, and how it prepares frames cannot be read from its folder; load it with "
+                "AutoModelForVideoClassification and give it to xai_abn.wrap(..., preprocess=ClipPreprocess(...))"
+            )
         if weights is None:
             module, report = kind.from_pretrained(name, output_loading_info=True)
             missing = sorted(report["missing_keys"])

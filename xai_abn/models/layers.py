@@ -51,6 +51,7 @@ def find_target_layer(
     outputs: list[LayerOutput],
     places: Sequence[AttentionPlace],
     scores: Callable[[object], Tensor],
+    network: str,
 ) -> str:
     """Return the name of the last layer with positions on which the scores depend, which CAM methods should read.
 
@@ -70,11 +71,11 @@ def find_target_layer(
         outputs: outputs of the network's modules for the sample; see :func:`xai_abn.networks.tracing.trace_outputs`.
         places: where the network attends; see :func:`attention_places`.
         scores: computes scores (N, K) from the network's output.
+        network: its name, for messages.
 
     Raises:
         UnsupportedModelError: there is none, or the network computes on tokens that do not fit a grid of patches.
     """
-    network = type(module).__name__
     packed, outputs = [o for o in outputs if o.packed], [o for o in outputs if not o.packed]
     inside = tuple(f"{place.module}." for place in places if place.module)
     spatial = [o for o in spatial_layers(outputs) if not o.name.startswith(inside)]
