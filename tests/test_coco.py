@@ -140,3 +140,10 @@ def test_the_image_is_not_needed(results, tmp_path):
     found = read(tmp_path / "a.json", xai_abn.to_coco(moved))
     assert found.loadImgs([1])[0]["file_name"] == "gone.jpg"
     assert found.annToMask(found.loadAnns([1])[0]).any()
+
+
+def test_volumes_are_refused(results):
+    """The format holds images; boxes and masks of volumes are there."""
+    deep = replace(results[1]["cam"], map=np.random.default_rng(0).random((4, 6, 6), np.float32))
+    with pytest.raises(InvalidInputError, match="holds images; give boxes or masks"):
+        xai_abn.to_coco([ImageExplanations({"cam": deep})])

@@ -16,7 +16,7 @@ import xai_abn
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
 from xai_abn.explanation import Explanation, sheet
 from xai_abn.heatmaps import heatmap_of
-from xai_abn.rendering import COLORMAPS, Panel, _font, blend, blend_heatmap
+from xai_abn.rendering import COLORMAPS, Panel, _font, blend, blend_heatmap, clip_bytes
 from xai_abn.rendering import overlay as draw
 from xai_abn.rendering import sheet as draw_sheet
 
@@ -326,3 +326,20 @@ def test_notebooks_show_the_sheets_of_several_images(gap_net, image):
     assert shown.size == (sheet_.width, 8 * sheet_.height)
     assert repr(result).startswith("Explanations of 9 images")
     assert xai_abn.explain(gap_net, [], "cam")._repr_png_() is None
+
+
+def test_slices_of_a_volume_have_the_contour_of_its_mask():
+    """One threshold for all slices; the bar of a page of the clip marks it, too."""
+    map_ = np.zeros((3, 32, 32), np.float32)
+    map_[0, 8:16, 8:16], map_[2, 20:24, 4:12] = 1, 0.4
+    panel = Panel(np.full((3, 32, 32, 3), 128, np.uint8), "m", map=map_)
+    for contour, parts in ((0.5, [64, 0, 0]), (0.3, [64, 0, 32])):
+        page = np.asarray(draw(panel, contour=contour)).astype(int)
+        top = 14 // 2 + 22 + 6 + 22
+        for number, pixels in enumerate(parts):
+            left = 14 + number * (128 + 4)
+            tile = page[top : top + 128, left : left + 128]
+            rows, columns = np.nonzero((tile == 255).all(axis=2))
+            inside = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1) // 16 if len(rows) else 0
+            assert inside == pixels
+    assert clip_bytes(panel, ".gif", contour=0.5) != clip_bytes(panel, ".gif")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xai_abn import __version__
+from xai_abn.errors import InvalidInputError
 from xai_abn.explanation import Explanation
 from xai_abn.heatmaps import parts_of
 
@@ -27,7 +28,7 @@ def to_coco(explanations: Iterable[Mapping[Any, Explanation]], threshold: float 
         threshold: share of the range of a map; see :meth:`Explanation.mask`.
 
     Raises:
-        InvalidInputError: the threshold is out of range.
+        InvalidInputError: the threshold is out of range, or a map is of a volume or clip.
 
     Source: https://cocodataset.org/#format-data.
     """
@@ -39,7 +40,14 @@ def annotations_of(explanation: Explanation, threshold: float) -> list[dict[str,
     """Return box (left, top, width, height), area and compressed run lengths of each part of a map, the largest first.
 
     None of a map that means nothing.
+
+    Raises:
+        InvalidInputError: the map is of a volume or clip, or the threshold is out of range.
     """
+    if explanation.map.ndim != 2:
+        raise InvalidInputError(
+            f"{explanation.source}: COCO's format holds images; give boxes or masks of a volume or clip instead"
+        )
     from pycocotools import mask as run_lengths
 
     if not explanation.has_parts:

@@ -212,7 +212,7 @@ class Explanation:
 
         Args:
             path: replaced if it exists.
-            options: ``colormap`` and ``opacity``, see :func:`xai_abn.rendering.overlay`.
+            options: ``colormap``, ``opacity`` and ``contour``, see :func:`xai_abn.rendering.overlay`.
 
         Raises:
             InvalidInputError: the map is of an image, or another ending.
@@ -266,7 +266,7 @@ class Explanation:
             "class_specific": self.class_specific,
             "image_size": None if self.image_size is None else list(self.image_size),
             "region": None if self.region is None else list(self.region),
-            "view_size": list(self.view.shape[:2]),
+            "view_size": list(self.view.shape[:-1]),
             "map_shape": list(self.map.shape),
             "map_min": _finite_or_none(self.map.min()),
             "map_max": _finite_or_none(self.map.max()),

@@ -67,21 +67,18 @@ def boxes_of(mask: np.ndarray) -> list[tuple[int, ...]]:
         (left, top, right, bottom), right and bottom exclusive; of a volume (left, top, first, right, bottom, last),
         where first and last are slices and last is exclusive. Pixels that touch at a corner are connected.
     """
-    return [box for box, _ in parts_of(mask)]
-
-
-def parts_of(mask: np.ndarray) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-    """Yield the connected parts of a mask, each with its box as :func:`boxes_of` and where it is, a mask of its own."""
     if mask.ndim == 3:
         from scipy import ndimage
 
         labels, number = ndimage.label(mask, np.ones((3, 3, 3)))
         sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
-        slices = ndimage.find_objects(labels)
-        for k in np.argsort(-sizes, kind="stable"):
-            part = slices[k][::-1]
-            yield (*(s.start for s in part), *(s.stop for s in part)), labels == k + 1
-        return
+        slices = [ndimage.find_objects(labels)[k] for k in np.argsort(-sizes, kind="stable")]
+        return [(*(s.start for s in part[::-1]), *(s.stop for s in part[::-1])) for part in slices]
+    return [box for box, _ in parts_of(mask)]
+
+
+def parts_of(mask: np.ndarray) -> Iterator[tuple[tuple[int, int, int, int], np.ndarray]]:
+    """Yield the connected parts of a mask (H, W) bool, each with its box as :func:`boxes_of` and where it is."""
     number, labels, found, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     for part in sorted(range(1, number), key=lambda part: -found[part, cv2.CC_STAT_AREA]):
         left, top, width, height, _ = found[part].tolist()

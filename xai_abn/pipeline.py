@@ -442,7 +442,7 @@ def prepare(model: ModelAdapter, images: Any, kind: str = "image") -> list[Prepa
         InvalidInputError: something is no image, or there is none.
     """
     prepared = []
-    for number, image in enumerate(listed_images(images)):
+    for number, image in enumerate(listed_images(images, model.axes)):
         found = _read(image, model, f"{kind} {number}")
         if isinstance(found, XaiAbnError):
             raise found

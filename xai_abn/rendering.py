@@ -91,50 +91,90 @@ def overlay(
         UnknownNameError: unknown color map.
         InvalidInputError: ``opacity`` outside [0, 1], or ``contour`` not above 0 and at most 1.
     """
-    check_drawing(colormap, opacity, contour)
-    return _drawn(panel, _shown(panel), colormap, opacity, contour)
+    return _Drawing(colormap, opacity, contour).overlay(panel, _scale_of(panel))
 
 
-def _shown(panel: Panel, limits: tuple[float, float] | None = None) -> DisplayScale | None:
-    """Return the map of a panel as it is drawn, or None if there is none or it has a flaw."""
-    if panel.map is None or flaw_of(panel.map):
-        return None
-    return display_scale(panel.map, panel.view.shape[:-1], limits)
+@dataclass(frozen=True)
+class _Drawing:
+    """How maps are drawn; see :func:`overlay`."""
 
+    colormap: str
+    opacity: float | None
+    contour: float | None
 
-def _drawn(
-    panel: Panel, shown: DisplayScale | None, colormap: str, opacity: float | None, contour: float | None
-) -> Image.Image:
-    inside, marked = _above(panel, shown, contour)
-    if panel.view.ndim == 3:
-        pixels = _tile(panel.view, shown, inside, colormap, opacity)
-    else:
-        numbers = [int((part + 0.5) * len(panel.view) / SLICES) for part in range(SLICES)]
-        numbers = numbers if len(panel.view) > SLICES else list(range(len(panel.view)))
-        tiles = []
-        for number in numbers:
-            parts = None if inside is None else inside[number]
-            view = panel.view[number]
-            tiles.append(_tile(view, _slice(shown, number), parts, colormap, opacity, _WIDTH // 2))
-        pixels = _side_by_side(tiles, numbers)
-    return _page(panel, pixels, shown, colormap, opacity, marked)
+    def __post_init__(self) -> None:
+        check_drawing(self.colormap, self.opacity, self.contour)
 
+    def overlay(self, panel: Panel, shown: DisplayScale | None) -> Image.Image:
+        """Return a panel with its map as it is drawn."""
+        inside, marked = self._parts(panel, shown)
+        if panel.view.ndim == 3:
+            return self._page(panel, self._tiles(panel, shown, inside, [0], _WIDTH)[0], shown, marked)
+        chosen = [int((part + 0.5) * len(panel.view) / SLICES) for part in range(SLICES)]
+        chosen = chosen if len(panel.view) > SLICES else list(range(len(panel.view)))
+        tiles = self._tiles(panel, shown, inside, chosen, _WIDTH // 2)
+        return self._page(panel, _side_by_side(tiles, chosen), shown, marked)
 
-def _slice(shown: DisplayScale | None, number: int) -> DisplayScale | None:
-    return None if shown is None else replace(shown, values=shown.values[number])
+    def pages(self, panel: Panel, shown: DisplayScale | None) -> list[Image.Image]:
+        """Return a page for each slice of a volume or frame of a clip."""
+        inside, marked = self._parts(panel, shown)
+        tiles = self._tiles(panel, shown, inside, range(len(panel.view)), _WIDTH)
+        titled = [replace(panel, title=f"{panel.title}  [{number}]") for number in range(len(tiles))]
+        return [self._page(one, tile, shown, marked) for one, tile in zip(titled, tiles, strict=True)]
 
+    def _parts(self, panel: Panel, shown: DisplayScale | None) -> tuple[np.ndarray | None, float | None]:
+        """Return where the map is inside the contour, as bool of the size of the view, and the value there; or None."""
+        if self.contour is None or shown is None or panel.map is None:
+            return None, None
+        return _above(panel.map, panel.view.shape[:-1], self.contour)
 
-def _tile(
-    view: np.ndarray,
-    shown: DisplayScale | None,
-    inside: np.ndarray | None,
-    colormap: str,
-    opacity: float | None,
-    width: int = _WIDTH,
-) -> np.ndarray:
-    """Return an image with its map over it and a line around the parts inside, enlarged to about a width."""
-    pixels = _enlarged(view if shown is None else _colored(view, shown, colormap, opacity), width)
-    return pixels if inside is None else _outlined(pixels, _enlarged(inside, width))
+    def _tiles(
+        self,
+        panel: Panel,
+        shown: DisplayScale | None,
+        inside: np.ndarray | None,
+        numbers: Sequence[int],
+        width: int,
+    ) -> list[np.ndarray]:
+        """Return the drawings of some slices, or of the only image, each enlarged to about a width."""
+        views = panel.view.reshape(-1, *panel.view.shape[-3:])[list(numbers)]
+        if shown is not None:
+            values = shown.values.reshape(-1, *views.shape[1:3])[list(numbers)]
+            views = _colored(views, replace(shown, values=values), self.colormap, self.opacity)
+        tiles = [_enlarged(view, width) for view in views]
+        if inside is None:
+            return tiles
+        parts = inside.reshape(-1, *views.shape[1:3])[list(numbers)]
+        return [_outlined(tile, _enlarged(part, width)) for tile, part in zip(tiles, parts, strict=True)]
+
+    def _page(self, panel: Panel, pixels: np.ndarray, shown: DisplayScale | None, marked: float | None) -> Image.Image:
+        """Return a drawing with the heading of a panel above it, and below it the colors, or why there are none."""
+        flaw = None if panel.map is None else flaw_of(panel.map)
+        height, width = pixels.shape[:2]
+        lines = [(panel.title, 17, _INK), (panel.subtitle, 14, _PALE)][: 2 if panel.subtitle else 1]
+        top = _MARGIN // 2 + _LINE * len(lines) + 6
+        page = Image.new("RGB", (width + 2 * _MARGIN, top + height + 44), _PAPER)
+        draw = ImageDraw.Draw(page)
+        for row, (text, size, fill) in enumerate(lines):
+            write_line(draw, (_MARGIN, _MARGIN // 2 + row * _LINE), text, width, size, fill)
+        page.paste(Image.fromarray(pixels), (_MARGIN, top))
+        below = (_MARGIN, top + height + 8)
+        if flaw:
+            write_line(draw, below, f"the map is {flaw}: nothing to show", width, 14, _WARNING)
+        elif shown is not None:
+            page.paste(Image.fromarray(self._bar(shown, width, marked)), below)
+            _write_ends(draw, shown, below, width)
+        return page
+
+    def _bar(self, shown: DisplayScale, width: int, marked: float | None) -> np.ndarray:
+        """Return the colors of a map on white, from its low end to its high one, with a line at the contour."""
+        ramp = np.repeat(np.linspace(-1 if shown.signed else 0, 1, width, dtype=np.float32)[None], 10, axis=0)
+        paper = np.full((*ramp.shape, 3), 255, np.uint8)
+        bar = _colored(paper, replace(shown, values=ramp), self.colormap, self.opacity)
+        if marked is None:
+            return bar
+        column = round((marked - shown.low) / (shown.high - shown.low) * (width - 1))
+        return _outlined(bar, np.broadcast_to(np.arange(width) >= column, bar.shape[:2]))
 
 
 def clip_bytes(
@@ -159,15 +199,7 @@ def clip_bytes(
     """
     if panel.view.ndim != 4 or ending not in (".gif", ".mp4"):
         raise InvalidInputError(f"a clip is made of a volume or clip, as .gif or .mp4, got {ending or 'no ending'}")
-    check_drawing(colormap, opacity, contour)
-    shown = _shown(panel)
-    inside, marked = _above(panel, shown, contour)
-    pages = []
-    for number, view in enumerate(panel.view):
-        pixels = _tile(view, _slice(shown, number), None if inside is None else inside[number], colormap, opacity)
-        pages.append(
-            _page(replace(panel, title=f"{panel.title}  [{number}]"), pixels, shown, colormap, opacity, marked)
-        )
+    pages = _Drawing(colormap, opacity, contour).pages(panel, _scale_of(panel))
     return _gif(pages) if ending == ".gif" else _mp4(pages)
 
 
@@ -192,8 +224,15 @@ def _mp4(pages: Sequence[Image.Image]) -> bytes:
     return content + (8 + len(CLIP_MARK)).to_bytes(4, "big") + b"free" + CLIP_MARK
 
 
+def _scale_of(panel: Panel, limits: tuple[float, float] | None = None) -> DisplayScale | None:
+    """Return the map of a panel as it is drawn; None without a map and for one with a flaw."""
+    if panel.map is None or flaw_of(panel.map):
+        return None
+    return display_scale(panel.map, panel.view.shape[:-1], limits)
+
+
 def _enlarged(pixels: np.ndarray, width: int) -> np.ndarray:
-    """Return an image enlarged pixel by pixel to about a width, or as it is."""
+    """Return an image or mask enlarged pixel by pixel to about a width, or as it is."""
     times = max(1, round(width / pixels.shape[1]))
     return pixels.repeat(times, axis=0).repeat(times, axis=1)
 
@@ -209,40 +248,6 @@ def _side_by_side(tiles: Sequence[np.ndarray], numbers: Sequence[int]) -> np.nda
         write_line(draw, (left + 2, top + 3), f"[{number}]", width - 2, 12, _PALE)
         page.paste(Image.fromarray(pixels), (left, top + _LINE))
     return np.asarray(page)
-
-
-def _page(
-    panel: Panel,
-    pixels: np.ndarray,
-    shown: DisplayScale | None,
-    colormap: str,
-    opacity: float | None,
-    marked: float | None,
-) -> Image.Image:
-    """Return a drawing with the heading of a panel above it, and below it the colors, or why there are none.
-
-    The value ``marked``, if any, gets a line in the bar of colors.
-    """
-    flaw = None if panel.map is None else flaw_of(panel.map)
-    height, width = pixels.shape[:2]
-    lines = [(panel.title, 17, _INK), (panel.subtitle, 14, _PALE)][: 2 if panel.subtitle else 1]
-    top = _MARGIN // 2 + _LINE * len(lines) + 6
-    page = Image.new("RGB", (width + 2 * _MARGIN, top + height + 44), _PAPER)
-    draw = ImageDraw.Draw(page)
-    for row, (text, size, fill) in enumerate(lines):
-        write_line(draw, (_MARGIN, _MARGIN // 2 + row * _LINE), text, width, size, fill)
-    page.paste(Image.fromarray(pixels), (_MARGIN, top))
-    below = (_MARGIN, top + height + 8)
-    if flaw:
-        write_line(draw, below, f"the map is {flaw}: nothing to show", width, 14, _WARNING)
-    elif shown is not None:
-        bar = _color_bar(shown, width, colormap, opacity)
-        if marked is not None:
-            column = round((marked - shown.low) / (shown.high - shown.low) * (width - 1))
-            bar = _outlined(bar, np.broadcast_to(np.arange(width) >= column, bar.shape[:2]))
-        page.paste(Image.fromarray(bar), below)
-        _write_ends(draw, shown, below, width)
-    return page
 
 
 def sheet(
@@ -265,14 +270,14 @@ def sheet(
     """
     if not panels:
         raise InvalidInputError("a sheet needs at least one panel, got none")
-    check_drawing(colormap, opacity, contour)
-    scales = [_shown(panel) for panel in panels]
+    drawing = _Drawing(colormap, opacity, contour)
+    scales = [_scale_of(panel) for panel in panels]
     for name in {panel.scale for panel in panels} - {""}:
         same = [scale for panel, scale in zip(panels, scales, strict=True) if panel.scale == name and scale]
         if len(same) > 1:
             limits = min(scale.low for scale in same), max(scale.high for scale in same)
-            scales = [_shown(p, limits) if p.scale == name else s for p, s in zip(panels, scales, strict=True)]
-    columns = [_drawn(p, s, colormap, opacity, contour) for p, s in zip(panels, scales, strict=True)]
+            scales = [_scale_of(p, limits) if p.scale == name else s for p, s in zip(panels, scales, strict=True)]
+    columns = [drawing.overlay(panel, scale) for panel, scale in zip(panels, scales, strict=True)]
     width, height = max(c.width for c in columns), max(c.height for c in columns)
     rows = -(-len(columns) // (ROW if panels[0].view.ndim == 3 else 2))
     across = -(-len(columns) // rows)  # rows of equal length leave the fewest holes
@@ -320,6 +325,8 @@ def blend(
 ) -> np.ndarray:
     """Return an image (H, W, 3) uint8 with a map (h, w) over it in color, or bare if the map has a flaw.
 
+    Of a volume or clip, both have one more axis in front.
+
     A map with negative values is red where it is positive and blue where it is negative, the stronger the further from
     0. With a colormap other than the default, 0 has the middle color. For ``opacity`` see :func:`overlay`.
 
@@ -351,18 +358,18 @@ def _colored(view: np.ndarray, shown: DisplayScale, colormap: str, opacity: floa
         colors = np.where(shown.values[..., None] > 0, np.array(_POSITIVE), np.array(_NEGATIVE))
         if opacity is not None:  # white at 0
             colors = 255 + (colors - 255) * strength[..., None]
-    return _blended(view, colors, strength, opacity)
+    return _mixed(view, colors, strength, opacity)
 
 
 def blend_heatmap(
     view: np.ndarray, heatmap: np.ndarray, colormap: str = DEFAULT_COLORMAP, opacity: float | None = None
 ) -> np.ndarray:
     """Return an image (H, W, 3) uint8 with a heatmap (H, W) in [0, 1] over it in color; see :func:`overlay`."""
-    return _blended(view, _colors(heatmap, colormap), heatmap, opacity)
+    return _mixed(view, _colors(heatmap, colormap), heatmap, opacity)
 
 
-def _blended(view: np.ndarray, colors: np.ndarray, strength: np.ndarray, opacity: float | None) -> np.ndarray:
-    """Blend an image with colors (H, W, 3) by one opacity, or where that is None by the strength (H, W) in [0, 1]."""
+def _mixed(view: np.ndarray, colors: np.ndarray, strength: np.ndarray, opacity: float | None) -> np.ndarray:
+    """Mix an image with colors (..., 3) by one opacity, or where that is None by the strength (...) in [0, 1]."""
     share = STRONGEST * strength[..., None] if opacity is None else opacity
     return np.asarray(np.round(view * (1 - share) + colors * share), np.uint8)
 
@@ -374,18 +381,16 @@ def _colors(values: np.ndarray, colormap: str) -> np.ndarray:
     return rgb.reshape(*values.shape, 3)
 
 
-def _above(panel: Panel, shown: DisplayScale | None, share: float | None) -> tuple[np.ndarray | None, float | None]:
-    """Return where the map of a panel is at least a share of its range, (H, W) or (D, H, W), and that value.
+def _above(map_: np.ndarray, size: tuple[int, ...], share: float) -> tuple[np.ndarray, float | None]:
+    """Return where a map is at least a share of its range, as bool of a size, and the value that this is.
 
-    None and None without a share, without a map, and of a map without a positive value.
+    Nowhere and None if the map has no positive value.
     """
-    if shown is None or share is None or panel.map is None:
-        return None, None
-    positive, size = positive_part(panel.map), panel.view.shape[:-1]
+    positive = positive_part(map_)
     try:
         heatmap = heatmap_of(positive, size)
     except UnusableMapError:
-        return None, None
+        return np.zeros(size, bool), None
     values = resized(positive, size)
     low, high = float(np.min(values)), float(np.max(values))
     return heatmap >= share, low + share * (high - low)
@@ -400,12 +405,6 @@ def _outlined(pixels: np.ndarray, inside: np.ndarray) -> np.ndarray:
     lined[parts > inner] = 255
     lined[outer > parts] = 0
     return lined
-
-
-def _color_bar(shown: DisplayScale, width: int, colormap: str, opacity: float | None) -> np.ndarray:
-    """Return the colors of a map on white, from its low end to its high one, as (10, width, 3) uint8."""
-    ramp = np.repeat(np.linspace(-1 if shown.signed else 0, 1, width, dtype=np.float32)[None], 10, axis=0)
-    return _colored(np.full((*ramp.shape, 3), 255, np.uint8), replace(shown, values=ramp), colormap, opacity)
 
 
 def _write_ends(draw: ImageDraw.ImageDraw, shown: DisplayScale, corner: tuple[int, int], width: int) -> None:

@@ -196,7 +196,7 @@ def test_other_sites_are_refused(serving):
 
 
 def test_what_cannot_be_served_is_refused(small_abn, tmp_path):
-    """An address that is not this machine's, and a network that segments."""
+    """An address that is not this machine's, a network that segments, and one of values."""
     from xai_abn.app import run
 
     with pytest.raises(InvalidInputError, match="--host") as raised:
@@ -207,9 +207,12 @@ def test_what_cannot_be_served_is_refused(small_abn, tmp_path):
         def forward(self, x):
             return {"out": x[:, :, ::4, ::4]}
 
-    with pytest.raises(UnsupportedModelError, match="shows classifiers") as raised:
-        run(xai_abn.wrap(Segmenter(), preprocess=xai_abn.Preprocess(size=32)), corrections=tmp_path)
-    check_error(raised.value)
+    small = xai_abn.Preprocess(size=32)
+    values = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 32), torch.nn.Flatten())
+    for network, options in ((Segmenter(), {}), (values, {"scores_only": True})):
+        with pytest.raises(UnsupportedModelError, match="no classifier with probabilities") as raised:
+            run(xai_abn.wrap(network, preprocess=small, **options), corrections=tmp_path)
+        check_error(raised.value)
 
 
 @pytest.mark.parametrize("name", ["starlette", "uvicorn"])

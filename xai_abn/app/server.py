@@ -162,7 +162,7 @@ def run(
         port: the port; 0 for any that is free.
 
     Raises:
-        UnsupportedModelError: the extra ``app`` is not installed, or the model segments or detects.
+        UnsupportedModelError: the extra ``app`` is not installed, or the model is no classifier.
         InvalidInputError: the address or port cannot be used.
     """
     service = Service([OfferedModel(model.name, lambda: model)], corrections, [Sample(path) for path in images])

@@ -107,14 +107,15 @@ class OfferedModel:
         """The model.
 
         Raises:
-            UnsupportedModelError: it segments or detects.
+            UnsupportedModelError: it segments, detects, or gives no probabilities of classes.
         """
         with self._lock:
             if self._adapter is None:
                 adapter = self._load()
-                if adapter.gives_map or adapter.detects:
+                if adapter.detects or not adapter.has_probabilities:
                     raise UnsupportedModelError(
-                        f"{self.name} segments or detects, and the page shows classifiers; use 'xai-abn explain' for it"
+                        f"{self.name} is no classifier with probabilities, which the page needs; use 'xai-abn explain' "
+                        "for it, or wrap(..., multi_label=True) if its one output is the logit of a class"
                     )
                 self._adapter = adapter
         return self._adapter

@@ -410,10 +410,11 @@ def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> lis
 
 
 def _saved(folder: OutputFolder, source: str, result: ImageExplanations) -> list[dict[str, Any]]:
+    parts = [folder.parts_of(e) for e in result.values()]
     files = folder.save(source, list(result.values()))
     return [
-        {**e.to_dict(), **folder.parts_of(e), "seconds": e.seconds, "files": [str(f) for f in made]}
-        for e, made in zip(result.values(), files, strict=True)
+        {**e.to_dict(), **found, "seconds": e.seconds, "files": [str(f) for f in made]}
+        for e, found, made in zip(result.values(), parts, files, strict=True)
     ]
 
 
