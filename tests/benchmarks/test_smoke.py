@@ -68,6 +68,7 @@ ALONE = {
     "cam_family.memory": ["--calls", "5", "--methods", "grad-cam"],
     "cam_family.speed": ["--networks", "resnet50", "--batches", "1", "--repeats", "1", "--channels", "2"],
     "models.detectors": ["--only", "SSDlite, MobileNetV3", "--rounds", "1"],
+    "models.drawn": ["--only", "resnet26", "--count", "1"],
     "models.families": ["--only", "ViT (HF)"],
     "models.hundred": ["--only", "two heads"],
     "robustness.million": ["--copies", "2"],

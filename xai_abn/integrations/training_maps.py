@@ -136,7 +136,7 @@ class TrainingMaps:
             return [error]
         records = [record for result in results if not isinstance(result, XaiAbnError) for record in result.values()]
         for method in self._explainers:
-            panels = [replace(r.panel, title=Path(r.source).name) for r in records if r.method == method.spec]
+            panels = [replace(r.panel, title=Path(r.source).name, scale="") for r in records if r.method == method.spec]
             for send in self._senders if panels else ():
                 send(f"maps/{method.spec}", sheet(panels), step)
         return [result for result in results if isinstance(result, XaiAbnError)]
