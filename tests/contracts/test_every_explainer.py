@@ -312,7 +312,7 @@ def test_the_stated_cost_is_the_number_of_images_that_the_network_sees(name, gap
 
 
 #: Methods that no network of volumes has: of Attention Branch Networks and of transformers.
-OF_OTHER_NETWORKS = {"abn", "abn-class", "attention-rollout", "attention-relevance", "legrad"}
+OF_OTHER_NETWORKS = {"abn-mask", "abn", "abn-class", "attention-rollout", "attention-relevance", "legrad"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -411,7 +411,7 @@ def test_methods_of_a_rectangular_transformer():
 @pytest.mark.parametrize("example", ["image", torch.zeros(3, 4, 4), (torch.zeros(1, 3, 4, 4), torch.zeros(1))])
 def test_an_example_is_one_tensor(example):
     """Anything else is refused, with what to do for a network of two inputs."""
-    with pytest.raises(InvalidInputError, match="module whose forward takes the image"):
+    with pytest.raises(InvalidInputError, match="the other inputs of a network with several as other_inputs="):
         xai_abn.wrap(plain(3), example_input=example)
 
 

@@ -266,5 +266,5 @@ def test_a_network_of_several_inputs_says_what_to_do():
         def forward(self, x, y):
             return super().forward(x) + super().forward(y)
 
-    with pytest.raises(UnsupportedModelError, match="put a network with other inputs into a module"):
+    with pytest.raises(UnsupportedModelError, match="the other inputs of a network with several as other_inputs="):
         xai_abn.explain(xai_abn.wrap(Two(), preprocess=SMALL), torch.randn(1, 3, 64, 64), "grad-cam")

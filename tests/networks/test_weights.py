@@ -380,7 +380,7 @@ def test_the_folder_of_a_run_is_a_model(tmp_path):
     (run / "final.safetensors").write_bytes(b"not this one")
     model = xai_abn.load_model(run)
     assert (model.name, model.weights) == ("baseline", str(run / "best.safetensors"))
-    with pytest.raises(UnknownNameError, match=r"NAME\. Or give timm:NAME, .*folder of a run\."):
+    with pytest.raises(UnknownNameError, match=r"FILE\. Or give timm:NAME, .*folder of a run\."):
         xai_abn.load_model("bxselixe")
     with pytest.raises(UnknownNameError):
         xai_abn.load_model("x" * 5000)

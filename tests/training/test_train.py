@@ -450,6 +450,7 @@ def test_a_mistake_costs_no_earlier_run(cifar, tmp_path, wrong, error):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.filterwarnings("ignore::xai_abn.datasets.splits.CopiesWarning")
 def test_what_training_made_stays_where_the_test_cannot_be_read(images, tmp_path):
     """The last epoch's network and the curves are there; once the images are repaired, resume finishes the run."""
     (images / "train").mkdir()

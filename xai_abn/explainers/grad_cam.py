@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -71,6 +72,11 @@ class GradientCAM(Explainer):
     def grid(self) -> str:
         """What the values lie on, in words."""
         return "finest layer" if self.layers else super().grid
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options that affect the result; without ``layers`` where none are given, as in runs from before them."""
+        return {name: value for name, value in super().options.items() if (name, value) != ("layers", None)}
 
     @property
     def cost(self) -> str:
