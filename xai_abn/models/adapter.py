@@ -47,6 +47,7 @@ from xai_abn.networks.tracing import (
     as_unsupported,
     changed_by_noise,
     evaluating,
+    misplaced,
     of_the_image,
     on_device,
     prefix_tokens,
@@ -303,7 +304,9 @@ class ModelAdapter:
 
     def with_module(self, module: nn.Module) -> ModelAdapter:
         """Return an adapter of another network of the same architecture, such as one with other weights."""
-        return replace(self, module=module, weights="other")
+        other = replace(self, module=module, weights="other")
+        vars(other)["_places"] = self._places  # do not depend on the weights
+        return other
 
     def check_layer(self, name: str) -> None:
         """Refuse the name of a layer that does not exist, or whose output does not have one row per image.
@@ -455,6 +458,33 @@ class ModelAdapter:
                 f"layer {layer!r} of {self.name} {problem}, so it has no single map; choose another layer"
             )
         return found[-1]
+
+    def check_positions(self, layer: str, layout: Layout, size: tuple[int, ...], call: int = -1) -> None:
+        """Refuse a layer whose positions are not those of the image, as in networks that crop, turn or pad it inside.
+
+        Args:
+            layer: its name.
+            layout: of its output; tokens, small grids and grids of volumes are not checked.
+            size: of the input, (H, W).
+            call: which of its calls in a pass.
+
+        Raises:
+            UnsupportedModelError: its map would lie in the wrong place.
+        """
+        if (layer, size) not in self._places:
+            self._places[layer, size] = ""
+            if layout.kind != "tokens" and len(size) == 2 and min(layout.grid) >= 3:
+                with self._tracing:
+                    self._places[layer, size] = misplaced(self.module, self._sample(size), layer, layout, call)
+        if problem := self._places[layer, size]:
+            raise UnsupportedModelError(
+                f"layer {layer!r} of {self.name} {problem}, so its map would lie in the wrong place; do this to the "
+                "images before they are given, or use a method that reads no layer, such as occlusion"
+            )
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, tuple[int, ...]], str]:
+        return {}
 
     def logits_of(self, output: object) -> Tensor:
         """Return the logits (N, K) in the network's output; of a map of class scores the mean over all positions.
@@ -651,6 +681,7 @@ class ModelAdapter:
 _OF_LAYERS = (
     "_tried",
     "memory_format",
+    "_places",
     "target_layer",
     "_found_layer",
     "_traces",

@@ -259,6 +259,7 @@ class ForwardPass:
                 f"layer {layer!r} gives {shape} for {len(self.inputs)} images, as in networks that cut "
                 "images into windows; choose another layer"
             )
+        self.model.check_positions(layer, found, self.size, self._calls.get(layer, -1))
         return found
 
     def activations(self, layer: str) -> Tensor:

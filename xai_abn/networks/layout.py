@@ -21,6 +21,10 @@ LOCALITY = 2.5
 CERTAIN_LOCALITY = 10.0
 #: Share of the changed parts in each of which they change more. Where some tokens always do, it is a few of the parts.
 _MOST_REGIONS = 0.75
+#: Standard deviation of the centers of changes, as a share of the map's side, from which on they tell something.
+_TELLING = 0.05
+#: Correlation of places in map and image that is clear; and a mean distance, as a share of a side, that is.
+_CLEAR, _OFFSET = 0.8, 0.15
 
 #: A part of an input: a slice of each of its axes behind the channels.
 Part: TypeAlias = tuple[slice, ...]
@@ -196,6 +200,40 @@ def _locality(
     if not inside_all or stronger < _MOST_REGIONS * looked:
         return 0.0
     return inside_all / outside_all if outside_all else math.inf
+
+
+def misplacement(found: Sequence[tuple[float, float] | None], parts: Sequence[tuple[float, float]]) -> str:
+    """Return how the positions of a map lie in the image, if not as they are drawn; else an empty text.
+
+    It speaks only where the map tells: where attention or a pooling spreads every change over the map, it does not.
+
+    Args:
+        found: for some parts of the image, the center (y, x) in [0, 1] of what changed in the map with them, or None if
+            nothing did.
+        parts: the centers (y, x) of these parts in the image, whose mean is its middle.
+    """
+    seen = [(f, p) for f, p in zip(found, parts, strict=True) if f is not None]
+    if not seen:
+        return ""
+    if len(seen) <= len(parts) - 2:
+        return "sees only a part of the image"
+    maps, image = (torch.tensor(ends, dtype=torch.float64) for ends in zip(*seen, strict=True))
+    spread = maps.std(dim=0)
+    if float(spread.min()) < _TELLING:
+        return ""
+    both = torch.corrcoef(torch.cat([maps, image], dim=1).T)[:2, 2:]  # rows: y, x of the map; columns: of the image
+    own, other = both.diagonal(), torch.stack([both[0, 1], both[1, 0]])
+    if float(own.min()) < -_CLEAR:
+        return "sees the image mirrored or turned"
+    if float(other.abs().min()) > _CLEAR and float(own.abs().max()) < 1 - _CLEAR:
+        return "sees the image with rows and columns exchanged, or turned"
+    if (
+        len(seen) == len(parts)
+        and float(own.min()) > _CLEAR
+        and float((maps - image).mean(dim=0).abs().max()) > _OFFSET
+    ):
+        return "sees the image with borders, or beside something else"
+    return ""
 
 
 def _fits(grid: Sequence[int], size: tuple[int, ...]) -> bool:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import CheckpointError
 from torch.utils.hooks import RemovableHandle
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError, XaiAbnError, shown
-from xai_abn.networks.layout import Layout, Part, grid_layout, is_ambiguous, token_layout
+from xai_abn.networks.layout import Layout, Part, grid_layout, is_ambiguous, misplacement, token_layout
 from xai_abn.seeding import seeded
 
 #: Switches that are turned off during a pass.
@@ -419,6 +419,59 @@ def _with_noise(sample: Tensor, seed: int, region: Part) -> Tensor:
     with seeded(seed):
         part.copy_(torch.randn_like(part))
     return copy
+
+
+def misplaced(module: nn.Module, sample: Tensor, layer: str, layout: Layout, call: int = -1) -> str:
+    """Return how the positions of a layer lie in the image, if not as its maps are drawn; else an empty text.
+
+    The network runs on noise, and again with other noise in eight parts of it.
+
+    Args:
+        module: the network; it is not changed.
+        sample: (1, C, H, W).
+        layer: its name.
+        layout: of its output, a grid.
+        call: which of its calls in a pass.
+    """
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+        tensor = main_tensor(output)
+        if tensor is not None:
+            kept.append(tensor.detach())
+
+    def maps(image: Tensor) -> Tensor:
+        kept.clear()
+        with hooks(h for h in (module.get_submodule(layer).register_forward_hook(in_this_thread(keep)),)):
+            module(on_device(image, module))
+        values = layout.to_maps(kept[call])[0].abs() if kept[call].is_complex() else layout.to_maps(kept[call])[0]
+        return values.float()
+
+    height, width = sample.shape[2:]
+    noise = _with_noise(sample, 1, (slice(None), slice(None)))
+    found: list[tuple[float, float] | None] = []
+    parts: list[tuple[float, float]] = []
+    with evaluating(module), without_gradients(module):
+        before = maps(noise)
+        for rows, columns in _regions((height, width), 8):
+            parts.append(((rows.start + rows.stop) / (2 * height), (columns.start + columns.stop) / (2 * width)))
+            change = maps(_with_noise(noise, 0, (rows, columns))) - before
+            change = change - change.flatten(1).median(dim=1).values[:, None, None]  # what spreads to all positions
+            found.append(_center(change.norm(dim=0).square()))
+    return misplacement(found, parts)
+
+
+def _center(weights: Tensor) -> tuple[float, float] | None:
+    """Return the center (y, x) of weights (h, w), in [0, 1]; None if they are 0."""
+    total = float(weights.sum())
+    if not 0 < total < float("inf"):
+        return None
+    ends = (
+        float((weights.sum(dim=1 - axis) * (torch.arange(side, device=weights.device) + 0.5)).sum()) / side / total
+        for axis, side in enumerate(weights.shape)
+    )
+    y, x = ends
+    return y, x
 
 
 def prefix_tokens(module: nn.Module) -> int | None:
