@@ -174,6 +174,54 @@ class Flipped(nn.Module):
         return sum(self.fc(self.body(i).relu().mean((2, 3))) for i in (x, x.flip(-1)))
 
 
+class Experts(nn.Module):
+    """Each image goes through one of two layers, so that neither has a row for every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.experts = nn.ModuleList(nn.Conv2d(8, 8, 3, 2, 1) for _ in range(2))
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        chosen = (h.mean((1, 2, 3)) > h.mean()).long()
+        found = h.new_zeros(len(x), 8, h.shape[2] // 2, h.shape[3] // 2)
+        for number, expert in enumerate(self.experts):
+            rows = chosen == number
+            if rows.any():
+                found[rows] = expert(h[rows])
+        return self.fc(found.relu().mean((2, 3)))
+
+
+class Rows(Plain):
+    """Reads the rows of its features with an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(64, 8, batch_first=True)
+
+    def head(self, x: Tensor) -> Tensor:
+        return self.fc(self.rnn(x.transpose(1, 2).flatten(2))[0][:, -1])
+
+
+class Adapted(nn.Module):
+    """A linear layer with a low-rank adapter beside it."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.down, self.up = nn.Linear(layer.in_features, 2, False), nn.Linear(2, layer.out_features, False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.up(self.down(x))
+
+
+def moved(change: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
+    """A plain network that does something to the places of an image before it looks at it."""
+    return plain(features=lambda self, x: self.body(change(x)))
+
+
 class Columns(nn.Module):
     """Reads the columns of an image as a sequence."""
 
@@ -640,6 +688,17 @@ ODD: dict[str, Odd] = {
     "siamese": Odd(lambda: Siamese(size=32), "encoder", call=0),
     "siamese, second": Odd(lambda: Siamese(False, 32), "encoder"),
     "flipped": Odd(Flipped, None),
+    "experts": Odd(Experts, None, runs=None),
+    "rows": Odd(Rows),
+    "low-rank adapter": Odd(altered(lambda n: setattr(n, "fc", Adapted(n.fc)))),
+    "hooks of another library": Odd(altered(lambda n: n.body.register_forward_hook(lambda m, i, o: 2 * o))),
+    # the places of the image
+    "mirrored inside": Odd(moved(lambda x: x.flip(-1)), None),
+    "turned inside": Odd(moved(lambda x: x.rot90(1, (2, 3))), None),
+    "transposed inside": Odd(moved(lambda x: x.transpose(2, 3)), None),
+    "cropped inside": Odd(moved(lambda x: x[..., 8:24, 8:24]), None),
+    "borders inside": Odd(moved(lambda x: F.pad(x, (0, 32, 0, 32))), None),
+    "channels last as input": Odd(moved(lambda x: x.permute(0, 3, 1, 2)), None, shape=(32, 32, 3)),
     "columns": Odd(Columns, None),
     "queries": Odd(lambda: Queries(4, 8), "encoder", maps=patches(4)),
     "sequence first": Odd(lambda: Tokens(1, batch_first=False, patch=8), "encoder", maps=patches(4, 1, 1)),

@@ -218,20 +218,15 @@ def misplacement(found: Sequence[tuple[float, float] | None], parts: Sequence[tu
     if len(seen) <= len(parts) - 2:
         return "sees only a part of the image"
     maps, image = (torch.tensor(ends, dtype=torch.float64) for ends in zip(*seen, strict=True))
-    spread = maps.std(dim=0)
-    if float(spread.min()) < _TELLING:
-        return ""
     both = torch.corrcoef(torch.cat([maps, image], dim=1).T)[:2, 2:]  # rows: y, x of the map; columns: of the image
-    own, other = both.diagonal(), torch.stack([both[0, 1], both[1, 0]])
-    if float(own.min()) < -_CLEAR:
+    tells = maps.std(dim=0) > _TELLING
+    own, other = both.diagonal()[tells], torch.stack([both[0, 1], both[1, 0]])[tells]
+    if bool((own < -_CLEAR).any()):
         return "sees the image mirrored or turned"
-    if float(other.abs().min()) > _CLEAR and float(own.abs().max()) < 1 - _CLEAR:
-        return "sees the image with rows and columns exchanged, or turned"
-    if (
-        len(seen) == len(parts)
-        and float(own.min()) > _CLEAR
-        and float((maps - image).mean(dim=0).abs().max()) > _OFFSET
-    ):
+    if bool(((other.abs() > _CLEAR) & (own.abs() < 1 - _CLEAR)).any()):
+        return "sees the image with other axes in the place of its rows and columns, or turned"
+    offset = (maps - image).mean(dim=0)[tells].abs()
+    if len(seen) == len(parts) and bool(((own > _CLEAR) & (offset > _OFFSET)).any()):
         return "sees the image with borders, or beside something else"
     return ""
 
