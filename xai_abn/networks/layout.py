@@ -23,6 +23,8 @@ CERTAIN_LOCALITY = 10.0
 _MOST_REGIONS = 0.75
 #: Standard deviation of the centers of changes, as a share of the map's side, from which on they tell something.
 _TELLING = 0.05
+#: Number of places below which correlations are chance.
+_FEW = 6
 #: Correlation of places in map and image that is clear; and a mean distance, as a share of a side, that is.
 _CLEAR, _OFFSET = 0.8, 0.15
 
@@ -202,22 +204,18 @@ def _locality(
     return inside_all / outside_all if outside_all else math.inf
 
 
-def misplacement(found: Sequence[tuple[float, float] | None], parts: Sequence[tuple[float, float]]) -> str:
+def misplacement(found: Sequence[tuple[float, float]], parts: Sequence[tuple[float, float]]) -> str:
     """Return how the positions of a map lie in the image, if not as they are drawn; else an empty text.
 
     It speaks only where the map tells: where attention or a pooling spreads every change over the map, it does not.
 
     Args:
-        found: for some parts of the image, the center (y, x) in [0, 1] of what changed in the map with them, or None if
-            nothing did.
-        parts: the centers (y, x) of these parts in the image, whose mean is its middle.
+        found: for some parts of the image, the center (y, x) in [0, 1] of what changed in the map with them.
+        parts: the centers (y, x) of these parts in the image.
     """
-    seen = [(f, p) for f, p in zip(found, parts, strict=True) if f is not None]
-    if not seen:
+    if len(found) < _FEW:
         return ""
-    if len(seen) <= len(parts) - 2:
-        return "sees only a part of the image"
-    maps, image = (torch.tensor(ends, dtype=torch.float64) for ends in zip(*seen, strict=True))
+    maps, image = torch.tensor(found, dtype=torch.float64), torch.tensor(parts, dtype=torch.float64)
     both = torch.corrcoef(torch.cat([maps, image], dim=1).T)[:2, 2:]  # rows: y, x of the map; columns: of the image
     tells = maps.std(dim=0) > _TELLING
     own, other = both.diagonal()[tells], torch.stack([both[0, 1], both[1, 0]])[tells]
@@ -226,7 +224,7 @@ def misplacement(found: Sequence[tuple[float, float] | None], parts: Sequence[tu
     if bool(((other.abs() > _CLEAR) & (own.abs() < 1 - _CLEAR)).any()):
         return "sees the image with other axes in the place of its rows and columns, or turned"
     offset = (maps - image).mean(dim=0)[tells].abs()
-    if len(seen) == len(parts) and bool(((own > _CLEAR) & (offset > _OFFSET)).any()):
+    if bool(((own > _CLEAR) & (offset > _OFFSET)).any()):
         return "sees the image with borders, or beside something else"
     return ""
 

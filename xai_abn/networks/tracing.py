@@ -449,16 +449,30 @@ def misplaced(module: nn.Module, sample: Tensor, layer: str, layout: Layout, cal
 
     height, width = sample.shape[2:]
     noise = _with_noise(sample, 1, (slice(None), slice(None)))
-    found: list[tuple[float, float] | None] = []
+    found: list[tuple[float, float]] = []
     parts: list[tuple[float, float]] = []
+    unseen: list[Tensor] = []
     with evaluating(module), without_gradients(module):
         before = maps(noise)
         for rows, columns in _regions((height, width), 8):
-            parts.append(((rows.start + rows.stop) / (2 * height), (columns.start + columns.stop) / (2 * width)))
-            change = maps(_with_noise(noise, 0, (rows, columns))) - before
+            image = _with_noise(noise, 0, (rows, columns))
+            change = maps(image) - before
             change = change - change.flatten(1).median(dim=1).values[:, None, None]  # what spreads to all positions
-            found.append(_center(change.norm(dim=0).square()))
+            center = _center(change.norm(dim=0).square())
+            if center is None:
+                unseen.append(image)
+                continue
+            found.append(center)
+            parts.append(((rows.start + rows.stop) / (2 * height), (columns.start + columns.stop) / (2 * width)))
+    if found and len(unseen) > 1 and all(_same(module, noise, image) for image in unseen):
+        return "sees only a part of the image"
     return misplacement(found, parts)
+
+
+def _same(module: nn.Module, one: Tensor, other: Tensor) -> bool:
+    """Return whether no module of a network outputs anything else for one image than for the other."""
+    pairs = zip(_module_outputs(module, one), _module_outputs(module, other), strict=False)
+    return all(torch.equal(a.tensor, b.tensor) for a, b in pairs)
 
 
 def _center(weights: Tensor) -> tuple[float, float] | None:
