@@ -168,6 +168,17 @@ def test_the_size_of_any_released_network_is_read(name):
     assert released_code._misfit(name, 10, plain.state_dict()) is None
 
 
+def test_a_dense_network_of_another_compression_is_refused():
+    """Its first transition keeps all channels: the error names the tensor, and nothing is cut to fit."""
+    released = released_names(create_model("densenet-bc-40-8", 10), "densenet")
+    name = "module.trans1.conv1.weight"
+    released[name] = torch.cat([released[name]] * 2)
+    with pytest.raises(
+        CheckpointError, match=r"not those of densenet-bc-40-8 with 10 classes: .*trans1\.conv1\.weight"
+    ):
+        convert(released)
+
+
 @pytest.mark.parametrize("name", ["resnet21", "resnet2", "wrn-17-4", "densenet-bc-41-12", "resnext30-8x64d"])
 def test_a_depth_that_no_network_has_is_refused(name):
     """Depths come in steps of a whole block in each stage."""

@@ -464,7 +464,7 @@ class ModelAdapter:
 
         Args:
             layer: its name.
-            layout: of its output; tokens, small grids and grids of volumes are not checked.
+            layout: of its output; tokens, small grids, grids of volumes and those of detectors are not checked.
             size: of the input, (H, W).
             call: which of its calls in a pass.
 
@@ -473,7 +473,8 @@ class ModelAdapter:
         """
         if (layer, size) not in self._places:
             self._places[layer, size] = ""
-            if layout.kind != "tokens" and len(size) == 2 and min(layout.grid) >= 3:
+            known = layout.kind == "tokens" or self._tried[1] == "detections"  # which resize images by themselves
+            if not known and len(size) == 2 and min(layout.grid) >= 3:
                 with self._tracing:
                     self._places[layer, size] = misplaced(self.module, self._sample(size), layer, layout, call)
         if problem := self._places[layer, size]:
