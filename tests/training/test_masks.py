@@ -197,7 +197,7 @@ def test_training_makes_masks_better_than_the_class_maps():
     network = xai_abn.abn_from(classifier.eval(), layer="stem", stage="stage", input_size=SIZE, mechanism="auxiliary")
     add_mask_branch(network, images[:1], width=16)
     settings = DistillationSettings(
-        objective="masks", steps=60, batch_size=8, mosaics=4, workers=0, mask_lr=5e-3, seed=1
+        objective="masks", steps=200, batch_size=8, mosaics=4, workers=0, mask_lr=5e-3, seed=1
     )
     held_out, kinds = spots(64, 1)
     held_out = held_out[kinds < 2]

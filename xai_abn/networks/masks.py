@@ -45,7 +45,8 @@ class MaskBranch(nn.Module):
     """Refines the class map of any class to a map at twice its resolution or finer.
 
     Layers are joined from coarse to fine, once for an image. The class enters by its row of the classifier, which
-    scales and shifts the joined channels, and by its class map, to a multiple of which the result is added.
+    weighs the joined channels, and by its class map, to a multiple of which the result is added. A further class costs
+    little: one linear layer and a narrow convolution.
 
     Args:
         description: what is read.
@@ -55,12 +56,14 @@ class MaskBranch(nn.Module):
     def __init__(self, description: MaskDescription, class_channels: int) -> None:
         super().__init__()
         self.description, width = description, description.width
+        narrow, half = max(8, width // 3), max(8, width // 6)
         self.lateral = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in description.channels)
         self.join = nn.ModuleList(_Join(width) for _ in description.channels)
         self.classes = nn.Sequential(nn.Linear(class_channels, width), nn.GELU(), nn.Linear(width, 3 * width))
-        half, last = max(1, width // 2), nn.Conv2d(max(1, width // 2), 1, 1, bias=False)
-        first, second = nn.Conv2d(width + 3, width, 3, padding=1), nn.Conv2d(width, half, 3, padding=1)
-        self.decode = nn.Sequential(first, nn.GELU(), second, nn.GELU(), last)
+        self.weigh = nn.Linear(width + 3, narrow)
+        last = nn.Conv2d(half, 1, 1, bias=False)
+        smooth = nn.Conv2d(narrow, half, 3, padding=1)
+        self.decode = nn.Sequential(nn.GELU(), smooth, nn.GELU(), last)
         self.gain = nn.Parameter(torch.ones(()))
         nn.init.zeros_(last.weight)
 
@@ -78,14 +81,26 @@ class MaskBranch(nn.Module):
         size = (joined.shape[2], joined.shape[3])
         index = targets[:, :, None, None].expand(-1, -1, *class_maps.shape[2:])
         evidence = standardized(class_maps.gather(1, index))
-        share = class_maps.softmax(dim=1).gather(1, index)
+        share = (class_maps.gather(1, index) - class_maps.logsumexp(dim=1, keepdim=True)).exp()
         given = F.interpolate(torch.cat([evidence, share], dim=1), size, mode="bilinear").unflatten(1, (2, several))
-        scale, shift, query = self.classes(F.normalize(rows[targets], dim=2)).chunk(3, dim=2)
-        maps = joined[:, None] * (1 + scale[..., None, None]) + shift[..., None, None]
-        similar = torch.einsum("nchw,ntc->nthw", joined, query) / joined.shape[1] ** 0.5
-        inputs = torch.cat([maps, given[:, 0, :, None], given[:, 1, :, None], similar[:, :, None]], dim=2)
-        refined = self.decode(inputs.flatten(0, 1)).unflatten(0, (number, several))[:, :, 0]
+        weighed = self._weighed(joined, rows[targets], given)
+        refined = self.decode(weighed.flatten(0, 1)).unflatten(0, (number, several))[:, :, 0]
         return standardized(self.gain * given[:, 0] + refined)
+
+    def _weighed(self, joined: Tensor, rows: Tensor, given: Tensor) -> Tensor:
+        """Return a linear function of what is known, (N, T, narrow, H, W).
+
+        Known are the joined channels, scaled and shifted as the class asks, their similarity to a query of the class,
+        the class map and the share. All of it is linear in the joined channels, so one product does it for all classes.
+        """
+        width = joined.shape[1]
+        scale, shift, query = self.classes(F.normalize(rows, dim=2)).chunk(3, dim=2)  # (N, T, width) each
+        channels, similarity, others = self.weigh.weight.split((width, 1, 2), dim=1)
+        weights = channels * (1 + scale[:, :, None]) + similarity * query[:, :, None] / width**0.5
+        bias = self.weigh.bias + shift @ channels.T
+        flat = torch.einsum("ntow,nwp->ntop", weights, joined.flatten(2)) + bias[..., None]
+        flat = flat + torch.einsum("og,ngtp->ntop", others, given.flatten(3))
+        return flat.unflatten(3, joined.shape[2:])
 
     def _joined(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Return the layers joined from coarse to fine, (N, width, H, W), at least of that size."""
