@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -26,9 +27,11 @@ from xai_abn.images.clips import ClipPreprocess
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.metadata import as_labels, as_preprocess, imagenet_labels
+from xai_abn.networks.abn import AttentionBranchNetwork
 from xai_abn.networks.architectures import check_library_name, create_model, torchvision_names
 from xai_abn.networks.assembly import assemble
-from xai_abn.networks.checkpoint import read_checkpoint
+from xai_abn.networks.checkpoint import read_checkpoint, read_tensors
+from xai_abn.networks.masks import MaskBranch, MaskDescription
 from xai_abn.networks.multi_task import MultiTaskABN
 from xai_abn.networks.tracing import refuse_fork
 from xai_abn.networks.weights import classes_of, is_safetensors, load_network, load_weights, on_meta, read_weights
@@ -222,6 +225,23 @@ def _abn_lite0() -> ModelAdapter:
     return _shipped("abn-lite0")
 
 
+@models.register("abn-lite0-masks")
+def _abn_lite0_masks() -> ModelAdapter:
+    """Abn-lite0 with a mask branch, which gives a map of any class (method abn-mask); ships with xai-abn."""
+    adapter = _shipped("abn-lite0")
+    network = adapter.module
+    assert isinstance(network, AttentionBranchNetwork)
+    with _shipped_file("abn-lite0-masks") as path:
+        header, tensors = read_tensors(path)
+    description = MaskDescription(**json.loads(header["masks"]))
+    branch = MaskBranch(description, network.class_rows.shape[1])
+    branch.load_state_dict({name.removeprefix("mask_branch."): values.float() for name, values in tensors.items()})
+    network.mask_branch = branch.eval()
+    assert network.description is not None
+    network.description = replace(network.description, masks=description)
+    return replace(adapter, name="abn-lite0-masks")
+
+
 @models.register("abn-cifar100")
 def _abn_cifar100() -> ModelAdapter:
     """Attention Branch Network for the 32x32 images of CIFAR-100, a ResNet-20; ships with xai-abn."""
@@ -249,8 +269,8 @@ def backbone_of(spec: str, adapter: ModelAdapter) -> str:
     """
     if spec == "lite0" or spec.partition(":")[0] in _LIBRARIES:
         return spec
-    if spec in SHIPPED:
-        with _shipped_file(spec) as path:
+    if spec in (*SHIPPED, "abn-lite0-masks"):
+        with _shipped_file("abn-lite0" if spec.startswith("abn-lite0") else spec) as path:
             return read_checkpoint(path)[0].backbone
     if Path(spec).exists():  # a checkpoint, or the folder of a run
         return read_checkpoint(adapter.weights)[0].backbone
