@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -14,6 +15,9 @@ Update = Callable[..., None]
 @contextmanager
 def progress_bar(text: str, *, hidden: bool = False, unit: str = "images") -> Iterator[Update]:
     """Show a bar with the rate and the time left on standard error while the block runs; yields the update call."""
+    if hidden or not _may_be_terminal():  # in a file the bar would be an empty line before the messages
+        yield lambda *_: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -21,7 +25,7 @@ def progress_bar(text: str, *, hidden: bool = False, unit: str = "images") -> It
     said = TextColumn("{task.fields[said]}")
     columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), said)
     console = Console(stderr=True)
-    if hidden or not console.is_terminal:  # in a file the bar would be an empty line before the messages
+    if not console.is_terminal:
         yield lambda *_: None
         return
     with Progress(*columns, console=console, transient=True) as progress:
@@ -37,6 +41,9 @@ def progress_bar(text: str, *, hidden: bool = False, unit: str = "images") -> It
 @contextmanager
 def status(text: str) -> Iterator[None]:
     """Show a text on standard error while the block runs, in a terminal."""
+    if not _may_be_terminal():
+        yield
+        return
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -45,6 +52,11 @@ def status(text: str) -> Iterator[None]:
         return
     with console.status(text):
         yield
+
+
+def _may_be_terminal() -> bool:
+    """Return whether rich may take standard error for a terminal, without importing rich."""
+    return sys.stderr.isatty() or any(name in os.environ for name in ("FORCE_COLOR", "TTY_COMPATIBLE"))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()) -> None:

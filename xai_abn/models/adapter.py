@@ -154,12 +154,17 @@ class ModelAdapter:
     @property
     def gives_map(self) -> bool:
         """Whether the network scores every class at every position, as for segmentation."""
-        return self.output is None and self._tried[1] == "class scores"
+        return self.output is None and not self._is_plain_abn and self._tried[1] == "class scores"
 
     @property
     def detects(self) -> bool:
         """Whether the network outputs boxes with classes and scores."""
-        return self.output is None and self._tried[1] == "detections"
+        return self.output is None and not self._is_plain_abn and self._tried[1] == "detections"
+
+    @property
+    def _is_plain_abn(self) -> bool:
+        """Whether the network was made by :func:`xai_abn.abn_from`, so that what it outputs is known without a run."""
+        return isinstance(self.module, AttentionBranchNetwork) and self.module.description is not None
 
     @cached_property
     def _tried(self) -> tuple[Tensor, str]:
@@ -188,6 +193,8 @@ class ModelAdapter:
     @property
     def needs_gradients(self) -> bool:
         """Whether the network cannot run under ``torch.no_grad()``, such as one that registers hooks on tensors."""
+        if self._is_plain_abn:  # abn_from runs it so
+            return False
         try:
             _ = self.example
         except UnsupportedModelError:  # reported when the network is run on the real input
