@@ -26,7 +26,8 @@ class Conv2dSame(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', ceil(H / stride), ceil(W / stride))."""
         sides = zip(input.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True)
-        rows, columns = (max((-(-n // step) - 1) * step + (k - 1) * d + 1 - n, 0) for n, k, step, d in sides)
+        # at least 0, as no kernel here is smaller than its stride; without max(), so that exports take any size
+        rows, columns = (((n + step - 1) // step - 1) * step + (k - 1) * d + 1 - n for n, k, step, d in sides)
         input = F.pad(input, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
         return super().forward(input)
 
