@@ -15,6 +15,7 @@ from torch import Tensor
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
 from xai_abn.files import replacing
 from xai_abn.heatmaps import boxes_of, flaw_of, heatmap_of, positive_part, resized
+from xai_abn.images.preprocess import Deferred
 from xai_abn.images.volumes import nifti_bytes, read_affine, upright
 from xai_abn.rendering import Panel, clip_bytes, overlay, png_bytes, stacked
 from xai_abn.rendering import sheet as draw_sheet
@@ -279,6 +280,9 @@ class Explanation:
     def _repr_png_(self) -> bytes:
         """Show the overlay in a notebook."""
         return png_bytes(self.overlay())
+
+
+Explanation.view = Deferred("view")  # type: ignore[assignment]
 
 
 class ImageExplanations(dict[str | tuple[str, str], Explanation]):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,9 @@ def key_of(**facts: Any) -> str:
     """Return a key: a hash of everything that a result depends on, given as JSON values."""
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def package_folder(name: str) -> str:
+    """Return the folder of an installed package without importing it; empty if there is no such package."""
+    found = find_spec(name)
+    return next(iter((found and found.submodule_search_locations) or ()), "")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -41,8 +43,11 @@ from xai_abn.models.targets import (
 from xai_abn.networks.tracing import refuse_fork
 from xai_abn.rendering import with_box
 
-#: Images per forward pass.
-BATCH_SIZE = 8
+#: Images per forward pass on a GPU, until memory runs out, and on a CPU, whose caches hold eight of 224x224.
+_ON_GPU, _ON_CPU, _VALUES_ON_CPU = 256, 8, 8 * 3 * 224 * 224
+
+#: Images per forward pass of networks for which memory ran out.
+_MOST: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
 
 #: Number of classes of which a record has the probability.
 TOP = 5
@@ -64,6 +69,7 @@ def explain(
     *,
     create_graph: bool = False,
     other_inputs: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
 ) -> Explanations:
     """Explain one or many images with one or many methods, from one forward pass per batch.
 
@@ -90,6 +96,7 @@ def explain(
         other_inputs: for a network of several inputs (see :func:`xai_abn.wrap`), the others than the image by name:
             tensors with a row for each image, (N, ...). Methods that change an image leave its other inputs as they
             are. Each image is then explained alone.
+        batch_size: images per forward pass; default: as many as the device takes, see :func:`images_per_pass`.
 
     Returns:
         A list with, for each image, a dictionary from method to :class:`Explanation`; for several targets from
@@ -122,8 +129,10 @@ def explain(
         )
     explanations = Explanations()
     wanted = targets_per_image(targets, len(listed))
-    size = max(len(listed), 1) if create_graph else BATCH_SIZE
-    results = explain_images(model, listed, explainers, wanted, batch_size=size, create_graph=create_graph)
+    size = max(len(listed), 1) if create_graph else batch_size
+    results = _explain_tensor(model, images, explainers, wanted, size, create_graph)
+    if results is None:
+        results = explain_images(model, listed, explainers, wanted, batch_size=size, create_graph=create_graph)
     if other_inputs is not None:
         others = (model.with_inputs(inputs) for inputs in rows_of(other_inputs, len(listed)))
         results = (
@@ -143,7 +152,7 @@ def explain_images(
     explainers: Sequence[Explainer],
     targets: Iterable[ImageTargets] | None = None,
     *,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     kind: str = "image",
     create_graph: bool = False,
 ) -> Iterator[Result]:
@@ -154,7 +163,7 @@ def explain_images(
         images: see :func:`explain`; also mappings with ``"bytes"`` or ``"path"``, as Hugging Face stores images.
         explainers: from :func:`xai_abn.explainers.make_explainers`.
         targets: one entry per image; default: each image's default targets.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; default: see :func:`images_per_pass`.
         kind: the word for an image without a name, as in ``"image 3"``.
         create_graph: see :func:`explain`.
 
@@ -176,12 +185,74 @@ def explain_images(
     for number, (image, wanted) in enumerate(pairs):
         prepared = _read(image, model, f"{kind} {number}")
         size = tuple(prepared.tensor.shape) if isinstance(prepared, PreparedImage) else shape
-        if len(waiting) == batch_size or (shape is not None and size != shape):
+        if (shape is not None and size != shape) or len(waiting) >= (batch_size or images_per_pass(model, size)):
             yield from _explain_waiting(model, waiting, explainers, create_graph)
             waiting = []
         waiting.append((prepared, wanted))
         shape = size
     yield from _explain_waiting(model, waiting, explainers, create_graph)
+
+
+def images_per_pass(model: ModelAdapter, shape: Sequence[int] | None) -> int:
+    """Return how many images of a shape (C, H, W) run in one pass: what a GPU has memory for, or a CPU caches for."""
+    if model.device.type != "cpu":
+        return _MOST.get(model.module, _ON_GPU)
+    return min(max(_VALUES_ON_CPU // max(math.prod(shape or (1,)), 1), _ON_CPU), _ON_GPU)
+
+
+def _explain_tensor(
+    model: ModelAdapter,
+    images: Any,
+    explainers: Sequence[Explainer],
+    targets: Sequence[ImageTargets],
+    batch_size: int | None,
+    create_graph: bool,
+) -> Iterator[Result] | None:
+    """Explain a batch (N, C, H, W) that stays in one piece on its device; None if its images must be checked alone."""
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4 or model.axes != 2:
+        return None
+    if model.gives_map or model.detects:
+        return None
+    refuse_fork()
+    prepared = model.preprocess.prepared_batch(images, [f"image {number}" for number in range(len(images))])
+    if prepared is None:
+        return None
+    size = batch_size or images_per_pass(model, images.shape[1:])
+    turns = [slice(start, start + size) for start in range(0, len(images), size)]
+    return (
+        result
+        for turn in turns
+        for result in _explain_in_memory(
+            model, prepared[turn], explainers, targets[turn], create_graph, images.detach()[turn].float()
+        )
+    )
+
+
+def _explain_in_memory(
+    model: ModelAdapter,
+    prepared: Sequence[PreparedImage],
+    explainers: Sequence[Explainer],
+    targets: Sequence[ImageTargets],
+    create_graph: bool,
+    inputs: Tensor | None = None,
+) -> list[Result]:
+    """Explain a batch in one pass, or where memory runs out in two halves, which sets the size of later passes."""
+    try:
+        return explain_batch(model, prepared, explainers, targets, create_graph, inputs=inputs)
+    except torch.OutOfMemoryError:
+        if len(prepared) == 1 or create_graph:
+            raise
+    half = len(prepared) // 2
+    _MOST[model.module] = half
+    torch.cuda.empty_cache()
+    halves = [slice(0, half), slice(half, None)]
+    return [
+        result
+        for part in halves
+        for result in _explain_in_memory(
+            model, prepared[part], explainers, targets[part], create_graph, None if inputs is None else inputs[part]
+        )
+    ]
 
 
 def _explain_read(
@@ -206,6 +277,7 @@ def explain_batch(
     targets: Sequence[ImageTargets],
     create_graph: bool = False,
     forward_pass: ForwardPass | None = None,
+    inputs: Tensor | None = None,
 ) -> list[Result]:
     """Explain prepared images of one size in one forward pass.
 
@@ -219,6 +291,7 @@ def explain_batch(
         targets: one entry per image.
         create_graph: see :func:`explain`.
         forward_pass: of the images, if the network has run.
+        inputs: (N, C, H, W), the tensors of the images, if they are in one piece.
 
     Returns:
         One result per image.
@@ -229,19 +302,26 @@ def explain_batch(
     if not prepared:
         return []
     if forward_pass is None:
-        forward_pass = _run_pass(model, prepared, explainers, create_graph)
-    model.check_labels(forward_pass.logits.shape[1])
+        forward_pass = _run_pass(model, prepared, explainers, create_graph, inputs=inputs)
+    logits = forward_pass.logits.cpu()
+    model.check_labels(logits.shape[1])
+    usable, masked = can_be_explained(logits).tolist(), bool(logits.isneginf().any())
+    top: list[int] = logits.argmax(dim=1).tolist()
+    one_by_default = not (model.multi_label or model.scores_only)
     results: list[Result] = []
     resolved: list[list[ResolvedTarget]] = []
-    for image, wanted, logits in zip(prepared, targets, forward_pass.logits, strict=True):
+    for row, (image, wanted) in enumerate(zip(prepared, targets, strict=True)):
         try:
-            if not bool(can_be_explained(logits[None])):
+            if not usable[row]:
                 raise model.not_finite(image.source)
-            found = wanted(logits) if callable(wanted) else wanted
-            resolved.append(resolve_targets(model, found, logits) if found else [])
-            masked = next((t for t in resolved[-1] if logits[t.index].isneginf()), None)
-            if masked is not None:
-                raise NonFiniteError(f"{image.source}: the score of {masked.label!r} is minus infinity; choose another")
+            found = wanted(logits[row]) if callable(wanted) else wanted
+            if one_by_default and len(found) == 1 and found[0] is None:
+                resolved.append([ResolvedTarget(top[row], model.label(top[row]))])
+            else:
+                resolved.append(resolve_targets(model, found, logits[row]) if found else [])
+            hidden = next((t for t in resolved[-1] if masked and logits[row, t.index].isneginf()), None)
+            if hidden is not None:
+                raise NonFiniteError(f"{image.source}: the score of {hidden.label!r} is minus infinity; choose another")
             results.append(ImageExplanations())
         except XaiAbnError as error:
             results.append(error)
@@ -252,8 +332,9 @@ def explain_batch(
         for row, result in zip(good, rest, strict=True):
             results[row] = result
         return results
+    answers = _Answers(forward_pass, logits, top)
     for explainer in explainers:
-        _ask(forward_pass, explainer, prepared, resolved, results, forward_pass.seconds)  # type: ignore[arg-type]
+        _ask(answers, explainer, prepared, resolved, results)  # type: ignore[arg-type]
     return results
 
 
@@ -264,8 +345,10 @@ def _run_pass(
     create_graph: bool,
     *,
     parts: bool = False,
+    inputs: Tensor | None = None,
 ) -> ForwardPass:
-    inputs = torch.stack([image.tensor for image in prepared]).contiguous(memory_format=model.memory_format)
+    inputs = torch.stack([image.tensor for image in prepared]) if inputs is None else inputs
+    inputs = inputs.contiguous(memory_format=model.memory_format)
     sources = [image.source for image in prepared]
     return run_pass(model, inputs, explainers, sources, create_graph=create_graph, parts=parts)
 
@@ -328,77 +411,119 @@ def _detections(model: ModelAdapter, output: object, image: PreparedImage, targe
     return list({detection.label: detection for detection in several}.values())
 
 
+class _Answers:
+    """What the network says about a batch, read once for all methods.
+
+    Args:
+        forward_pass: of the batch.
+        logits: its logits (N, K), on the CPU.
+        top: the class of the largest of each image.
+    """
+
+    def __init__(self, forward_pass: ForwardPass, logits: Tensor, top: Sequence[int]) -> None:
+        self.forward_pass, self.model, self.logits, self.top = forward_pass, forward_pass.model, logits, top
+        self.top_labels = [self.model.label(index) for index in top]
+        self.probabilities = self.model.probabilities(logits)
+        self.notes = self.model.notes(logits)
+        best = self.probabilities.topk(min(TOP, logits.shape[1]))
+        values, indices = best.values.tolist(), best.indices.tolist()
+        labels = {index: self.model.label(index) for row in indices for index in row}
+        self.probable = [
+            tuple([(labels[k], p) for p, k in zip(*row, strict=True) if p == p])  # without NaN
+            for row in zip(values, indices, strict=True)
+        ]
+        self.known: dict[tuple[bool, int], _Asked] = {}  # by whether the method is class-specific, and number
+        self.versions = {"xai-abn": __version__, "torch": torch.__version__}
+
+    def asked(
+        self, resolved: Sequence[Sequence[ResolvedTarget]], number: int, prepared: Sequence[PreparedImage]
+    ) -> _Asked:
+        """Return one target of each image, the ``number``-th or its last, with what records say about it."""
+        targets = [
+            own[min(number, len(own) - 1)] if own else ResolvedTarget(top, "")
+            for own, top in zip(resolved, self.top, strict=True)
+        ]
+        directions = target_directions(targets, self.forward_pass.logits)
+        scores: list[float] = target_scores(self.logits, directions.cpu()).tolist()
+        of_classes = self.probabilities[torch.arange(len(targets)), torch.tensor([t.index for t in targets])].tolist()
+        records: list[dict[str, Any]] = []
+        model = self.model
+        for row, (image, target) in enumerate(zip(prepared, targets, strict=True)):
+            versus, top = target.versus, self.top[row]
+            probability = of_classes[row] if versus is None else target.probability(self.logits[row], model)
+            of_top = target.index if model.scores_only else top  # the largest of several values is no class
+            records.append(
+                {
+                    "target": target.index,
+                    "label": target.label,
+                    "class_label": model.label(target.index),
+                    "versus": versus,
+                    "score": scores[row],
+                    "probability": probability,
+                    "predicted": of_top,
+                    "predicted_label": model.label(of_top),
+                    "top": self.probable[row],
+                    "view": image.deferred_view,
+                    "source": image.source,
+                    "image_size": image.size,
+                    "region": image.region,
+                    "affine": image.affine,
+                    "notes": image.notes + self.notes + _notes_on(target, probability, top, model.name),
+                }
+            )
+        return _Asked(directions, records)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """One target of each image of a batch.
+
+    Attributes:
+        directions: see :func:`xai_abn.models.targets.target_directions`.
+        records: fields of the :class:`Explanation` of each image that do not depend on the method.
+    """
+
+    directions: Tensor
+    records: list[dict[str, Any]]
+
+
 def _ask(
-    forward_pass: ForwardPass,
+    answers: _Answers,
     explainer: Explainer,
     prepared: Sequence[PreparedImage],
     resolved: Sequence[Sequence[ResolvedTarget]],
     results: Sequence[ImageExplanations],
-    shared_seconds: float,
 ) -> None:
     """Compute one method's maps of all targets, one target per image at a time, and add them to the results."""
-    model, logits = forward_pass.model, forward_pass.logits
-    top = logits.argmax(dim=1).tolist()
-    probable = _most_probable(model, logits)
-    if not explainer.is_class_specific(model):
-        resolved = [
-            [ResolvedTarget(t, model.label(t))] if targets else [] for t, targets in zip(top, resolved, strict=True)
-        ]
-    notes = model.notes(logits)
+    forward_pass, model = answers.forward_pass, answers.model
+    class_specific, spec = explainer.is_class_specific(model), explainer.spec
+    if not class_specific:
+        pairs = zip(answers.top, answers.top_labels, resolved, strict=True)
+        resolved = [[ResolvedTarget(top, label)] if targets else [] for top, label, targets in pairs]
     facts: dict[str, Any] = {
-        "method": explainer.spec,
-        "class_specific": explainer.is_class_specific(model),
+        "method": spec,
+        "class_specific": class_specific,
         "layer": explainer.layer_of(model),
         "model": model.name,
         "parameters": explainer.options,
-        "versions": {"xai-abn": __version__, "torch": torch.__version__},
+        "versions": answers.versions,
     }
     for number in range(max(map(len, resolved))):
         started = perf_counter()
-        asked = [
-            targets[min(number, len(targets) - 1)] if targets else ResolvedTarget(t, "")
-            for t, targets in zip(top, resolved, strict=True)
-        ]
-        directions = target_directions(asked, logits)
-        tensors = explainer.explain(forward_pass, directions)
-        maps = tensors.detach().float().cpu().numpy()
+        if (class_specific, number) not in answers.known:
+            answers.known[class_specific, number] = answers.asked(resolved, number, prepared)
+        asked = answers.known[class_specific, number]
+        tensors = explainer.explain(forward_pass, asked.directions)
+        maps = tensors.detach().float().cpu().contiguous().numpy()
         cells = _notes_on_cells(maps.shape[1:], facts["layer"], prepared[0].tensor.shape[1:])
-        scores = target_scores(logits, directions)
-        seconds = (shared_seconds + perf_counter() - started) / len(prepared)
-        for row, (image, target) in enumerate(zip(prepared, asked, strict=True)):
+        facts["seconds"] = (forward_pass.seconds + perf_counter() - started) / len(prepared)
+        for row, record in enumerate(asked.records):
             if number >= len(resolved[row]):
                 continue
-            probability = target.probability(logits[row], model)
-            predicted = target.index if model.scores_only else top[row]  # the largest of several values is no class
-            key = explainer.spec if len(resolved[row]) == 1 else (explainer.spec, target.label)
-            results[row][key] = Explanation(
-                map=np.ascontiguousarray(maps[row]),
-                target=target.index,
-                label=target.label,
-                class_label=model.label(target.index),
-                versus=target.versus,
-                score=float(scores[row]),
-                probability=probability,
-                predicted=predicted,
-                predicted_label=model.label(predicted),
-                top=probable[row],
-                view=image.view,
-                source=image.source,
-                image_size=image.size,
-                region=image.region,
-                affine=image.affine,
-                notes=image.notes + notes + _notes_on(target, probability, top[row], model.name) + cells,
-                seconds=seconds,
-                tensor=tensors[row] if forward_pass.create_graph else None,
-                **facts,
+            record = {**record, "notes": record["notes"] + cells} if cells else record
+            results[row][spec if len(resolved[row]) == 1 else (spec, record["label"])] = Explanation(
+                map=maps[row], tensor=tensors[row] if forward_pass.create_graph else None, **facts, **record
             )
-
-
-def _most_probable(model: ModelAdapter, logits: Tensor) -> list[tuple[tuple[str, float], ...]]:
-    """Return the most probable classes of each image with their probabilities; none without probabilities."""
-    best = model.probabilities(logits).topk(min(TOP, logits.shape[1]))
-    rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    return [tuple((model.label(k), p) for p, k in zip(*row, strict=True) if p == p) for row in rows]  # without NaN
 
 
 def _notes_on(target: ResolvedTarget, probability: float, predicted: int, model: str) -> tuple[str, ...]:
@@ -424,7 +549,8 @@ def _explain_waiting(
 ) -> Iterator[Result]:
     """Yield one result per entry: its error, or the result for its image."""
     readable = [(image, targets) for image, targets in waiting if isinstance(image, PreparedImage)]
-    explained = iter(explain_batch(model, [i for i, _ in readable], explainers, [t for _, t in readable], create_graph))
+    images, targets = [image for image, _ in readable], [wanted for _, wanted in readable]
+    explained = iter(_explain_in_memory(model, images, explainers, targets, create_graph))
     for image, _ in waiting:
         yield image if isinstance(image, XaiAbnError) else next(explained)
 

@@ -13,13 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
+from xai_abn.files import package_folder
 from xai_abn.heatmaps import DisplayScale, display_scale, flaw_of, heatmap_of, positive_part, resized
 
 #: Colormaps by name, with OpenCV's constant. The first five are perceptually uniform.
@@ -419,7 +418,7 @@ def _write_ends(draw: ImageDraw.ImageDraw, shown: DisplayScale, corner: tuple[in
 @lru_cache
 def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
     """Return a font with the letters of a text: DejaVu Sans, which has those of most alphabets, or an installed one."""
-    own = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+    own = str(Path(package_folder("matplotlib"), "mpl-data", "fonts", "ttf", "DejaVuSans.ttf"))
     missing = _missing(own, text)
     if missing:
         from matplotlib.font_manager import fontManager
@@ -436,6 +435,10 @@ def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
 @lru_cache
 def _missing(font: str, text: str) -> str:
     """Return the letters of a text that a font file cannot draw."""
+    if not text:
+        return ""
+    from matplotlib.ft2font import FT2Font
+
     try:
         known = FT2Font(font).get_charmap()
     except (OSError, RuntimeError):

@@ -52,7 +52,9 @@ class Settings(BaseModel):
         Blur(radius=5)
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False, defer_build=True
+    )
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from xai_abn.errors import ImageLoadError, InvalidInputError, XaiAbnWarning
+from xai_abn.files import package_folder
 
 #: File endings searched for in folders.
 EXTENSIONS = frozenset(
@@ -183,9 +184,14 @@ def load_example(name: str) -> LoadedImage:
     """
     if name not in EXAMPLES:
         raise ImageLoadError(f"{EXAMPLE_PREFIX}{name}: no such example; available: {', '.join(EXAMPLES)}")
+    source = f"{EXAMPLE_PREFIX}{name}"
+    files = Path(package_folder("skimage"), "data").glob(f"{EXAMPLES[name]}.*")
+    for file in (file for file in files if file.suffix in EXTENSIONS):  # without importing scikit-image
+        with Image.open(file) as image:
+            return from_array(np.asarray(image), source)
     import skimage.data
 
-    return from_array(np.asarray(getattr(skimage.data, EXAMPLES[name])()), f"{EXAMPLE_PREFIX}{name}")
+    return from_array(np.asarray(getattr(skimage.data, EXAMPLES[name])()), source)
 
 
 def from_array(pixels: np.ndarray, source: str = "array") -> LoadedImage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,14 +32,49 @@ VIEW_SCALE = 2
 _PARTS = 16
 
 
+class Deferred:
+    """A field of a frozen record that may be given as a function, which makes the value when it is first read."""
+
+    def __init__(self, name: str) -> None:
+        self._key = f"_{name}"
+
+    def __get__(self, record: object, owner: type | None = None) -> Any:
+        """Return the value."""
+        if record is None:
+            return self
+        values = record.__dict__
+        if callable(values[self._key]):
+            values[self._key] = values[self._key]()
+        return values[self._key]
+
+    def __set__(self, record: object, value: object) -> None:
+        """Keep a value, or the function that makes it."""
+        record.__dict__[self._key] = value
+
+
+class Views:
+    """The views (N, H, W, 3) uint8 of a batch, which leave the device once, when the first of them is read."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self._pixels: Tensor | np.ndarray = pixels
+
+    def row(self, row: int) -> np.ndarray:
+        """Return one view, (H, W, 3)."""
+        if isinstance(self._pixels, Tensor):
+            self._pixels = self._pixels.cpu().numpy()
+        found: np.ndarray = self._pixels[row]
+        return found
+
+
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
     """One image, volume or clip as the network and as a person sees it.
 
     Attributes:
         tensor: (C, H, W) float32, or (C, D, H, W) of a volume or clip, normalized: the network's input.
-        view: (h, w, 3) uint8 RGB: exactly the part of the image that the network saw, with its original colors, at
-            ``VIEW_SCALE`` times the input's size. Made from the image, not from ``tensor``. Of a volume or clip
+        view: (h, w, 3) uint8 RGB, or a function that makes it: exactly the part of the image that the network saw, with
+            its original colors, at ``VIEW_SCALE`` times the size of the input. Made from the image, not from
+            ``tensor``. Of a volume or clip
             (D, h, w, 3), its slices or frames.
         source: where the image came from.
         notes: what was done to the image when it was read.
@@ -54,6 +90,11 @@ class PreparedImage:
     size: tuple[int, ...] | None = None
     region: tuple[float, float, float, float] | None = None
     affine: np.ndarray | None = None
+
+    @property
+    def deferred_view(self) -> Any:
+        """The view, or the function that makes it if it was not read yet."""
+        return vars(self)["_view"]
 
     @property
     def seen(self) -> tuple[float, float, float, float]:
@@ -145,6 +186,9 @@ class PreparedImage:
         whole = np.zeros((height, width), bool)
         whole[np.ix_(rows, columns)] = seen[y[rows]][:, x[columns]]
         return whole
+
+
+PreparedImage.view = Deferred("view")  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -366,12 +410,31 @@ class Preprocess:
             gray = tensor.mean(dim=0, keepdim=True)
             pixels = (gray - gray.min()) / (gray.max() - gray.min()).clamp_min(1e-12)
         view = (pixels * 255).round().byte().movedim(0, -1).expand(*tensor.shape[1:], 3).numpy()
-        notes = self._doubts(tensor) if len(self.shape) == tensor.dim() else ()
+        notes = self._doubts(float(tensor.min()), float(tensor.max())) if len(self.shape) == tensor.dim() else ()
         return PreparedImage(tensor, np.ascontiguousarray(view), source, notes)
 
-    def _doubts(self, tensor: Tensor) -> tuple[str, ...]:
+    def prepared_batch(self, batch: Tensor, sources: Sequence[str]) -> list[PreparedImage] | None:
+        """Wrap a batch of normalized float tensors (N, C, H, W), on any device, as :meth:`prepared_tensor` does each.
+
+        Returns:
+            The images; None if one of them has to be refused, which :meth:`prepared_tensor` does, or their channels are
+            not those of the preprocessing.
+        """
+        if batch.dim() != 4 or len(self.shape) != 3 or batch.shape[1] != len(self.mean) or not batch.numel():
+            return None
+        batch = batch.detach().float()
+        ends = torch.stack(batch.flatten(1).aminmax(dim=1)).tolist()  # NaN spreads to both
+        if not all(math.isfinite(end) for row in ends for end in row):
+            return None
+        pixels = batch * _channels(self.std).to(batch) + _channels(self.mean).to(batch)
+        views = Views(pixels.clamp_(0, 1).mul_(255).round_().byte().permute(0, 2, 3, 1).contiguous())
+        return [
+            PreparedImage(image, partial(views.row, row), source, self._doubts(low, high) if low >= 0 else ())  # type: ignore[arg-type]
+            for row, (image, source, low, high) in enumerate(zip(batch, sources, *ends, strict=True))
+        ]
+
+    def _doubts(self, lowest: float, highest: float) -> tuple[str, ...]:
         """Return a note if the values of a tensor are unlikely for a normalized image."""
-        lowest, highest = float(tensor.min()), float(tensor.max())
         black = min(-m / s for m, s in zip(self.mean, self.std, strict=True))
         white = max((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
         if lowest >= 0 and highest > 2 * max(white, 1):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeAlias
@@ -154,12 +155,22 @@ class ModelAdapter:
     @property
     def gives_map(self) -> bool:
         """Whether the network scores every class at every position, as for segmentation."""
-        return self.output is None and self._tried[1] == "class scores"
+        return self.output is None and self._kind == "class scores"
 
     @property
     def detects(self) -> bool:
         """Whether the network outputs boxes with classes and scores."""
-        return self.output is None and self._tried[1] == "detections"
+        return self.output is None and self._kind == "detections"
+
+    @property
+    def _kind(self) -> str:
+        """What the network outputs: ``"class scores"``, ``"detections"`` or ``"logits"``."""
+        return "logits" if self._is_plain_abn else self._tried[1]
+
+    @property
+    def _is_plain_abn(self) -> bool:
+        """Whether the network was made by :func:`xai_abn.abn_from`, so that what it outputs is known without a run."""
+        return isinstance(self.module, AttentionBranchNetwork) and self.module.description is not None
 
     @cached_property
     def _tried(self) -> tuple[Tensor, str]:
@@ -188,11 +199,19 @@ class ModelAdapter:
     @property
     def needs_gradients(self) -> bool:
         """Whether the network cannot run under ``torch.no_grad()``, such as one that registers hooks on tensors."""
+        if self._is_plain_abn:  # abn_from runs it so
+            return False
         try:
             _ = self.example
         except UnsupportedModelError:  # reported when the network is run on the real input
             return False
         return self.module in NEED_GRADIENTS
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network's weights."""
+        weight = next(chain(self.module.parameters(), self.module.buffers()), None)
+        return torch.device("cpu") if weight is None else weight.device
 
     @property
     def channels(self) -> int:
@@ -473,7 +492,7 @@ class ModelAdapter:
         """
         if (layer, size) not in self._places:
             self._places[layer, size] = ""
-            known = layout.kind == "tokens" or self._tried[1] == "detections"  # which resize images by themselves
+            known = layout.kind == "tokens" or self._kind == "detections"  # which resize images by themselves
             if not known and len(size) == 2 and min(layout.grid) >= 3:
                 with self._tracing:
                     self._places[layer, size] = misplaced(self.module, self._sample(size), layer, layout, call)
@@ -640,7 +659,12 @@ class ModelAdapter:
         """Return the name of a class, or ``"class 7"`` without labels, or ``"output 7"`` where outputs are values."""
         if self.labels is not None and index < len(self.labels):
             return self.labels[index]
-        return f"class {index}" if self.gives_map or self.has_probabilities else f"output {index}"
+        return f"{self._unnamed} {index}"
+
+    @cached_property
+    def _unnamed(self) -> str:
+        """What an output without a label is called."""
+        return "class" if self.gives_map or self.has_probabilities else "output"
 
     def target_index(self, target: int | str, classes: int | None) -> int:
         """Return the index of a class given by index or by label text (case is ignored).

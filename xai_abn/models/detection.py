@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_convert, box_iou
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError, shown
 from xai_abn.networks.tracing import LayerOutput
@@ -64,6 +63,8 @@ def detections(output: object, size: tuple[int, int], yolo: int | None = None) -
         with_none = type(output).__name__.removesuffix("ObjectDetectionOutput") in _WITH_NONE
         probabilities = logits.softmax(dim=-1)[..., :-1] if with_none else logits.sigmoid()
         scores, classes = probabilities.max(dim=-1)
+        from torchvision.ops import box_convert  # whose import takes as long as torch's
+
         corners = box_convert(boxes.detach(), "cxcywh", "xyxy")
         return [Detections(*parts) for parts in zip(corners, classes, scores, strict=True)]
     if not isinstance(output, (list, tuple)) or not output:
@@ -103,6 +104,8 @@ def _of_yolo(output: object, size: tuple[int, int], classes: int) -> list[Detect
 
 
 def _best_places(found: Tensor, size: tuple[int, int]) -> Detections:
+    from torchvision.ops import batched_nms, box_convert
+
     scores, classes = found[4:].max(dim=0)
     boxes = box_convert(found[:4].detach().T, "cxcywh", "xyxy")
     best = scores.detach().topk(min(_PLACES, len(scores))).indices
@@ -194,6 +197,8 @@ class Detection:
         return torch.stack([self._score(one) for one in found])
 
     def _score(self, found: Detections) -> Tensor:
+        from torchvision.ops import box_iou
+
         same = found.classes == self.index
         if not bool(same.any()):
             return found.scores.new_zeros(())
@@ -224,6 +229,8 @@ def find_detection(
         InvalidInputError: there is no such detection or class.
         UnknownNameError: no class has this label; the message suggests the nearest.
     """
+    from torchvision.ops import box_iou
+
     sides = found.boxes[:, 2:] - found.boxes[:, :2]
     order = found.scores.detach().argsort(descending=True, stable=True)
     order = order[(sides[order] > 0).all(dim=1)]  # nothing overlaps a box without area

@@ -446,11 +446,13 @@ class ForwardPass:
         self, wanted: list[Tensor], targets: Tensor, place: str, keep_history: bool = False
     ) -> list[Tensor]:
         output, seeds = self._seeds(wanted[0], targets)
+        with torch.enable_grad():
+            score = (output * seeds).sum()  # for gradients of a tensor torch would import its compiler
         problem = as_unsupported(f"{self.model.name} cannot be differentiated; try occlusion, which needs no gradients")
         with problem, SkippingZeros() if self._sparse else nullcontext():  # type: ignore[no-untyped-call]
             try:
                 history = keep_history or self.create_graph
-                return list(torch.autograd.grad(output, wanted, seeds, retain_graph=True, create_graph=history))
+                return list(torch.autograd.grad(score, wanted, retain_graph=True, create_graph=history))
             except RuntimeError as error:
                 if not is_not_differentiable(error):
                     raise

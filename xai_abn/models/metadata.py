@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, KeysView, Mapping, Set
 from dataclasses import replace
 from functools import lru_cache
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,8 @@ _TRIAL = (400, 300)
 @lru_cache(maxsize=1)
 def imagenet_labels() -> tuple[str, ...]:
     """Return the 1,000 ImageNet-1k class names in index order, as torchvision spells them."""
-    from torchvision.models import ResNet18_Weights
-
-    return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+    names = resources.files("xai_abn.models") / "imagenet_labels.txt"
+    return tuple(names.read_text("utf-8").splitlines())
 
 
 def as_preprocess(source: object) -> Preprocess:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torchvision  # noqa: F401, registers its operators
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,11 +23,17 @@ class SkippingZeros(TorchDispatchMode):
     the box around all other values in the gradient of a convolution.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._rules = dict(_RULES)
+        if "torchvision" in sys.modules:  # else no network pools regions with it
+            self._rules[torch.ops.torchvision._roi_align_backward.default] = _pooled_regions
+
     def __torch_dispatch__(
         self, operator: Any, types: Any, arguments: Sequence[Any] = (), options: Mapping[str, Any] | None = None
     ) -> Any:
         """Run an operator of the backward pass, by its rule if there is one that saves time."""
-        rule = _RULES.get(operator)
+        rule = self._rules.get(operator)
         found = None if rule is None else rule(*arguments)
         if found is not None:
             return found
@@ -108,7 +114,6 @@ def _convolution(
 _RULES: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.mm.default: _product,
     torch.ops.aten.convolution_backward.default: _convolution,
-    torch.ops.torchvision._roi_align_backward.default: _pooled_regions,
 }
 
 

@@ -88,15 +88,15 @@ def resolve_targets(model: ModelAdapter, targets: Sequence[Target | None], logit
         UnknownNameError: no such label; the message suggests the nearest.
         InvalidInputError: no such index, or a class compared with itself.
     """
-    ranked = logits.argsort(descending=True).tolist()
-    present = list(range(len(logits))) if model.scores_only else []
+    top, classes = int(logits.argmax()), len(logits)
+    present = list(range(classes)) if model.scores_only else []
     if model.multi_label:
         probabilities = model.probabilities(logits[None])[0]
-        present = [index for index in ranked if probabilities[index] > 0.5]
+        present = [index for index in logits.argsort(descending=True).tolist() if probabilities[index] > 0.5]
     found: dict[ResolvedTarget, None] = {}
     for target in targets:
         if target is None:
-            found |= {ResolvedTarget(index, model.label(index)): None for index in present or ranked[:1]}
+            found |= {ResolvedTarget(index, model.label(index)): None for index in present or [top]}
             continue
         if isinstance(target, (SegmentationTarget, DetectionTarget)):
             kind = "scores every class at every position" if isinstance(target, SegmentationTarget) else "detects"
@@ -105,14 +105,16 @@ def resolve_targets(model: ModelAdapter, targets: Sequence[Target | None], logit
                 "an index"
             )
         one = target.target if isinstance(target, Difference) else target
-        index = ranked[0] if one is None else model.target_index(one, len(ranked))
+        index = top if one is None else model.target_index(one, classes)
         label, versus = model.label(index), None
         if isinstance(target, Difference):
-            versus = model.target_index(target.versus, len(ranked))
+            versus = model.target_index(target.versus, classes)
             if index == versus:
                 raise InvalidInputError(f"{label!r} is compared with itself; choose another class")
             label = f"{label} rather than {model.label(versus)}"
         found[ResolvedTarget(index, label, versus)] = None
+    if len(found) == 1:
+        return list(found)
     labels = [target.label for target in found]
     return [replace(t, label=f"{t.label} ({t.index})") if labels.count(t.label) > 1 else t for t in found]
 

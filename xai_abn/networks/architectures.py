@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from xai_abn.errors import InvalidInputError, UnknownNameError
-from xai_abn.networks import cifar
 from xai_abn.networks.build import abn_from
+from xai_abn.networks.efficientnet_lite import EfficientNetLite0
 from xai_abn.registry import Registry
 
 
@@ -50,6 +50,14 @@ _DENSENET_CIFAR = {**_CIFAR, "batch_size": 64}
 _WRN_CIFAR = {**_CIFAR, "weight_decay": 5e-4, "gamma": 0.2}
 _RESNEXT_CIFAR = {**_CIFAR, "weight_decay": 5e-4}
 _IMAGENET = {"epochs": 90, "batch_size": 256, "lr": 0.1, "weight_decay": 1e-4, "milestones": (31, 61), "gamma": 0.1}
+
+
+def _cifar(kind: str, *numbers: int, **more: Any) -> nn.Module:
+    """Build a network of :mod:`xai_abn.networks.cifar`, which imports torchvision."""
+    from xai_abn.networks import cifar
+
+    network: nn.Module = getattr(cifar, kind)(*numbers, **more)
+    return network
 
 
 def _from_library(spec: str, classes: int) -> nn.Module:
@@ -105,19 +113,19 @@ class Family:
 
 #: Families of networks, whose members need no name of their own here.
 FAMILIES = (
-    Family("resnet{}", cifar.resnet, "ResNet-{} for CIFAR", (2000,), _RESNET, _CIFAR),
+    Family("resnet{}", partial(_cifar, "resnet"), "ResNet-{} for CIFAR", (2000,), _RESNET, _CIFAR),
     Family(
         "resnet{}-bottleneck",
-        cifar.bottleneck_resnet,
+        partial(_cifar, "bottleneck_resnet"),
         '"ResNet-{}" of the released code: {layers} layers of bottlenecks',
         (2000,),
         _RESNET,
         _CIFAR,
     ),
-    Family("seresnet{}", cifar.se_resnet, "SE-ResNet-{} for CIFAR", (2000,), _RESNET, _CIFAR),
+    Family("seresnet{}", partial(_cifar, "se_resnet"), "SE-ResNet-{} for CIFAR", (2000,), _RESNET, _CIFAR),
     Family(
         "densenet-bc-{}-{}",
-        cifar.CifarDenseNet,
+        partial(_cifar, "CifarDenseNet"),
         "DenseNet-BC-{}-{} for CIFAR",
         (250, 48),
         _DENSENET,
@@ -125,13 +133,20 @@ FAMILIES = (
     ),
     Family(
         "wrn-{}-{}",
-        partial(cifar.WideResNet, dropout=0.3),
+        partial(_cifar, "WideResNet", dropout=0.3),
         "WRN-{}-{}, dropout 0.3, for CIFAR",
         (200, 32),
         _WRN,
         _WRN_CIFAR,
     ),
-    Family("resnext{}-{}x64d", cifar.resnext, "ResNeXt-{}, {}x64d, for CIFAR", (200, 64), _RESNET, _RESNEXT_CIFAR),
+    Family(
+        "resnext{}-{}x64d",
+        partial(_cifar, "resnext"),
+        "ResNeXt-{}, {}x64d, for CIFAR",
+        (200, 64),
+        _RESNET,
+        _RESNEXT_CIFAR,
+    ),
 )
 
 
@@ -148,7 +163,7 @@ def _add(name: str, architecture: Architecture | None = None) -> None:
 for _depth in (20, 32, 44, 56, 110):
     _add(f"resnet{_depth}")
 _text = "ResNet-20 with 25, 50, 100 channels: multiply-adds of the ABN of ResNet-20"
-_add("resnet20-wide", Architecture(partial(cifar.resnet, 20, planes=25), 32, _text, _RESNET, _CIFAR))
+_add("resnet20-wide", Architecture(partial(_cifar, "resnet", 20, planes=25), 32, _text, _RESNET, _CIFAR))
 for _name in ("resnet44-bottleneck", "resnet56-bottleneck", "resnet110-bottleneck", "seresnet20", "seresnet110"):
     _add(_name)
 for _name in ("densenet-bc-100-12", "wrn-28-10", "resnext29-8x64d"):
@@ -179,7 +194,7 @@ def find_architecture(spec: str) -> Architecture:
         check_library_name(library, name)
         return Architecture(partial(_from_library, spec), 224, f"{library}'s {name}")
     if spec == "lite0":
-        return Architecture(partial(_from_library, "timm:tf_efficientnet_lite0"), 224, "EfficientNet-Lite0")
+        return Architecture(EfficientNetLite0, 224, "EfficientNet-Lite0")
     found = architectures[spec] if spec in architectures else _of_family(spec)
     if found is None:
         raise UnknownNameError("architecture", spec, architectures.names(), "Or give timm:NAME or torchvision:NAME.")

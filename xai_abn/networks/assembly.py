@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import fx, nn
 
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.networks.abn import ABNDescription, AttentionBranch, AttentionBranchNetwork, mechanisms
 from xai_abn.networks.masks import MaskBranch
 from xai_abn.networks.multi_task import AttributeBranch, MultiTaskABN
-from xai_abn.networks.vit_abn import assemble_vit
+from xai_abn.networks.vit_abn import assemble_vit, is_vit
 
 #: By module name, the attributes to set (stride, dilation, padding) and ``replicate``, the edges to replicate first.
 Windows: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -36,7 +35,7 @@ def assemble(backbone: nn.Module, description: ABNDescription, classes: int) -> 
         UnknownNameError: no such mechanism.
         UnsupportedModelError: the backbone has no such layer or stage.
     """
-    if isinstance(backbone, VisionTransformer):
+    if is_vit(backbone):
         return assemble_vit(backbone, description)
     cut = Cut(description.layer, description.stage, description.channels, description.stage_channels)
     return join(split(backbone, cut), description, classes)

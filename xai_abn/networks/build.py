@@ -9,7 +9,6 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
@@ -19,7 +18,7 @@ from xai_abn.networks.dilation import plan_windows
 from xai_abn.networks.masks import MaskBranch, MaskDescription
 from xai_abn.networks.splitting import ends_in_tokens, find_cut
 from xai_abn.networks.tracing import LayerOutput, as_unsupported, evaluating, find_classifier, trace_outputs
-from xai_abn.networks.vit_abn import assemble_vit, describe_vit, linear_head
+from xai_abn.networks.vit_abn import assemble_vit, describe_vit, is_vit, linear_head
 
 #: Kinds of attention maps that :func:`abn_from` takes as ``maps``.
 MAPS = ("shared", "per-attribute", "per-attribute-signed")
@@ -94,7 +93,7 @@ def abn_from(
             f"{type(backbone).__name__} has no weights to make an ABN of; give a CNN classifier"
         )
     sample = torch.zeros(1, 3, input_size, input_size).to(weights)
-    if isinstance(backbone, VisionTransformer):
+    if is_vit(backbone):
         if not dilate or stage is not None:
             what = "stage" if dilate else "dilate=False"
             raise InvalidInputError(f"{what} is for networks with strides to remove, not for a Vision Transformer")
@@ -119,7 +118,7 @@ def abn_from(
     else:
         network.attention_branch.start_from(classifier, combine.initial_map_bias)
     network = network.to(weights).eval()
-    if not isinstance(backbone, VisionTransformer):
+    if not is_vit(backbone):
         with _naming_tokens(backbone, input_size):
             _check_runs(network, sample, description.layer)
     return add_mask_branch(network, sample) if masks else network

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -197,7 +198,7 @@ def fingerprint(module: nn.Module) -> str:
     content = hashlib.sha256()
     for name, values in module.state_dict().items():
         content.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        content.update(_bytes_of(values))
+        content.update(_flat(values).data)
     return content.hexdigest()[:32]
 
 
@@ -214,7 +215,12 @@ def fingerprints_v1(module: nn.Module) -> set[str]:
 
 
 def _bytes_of(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return _flat(tensor).tobytes()
+
+
+def _flat(tensor: Tensor) -> np.ndarray:
+    """Return the bytes of a tensor as an array, which need not be copied."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _storable(tensor: Tensor, half: bool) -> Tensor:

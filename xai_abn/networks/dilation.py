@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from xai_abn.errors import UnsupportedModelError
@@ -41,7 +40,7 @@ def plan_windows(stage: nn.Module, features: Tensor, dilate: bool) -> dict[str, 
         if max(_pair(module.stride)) > 1:
             change["stride"] = [1, 1]
             reach = [(kernel[axis] - 1) * dilation[axis] for axis in (0, 1)]
-            if not isinstance(padding, str) and not isinstance(module, Conv2dSame):
+            if not isinstance(padding, str) and not _pads_itself(module):
                 (rows, columns), (top, left) = reach, _pair(padding)
                 if rows != 2 * top or columns != 2 * left:  # such as 2x2 pooling: pad by replication instead
                     change |= {"padding": [0, 0], "replicate": [left, columns - left, top, rows - top]}
@@ -90,6 +89,11 @@ def _input_heights(stage: nn.Module, features: Tensor) -> dict[str, int]:
     with hooks(noting), evaluating(stage), torch.no_grad():
         stage(features)
     return heights
+
+
+def _pads_itself(module: nn.Module) -> bool:
+    """Return whether a convolution adapts its padding to the input: timm's, which need not be imported, or ours."""
+    return any(kind.__name__ == "Conv2dSame" for kind in type(module).__mro__)
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:

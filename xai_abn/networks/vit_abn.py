@@ -8,10 +8,10 @@ The published block needs positions, and a Vision Transformer has them: its patc
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+import sys
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from xai_abn.errors import UnknownNameError, UnsupportedModelError
@@ -19,8 +19,17 @@ from xai_abn.networks.abn import ABNDescription, AttentionBranch, AttentionBranc
 from xai_abn.networks.layout import Layout
 from xai_abn.networks.masks import MaskBranch
 
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
 #: Default number of a transformer's blocks after the split.
 LAST_BLOCKS = 2
+
+
+def is_vit(network: nn.Module) -> TypeGuard[VisionTransformer]:
+    """Return whether a network is timm's VisionTransformer; where timm was not imported, none is."""
+    home = sys.modules.get("timm.models.vision_transformer")
+    return home is not None and isinstance(network, home.VisionTransformer)
 
 
 class Tokens(NamedTuple):
@@ -151,6 +160,8 @@ def linear_head(vit: VisionTransformer) -> nn.Linear:
     Raises:
         UnsupportedModelError: it cannot be; the message says why.
     """
+    from timm.models.vision_transformer import VisionTransformer
+
     if type(vit) is not VisionTransformer:
         reason = f"not {type(vit).__name__}, which has its own forward pass"
     elif not vit.global_pool or not isinstance(vit.head, nn.Linear):

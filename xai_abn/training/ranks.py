@@ -9,9 +9,10 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from xai_abn.errors import UnsupportedModelError
+from xai_abn.networks import efficientnet_lite
 
 #: Layers whose statistics can be those of all ranks.
-_KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
+_KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d, efficientnet_lite.BatchNormAct2d)
 
 
 class GlobalBatchNorm(_BatchNorm):
