@@ -449,7 +449,7 @@ class ForwardPass:
         with torch.enable_grad():
             score = (output * seeds).sum()  # for gradients of a tensor torch would import its compiler
         problem = as_unsupported(f"{self.model.name} cannot be differentiated; try occlusion, which needs no gradients")
-        with problem, SkippingZeros() if self._sparse else nullcontext():  # type: ignore[no-untyped-call]
+        with problem, SkippingZeros() if self._sparse else nullcontext():
             try:
                 history = keep_history or self.create_graph
                 return list(torch.autograd.grad(score, wanted, retain_graph=True, create_graph=history))

@@ -24,7 +24,7 @@ class SkippingZeros(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._rules = dict(_RULES)
         if "torchvision" in sys.modules:  # else no network pools regions with it
             self._rules[torch.ops.torchvision._roi_align_backward.default] = _pooled_regions

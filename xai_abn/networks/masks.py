@@ -100,7 +100,8 @@ class MaskBranch(nn.Module):
         bias = self.weigh.bias + shift @ channels.T
         flat = torch.einsum("ntow,nwp->ntop", weights, joined.flatten(2)) + bias[..., None]
         flat = flat + torch.einsum("og,ngtp->ntop", others, given.flatten(3))
-        return flat.unflatten(3, joined.shape[2:])
+        weighed: Tensor = flat.unflatten(3, joined.shape[2:])
+        return weighed
 
     def _joined(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Return the layers joined from coarse to fine, (N, width, H, W), at least of that size."""
