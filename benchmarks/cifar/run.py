@@ -50,7 +50,7 @@ IMAGES = 1000
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("what", choices=["train", "table", "ship"])
-    parser.add_argument("--data", required=True, help="folder with CIFAR-100; see docs/guide.md")
+    parser.add_argument("--data", required=True, help="folder with CIFAR-100; see docs/how-to/training-data.md")
     parser.add_argument("--runs", required=True, type=Path)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

@@ -245,6 +245,6 @@ def test_a_folder_that_cannot_be_is_refused(image_file, mask, tmp_path):
 
 
 def test_the_public_name_is_the_class():
-    """As in the guide."""
+    """As in docs/how-to/corrections.md."""
     assert xai_abn.Corrections is Corrections
     assert issubclass(DatasetError, XaiAbnError)

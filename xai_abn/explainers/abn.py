@@ -51,7 +51,7 @@ class ABN(_AttentionBranchMap):
     """The attention map M that weighted the features in this prediction, in [0, 1].
 
     Class-agnostic: one map per image, whatever the target. It costs nothing beyond the prediction.
-    The published loss does not determine its sign (see docs/guide.md); that of the shipped model is measured.
+    The published loss does not determine its sign (see docs/how-to/polarity.md); that of the shipped model is measured.
     For a multi-task ABN, this is the map from which the score of the target attribute was computed. It is then
     class-specific, and signed if the network was built with signed maps.
 
@@ -106,8 +106,8 @@ class ABNMask(_AttentionBranchMap):
     """The mask of the target class, in [0, 1]: what must stay visible for the class to be predicted.
 
     It is trained so that the network still predicts the class from what the mask keeps, and no longer does from what it
-    hides, at every share of the area (see docs/guide.md). It costs a few convolutions beyond the prediction, for any
-    class.
+    hides, at every share of the area (see docs/how-to/class-masks.md). It costs a few convolutions beyond the
+    prediction, for any class.
 
     Source: this project. Related: Stalder et al., "What You See is What You Classify", NeurIPS 2022; Ntrougkas et al.,
     "T-TAME", 2024.

@@ -263,7 +263,7 @@ class DistillationObjective(CropsObjective):
         if isinstance(network.mechanism, OnPatches):
             raise UnsupportedModelError(
                 "distill weighs whole feature maps, and in a Vision Transformer the class token would still tell what "
-                "g*M hides; train its ABN with labels, as docs/guide.md shows"
+                "g*M hides; train its ABN with labels, as docs/how-to/vit-abn.md shows"
             )
         branch = network.attention_branch
         trunk = [branch.bn_att, branch.att_conv, branch.bn_att2, branch.att_conv2]

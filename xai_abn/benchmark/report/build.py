@@ -26,7 +26,7 @@ class Report:
 
     Attributes:
         runs: each run's files, identity and sessions.
-        sections: tables of the runs that can be compared, as plain JSON values; see docs/guide.md.
+        sections: tables of the runs that can be compared, as plain JSON values; see docs/how-to/benchmark.md.
         drawings: data URI of each drawing of the gallery by (section, row, method).
     """
 

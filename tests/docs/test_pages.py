@@ -1,4 +1,4 @@
-"""Every Python block of docs/how-to runs by itself, with random weights in place of those that are downloaded."""
+"""Every Python block of README and docs runs by itself, with random weights in place of those that are downloaded."""
 
 from __future__ import annotations
 
@@ -13,13 +13,26 @@ import torchvision
 import transformers
 from PIL import Image
 from skimage import data
+from typer.testing import CliRunner
+
+from xai_abn.cli.main import app
+from xai_abn.datasets import READERS
+from xai_abn.explainers.base import EXPLAINERS
+from xai_abn.metrics.base import METRICS
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the text of each block of a page in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
 BLOCKS = [
-    pytest.param(code, id=f"{page.stem}-{number}")
+    pytest.param(code, id=f"{page.relative_to(ROOT)}-{number}")
     for page in PAGES
-    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+    for number, code in enumerate(blocks(page, "python"))
 ]
 #: Detectors and networks for segmentation would load a trained backbone.
 BOTH = {"weights": None, "weights_backbone": None}
@@ -32,7 +45,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     for name, image in {"dog": data.chelsea(), "street": data.coffee(), "images/a": data.astronaut()}.items():
-        Image.fromarray(np.asarray(image)).save(f"{name}.jpg")
+        Image.fromarray(np.asarray(image)).save(f"{name}.{'png' if '/' in name else 'jpg'}")
     classifier = transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL, image_size=64))
     processor = transformers.ViTImageProcessor(size={"height": 64, "width": 64})
     for part in (classifier, processor):
@@ -64,17 +77,46 @@ def random_weights(monkeypatch):
     monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda name, pretrained: make_clip(name))
 
 
+@pytest.fixture
+def registries():
+    """Forget methods, metrics and readers that a block registers."""
+    tables = (EXPLAINERS, METRICS, READERS)
+    known = [set(table.names()) for table in tables]
+    yield
+    for table, names in zip(tables, known, strict=True):
+        for extra in set(table.names()) - names:
+            table.pop(extra)
+
+
 @pytest.mark.parametrize("code", BLOCKS)
-def test_a_script_runs(code, place, random_weights):
-    """As it stands on its page."""
+def test_a_block_runs(code, place, random_weights, registries):
+    """As it stands on its page, but for a distillation of two steps."""
+    code = code.replace("steps=1000", "steps=2, batch_size=1, mosaics=0, workers=0")
     exec(compile(code, "block", "exec"), {"__name__": "docs"})
+
+
+def test_the_commands_have_real_options():
+    """Every xai-abn command shown on a page exists and uses options that its --help names."""
+    commands = []
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            commands += re.findall(r"xai-abn (benchmark \w+|[a-z]+)(.*)$", block, re.MULTILINE)
+    assert len(commands) > 50
+    shown = {}
+    for command, rest in commands:
+        if command not in shown:
+            result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "250"})
+            assert result.exit_code == 0, command
+            shown[command] = result.stdout
+        for option in re.findall(r"(?<!\S)--[a-z-]+", rest.split("#")[0].split("&&")[0]):
+            assert option in shown[command], f"{command} has no {option}"
 
 
 def test_the_service_answers_and_refuses(place):
     """An image gives a PNG with its answer; a file that is no image gives one line."""
     from fastapi.testclient import TestClient
 
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/serving.md").read_text(), re.DOTALL)
+    (code,) = blocks(ROOT / "docs/how-to/serving.md", "python")
     space = {"__name__": "service"}
     exec(compile(code, "service.py", "exec"), space)
     client = TestClient(space["app"])
@@ -88,10 +130,15 @@ def test_the_service_answers_and_refuses(place):
         assert "\n" not in bad.json()["detail"]
 
 
-def test_every_page_is_listed():
-    """In the table of the first page, and its links lead somewhere."""
+def test_every_how_to_page_is_listed():
+    """In the table of their first page."""
     listed = (ROOT / "docs/how-to/README.md").read_text()
-    assert all(f"({page.name})" in listed for page in PAGES if page.stem != "README")
-    for page in PAGES:
-        for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+    for page in (ROOT / "docs/how-to").glob("*.md"):
+        assert page.stem == "README" or f"({page.name})" in listed, page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """Each link to a file of the repository."""
+    for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+        assert (page.parent / link).exists(), link
