@@ -110,7 +110,7 @@ def explain(
             off, the method is not differentiable, or nothing that the map depends on requires a gradient.
         NonFiniteError: the model outputs NaN or infinity.
 
-    Example:
+    Examples:
         >>> import xai_abn
         >>> result = xai_abn.explain(xai_abn.load_model("lite0"), "example:cat", ["cam", "grad-cam"])
         >>> result["cam"].label

@@ -29,7 +29,7 @@ class Registry(dict[str, T]):
         name_of: returns the name of the object of an entry point, and raises ``InvalidInputError`` for an object that
             does not belong here; default: any object, under the name of its entry point.
 
-    Example:
+    Examples:
         >>> shapes = Registry("shape")
         >>> @shapes.register("square")
         ... def square(): ...

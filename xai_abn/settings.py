@@ -44,7 +44,7 @@ class Settings(BaseModel):
         UnknownNameError: a setting does not exist; the message suggests the nearest names.
         InvalidInputError: a value has the wrong type or is out of range; the message says what was expected.
 
-    Example:
+    Examples:
         >>> from pydantic import Field
         >>> class Blur(Settings):
         ...     radius: int = Field(3, ge=1, description="Radius of the blur in pixels.")
@@ -130,7 +130,7 @@ def parse_options(text: str) -> dict[str, str]:
 def split_specs(text: str) -> list[str]:
     """Split comma-separated specifications; a piece ``option=value`` belongs to the method before it.
 
-    Example:
+    Examples:
         >>> split_specs("rise:masks=500,seed=1,cam")
         ['rise:masks=500,seed=1', 'cam']
     """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import runpy
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,8 @@ from PIL import Image
 from skimage import data
 from typer.testing import CliRunner
 
+import xai_abn
+from xai_abn import benchmark, datasets, integrations
 from xai_abn.cli.main import app
 from xai_abn.datasets import READERS
 from xai_abn.explainers.base import EXPLAINERS
@@ -32,6 +37,7 @@ def blocks(page: Path, language: str) -> list[str]:
 BLOCKS = [
     pytest.param(code, id=f"{page.relative_to(ROOT)}-{number}")
     for page in PAGES
+    if page.parent.name != "tutorials"  # which run from beginning to end
     for number, code in enumerate(blocks(page, "python"))
 ]
 #: Detectors and networks for segmentation would load a trained backbone.
@@ -95,6 +101,20 @@ def test_a_block_runs(code, place, random_weights, registries):
     exec(compile(code, "block", "exec"), {"__name__": "docs"})
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/tutorials").glob("*.md")), ids=lambda page: page.stem)
+def test_a_tutorial_runs_from_beginning_to_end(page, tmp_path, monkeypatch):
+    """Every block and every command of xai-abn in their order, in one folder; the training is shorter."""
+    monkeypatch.chdir(tmp_path)
+    for language, block in re.findall(r"^```(python|bash)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        if language == "python":
+            exec(compile(block.replace('"train": 200', '"train": 100'), page.name, "exec"), {"__name__": "docs"})
+            continue
+        for line in re.findall(r"^xai-abn (?!app)(.*)$", block, re.MULTILINE):
+            arguments = shlex.split(line.replace("--epochs 6", "--epochs 1"), comments=True)
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, (line, result.output, result.exception)
+
+
 def test_the_commands_have_real_options():
     """Every xai-abn command shown on a page exists and uses options that its --help names."""
     commands = []
@@ -135,6 +155,41 @@ def test_every_how_to_page_is_listed():
     listed = (ROOT / "docs/how-to/README.md").read_text()
     for page in (ROOT / "docs/how-to").glob("*.md"):
         assert page.stem == "README" or f"({page.name})" in listed, page.name
+
+
+def test_every_public_name_has_an_entry():
+    """In the reference of the Python interface, and no entry is of something that is gone."""
+    listed = set()
+    for page in (ROOT / "docs/reference/api").glob("*.md"):
+        for entry in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE):
+            module, _, name = entry.rpartition(".")
+            listed.add(id(getattr(importlib.import_module(module), name)))
+    for package in (xai_abn, xai_abn.explainers, xai_abn.metrics, xai_abn.training, benchmark, datasets, integrations):
+        for name in package.__all__:
+            found = getattr(package, name)
+            assert id(found) in listed or name in ("READERS", "Curve"), f"{package.__name__}.{name}"
+
+
+def test_the_errors_listed_by_their_text_are_raised():
+    """The text is in a message of the package."""
+    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/reference/errors.md").read_text(), re.MULTILINE)
+    assert len(rows) > 10
+    source = "".join(path.read_text() for path in (ROOT / "xai_abn").rglob("*.py"))
+    for text in rows:
+        assert text in source, text
+
+
+def test_lists_made_from_the_code_are_complete():
+    """The site's lists of commands, metrics and options have them all."""
+    hooks = runpy.run_path(str(ROOT / "docs/site_hooks.py"))["LISTS"]
+    commands = hooks["commands"]()
+    for name in ("explain", "benchmark run", "train", "app"):
+        assert f"## `xai-abn {name}`" in commands
+    assert "`--method`, `-M`" in commands
+    assert all(f"`{METRICS[name].full_name}`" in hooks["metrics"]() for name in METRICS.names())
+    assert "| `rise` | `masks` | 2000 |" in hooks["options"]()
+    for page in PAGES:
+        assert set(re.findall(r"^<!-- made from the code: (\w+) -->$", page.read_text(), re.MULTILINE)) <= hooks.keys()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

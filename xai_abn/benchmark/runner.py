@@ -108,7 +108,7 @@ def benchmark(
         DatasetError: a metric needs annotations that the data set does not have.
         RunError: the file is damaged, busy, or of another model or other data.
 
-    Example:
+    Examples:
         >>> import xai_abn
         >>> from xai_abn.datasets import read_dataset
         >>> from xai_abn.benchmark import benchmark

@@ -140,7 +140,7 @@ class Batch:
 class Store:
     """One run's file, opened by :meth:`create`, :meth:`open` or :meth:`read`.
 
-    Example:
+    Examples:
         >>> from xai_abn.benchmark.store import Store
         >>> with Store.create("run.sqlite", {"model": {"name": "lite0"}}) as store:
         ...     store.count("results")

@@ -181,7 +181,7 @@ class Corrections(Sequence[Correction]):
     Raises:
         DatasetError: the folder is a file, or cannot be read.
 
-    Example:
+    Examples:
         >>> import numpy as np, tempfile, xai_abn
         >>> corrections = xai_abn.Corrections(tempfile.mkdtemp())
         >>> mask = np.zeros((300, 451), bool)

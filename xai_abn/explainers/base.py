@@ -58,7 +58,7 @@ class Explainer(Settings, ABC):
         reads_layer: whether the method reads a layer of the network.
         no_graph: why its maps cannot be differentiated by the network's weights; empty if they can.
 
-    Example:
+    Examples:
         >>> from xai_abn.explainers import Explainer, register
         >>> @register("activation-mean")
         ... class ActivationMean(Explainer):

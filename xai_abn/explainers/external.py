@@ -124,7 +124,7 @@ class CaptumExplainer(LibraryExplainer):
         reduce: turns attributions (N, C, h, w) into maps (N, h, w).
         options: of captum's ``attribute``.
 
-    Example:
+    Examples:
         >>> from captum.attr import IntegratedGradients
         >>> from xai_abn.explainers.external import CaptumExplainer
         >>> explainer = CaptumExplainer("integrated-gradients", IntegratedGradients, n_steps=20)
@@ -181,7 +181,7 @@ class GradCAMExplainer(LibraryExplainer):
         layer: the layer to read; default: the model's target layer.
         options: of the call.
 
-    Example:
+    Examples:
         >>> from pytorch_grad_cam import LayerCAM
         >>> from xai_abn.explainers.external import GradCAMExplainer
         >>> explainer = GradCAMExplainer("layer-cam", LayerCAM)
@@ -210,7 +210,7 @@ class TorchCAMExplainer(LibraryExplainer):
         layer: the layer to read; default: the model's target layer.
         options: of the extractor's call.
 
-    Example:
+    Examples:
         >>> from torchcam.methods import SmoothGradCAMpp
         >>> from xai_abn.explainers.external import TorchCAMExplainer
         >>> explainer = TorchCAMExplainer("smooth-grad-cam++", SmoothGradCAMpp)

@@ -26,7 +26,7 @@ class CaptumStyle:
         method: a name or an :class:`~xai_abn.explainers.Explainer`.
         layer: read by a method given by name; default: the model's target layer.
 
-    Example:
+    Examples:
         >>> import torch, xai_abn
         >>> from xai_abn.integrations import CaptumStyle
         >>> method = CaptumStyle(xai_abn.load_model("lite0"), "cam")

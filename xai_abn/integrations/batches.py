@@ -45,7 +45,7 @@ class BatchExplainer:
     Raises:
         InvalidInputError: ``errors``, ``batch_size`` or ``prefix`` is wrong.
 
-    Example:
+    Examples:
         >>> from xai_abn.integrations import BatchExplainer
         >>> explainer = BatchExplainer("lite0", ["cam"])
         >>> sorted(explainer({"image": ["example:cat"]}))

@@ -770,7 +770,7 @@ def wrap(
         InvalidInputError: fewer or more labels than the network has outputs, or an argument of a wrong type.
         UnknownNameError: there is no such layer.
 
-    Example:
+    Examples:
         >>> import torchvision, xai_abn
         >>> model = xai_abn.wrap(torchvision.models.resnet18())
         >>> model.target_layer

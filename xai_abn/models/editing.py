@@ -56,7 +56,7 @@ class EditableImage:
         image: the image.
         own: the answers from the network's own maps.
 
-    Example:
+    Examples:
         >>> import xai_abn
         >>> edit = xai_abn.load_model().edit("example:cat")
         >>> other = edit.marked("tabby", look=(140, 20, 330, 250))  # a box: left, top, right, bottom

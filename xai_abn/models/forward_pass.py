@@ -113,7 +113,7 @@ class ForwardPass:
             ``torch.no_grad()`` or of a network without a weight that requires a gradient, or the inputs are no floats
             (N, C, H, W) or (N, C, D, H, W).
 
-    Example:
+    Examples:
         >>> import torch, xai_abn
         >>> model = xai_abn.load_model("lite0")
         >>> shared = xai_abn.ForwardPass(model, torch.zeros(2, 3, 224, 224), layers=["bn2"], gradients=True)

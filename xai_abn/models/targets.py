@@ -24,7 +24,7 @@ class Difference:
         target: index or label of the class; None for the image's top-1 class.
         versus: index or label of the class it is compared with.
 
-    Example:
+    Examples:
         >>> import xai_abn
         >>> why = xai_abn.Difference("tabby", versus="Egyptian cat")
         >>> result = xai_abn.explain(xai_abn.load_model("lite0"), "example:cat", "cam", why)

@@ -218,7 +218,7 @@ def create_model(spec: str, classes: int, *, mechanism: str | None = "residual",
         InvalidInputError: ``classes`` is not positive, or no network of the family has this depth.
         UnsupportedModelError: no ABN can be made of the network.
 
-    Example:
+    Examples:
         >>> import torch
         >>> network = create_model("resnet20", 100)
         >>> network(torch.zeros(2, 3, 32, 32)).attention_map.shape

@@ -76,7 +76,7 @@ def abn_from(
         UnknownNameError: no such mechanism, layer, start or kind of maps.
         InvalidInputError: ``dilate=False`` or a ``stage`` for a Vision Transformer.
 
-    Example:
+    Examples:
         >>> import torch, torchvision, xai_abn
         >>> network = xai_abn.abn_from(torchvision.models.resnet18())
         >>> network(torch.zeros(1, 3, 224, 224)).attention_map.shape

@@ -94,7 +94,7 @@ def make_report(runs: Sequence[str | Path], reference: str | None = None, galler
         RunError: a file is no run, is damaged, or has no results.
         UnknownNameError: there is no such reference method.
 
-    Example:
+    Examples:
         >>> from xai_abn.benchmark.report.build import make_report
         >>> make_report(["run.sqlite"]).save("report")  # doctest: +SKIP
     """
