@@ -343,3 +343,13 @@ def test_slices_of_a_volume_have_the_contour_of_its_mask():
             inside = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1) // 16 if len(rows) else 0
             assert inside == pixels
     assert clip_bytes(panel, ".gif", contour=0.5) != clip_bytes(panel, ".gif")
+
+
+def test_limits_decide_how_strong_a_map_is_drawn():
+    """With them, a map with small values hardly colors its image; without, its largest value gets the last color."""
+    gray = np.full((64, 64, 3), 128, np.uint8)
+    small = Panel(gray, "title", map=np.linspace(0, 0.04, 64, dtype=np.float32).reshape(8, 8))
+    for limits, least, most in ((None, 100, 255), ((0.0, 1.0), 0, 12)):
+        drawn = np.asarray(draw(replace(small, limits=limits)), np.int64)[-200:]
+        colored = (drawn.max(axis=2) - drawn.min(axis=2))[:120]
+        assert least <= colored.max() <= most

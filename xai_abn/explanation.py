@@ -56,6 +56,7 @@ class Explanation:
         region: (left, top, right, bottom) of the view in the whole image, in pixels; None for a tensor.
         tensor: the map (h, w) with its history, on the network's device; None unless made with ``create_graph``.
         affine: (4, 4) of the NIfTI file that a volume came from, or None.
+        limits: the smallest and the largest value that the map is drawn with; None: those of the map.
         class_label: name of the class ``target`` alone, where ``label`` also compares it or counts detections.
     """
 
@@ -83,6 +84,7 @@ class Explanation:
     tensor: Tensor | None = field(default=None, repr=False)
     affine: np.ndarray | None = field(default=None, repr=False)
     class_label: str = ""
+    limits: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Make the map read-only: a frozen record should not change through its array."""
@@ -192,7 +194,7 @@ class Explanation:
             view, map_ = upright(view, self.affine), upright(map_, self.affine)
         # the gradient of a probability vanishes where it saturates, so maps of several are not compared by their size
         scale = "" if self.score == self.probability else self.method
-        return Panel(view, self.method, self._heading, map_, scale)
+        return Panel(view, self.method, self._heading, map_, scale, self.limits)
 
     @property
     def _heading(self) -> str:

@@ -506,6 +506,7 @@ def _ask(
         "layer": explainer.layer_of(model),
         "model": model.name,
         "parameters": explainer.options,
+        "limits": explainer.limits,
         "versions": answers.versions,
     }
     for number in range(max(map(len, resolved))):

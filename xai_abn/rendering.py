@@ -61,6 +61,7 @@ class Panel:
         subtitle: the second line, or empty.
         map: (h, w) or (d, h, w), in its own units, or None to show the image alone.
         scale: name of the scale of the map; panels of a sheet with the same name are drawn on one scale.
+        limits: the smallest and the largest value that the map is drawn with; None: those of the map.
     """
 
     view: np.ndarray
@@ -68,6 +69,7 @@ class Panel:
     subtitle: str = ""
     map: np.ndarray | None = None
     scale: str = ""
+    limits: tuple[float, float] | None = None
 
 
 def overlay(
@@ -227,7 +229,7 @@ def _scale_of(panel: Panel, limits: tuple[float, float] | None = None) -> Displa
     """Return the map of a panel as it is drawn; None without a map and for one with a flaw."""
     if panel.map is None or flaw_of(panel.map):
         return None
-    return display_scale(panel.map, panel.view.shape[:-1], limits)
+    return display_scale(panel.map, panel.view.shape[:-1], limits or panel.limits)
 
 
 def _enlarged(pixels: np.ndarray, width: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import timm
 import torch
@@ -12,7 +14,7 @@ import xai_abn
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.networks.abn import AttentionBranchNetwork, Auxiliary
 from xai_abn.networks.build import add_mask_branch
-from xai_abn.networks.masks import LEVEL, STEEPNESS, as_mask, standardized
+from xai_abn.networks.masks import LEVEL, PRESENT, STEEPNESS, as_mask, presence, standardized
 
 SIZE = 64
 
@@ -53,13 +55,16 @@ def test_an_untrained_mask_is_the_class_map(name):
     made = network(name, trained=False)
     inputs = torch.randn(2, 3, *((160, 160) if name == "test_vit" else (SIZE, SIZE)))
     results = xai_abn.explain(made, inputs, ["abn-class", "abn-mask"], [[0, 5]] * 2)
-    for result in results:
+    with torch.no_grad():
+        every = made(inputs).class_maps
+    for row, result in enumerate(results):
         for label in ("class 0", "class 5"):
             class_map = torch.from_numpy(result["abn-class", label].map.copy())[None, None]
             mask = torch.from_numpy(result["abn-mask", label].map.copy())
             assert mask.shape[0] >= 2 * class_map.shape[2]
             enlarged = F.interpolate(standardized(class_map), mask.shape, mode="bilinear")[0, 0]
-            expected = torch.sigmoid(STEEPNESS * (standardized(enlarged) - LEVEL))
+            seen = presence_by_hand(every[row], int(label.removeprefix("class ")))
+            expected = seen * torch.sigmoid(STEEPNESS * (standardized(enlarged) - LEVEL))
             torch.testing.assert_close(mask, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -70,14 +75,46 @@ def test_the_method_gives_what_the_branch_gives():
     with torch.no_grad():
         scores = made.mask_scores(features, class_maps, torch.tensor([[3], [1]]))[:, 0]
         likely = made(inputs).logits.topk(2).indices
-        union = as_mask(made.mask_scores(features, class_maps, likely)).amax(dim=1)
+        seen = torch.tensor([[presence_by_hand(class_maps[row], int(c)) for c in likely[row]] for row in range(2)])
+        union = (as_mask(made.mask_scores(features, class_maps, likely)) * seen[:, :, None, None]).amax(dim=1)
     results = xai_abn.explain(made, inputs, ["abn-mask", "abn-mask:unite=2"], [3, 1])
     for row, result in enumerate(results):
         found = torch.from_numpy(result["abn-mask"].map.copy())
-        torch.testing.assert_close(found, as_mask(scores[row]), atol=1e-5, rtol=1e-4)
+        expected = presence_by_hand(class_maps[row], [3, 1][row]) * as_mask(scores[row])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
         found = torch.from_numpy(result["abn-mask:unite=2"].map.copy())
         torch.testing.assert_close(found, union[row], atol=1e-5, rtol=1e-4)
         assert not result["abn-mask:unite=2"].class_specific
+
+
+def presence_by_hand(class_maps, target):
+    """By its definition, cell by cell, in float64."""
+    best = 0.0
+    for y in range(class_maps.shape[1]):
+        for x in range(class_maps.shape[2]):
+            powers = [math.exp(float(value)) for value in class_maps[:, y, x]]
+            best = max(best, powers[target] / sum(powers))
+    return min(1, max(0.001, (best - 1 / len(class_maps)) / PRESENT))
+
+
+def test_presence():
+    """A class that leads in one cell is present; one at chance everywhere is not; the share in between is linear."""
+    class_maps = torch.zeros(1, 20, 3, 3)
+    class_maps[0, 4, 2, 1] = 9
+    class_maps[0, 7, 0, 0] = math.log(19 * 0.1 / 0.9)  # a share of 0.1, where chance gives 0.05
+    found = presence(class_maps, torch.tensor([[4, 7, 0]]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.5, 0.001]]), atol=1e-6, rtol=1e-5)
+
+
+def test_the_mask_of_a_class_that_is_not_there_is_dark():
+    """And it is drawn from 0 to 1, so that it looks dark, too. The shipped masks, on a photo of a cat."""
+    labels = ["tabby", "airliner", "acoustic guitar", "fire engine"]
+    model = xai_abn.load_model("abn-lite0-masks")
+    cat, *others = xai_abn.explain(model, "example:cat", "abn-mask", [labels])[0].values()
+    assert cat.map.max() > 0.9
+    for other in others:
+        assert other.map.mean() < 0.1 * cat.map.mean()
+        assert other.panel.limits == (0, 1)
 
 
 def test_several_classes_at_once_are_each_class_alone():

@@ -12,7 +12,7 @@ from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.targets import select_targets
 from xai_abn.networks.abn import AttentionBranchNetwork
-from xai_abn.networks.masks import as_mask
+from xai_abn.networks.masks import as_mask, presence
 
 
 class _AttentionBranchMap(Explainer):
@@ -105,6 +105,8 @@ class ABNClass(_AttentionBranchMap):
 class ABNMask(_AttentionBranchMap):
     """The mask of the target class, in [0, 1]: what must stay visible for the class to be predicted.
 
+    Near 0 everywhere for a class that the attention branch sees nowhere in the image. It is drawn from 0 to 1.
+
     It is trained so that the network still predicts the class from what the mask keeps, and no longer does from what it
     hides, at every share of the area (see docs/how-to/class-masks.md). It costs a few convolutions beyond the
     prediction, for any class.
@@ -113,6 +115,8 @@ class ABNMask(_AttentionBranchMap):
     "T-TAME", 2024.
     """
 
+    version = 2
+    limits = (0.0, 1.0)
     no_graph = "the mask branch runs without a graph; it is trained by an objective of its own"
     source = "this project; related: Stalder et al., NeurIPS 2022"
 
@@ -162,5 +166,7 @@ class ABNMask(_AttentionBranchMap):
         wanted = forward_pass.logits.topk(top).indices if top else targets[:, None]
         features = [forward_pass.activations(layer) for layer in self.layers_read(forward_pass.model)]
         with torch.no_grad():
-            scores = network.mask_scores(features, forward_pass.class_maps, wanted.to(forward_pass.class_maps.device))
-        return as_mask(scores).amax(dim=1)
+            wanted = wanted.to(forward_pass.class_maps.device)
+            masks = as_mask(network.mask_scores(features, forward_pass.class_maps, wanted))
+            seen = presence(forward_pass.class_maps, wanted)
+        return (masks * seen[:, :, None, None]).amax(dim=1)

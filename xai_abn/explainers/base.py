@@ -56,6 +56,7 @@ class Explainer(Settings, ABC):
         source: the paper.
         baseline: whether the method ignores the network and only serves for comparison.
         reads_layer: whether the method reads a layer of the network.
+        limits: the smallest and the largest value that a map is drawn with; None: those of the map.
         no_graph: why its maps cannot be differentiated by the network's weights; empty if they can.
 
     Examples:
@@ -75,6 +76,7 @@ class Explainer(Settings, ABC):
     source: ClassVar[str] = ""
     baseline: ClassVar[bool] = False
     reads_layer: ClassVar[bool] = True
+    limits: ClassVar[tuple[float, float] | None] = None
     no_graph: ClassVar[str] = "it does not say that they can be"
 
     layer: str | None = Field(None, description="Name of the layer to read; default: the model's target layer.")

@@ -19,7 +19,11 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 #: A map of scores (h, w), standardized, becomes a mask by ``sigmoid(STEEPNESS * (score - LEVEL))``.
-STEEPNESS, LEVEL = 2.5, 0.8
+STEEPNESS, LEVEL = 4.0, 1.0
+#: By how much the share of a class in some cell of the class maps must exceed chance for the class to count as present.
+PRESENT = 0.1
+#: Largest value of the mask of a class that is nowhere more likely than chance; above 0, so that the map has an order.
+_ABSENT = 1e-3
 #: Standard deviation at which a map begins to count as flat.
 _LEAST = 1e-6
 
@@ -141,3 +145,17 @@ def standardized(maps: Tensor) -> Tensor:
 def as_mask(scores: Tensor) -> Tensor:
     """Return standardized scores (..., h, w) as masks in [0, 1]."""
     return torch.sigmoid(STEEPNESS * (scores - LEVEL))
+
+
+def presence(class_maps: Tensor, targets: Tensor) -> Tensor:
+    """Return how much of the classes the attention branch sees anywhere in the images, (N, T) in [0.001, 1].
+
+    That is the largest share that a class has of the softmax over classes in any cell, less what chance would give, by
+    ``PRESENT``. Standardized scores cannot tell: of a class that is not in the image they have a largest value, too.
+
+    Args:
+        class_maps: of the attention branch, (N, K, h, w).
+        targets: class indices (N, T).
+    """
+    shares = class_maps.softmax(dim=1).flatten(2).amax(dim=2).gather(1, targets)
+    return ((shares - 1 / class_maps.shape[1]) / PRESENT).clamp(_ABSENT, 1)
