@@ -10,12 +10,12 @@ mkdir -p "$output"
 maps=pointing-game,pointing-game-difficult,energy-pointing-game,energy-confusion,best-iou,pxap
 maps=$maps,object-recall,all-objects-found,peak-inside,gini
 curves=deletion,insertion
-abn=abn,abn-class,grad-cam,centre,random-14,sobel
-lite0=cam,grad-cam,centre,random-7,random-14,sobel
+abn=abn,abn-class,grad-cam,center,random-14,sobel
+lite0=cam,grad-cam,center,random-7,random-14,sobel
 coco=coco:$data/coco_multi imagenet=imagenet-boxes:$data/imagenet_val/boxes.csv
 
 run() { # name, model, methods, metrics, more
-    xai-abn benchmark --bf16 --output "$output/$1.sqlite" --model "$2" --method "$3" --metric "$4" "${@:5}"
+    xai-abn benchmark run --bf16 --output "$output/$1.sqlite" --model "$2" --method "$3" --metric "$4" "${@:5}"
 }
 
 # deletion and insertion: lite0 on all 400 and 200 COCO photos, abn-lite0 on 100 and 200; the rest on 200 and all 382
@@ -32,4 +32,4 @@ for model in lite0 abn; do
         run grid$grid-$model "$name" "$methods" grid-pointing,energy-confusion,pointing-game --data "$imagenet" --grid $grid
     done
 done
-xai-abn report "$output"/coco-*.sqlite "$output"/imagenet-*.sqlite "$output"/grid*.sqlite --output "$output/report"
+xai-abn benchmark report "$output"/coco-*.sqlite "$output"/imagenet-*.sqlite "$output"/grid*.sqlite --output "$output/report"
