@@ -26,7 +26,7 @@ for grid in 2 3; do
 done
 run coco-answers "$answers" "${coco[@]}" --method "$methods"
 run imagenet-answers "$answers" "${imagenet[@]}" --method "$methods"
-# RISE asks the network 500 times for a map: it is compared on the first photos alone
+# RISE asks the network 500 times for a map: it is compared on the first images alone
 run coco-rise "insertion,deletion,energy-pointing-game,peak-inside" "${coco[@]}" --method abn-mask,rise:masks=500 --limit 40
 run imagenet-rise "insertion,deletion,energy-pointing-game,peak-inside" "${imagenet[@]}" --method abn-mask,rise:masks=500 --limit 40
 xai-abn benchmark report "$output/$part"-*.sqlite --output "$output/$part-report"

@@ -1,8 +1,8 @@
-"""Divide the photos of COCO and ImageNet into a part for development and a part that is set aside, by their names.
+"""Divide the images of COCO and ImageNet into a part for development and a part that is set aside, by their names.
 
     python -m benchmarks.class_masks.split DATA OUTPUT
 
-DATA holds ``coco_multi/`` (``images/``, ``instances.json``) and ``imagenet_val/`` (``images/``, ``boxes.csv``). A photo
+DATA holds ``coco_multi/`` (``images/``, ``instances.json``) and ``imagenet_val/`` (``images/``, ``boxes.csv``). An image
 is set aside if the SHA-256 of its name is divisible by 4. OUTPUT gets the annotations of both parts.
 """
 
@@ -38,11 +38,11 @@ def main() -> None:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(boxes)
-        print(f"{part}: {len(images)} photos of COCO, {len(boxes)} of ImageNet")
+        print(f"{part}: {len(images)} images of COCO, {len(boxes)} of ImageNet")
 
 
 def part_of(name: str) -> str:
-    """Return the part of a photo of that name."""
+    """Return the part of an image of that name."""
     return PARTS[int(hashlib.sha256(name.encode()).hexdigest(), 16) % 4 == 0]
 
 

@@ -107,7 +107,7 @@ def test_presence():
 
 
 def test_the_mask_of_a_class_that_is_not_there_is_dark():
-    """And it is drawn from 0 to 1, so that it looks dark, too. The shipped masks, on a photo of a cat."""
+    """And it is drawn from 0 to 1, so that it looks dark, too. The shipped masks, on an image of a cat."""
     labels = ["tabby", "airliner", "acoustic guitar", "fire engine"]
     model = xai_abn.load_model("abn-lite0-masks")
     cat, *others = xai_abn.explain(model, "example:cat", "abn-mask", [labels])[0].values()
