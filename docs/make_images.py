@@ -1,18 +1,24 @@
-"""Draw a scene with several objects and explain it; makes docs/images/street.png for the README.
+"""Make the images of the README and of docs/explanation/abn.md.
 
-    python docs/make_images.py [--model abn-lite0]
+    python docs/make_images.py
 
-The scene is drawn, so that the repository holds no photograph.
+portrait.jpg: maps of three classes over the portrait of Grace Hopper by the United States Navy, which is in the public
+domain and comes with matplotlib. street.jpg: a drawn scene with several objects.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageDraw, ImageFilter
+
+import xai_abn
+from xai_abn.explanation import sheet
+from xai_abn.rendering import stacked
 
 FOLDER = Path(__file__).parent / "images"
 SIDE = 448
@@ -77,21 +83,38 @@ def _zoom(*values: float) -> list[float]:
     return [_ZOOM * v for v in values]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="abn-lite0")
-    arguments = parser.parse_args()
-    import xai_abn
-    from xai_abn.explanation import sheet
+def portrait() -> Image.Image:
+    """Return the maps of two classes that the network sees and of one that it does not, each drawn alone."""
+    with get_sample_data("grace_hopper.jpg") as file:
+        image = Image.open(file).convert("RGB")
+    model = xai_abn.load_model("abn-lite0-masks")
+    rows = []
+    for method in ("abn-mask", "grad-cam"):
+        found = xai_abn.explain(model, image, method, [["mortarboard", "Windsor tie", "airliner"]])[0]
+        rows.append(side_by_side([record.overlay() for record in found.values()]))
+    return stacked(rows)
 
+
+def side_by_side(drawings: Sequence[Image.Image]) -> Image.Image:
+    page = Image.new("RGB", (sum(d.width for d in drawings), max(d.height for d in drawings)), "white")
+    left = 0
+    for drawing in drawings:
+        page.paste(drawing, (left, 0))
+        left += drawing.width
+    return page
+
+
+def street() -> Image.Image:
+    """Return the attention map of abn-lite0 for the scene beside CAM and Grad-CAM."""
+    result = xai_abn.explain(xai_abn.load_model("abn-lite0"), scene(), ["abn", "cam", "grad-cam"])[0]
+    return sheet(list(result.values()))
+
+
+def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    image = scene()
-    model = xai_abn.load_model(arguments.model)
-    methods = ["abn", "cam", "grad-cam"] if model.is_abn else ["cam", "grad-cam"]
-    result = xai_abn.explain(model, image, methods)[0]
-    sheet(list(result.values())).save(FOLDER / "street.png", optimize=True)
-    for record in result.values():
-        print(record.method, record.label, f"{record.probability:.3f}")
+    for name, image in (("portrait", portrait()), ("street", street())):
+        image.thumbnail((1440, 1440), Image.Resampling.LANCZOS)
+        image.save(FOLDER / f"{name}.jpg", quality=88, optimize=True)
 
 
 if __name__ == "__main__":
