@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -42,6 +43,8 @@ from xai_abn.models.targets import (
 )
 from xai_abn.networks.tracing import refuse_fork
 from xai_abn.rendering import with_box
+
+_log = logging.getLogger(__name__)
 
 #: Images per forward pass on a GPU, until memory runs out, and on a CPU, whose caches hold eight of 224x224.
 _ON_GPU, _ON_CPU, _VALUES_ON_CPU = 256, 8, 8 * 3 * 224 * 224
@@ -334,7 +337,9 @@ def explain_batch(
         return results
     answers = _Answers(forward_pass, logits, top)
     for explainer in explainers:
+        begun = perf_counter()
         _ask(answers, explainer, prepared, resolved, results)  # type: ignore[arg-type]
+        _log.info("%s of %d images from %s: %.2f s", explainer.spec, len(prepared), model.name, perf_counter() - begun)
     return results
 
 

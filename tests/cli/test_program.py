@@ -1,10 +1,12 @@
 """The program as a whole: help, signals, its own drawings, names that a terminal cannot show."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ from support import runner
 
 import xai_abn
 from xai_abn.benchmark.store import Store
-from xai_abn.cli import distill, train
-from xai_abn.cli.main import app
+from xai_abn.cli import distill, doctor, train
+from xai_abn.cli.main import FIRST, app
 from xai_abn.errors import UnknownNameError
 from xai_abn.models.predictor import SlowPrecisionWarning, check_bfloat16
 from xai_abn.training import DistillationSettings, TrainingSettings
@@ -62,6 +64,86 @@ def test_the_examples_in_the_help_are_commands(name):
     program, verb, *arguments = line.partition(":")[2].split()
     assert (program, verb) == ("xai-abn", name)
     command.make_context(name, arguments)
+
+
+def test_the_program_alone_shows_five_things_to_try():
+    """Each is a command with options that exist."""
+    shown = runner.invoke(app, [])
+    assert shown.exit_code == 0
+    assert len(FIRST) == 5
+    group = typer.main.get_command(app)
+    for line, _ in FIRST:
+        assert line in shown.output
+        _, verb, *arguments = line.split()
+        group.commands[verb].make_context(verb, arguments)
+
+
+def test_doctor_names_what_is_missing_and_how_to_install_it(monkeypatch):
+    """By extra; what is too old is missing, too."""
+    installed = doctor._version
+
+    def version(name):
+        return {"onnx": None, "nibabel": "1.0"}.get(name, installed(name))
+
+    monkeypatch.setattr(doctor, "_version", version)
+    result = runner.invoke(app, ["doctor"])
+    assert result.exit_code == 0, result.output
+    assert "onnx>=1.16 (not installed); run: pip install 'xai-abn[onnx]'" in result.output
+    assert "nibabel>=5.2 (found 1.0); run: pip install 'xai-abn[volumes]'" in result.output
+    assert "app           installed" in result.output
+    assert "tiger cat" in result.output
+    assert "cpu: " in result.output
+
+
+def test_doctor_fails_where_the_package_itself_lacks_something(monkeypatch):
+    """Before it tries anything."""
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "timm" else "99")
+    result = runner.invoke(app, ["doctor"])
+    assert result.exit_code == 1
+    assert "needed: timm>=1.0.16 (not installed); run: pip install 'timm>=1.0.16'" in result.output
+
+
+def test_doctor_knows_every_extra():
+    """Except those for work on the package itself."""
+    names = set(metadata.metadata("xai-abn").get_all("Provides-Extra"))
+    assert doctor.PURPOSES.keys() == names - {"test", "dev", "docs", "benchmarks"}
+
+
+@pytest.mark.parametrize("arguments", [["--verbose", "list", "datasets"], ["list", "datasets"]])
+def test_verbose_says_what_is_done(arguments, tmp_path):
+    """On standard error; before the command or behind it, and only if asked."""
+    save(tmp_path / "a.png")
+    log = logging.getLogger("xai_abn")
+    try:
+        behind = [] if "--verbose" in arguments else ["--verbose"]
+        assert runner.invoke(app, arguments).exit_code == 0
+        assert bool(log.handlers) == ("--verbose" in arguments)
+        explain = ["explain", str(tmp_path / "a.png"), "-m", "lite0", "-M", "cam", "-o", str(tmp_path / "out")]
+        result = runner.invoke(app, explain + behind)
+        assert result.exit_code == 0, result.output
+        assert log.level == logging.INFO
+    finally:
+        log.handlers, log.level = [], logging.NOTSET
+
+
+def test_the_log_tells_model_layer_and_method(caplog):
+    """Under the names of the modules."""
+    with caplog.at_level(logging.INFO, logger="xai_abn"):
+        model = xai_abn.load_model("lite0")
+        xai_abn.explain(model, "example:cat", "grad-cam")
+    told = [(record.name, record.getMessage()) for record in caplog.records]
+    assert any(name == "xai_abn.models.zoo" and text.startswith("loaded lite0 as") for name, text in told)
+    assert any(name == "xai_abn.pipeline" and text.startswith("grad-cam of 1 images") for name, text in told)
+
+
+def test_a_shell_completes_commands():
+    """As the script that --install-completion writes asks."""
+    asked = {"_XAI_ABN_COMPLETE": "complete_bash", "COMP_WORDS": "xai-abn exp", "COMP_CWORD": "1"}
+    code = "from xai_abn.cli.main import app; app(prog_name='xai-abn')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["explain", "export"]
 
 
 def test_own_drawings_are_not_explained(tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def command(
         raise InvalidInputError(f"no {columns[0]} contains {search!r}")
     if subject is Subject.METHODS and verbose:
         columns, rows = ("method", "option", "default", "meaning"), _method_options([row[0] for row in rows])
-    print_table(columns, rows)
+    print_table(columns, [tuple(cell.replace("``", "") for cell in row) for row in rows])
 
 
 _COLUMNS: dict[Subject, tuple[str, ...]] = {

@@ -11,8 +11,8 @@ from typing import Any
 import typer
 
 from xai_abn.cli import app as app_command
-from xai_abn.cli import benchmark, convert, distill, explain, export, listing, train
-from xai_abn.cli.options import Command
+from xai_abn.cli import benchmark, convert, distill, doctor, explain, export, listing, train
+from xai_abn.cli.options import VERBOSE, Command, log_to_stderr
 from xai_abn.errors import XaiAbnError
 from xai_abn.signals import Received
 
@@ -23,7 +23,6 @@ _received = Received()
 app = typer.Typer(
     name="xai-abn",
     help="Ask an image classifier where it looked.",
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -36,18 +35,40 @@ app.command("export", cls=Command)(export.command)
 app.command("train", cls=Command)(train.command)
 app.command("convert", cls=Command)(convert.command)
 app.command("app", cls=Command)(app_command.command)
+app.command("doctor", cls=Command)(doctor.command)
+
+#: What to try first: command and what it does.
+FIRST = (
+    ("xai-abn explain example:cat", "the map of a model that ships"),
+    ("xai-abn explain example:cat --method abn,grad-cam,center", "several methods side by side"),
+    ("xai-abn list methods", "all methods, and what they cost"),
+    ("xai-abn app", "look and paint in the browser"),
+    ("xai-abn doctor", "what is installed, and what is missing"),
+)
 
 
 @app.callback(invoke_without_command=True)
-def version_option(
+def first_contact(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", "-V", help="Print the version and exit.", is_eager=True),
+    verbose: bool = typer.Option(
+        False, VERBOSE, help="Say on standard error what is being done. It may also follow a command."
+    ),
 ) -> None:
     """Ask an image classifier where it looked."""
+    if verbose:
+        log_to_stderr()
     if version:
         from xai_abn import __version__
 
         typer.echo(f"xai-abn {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        width = max(len(line) for line, _ in FIRST)
+        typer.echo("Ask an image classifier where it looked. Five things to try:\n")
+        for line, meaning in FIRST:
+            typer.echo(f"  {line:<{width}}  {meaning}")
+        typer.echo("\nxai-abn --help lists all commands, xai-abn COMMAND --help the options of one.")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -24,21 +25,36 @@ if TYPE_CHECKING:
 
 #: Headings of options in the help.
 MODEL, OUTPUT = "Model", "Output"
+#: The option of the program that may also follow a command.
+VERBOSE = "--verbose"
 
 Device = Annotated[str, typer.Option(help="Device to run the model on, such as cpu or cuda.", rich_help_panel=MODEL)]
 
 
 class Command(TyperCommand):
-    """A command that refuses an option given twice if it takes one value, of which the last would silently count."""
+    """A command that takes ``--verbose`` as the program does, and refuses a single option that is given twice."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, or end with a usage error."""
+        options = args[: args.index("--")] if "--" in args else args
+        if VERBOSE in options and not any(parameter.name == "verbose" for parameter in self.params):
+            args = [argument for argument in args if argument != VERBOSE]
+            log_to_stderr()
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
         for parameter in given:
             single = not getattr(parameter, "multiple", True) and not getattr(parameter, "is_flag", False)
             if single and given.count(parameter) > 1:
                 ctx.fail(f"{parameter.opts[0]} is given {given.count(parameter)} times; give it once")
         return super().parse_args(ctx, args)
+
+
+def log_to_stderr() -> None:
+    """Show on standard error what the package logs."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    log = logging.getLogger("xai_abn")
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
 
 
 class ImageFormat(str, Enum):

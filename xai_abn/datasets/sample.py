@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import os
 import warnings
 from collections import Counter
@@ -23,6 +24,8 @@ from xai_abn.images.loading import LoadedImage, from_array, load_image
 from xai_abn.images.preprocess import Preprocess
 from xai_abn.metrics.objects import Objects, box_mask
 from xai_abn.registry import Registry
+
+_log = logging.getLogger(__name__)
 
 #: A box may reach this many pixels beyond the edge of the image; it is clipped.
 EDGE_TOLERANCE = 2.0
@@ -463,6 +466,8 @@ def read_dataset(spec: str, images: str | Path | None = None) -> Dataset:
         reasons = f"; {len(data.problems)} are listed but unusable, the first {first}" if first else ""
         raise DatasetError(f"{spec}: no images{reasons}")
     _warn_of_case(data.class_names, spec)
+    sizes = ", ".join(f"{len(samples)} {split}" for split, samples in data.splits.items())
+    _log.info("read %s: %s, %d classes, %d unusable", spec, sizes, len(data.class_names), len(data.problems))
     return data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, replace
@@ -57,6 +58,8 @@ from xai_abn.networks.tracing import (
     without_gradients,
 )
 from xai_abn.seeding import seeded
+
+_log = logging.getLogger(__name__)
 
 #: Where the logits are in a network's output: None if they are the output itself, a key or attribute, a position, or
 #: a function of the output that gives logits (N, K) or one score per image (N,).
@@ -258,7 +261,10 @@ class ModelAdapter:
         Raises:
             UnsupportedModelError: none was given and none can be found.
         """
-        return self._found_layer if self.layer is None else self.layer
+        if self.layer is not None:
+            return self.layer
+        _log.info("target layer of %s: %s", self.name, self._found_layer)
+        return self._found_layer
 
     @cached_property
     def _found_layer(self) -> str:

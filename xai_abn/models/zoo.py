@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -36,6 +37,8 @@ from xai_abn.networks.multi_task import MultiTaskABN
 from xai_abn.networks.tracing import refuse_fork
 from xai_abn.networks.weights import classes_of, is_safetensors, load_network, load_weights, on_meta, read_weights
 from xai_abn.registry import Registry
+
+_log = logging.getLogger(__name__)
 
 #: The model that is used if none is named.
 DEFAULT_MODEL = "abn-lite0"
@@ -129,6 +132,7 @@ def load_model(
         adapter.module.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
         raise InvalidInputError(f"cannot use device {device!r}: {str(error).splitlines()[0]}") from error
+    _log.info("loaded %s as %s on %s, %s", adapter.name, type(adapter.module).__name__, device, adapter.preprocess)
     return adapter
 
 
