@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import xai_abn
 from xai_abn import benchmark, datasets, integrations
 from xai_abn.cli.main import app
+from xai_abn.cli.options import VERBOSE
 from xai_abn.datasets import READERS
 from xai_abn.explainers.base import EXPLAINERS
 from xai_abn.metrics.base import METRICS
@@ -127,7 +128,7 @@ def test_the_commands_have_real_options():
         if command not in shown:
             result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "250"})
             assert result.exit_code == 0, command
-            shown[command] = result.stdout
+            shown[command] = f"{result.stdout} {VERBOSE}"  # which every command takes
         for option in re.findall(r"(?<!\S)--[a-z-]+", rest.split("#")[0].split("&&")[0]):
             assert option in shown[command], f"{command} has no {option}"
 
