@@ -20,7 +20,7 @@ from xai_abn.cli.options import ClipFormat, Crop, ImageFormat
 from xai_abn.cli.settings import with_settings
 from xai_abn.errors import ImageLoadError, InvalidInputError, OutputError, XaiAbnError
 from xai_abn.files import key_of
-from xai_abn.models.settings import ModelSettings
+from xai_abn.models.settings import ModelSettings, PredictionSettings
 
 if TYPE_CHECKING:
     from xai_abn.cli.output import OutputFolder
@@ -36,7 +36,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @with_settings(
-    {"model": ModelSettings}, short={"model": "-m"}, panels={options.MODEL: tuple(ModelSettings.model_fields)}
+    {"model": ModelSettings, "prediction": PredictionSettings},
+    short={"model": "-m"},
+    panels={options.MODEL: (*ModelSettings.model_fields, *PredictionSettings.model_fields)},
 )
 def command(
     images: Annotated[
@@ -48,6 +50,7 @@ def command(
         ),
     ],
     model: dict[str, Any],
+    prediction: dict[str, Any],
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -207,7 +210,7 @@ def command(
         raise InvalidInputError(f"--opacity must be from 0 to 1, got {opacity}")
     for reference in similar_to or []:
         _check_reference(reference)
-    chosen = options.chosen_model(model)
+    chosen, predictions = options.chosen_model(model), PredictionSettings(**prediction)
     sources, failures = _expand(images)
     if not sources:
         _finish(failures, len(failures))
@@ -227,6 +230,8 @@ def command(
         coco=coco,
     )
     adapter = options.load_model(chosen, device)
+    if predictions.backend is not None:
+        adapter = _with_backend(adapter, predictions.backend)
     if crop is not None:
         adapter = replace(adapter, preprocess=replace(adapter.preprocess, crop=crop.value))
     if similar_to:
@@ -245,7 +250,28 @@ def command(
     folder.save_annotations(work.records())
     failures += work.failures
     _print(work.records(), failures, as_json)
+    _print_predictions(work.model)
     _finish(failures, len(sources) + len(failures) - len(work.failures))
+
+
+def _print_predictions(model: ModelAdapter) -> None:
+    """Print which backend was chosen, if one was, and what the user should know of the others."""
+    from xai_abn.models.predictor import kept_predictor
+
+    predictor = kept_predictor(model)
+    if predictor is not None and predictor.trials:
+        typer.echo(f"note: predictions: {predictor}", err=True)
+    for note in () if predictor is None else predictor.notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _with_backend(model: ModelAdapter, backend: str) -> ModelAdapter:
+    """Return a model with the way to predict changed images, after checking that it can be used here."""
+    from xai_abn.models.predictor import Predictor
+
+    model = replace(model, backend=backend)
+    Predictor(model)
+    return model
 
 
 def _check_reference(place: str) -> None:
