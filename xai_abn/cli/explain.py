@@ -24,9 +24,9 @@ from xai_abn.models.settings import ModelSettings, PredictionSettings
 
 if TYPE_CHECKING:
     from xai_abn.cli.output import OutputFolder
-    from xai_abn.explanation import ImageExplanations
     from xai_abn.models.adapter import ModelAdapter
     from xai_abn.models.targets import Difference
+    from xai_abn.pipeline import Result
 
 
 #: The argument that stands for an image on standard input.
@@ -191,6 +191,12 @@ def command(
         ),
     ] = None,
     device: options.Device = "cpu",
+    workers: Annotated[
+        int,
+        typer.Option(
+            help="Threads that read images and draw maps while the network runs; 0 does one after the other.", min=0
+        ),
+    ] = 2,
     overwrite: Annotated[
         bool,
         typer.Option(
@@ -238,7 +244,7 @@ def command(
         from xai_abn import similarity
 
         adapter = similarity.similar_to(adapter, similar_to)
-    work = _Work(adapter, method or None, layer, (target or [], versus), sources, folder)
+    work = _Work(adapter, method or None, layer, (target or [], versus), sources, folder, workers)
     try:
         work.run(resume)
     except KeyboardInterrupt as stop:
@@ -340,10 +346,11 @@ class _Work:
         asked: tuple[list[str], str | None],
         sources: list[str],
         folder: OutputFolder,
+        workers: int,
     ) -> None:
         from xai_abn.explainers import make_explainers
 
-        self.model, self.sources, self.folder = model, sources, folder
+        self.model, self.sources, self.folder, self.workers = model, sources, folder, workers
         self.explainers = make_explainers(model, methods, layer)
         self.targets = _resolve(model, *asked)
         same = [e.spec for e in self.explainers if self.targets != [None] and not e.is_class_specific(model)]
@@ -361,6 +368,7 @@ class _Work:
         """Explain and save each image, except those that are done if the work is resumed."""
         from xai_abn.cli.records import RecordFile
         from xai_abn.pipeline import explain_images
+        from xai_abn.threads import in_order
 
         file = RecordFile(self.folder.path, self._keys(), resume=resume, overwrite=self.folder.overwrite)
         self._done = {source: file.done[stem] for source, stem in self._stems.items() if stem in file.done}
@@ -369,12 +377,13 @@ class _Work:
         left = [source for source in self.sources if source not in self._done]
         with progress_bar("explaining", hidden=len(left) < 2) as update:
             images = ({"bytes": sys.stdin.buffer.read(), "path": "stdin"} if s == STDIN else s for s in left)
-            results = explain_images(self.model, images, self.explainers, repeat(self.targets))
-            for number, (source, result) in enumerate(zip(left, results, strict=True), 1):
+            workers = 0 if len(left) < 2 else self.workers
+            results = explain_images(self.model, images, self.explainers, repeat(self.targets), workers=workers)
+            saved = in_order(self._saved, zip(left, results, strict=True), workers)
+            for number, (source, records) in enumerate(zip(left, saved, strict=True), 1):
                 try:
-                    if isinstance(result, XaiAbnError):
-                        raise result
-                    records = _saved(self.folder, "stdin" if source == STDIN else source, result)
+                    if isinstance(records, XaiAbnError):
+                        raise records
                     file.add(self._stems[source], records)
                     self._done[source] = records
                 except XaiAbnError as error:
@@ -385,6 +394,21 @@ class _Work:
                     if full:
                         break
                 update(number, len(left))
+
+    def _saved(self, explained: tuple[str, Result]) -> list[dict[str, Any]] | XaiAbnError:
+        """Save the explanations of an image and return their records, or what went wrong with it."""
+        source, result = explained
+        if isinstance(result, XaiAbnError):
+            return result
+        try:
+            parts = [self.folder.parts_of(e) for e in result.values()]
+            files = self.folder.save("stdin" if source == STDIN else source, list(result.values()))
+        except XaiAbnError as error:
+            return error
+        return [
+            {**e.to_dict(), **found, "seconds": e.seconds, "files": [str(f) for f in made]}
+            for e, found, made in zip(result.values(), parts, files, strict=True)
+        ]
 
     def _keys(self) -> dict[str, str]:
         """Return, by stem, a key of all that the files of an image depend on; empty for standard input."""
@@ -433,15 +457,6 @@ def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> lis
     if versus is not None:
         return [Difference(target, versus=found(versus)) for target in chosen or [None]]
     return list(chosen) or [None]
-
-
-def _saved(folder: OutputFolder, source: str, result: ImageExplanations) -> list[dict[str, Any]]:
-    parts = [folder.parts_of(e) for e in result.values()]
-    files = folder.save(source, list(result.values()))
-    return [
-        {**e.to_dict(), **found, "seconds": e.seconds, "files": [str(f) for f in made]}
-        for e, found, made in zip(result.values(), parts, files, strict=True)
-    ]
 
 
 def _report(records: list[dict[str, Any]]) -> None:
