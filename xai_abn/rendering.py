@@ -383,7 +383,7 @@ def _mixed(view: np.ndarray, colors: np.ndarray, strength: np.ndarray, opacity: 
     mixed = np.subtract(colors, view, dtype=np.float32)
     mixed *= share
     mixed += view
-    return np.rint(mixed, out=mixed).astype(np.uint8)
+    return np.asarray(np.rint(mixed), np.uint8)
 
 
 def _colors(values: np.ndarray, colormap: str) -> np.ndarray:

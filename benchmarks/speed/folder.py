@@ -3,8 +3,8 @@
     python -m benchmarks.speed.folder IMAGES [--number 400] [--rounds 3]
 
 Each turn explains the first images of a folder with one method and writes the overlays, with and without threads beside
-the network, each in a process of its own that has loaded the model before the clock starts. The bare forwards are those
-of as many prepared images in batches of eight: by the network, and by the quickest backend that agrees.
+the network. The bare forwards are those of as many prepared images in batches of eight: by the network, and by the
+quickest backend that agrees.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("images", help="folder")
     parser.add_argument("--number", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--coming", type=int, default=10_000, help="images of which the predictor is told, to choose")
     parser.add_argument("--model", default="lite0")
     parser.add_argument("--method", default="grad-cam")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 3])
@@ -40,7 +41,7 @@ def main() -> None:
     files = find_images(arguments.images)[: arguments.number]
     batch = torch.stack([model.preprocess(load_image(file)).tensor for file in files[:8]])
     quickest = Predictor(model)
-    quickest.expect(100_000)
+    quickest.expect(arguments.coming)
     for _ in range(3):
         quickest(batch)
     print(f"predictions: {quickest}", flush=True)

@@ -92,6 +92,7 @@ ON_IMAGES = {
         *("--images", "{data}/imagenet_val/images", "--rounds", "1", "--networks", "lite0"),
         *("--batch", "2", "--growth", "2"),
     ],
+    "speed.folder": ["{data}/imagenet_val/images", "--number", "8", "--rounds", "1", "--coming", "0"],
     "multi_object.why": ["--data", "imagenet-boxes:{data}/imagenet_val/boxes.csv", "--limit", "2"],
 }
 ELSEWHERE = {"class_masks.split", "cifar.run", "celeba.prepare", "celeba.run", "celeba.report", "structure.walks"}
