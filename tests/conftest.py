@@ -15,7 +15,9 @@ from support import GapNet, open_browser
 
 import xai_abn
 from xai_abn.images.preprocess import Preprocess
+from xai_abn.models import predictor
 
+predictor.SHARE = 0.0  # the network predicts where a test names no backend, so that no bit depends on time
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start jobs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):

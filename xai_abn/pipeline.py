@@ -43,6 +43,7 @@ from xai_abn.models.targets import (
 )
 from xai_abn.networks.tracing import refuse_fork
 from xai_abn.rendering import with_box
+from xai_abn.threads import in_order
 
 _log = logging.getLogger(__name__)
 
@@ -158,6 +159,7 @@ def explain_images(
     batch_size: int | None = None,
     kind: str = "image",
     create_graph: bool = False,
+    workers: int = 0,
 ) -> Iterator[Result]:
     """Explain many images, read as they are needed; an image that fails gives its error and does not stop the others.
 
@@ -169,6 +171,7 @@ def explain_images(
         batch_size: images per forward pass; default: see :func:`images_per_pass`.
         kind: the word for an image without a name, as in ``"image 3"``.
         create_graph: see :func:`explain`.
+        workers: threads that read and prepare images while the network runs; 0 reads each when it is its turn.
 
     Yields:
         One result per image, in order.
@@ -179,14 +182,19 @@ def explain_images(
     """
     refuse_fork()  # before the first image is prepared, which takes several threads too
     pairs = zip(images, repeat((None,)) if targets is None else targets, strict=False)
+
+    def read(numbered: tuple[int, tuple[Any, ImageTargets]]) -> tuple[PreparedImage | XaiAbnError, ImageTargets]:
+        number, (image, wanted) = numbered
+        return _read(image, model, f"{kind} {number}"), wanted
+
+    entries = in_order(read, enumerate(pairs), workers, ahead=2 * (_ON_CPU if model.device.type == "cpu" else _ON_GPU))
     if model.gives_map or model.detects:
-        for number, (image, wanted) in enumerate(pairs):
-            yield _explain_read(model, _read(image, model, f"{kind} {number}"), explainers, wanted, create_graph)
+        for prepared, wanted in entries:
+            yield _explain_read(model, prepared, explainers, wanted, create_graph)
         return
     waiting: list[tuple[PreparedImage | XaiAbnError, ImageTargets]] = []
     shape: tuple[int, ...] | None = None
-    for number, (image, wanted) in enumerate(pairs):
-        prepared = _read(image, model, f"{kind} {number}")
+    for prepared, wanted in entries:
         size = tuple(prepared.tensor.shape) if isinstance(prepared, PreparedImage) else shape
         if (shape is not None and size != shape) or len(waiting) >= (batch_size or images_per_pass(model, size)):
             yield from _explain_waiting(model, waiting, explainers, create_graph)

@@ -6,7 +6,9 @@ A volume or clip is drawn as some of its slices, or as all of them one after ano
 from __future__ import annotations
 
 import io
+import struct
 import tempfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +17,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnusableMapError
 from xai_abn.files import package_folder
@@ -36,8 +37,8 @@ DEFAULT_COLORMAP = "viridis"
 STRONGEST = 0.75
 #: Colors of positive and negative values.
 _POSITIVE, _NEGATIVE = (202, 0, 32), (5, 103, 190)
-#: Compression of PNG files. Level 1 takes a fifth of the time of Pillow's default, 6, and makes a sixth more bytes.
-_PNG_LEVEL = 1
+#: Bytes of a PNG file in front of its texts: signature and header.
+_PNG_HEADER = 33
 #: Columns of a sheet before it continues below.
 ROW = 6
 
@@ -235,6 +236,8 @@ def _scale_of(panel: Panel, limits: tuple[float, float] | None = None) -> Displa
 def _enlarged(pixels: np.ndarray, width: int) -> np.ndarray:
     """Return an image or mask enlarged pixel by pixel to about a width, or as it is."""
     times = max(1, round(width / pixels.shape[1]))
+    if times == 1:
+        return pixels
     return pixels.repeat(times, axis=0).repeat(times, axis=1)
 
 
@@ -299,13 +302,18 @@ def stacked(drawings: Sequence[Image.Image]) -> Image.Image:
 
 
 def png_bytes(image: Image.Image, texts: Mapping[str, str] | None = None) -> bytes:
-    """Return an image as the content of a PNG file, with texts by their keys."""
-    info = PngInfo()
-    for key, text in (texts or {}).items():
-        info.add_itxt(key, text)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info, compress_level=_PNG_LEVEL)
-    return buffer.getvalue()
+    """Return an image, RGB or gray, as the content of a PNG file, with texts by their keys.
+
+    OpenCV takes a ninth of the time of Pillow at its default level, a tenth more bytes, and leaves Python to other
+    threads.
+    """
+    pixels = np.asarray(image)
+    encoded, content = cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)
+    assert encoded
+    chunks = [b"iTXt" + key.encode() + bytes(5) + text.encode() for key, text in (texts or {}).items()]
+    between = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    made = content.tobytes()
+    return made[:_PNG_HEADER] + b"".join(between) + made[_PNG_HEADER:]
 
 
 def with_box(view: np.ndarray, box: Sequence[float]) -> np.ndarray:
@@ -371,8 +379,11 @@ def blend_heatmap(
 
 def _mixed(view: np.ndarray, colors: np.ndarray, strength: np.ndarray, opacity: float | None) -> np.ndarray:
     """Mix an image with colors (..., 3) by one opacity, or where that is None by the strength (...) in [0, 1]."""
-    share = STRONGEST * strength[..., None] if opacity is None else opacity
-    return np.asarray(np.round(view * (1 - share) + colors * share), np.uint8)
+    share = np.float32(opacity) if opacity is not None else np.float32(STRONGEST) * strength[..., None]
+    mixed = np.subtract(colors, view, dtype=np.float32)
+    mixed *= share
+    mixed += view
+    return np.asarray(np.rint(mixed), np.uint8)
 
 
 def _colors(values: np.ndarray, colormap: str) -> np.ndarray:

@@ -29,8 +29,8 @@ from xai_abn.explainers import ABN, ABNClass, GradCAM
 from xai_abn.explainers.baselines import Center
 from xai_abn.metrics import energy_pointing_game, polarity, relevance_rank_accuracy, upsample
 from xai_abn.metrics.objects import Objects
+from xai_abn.models.folding import FastPredictor
 from xai_abn.models.forward_pass import ForwardPass
-from xai_abn.models.predictor import FastPredictor
 from xai_abn.training import TrainingSettings
 from xai_abn.training.supervised import read_data
 

@@ -38,7 +38,7 @@ from xai_abn.images.loading import find_images, load_image
 from xai_abn.metrics import PerturbationProtocol
 from xai_abn.metrics.curves import area, at_most, every, perturbation_curves, rise_kernel
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
-from xai_abn.models.predictor import FastPredictor
+from xai_abn.models.folding import FastPredictor
 
 warnings.filterwarnings("ignore")
 PIXELS = 224 * 224

@@ -20,8 +20,8 @@ from xai_abn.explainers import ABNClass, GradCAM
 from xai_abn.metrics import perturbation_curves, upsample
 from xai_abn.metrics.curves import area
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
+from xai_abn.models.folding import FastPredictor
 from xai_abn.models.forward_pass import ForwardPass
-from xai_abn.models.predictor import FastPredictor
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from xai_abn.metrics import average_drop, upsample
 from xai_abn.metrics.base import METRICS as REGISTERED
 from xai_abn.metrics.curves import Curve, curve_metric
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
-from xai_abn.models.predictor import FastPredictor
+from xai_abn.models.folding import FastPredictor
 from xai_abn.networks.checkpoint import fingerprint
 
 METHODS = ["cam", "grad-cam", "center", "uniform"]

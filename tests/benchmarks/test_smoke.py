@@ -67,6 +67,7 @@ ALONE = {
     "cam_family.agreement": ["--networks", "resnet18", "--methods", "grad-cam", "kpca-cam", "ablation-cam"],
     "cam_family.memory": ["--calls", "5", "--methods", "grad-cam"],
     "cam_family.speed": ["--networks", "resnet50", "--batches", "1", "--repeats", "1", "--channels", "2"],
+    "speed.gpu": ["--device", "cpu", "--networks", "lite0", "--batches", "1", "--images", "1", "--rounds", "1"],
     "models.detectors": ["--only", "SSDlite, MobileNetV3", "--rounds", "1"],
     "models.drawn": ["--only", "resnet26", "--count", "1"],
     "models.families": ["--only", "ViT (HF)"],
@@ -91,6 +92,7 @@ ON_IMAGES = {
         *("--images", "{data}/imagenet_val/images", "--rounds", "1", "--networks", "lite0"),
         *("--batch", "2", "--growth", "2"),
     ],
+    "speed.folder": ["{data}/imagenet_val/images", "--number", "8", "--rounds", "1", "--coming", "0"],
     "multi_object.why": ["--data", "imagenet-boxes:{data}/imagenet_val/boxes.csv", "--limit", "2"],
 }
 ELSEWHERE = {"class_masks.split", "cifar.run", "celeba.prepare", "celeba.run", "celeba.report", "structure.walks"}

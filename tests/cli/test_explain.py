@@ -561,6 +561,29 @@ def test_a_resumed_command_skips_what_is_done(tmp_path, image):
     assert {name for name, time in times(folder).items() if time == before[name]} == {"c.grad-cam.png"}
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_write_what_one_after_the_other_writes(workers, tmp_path, image):
+    """The same files and records in the same order, with the same failures."""
+    for number in range(11):
+        Image.fromarray(np.roll(np.asarray(image), 7 * number, axis=0)).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "05.png").write_bytes(b"no image")
+    found = []
+    for folder, count in (("plain", 0), ("threads", workers)):
+        code, out, err = explain("*.png", "--method", "cam,grad-cam", "--output", folder, "--workers", count, "--json")
+        assert code == 1
+        assert "1 of 11 images failed" in err
+        records = json.loads(out)["explanations"]
+        files = {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir() if path.suffix == ".png"}
+        assert len(files) == 30
+        assert len((tmp_path / folder / "records.jsonl").read_text().splitlines()) == 10
+        for record in records:
+            record.pop("seconds")
+            record["files"] = [Path(file).name for file in record["files"]]
+        found.append((records, files))
+    assert found[0] == found[1]
+    assert [record["source"] for record in found[0][0][::2]] == sorted({record["source"] for record in found[0][0]})
+
+
 @pytest.mark.parametrize(
     "others", [["--target", "kite"], ["-M", "cam"], ["--colormap", "jet"], ["--save-maps"], ["--crop", "squash"]]
 )

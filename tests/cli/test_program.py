@@ -19,7 +19,7 @@ from xai_abn.benchmark.store import Store
 from xai_abn.cli import distill, doctor, train
 from xai_abn.cli.main import FIRST, app
 from xai_abn.errors import UnknownNameError
-from xai_abn.models.predictor import SlowPrecisionWarning, check_bfloat16
+from xai_abn.models.folding import SlowPrecisionWarning, check_bfloat16
 from xai_abn.training import DistillationSettings, TrainingSettings
 
 

@@ -23,7 +23,8 @@ from torch import nn
 import xai_abn
 from xai_abn.errors import CheckpointError, InvalidInputError, UnsupportedModelError
 from xai_abn.integrations.onnx import export_onnx
-from xai_abn.models.predictor import FastPredictor
+from xai_abn.models.folding import FastPredictor
+from xai_abn.models.predictor import Predictor
 from xai_abn.networks.checkpoint import fingerprint
 
 SIDE, CLASSES = 32, 5
@@ -378,8 +379,8 @@ def test_what_needs_the_inside_is_refused(network, images, tmp_path):
     for wrong in (
         lambda: box.target_layer,
         lambda: box.check_layer("features"),
-        lambda: FastPredictor(box, bf16=True),
-        lambda: FastPredictor(box, compile=True),
+        lambda: Predictor(box, bf16=True),
+        lambda: Predictor(box, backend="folded"),
         lambda: xai_abn.abn_from(box.module),
         lambda: export_onnx(box, tmp_path / "again.onnx"),
     ):

@@ -37,7 +37,7 @@ from xai_abn.files import digest, key_of
 from xai_abn.metrics.base import Metric, Subject
 from xai_abn.metrics.base import get as get_metric
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.predictor import FastPredictor, check_speedups
+from xai_abn.models.predictor import Predictor
 from xai_abn.networks.checkpoint import fingerprint, fingerprints_v1
 
 #: Side of the images kept for the report, in pixels.
@@ -59,6 +59,8 @@ class Summary:
         unknown_classes: classes of the data set that no class of the model stands for; their objects are left out.
         shared_labels: those among them that are the label of several classes of the model, with these.
         seconds: wall time.
+        predictions: how changed images were predicted.
+        notes: what to tell about that.
     """
 
     output: Path
@@ -71,8 +73,12 @@ class Summary:
     unknown_classes: tuple[str, ...] = ()
     shared_labels: dict[str, tuple[int, ...]] = field(default_factory=dict)
     seconds: float = 0.0
+    predictions: str = ""
+    notes: tuple[str, ...] = ()
 
 
+#: Perturbed images per forward pass on a CPU and on a GPU.
+_ON_CPU, _ON_GPU = 16, 256
 #: Called with the number of images done and their total.
 Progress = Callable[[int, int], None]
 
@@ -130,10 +136,12 @@ def benchmark(
         progress = progress or (lambda done, total: None)
 
         def still_working(done: int, total: int) -> None:
-            store.update_session(number, active=time.time())
+            store.update_session(number, active=time.time(), predictions=run.predictor.record())
             progress(done, total)
 
         run.work(store, summary, still_working)
+        if run.predictor.images:
+            summary.predictions, summary.notes = str(run.predictor), tuple(run.predictor.notes)
         summary.superseded = len(store.superseded())
         summary.seconds = time.perf_counter() - started
         ended = dict.fromkeys(("machine", "process", "active"))
@@ -162,7 +170,8 @@ class _Run:
                 f"{model.name} is no classifier, which a benchmark needs; if its one output is the logit of a class, "
                 "wrap it with multi_label=True"
             )
-        self.model, self.settings, self.data = model, settings, data
+        self.model = model if settings.backend is None else replace(model, backend=settings.backend)
+        self.settings, self.data = settings, data
         self.preprocess = model.preprocess if settings.crop == "center" else replace(model.preprocess, crop="squash")
         if data.image_size is not None:
             self.preprocess = replace(self.preprocess, crop="squash", size=data.image_size)
@@ -173,7 +182,7 @@ class _Run:
             raise InvalidInputError(f"give each metric once and at least one, got {', '.join(metrics) or 'none'}")
         _check_annotations(data, chosen)
         _check_weights(model, chosen)
-        check_speedups(model, settings.bf16, settings.compile)
+        self.predictor = Predictor(model, bf16=settings.bf16, backend=settings.backend)
         classes = model.number_of_classes
         wanted = any(m.subject is Subject.CLASSES for m in chosen)
         self.indices = class_indices(model, data, classes) if wanted else {}
@@ -227,17 +236,20 @@ class _Run:
                 store.write(Batch(failures=[FailureRow(name, error.line)]))
             last = done == len(self.images)
             if waiting and (last or len(waiting) == self.settings.batch_size):
-                scorer = scorer or self._scorer()
+                is_first, scorer = scorer is None, scorer or self._scorer()
                 for group in _alike(waiting):
                     self._measure(store, scorer, group, summary)
+                if is_first:  # later images take about as many predictions
+                    self.predictor.expect(self.predictor.images * (len(self.images) - done) // len(waiting))
                 waiting = []
             if not waiting:
                 progress(done, len(self.images))
 
     def _scorer(self) -> Scorer:
-        """Return a new scorer, which makes a fast copy of the network; called only if there is something to measure."""
-        predictor = FastPredictor(self.model, bf16=self.settings.bf16, compile=self.settings.compile)
-        return Scorer(self.model, self.preprocess, predictor, self.indices, self.settings.evaluations)
+        """Return a new scorer; called only if there is something to measure."""
+        usual = _ON_CPU if self.model.device.type == "cpu" else _ON_GPU
+        evaluations = self.settings.evaluations or usual
+        return Scorer(self.model, self.preprocess, self.predictor, self.indices, evaluations)
 
     def _load(self, key: str, position: int, name: str, annotated: Sample) -> PreparedSample:
         loaded = annotated.load()

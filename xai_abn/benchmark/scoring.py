@@ -20,7 +20,7 @@ from xai_abn.images.preprocess import Preprocess
 from xai_abn.metrics.base import Metric, Scores, Subject
 from xai_abn.metrics.objects import Objects
 from xai_abn.models.adapter import ModelAdapter
-from xai_abn.models.predictor import FastPredictor
+from xai_abn.models.predictor import Predictor
 from xai_abn.networks.tracing import on_device
 from xai_abn.pipeline import explain_batch
 
@@ -103,7 +103,7 @@ class Scorer:
         self,
         model: ModelAdapter,
         preprocess: Preprocess,
-        predict: FastPredictor,
+        predict: Predictor,
         indices: dict[str, tuple[int, ...]],
         evaluations: int,
     ) -> None:

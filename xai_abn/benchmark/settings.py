@@ -7,20 +7,23 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from xai_abn.errors import InvalidInputError
-from xai_abn.settings import Settings
+from xai_abn.models.settings import PredictionSettings
 
 
-class BenchmarkSettings(Settings):
+class BenchmarkSettings(PredictionSettings):
     """How a benchmark is run. Only ``bf16``, ``crop`` and ``exif`` change values by more than rounding."""
 
     batch_size: int = Field(
         8, ge=1, description="Images per forward pass. An interrupted run loses at most the images of one pass."
     )
-    evaluations: int = Field(16, ge=1, description="Perturbed images per forward pass; limits memory.")
+    evaluations: int | None = Field(
+        None,
+        ge=1,
+        description="Perturbed images per forward pass; limits memory. Without it 16 on a CPU, 256 on a GPU.",
+    )
     bf16: bool = Field(
         False, description="Predict perturbed images in bfloat16, which is faster if the processor supports it."
     )
-    compile: bool = Field(False, description="Predict perturbed images with torch.compile, which starts slowly.")
     crop: Literal["squash", "center"] = Field(
         "squash", description="'squash' shows the network the whole image, 'center' its usual crop."
     )

@@ -188,6 +188,10 @@ def _report(summary: Summary) -> None:
         f"{summary.output}: {summary.measured} images measured in {summary.seconds:.0f} s, {summary.known} were "
         f"measured before, {len(summary.failed)} failed"
     )
+    if summary.predictions:
+        typer.echo(f"predictions: {summary.predictions}")
+    for note in summary.notes:
+        typer.echo(f"note: {note}", err=True)
     if summary.copies:
         typer.echo(f"note: {summary.copies} images are copies of others and were measured once", err=True)
     unknown = [name for name in summary.unknown_classes if name not in summary.shared_labels]

@@ -20,13 +20,13 @@ from xai_abn.cli.options import ClipFormat, Crop, ImageFormat
 from xai_abn.cli.settings import with_settings
 from xai_abn.errors import ImageLoadError, InvalidInputError, OutputError, XaiAbnError
 from xai_abn.files import key_of
-from xai_abn.models.settings import ModelSettings
+from xai_abn.models.settings import ModelSettings, PredictionSettings
 
 if TYPE_CHECKING:
     from xai_abn.cli.output import OutputFolder
-    from xai_abn.explanation import ImageExplanations
     from xai_abn.models.adapter import ModelAdapter
     from xai_abn.models.targets import Difference
+    from xai_abn.pipeline import Result
 
 
 #: The argument that stands for an image on standard input.
@@ -36,7 +36,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @with_settings(
-    {"model": ModelSettings}, short={"model": "-m"}, panels={options.MODEL: tuple(ModelSettings.model_fields)}
+    {"model": ModelSettings, "prediction": PredictionSettings},
+    short={"model": "-m"},
+    panels={options.MODEL: (*ModelSettings.model_fields, *PredictionSettings.model_fields)},
 )
 def command(
     images: Annotated[
@@ -48,6 +50,7 @@ def command(
         ),
     ],
     model: dict[str, Any],
+    prediction: dict[str, Any],
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -188,6 +191,12 @@ def command(
         ),
     ] = None,
     device: options.Device = "cpu",
+    workers: Annotated[
+        int,
+        typer.Option(
+            help="Threads that read images and draw maps while the network runs; 0 does one after the other.", min=0
+        ),
+    ] = 2,
     overwrite: Annotated[
         bool,
         typer.Option(
@@ -207,7 +216,7 @@ def command(
         raise InvalidInputError(f"--opacity must be from 0 to 1, got {opacity}")
     for reference in similar_to or []:
         _check_reference(reference)
-    chosen = options.chosen_model(model)
+    chosen, predictions = options.chosen_model(model), PredictionSettings(**prediction)
     sources, failures = _expand(images)
     if not sources:
         _finish(failures, len(failures))
@@ -227,13 +236,15 @@ def command(
         coco=coco,
     )
     adapter = options.load_model(chosen, device)
+    if predictions.backend is not None:
+        adapter = _with_backend(adapter, predictions.backend)
     if crop is not None:
         adapter = replace(adapter, preprocess=replace(adapter.preprocess, crop=crop.value))
     if similar_to:
         from xai_abn import similarity
 
         adapter = similarity.similar_to(adapter, similar_to)
-    work = _Work(adapter, method or None, layer, (target or [], versus), sources, folder)
+    work = _Work(adapter, method or None, layer, (target or [], versus), sources, folder, workers)
     try:
         work.run(resume)
     except KeyboardInterrupt as stop:
@@ -245,7 +256,28 @@ def command(
     folder.save_annotations(work.records())
     failures += work.failures
     _print(work.records(), failures, as_json)
+    _print_predictions(work.model)
     _finish(failures, len(sources) + len(failures) - len(work.failures))
+
+
+def _print_predictions(model: ModelAdapter) -> None:
+    """Print which backend was chosen, if one was, and what the user should know of the others."""
+    from xai_abn.models.predictor import kept_predictor
+
+    predictor = kept_predictor(model)
+    if predictor is not None and predictor.trials:
+        typer.echo(f"note: predictions: {predictor}", err=True)
+    for note in () if predictor is None else predictor.notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _with_backend(model: ModelAdapter, backend: str) -> ModelAdapter:
+    """Return a model with the way to predict changed images, after checking that it can be used here."""
+    from xai_abn.models.predictor import Predictor
+
+    model = replace(model, backend=backend)
+    Predictor(model)
+    return model
 
 
 def _check_reference(place: str) -> None:
@@ -314,10 +346,11 @@ class _Work:
         asked: tuple[list[str], str | None],
         sources: list[str],
         folder: OutputFolder,
+        workers: int,
     ) -> None:
         from xai_abn.explainers import make_explainers
 
-        self.model, self.sources, self.folder = model, sources, folder
+        self.model, self.sources, self.folder, self.workers = model, sources, folder, workers
         self.explainers = make_explainers(model, methods, layer)
         self.targets = _resolve(model, *asked)
         same = [e.spec for e in self.explainers if self.targets != [None] and not e.is_class_specific(model)]
@@ -335,6 +368,7 @@ class _Work:
         """Explain and save each image, except those that are done if the work is resumed."""
         from xai_abn.cli.records import RecordFile
         from xai_abn.pipeline import explain_images
+        from xai_abn.threads import in_order
 
         file = RecordFile(self.folder.path, self._keys(), resume=resume, overwrite=self.folder.overwrite)
         self._done = {source: file.done[stem] for source, stem in self._stems.items() if stem in file.done}
@@ -343,12 +377,13 @@ class _Work:
         left = [source for source in self.sources if source not in self._done]
         with progress_bar("explaining", hidden=len(left) < 2) as update:
             images = ({"bytes": sys.stdin.buffer.read(), "path": "stdin"} if s == STDIN else s for s in left)
-            results = explain_images(self.model, images, self.explainers, repeat(self.targets))
-            for number, (source, result) in enumerate(zip(left, results, strict=True), 1):
+            workers = 0 if len(left) < 2 else self.workers
+            results = explain_images(self.model, images, self.explainers, repeat(self.targets), workers=workers)
+            saved = in_order(self._saved, zip(left, results, strict=True), workers)
+            for number, (source, records) in enumerate(zip(left, saved, strict=True), 1):
                 try:
-                    if isinstance(result, XaiAbnError):
-                        raise result
-                    records = _saved(self.folder, "stdin" if source == STDIN else source, result)
+                    if isinstance(records, XaiAbnError):
+                        raise records
                     file.add(self._stems[source], records)
                     self._done[source] = records
                 except XaiAbnError as error:
@@ -359,6 +394,21 @@ class _Work:
                     if full:
                         break
                 update(number, len(left))
+
+    def _saved(self, explained: tuple[str, Result]) -> list[dict[str, Any]] | XaiAbnError:
+        """Save the explanations of an image and return their records, or what went wrong with it."""
+        source, result = explained
+        if isinstance(result, XaiAbnError):
+            return result
+        try:
+            parts = [self.folder.parts_of(e) for e in result.values()]
+            files = self.folder.save("stdin" if source == STDIN else source, list(result.values()))
+        except XaiAbnError as error:
+            return error
+        return [
+            {**e.to_dict(), **found, "seconds": e.seconds, "files": [str(f) for f in made]}
+            for e, found, made in zip(result.values(), parts, files, strict=True)
+        ]
 
     def _keys(self) -> dict[str, str]:
         """Return, by stem, a key of all that the files of an image depend on; empty for standard input."""
@@ -407,15 +457,6 @@ def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> lis
     if versus is not None:
         return [Difference(target, versus=found(versus)) for target in chosen or [None]]
     return list(chosen) or [None]
-
-
-def _saved(folder: OutputFolder, source: str, result: ImageExplanations) -> list[dict[str, Any]]:
-    parts = [folder.parts_of(e) for e in result.values()]
-    files = folder.save(source, list(result.values()))
-    return [
-        {**e.to_dict(), **found, "seconds": e.seconds, "files": [str(f) for f in made]}
-        for e, found, made in zip(result.values(), parts, files, strict=True)
-    ]
 
 
 def _report(records: list[dict[str, Any]]) -> None:

@@ -41,9 +41,12 @@ class TargetScore(nn.Module):
     def forward(self, versions: Tensor) -> Tensor:
         """Return the logit, or the weighted sum of logits, (B,) of versions (B, C, ...)."""
         gradients = torch.is_grad_enabled()
+        model = self.forward_pass.model
         with torch.set_grad_enabled(gradients or self.network in NEED_GRADIENTS):
-            output = self.network(on_device(versions, self.network))
-            logits = self.forward_pass.model.logits_of(output).to(versions.dtype)
+            if not gradients and self.network is model.module and versions.dtype == torch.float32:
+                logits = self.forward_pass.predictor(versions)
+            else:
+                logits = model.logits_of(self.network(on_device(versions, self.network))).to(versions.dtype)
             scores = target_scores(logits, self._target.expand(len(versions), *self._target.shape[1:]))
         return scores if gradients else scores.detach()
 

@@ -62,6 +62,7 @@ class RISE(Explainer):
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of ``targets``, (N, H, W), or (N, D, H, W) of volumes."""
         images = forward_pass.inputs.detach()
+        forward_pass.predictor.expect(self.masks * len(images))
         maps = torch.zeros(len(images), *images.shape[2:], device=images.device)
         for stack in self.stacks(*forward_pass.size):
             stack = stack.to(images.device)

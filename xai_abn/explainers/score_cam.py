@@ -51,6 +51,7 @@ class ScoreCAM(Explainer):
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of ``targets``, (N, h, w), at least 0."""
         activations = forward_pass.activations(self.layer_of(forward_pass.model)).float()
+        forward_pass.predictor.expect(activations.shape[0] * activations.shape[1] * self._variants)
         scores = torch.stack([self._scores(forward_pass, activations, targets, n) for n in range(len(activations))])
         return weighted_sum(activations, scores.softmax(dim=1)).relu()
 

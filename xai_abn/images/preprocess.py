@@ -378,8 +378,10 @@ class Preprocess:
 
     def normalize(self, pixels: np.ndarray) -> Tensor:
         """Return a normalized (C, H, W) float32 tensor for (H, W, C) uint8 pixels."""
-        scaled = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-        return (scaled - _channels(self.mean)) / _channels(self.std)
+        scaled = np.divide(pixels, 255, dtype=np.float32)  # torch would start threads for it in every thread
+        scaled -= np.array(self.mean, np.float32)
+        scaled /= np.array(self.std, np.float32)
+        return torch.from_numpy(scaled).permute(2, 0, 1)
 
     def prepared_tensor(self, tensor: Tensor, source: str, axes: int = 2) -> PreparedImage:
         """Wrap a normalized float tensor (C, H, W), or with three axes (C, D, H, W); its view is denormalized.

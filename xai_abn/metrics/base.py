@@ -196,7 +196,7 @@ class Metric:
 def probabilities_of(predict: Predict, logits: Tensor) -> Tensor:
     """Return the probabilities of logits (B, K), by ``predict.probabilities`` if there is one, else by softmax.
 
-    :class:`~xai_abn.models.predictor.FastPredictor` has one; for a multi-label model it is the sigmoid.
+    :class:`~xai_abn.models.predictor.Predictor` has one; for a multi-label model it is the sigmoid.
     """
     own = getattr(predict, "probabilities", None)
     return logits.softmax(dim=1) if own is None else own(logits)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -200,6 +201,8 @@ def perturbation_curves(
     Source: Petsiuk et al., "RISE", 2018, section 4.2; the protocols name their own.
     """
     several = maps.dim() == inputs.dim()
+    if isinstance(device := getattr(predict, "device", None), torch.device):
+        inputs, maps = inputs.to(device), maps.to(device)
     maps, targets = _checked(inputs, maps, targets, several)
     if inputs.dim() == 5 and not protocol.volumes:
         raise InvalidInputError(f"the protocol {protocol.name} is defined for images, not for volumes; use xai-abn")
@@ -256,19 +259,28 @@ class _Steps:
 
     def predict_all(self, predict: Predict, targets: Tensor, batch_size: int) -> dict[str, Tensor]:
         """Predict every image and return the curves (N, M, T) by name."""
-        wanted = targets.numpy()
-        found = {c.name: np.full((*self.usable.shape, len(self.counts)), np.nan, np.float32) for c in self.curves}
         images = list(self.places)
-        for start in range(0, len(images), batch_size):
-            chunk = images[start : start + batch_size]
+        filled = [place for image in images for place in self.places[image]]
+        rows = torch.tensor([row for row, image in enumerate(images) for _ in self.places[image]])
+        classes = targets[[n for _, n, _, _ in filled], [m for _, _, m, _ in filled]]
+        bounds = torch.searchsorted(rows, torch.arange(0, len(images) + batch_size, batch_size)).tolist()
+        if (expect := getattr(predict, "expect", None)) is not None:
+            expect(len(images))
+        read: list[Tensor] = []
+        for start, first, last in zip(range(0, len(images), batch_size), bounds, bounds[1:], strict=False):
             with torch.no_grad():
-                probabilities = probabilities_of(predict, predict(self._drawn(chunk)).float()).cpu().numpy()
-            if wanted.size and wanted.max() >= probabilities.shape[1]:
-                raise InvalidInputError(f"target {wanted.max()} is out of range for {probabilities.shape[1]} classes")
-            for row, image in zip(probabilities, chunk, strict=True):
-                for name, n, m, point in self.places[image]:
-                    found[name][n, m, point] = row[wanted[n, m]]
-        return {name: torch.from_numpy(values) for name, values in found.items()}
+                logits = predict(self._drawn(images[start : start + batch_size])).float()
+                if not start and classes.numel() and int(classes.max()) >= logits.shape[1]:
+                    raise InvalidInputError(
+                        f"target {int(classes.max())} is out of range for {logits.shape[1]} classes"
+                    )
+                rows, classes = rows.to(logits.device), classes.to(logits.device)  # once
+                read.append(probabilities_of(predict, logits)[rows[first:last] - start, classes[first:last]])
+        values = torch.cat(read).float().cpu().numpy() if read else np.zeros(0)  # once, so that a GPU never waits
+        found = {c.name: np.full((*self.usable.shape, len(self.counts)), np.nan, np.float32) for c in self.curves}
+        for (name, n, m, point), value in zip(filled, values, strict=True):
+            found[name][n, m, point] = value
+        return {name: torch.from_numpy(points) for name, points in found.items()}
 
     def _places(self) -> dict[_Image, list[tuple[str, int, int, int]]]:
         places: dict[_Image, list[tuple[str, int, int, int]]] = {}
@@ -291,14 +303,17 @@ class _Steps:
     def _drawn(self, chunk: list[_Image]) -> Tensor:
         """Return the images as one batch (B, C, ...), in the memory format of the inputs."""
         buffer = self.pixels.new_empty(len(chunk), *self.pixels.shape[1:])
-        for row, image in enumerate(chunk):
-            if image.blank is None:
-                buffer[row] = self.pixels[image.n]
+        below = torch.tensor([image.below for image in chunk], dtype=torch.int32).to(buffer.device)
+        start = 0
+        for (n, blank, m, keep), alike in groupby(chunk, lambda i: (i.n, i.blank, i.m, i.keep)):
+            rows = slice(start, start := start + len(list(alike)))
+            whole = self.pixels[n]
+            if blank is None:
+                buffer[rows] = whole
                 continue
-            blank = self.blanks[image.blank]
-            missing, whole = blank[image.n if len(blank) > 1 else 0], self.pixels[image.n]
-            first = self.ranks[image.n, image.m] < image.below
-            torch.where(first, *((whole, missing) if image.keep else (missing, whole)), out=buffer[row])
+            missing = self.blanks[blank][n if len(self.blanks[blank]) > 1 else 0]
+            first = (self.ranks[n, m] < below[rows, None])[:, None]
+            torch.where(first, *((whole, missing) if keep else (missing, whole)), out=buffer[rows])
         batch = buffer.unflatten(2, self.size)
         result: Tensor = batch.contiguous(memory_format=torch.channels_last) if self.channels_last else batch
         return result

@@ -66,6 +66,10 @@ _log = logging.getLogger(__name__)
 Output: TypeAlias = str | int | Callable[[Any], Tensor] | None
 
 
+#: Where a model keeps the predictor that was made of it.
+KEPT = "_predictor"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class ModelAdapter:
     """A classifier ready to be explained. Made by :func:`xai_abn.load_model` or :func:`xai_abn.wrap`.
@@ -86,6 +90,8 @@ class ModelAdapter:
         example_input: (1, C, H, W) input that the network accepts, or (1, C, D, H, W) of a network for volumes or
             clips, used to find its layers; default: zeros of the size of the preprocessing.
         assumed_preprocessing: whether the network's own preprocessing is unknown and ImageNet's is assumed.
+        backend: name of the way to predict many changed images; default: the quickest that gives what the network
+            gives, see :class:`~xai_abn.models.predictor.Predictor`.
     """
 
     module: nn.Module
@@ -100,10 +106,15 @@ class ModelAdapter:
     scores_only: bool = False
     example_input: Tensor | None = None
     assumed_preprocessing: bool = False
+    backend: str | None = None
 
     def __repr__(self) -> str:
         """Return name and class."""
         return f"ModelAdapter({self.name!r}, {type(self.module).__name__})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles hold: all but its predictor, whose runtimes stay in this process."""
+        return {name: value for name, value in vars(self).items() if name != KEPT}
 
     @property
     def uses_attention_map(self) -> bool:
@@ -230,8 +241,9 @@ class ModelAdapter:
     def memory_format(self) -> torch.memory_format:
         """Memory format for batches: channels-last, which is faster, unless the network cannot compute with it.
 
-        It is channels-last if the weights are. Otherwise the network is tried once on an example, because a network
-        that calls ``view`` on feature maps does not accept channels-last.
+        It is channels-last if the weights are, and contiguous on a GPU, where channels-last is slower in float32.
+        Otherwise the network is tried once on an example, because a network that calls ``view`` on feature maps does
+        not accept channels-last.
         """
         if self.axes == 3:  # volumes have no such format
             return torch.contiguous_format
@@ -239,6 +251,8 @@ class ModelAdapter:
         if any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights):
             return torch.channels_last
         if any(p.dim() == 5 for p in self.module.parameters()):  # a network of volumes has no such format
+            return torch.contiguous_format
+        if self.device.type != "cpu":
             return torch.contiguous_format
         try:
             example = self.example

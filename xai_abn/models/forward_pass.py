@@ -19,7 +19,7 @@ from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.attention import AttentionWatch
 from xai_abn.models.detection import Detection
-from xai_abn.models.predictor import FastPredictor
+from xai_abn.models.predictor import Predictor, predictor_of
 from xai_abn.models.segmentation import Region
 from xai_abn.models.sparse import SkippingZeros
 from xai_abn.models.targets import checked_targets, target_rows, target_scores
@@ -149,7 +149,7 @@ class ForwardPass:
         self._runs: dict[str, int] = {}
         self._calls: dict[str, int] = {}
         self._attentions: list[Tensor] = []
-        self._predict: Callable[[Tensor], Tensor] | None = None
+        self._predict: Predictor | None = None
         self._gradients: dict[tuple[object, ...], Tensor] = {}
         self._reruns: dict[str, bool] = {}
         self._differentiable = gradients
@@ -362,10 +362,15 @@ class ForwardPass:
         return layout.to_maps(layout.batch_first(torch.zeros_like(gradient).detach() if change is None else change))
 
     def predict(self, inputs: Tensor) -> Tensor:
-        """Return logits (B, K) float32 of other inputs, from a fast copy made at the first call."""
+        """Return logits (B, K) float32 of other inputs, from the quickest way that agrees with the network."""
+        return self.predictor(inputs)
+
+    @property
+    def predictor(self) -> Predictor:
+        """What :meth:`predict` asks. ``predictor.expect(images)`` says how many images will follow."""
         if self._predict is None:
-            self._predict = FastPredictor(self.model, probe=self.inputs if self._parts else None)
-        return self._predict(inputs)
+            self._predict = predictor_of(self.model, self.inputs, self.logits)
+        return self._predict
 
     def rerun(self, layer: str, row: int, values: Tensor) -> Tensor:
         """Return the logits (B, K) of one image with a layer's output replaced, B times.

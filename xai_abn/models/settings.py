@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -10,6 +10,18 @@ from xai_abn.settings import MAX_SIZE, Settings
 
 if TYPE_CHECKING:
     from xai_abn.models.adapter import ModelAdapter
+
+#: Names of the ways to compute logits; see :mod:`xai_abn.models.backends`.
+BackendName: TypeAlias = Literal["network", "folded", "cuda-graph", "onnxruntime", "openvino", "torch-compile"]
+
+
+class PredictionSettings(Settings):
+    """How the network is asked where a method or metric needs many predictions."""
+
+    backend: BackendName | None = Field(
+        None,
+        description="Way to predict changed images. Without it the quickest that gives what the network gives.",
+    )
 
 
 class ModelSettings(Settings):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from xai_abn.datasets.batches import Batch
 from xai_abn.errors import CheckpointError, NonFiniteError, RunError
-from xai_abn.models.predictor import check_bfloat16
+from xai_abn.models.folding import check_bfloat16
 from xai_abn.seeding import mixed_seed
 from xai_abn.signals import Received
 from xai_abn.training.log import RunLog

@@ -271,7 +271,9 @@ def _protocols(section: dict[str, Any]) -> str:
 
 def _run(run: dict[str, Any]) -> str:
     facts = [("files", ", ".join(run["files"])), *identity_lines(run["identity"])]
-    facts += [("command", str(s["command"])) for s in run["sessions"] if s.get("command")]
+    for session in run["sessions"]:
+        facts += [("command", str(session["command"]))] if session.get("command") else []
+        facts += [("predictions", str(session["predictions"]["choice"]))] if session.get("predictions") else []
     return "\n".join(f"- {_safe(name)}: {_safe(value)}" for name, value in facts)
 
 

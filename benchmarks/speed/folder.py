@@ -1,0 +1,79 @@
+"""How close does ``xai-abn explain`` over a folder come to the speed of the network alone? Images a second, in turns.
+
+    python -m benchmarks.speed.folder IMAGES [--number 400] [--rounds 3]
+
+Each turn explains the first images of a folder with one method and writes the overlays, with and without threads beside
+the network. The bare forwards are those of as many prepared images in batches of eight: by the network, and by the
+quickest backend that agrees.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import xai_abn
+from benchmarks._harness import machine, make_parser, write_json
+from xai_abn.cli.explain import _Work
+from xai_abn.cli.output import OutputFolder
+from xai_abn.images.loading import find_images, load_image
+from xai_abn.models.predictor import Predictor
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("images", help="folder")
+    parser.add_argument("--number", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--coming", type=int, default=10_000, help="images of which the predictor is told, to choose")
+    parser.add_argument("--model", default="lite0")
+    parser.add_argument("--method", default="grad-cam")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 3])
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    facts = machine()
+    model = xai_abn.load_model(arguments.model)
+    files = find_images(arguments.images)[: arguments.number]
+    batch = torch.stack([model.preprocess(load_image(file)).tensor for file in files[:8]])
+    quickest = Predictor(model)
+    quickest.expect(arguments.coming)
+    for _ in range(3):
+        quickest(batch)
+    print(f"predictions: {quickest}", flush=True)
+    turns = -(-len(files) // len(batch))
+    contenders: dict[str, Callable[[], object]] = {
+        f"explain, {workers} workers": lambda workers=workers: explain(model, files, arguments.method, workers)  # type: ignore[misc]
+        for workers in arguments.workers
+    }
+    plain = Predictor(model, backend="network")
+    contenders["bare forwards, network"] = lambda: [plain(batch) for _ in range(turns)]
+    contenders["bare forwards, quickest"] = lambda: [quickest(batch) for _ in range(turns)]
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(arguments.rounds):
+        for name, call in contenders.items():
+            started = time.perf_counter()
+            call()
+            rates[name].append(len(files) / (time.perf_counter() - started))
+            print(f"round {number + 1}: {name}: {rates[name][-1]:.1f} images/s", flush=True)
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    best = medians["bare forwards, quickest"]
+    for name, rate in medians.items():
+        print(f"{name:<26} {rate:7.1f} images/s, {rate / best:.2f} of the quickest bare forwards")
+    write_json(arguments.output, {**facts, "images": len(files), "predictions": str(quickest), "images/s": medians})
+
+
+def explain(model: xai_abn.ModelAdapter, files: list[str], method: str, workers: int) -> None:
+    """Do what the command does behind its imports."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = _Work(model, [method], None, ([], None), files, OutputFolder(Path(folder)), workers)
+        work.run(resume=False)
+        assert not work.failures
+
+
+if __name__ == "__main__":
+    main()
