@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from xai_abn.cli import app as app_command
-from xai_abn.cli import benchmark, convert, distill, doctor, explain, export, listing, train
+from xai_abn.cli import benchmark, convert, distill, doctor, evaluate, explain, export, listing, train
 from xai_abn.cli.options import VERBOSE, Command, log_to_stderr
 from xai_abn.errors import XaiAbnError
 from xai_abn.signals import Received
@@ -30,6 +30,7 @@ app = typer.Typer(
 app.command("explain", cls=Command)(explain.command)
 app.command("list", cls=Command)(listing.command)
 app.add_typer(benchmark.group, name="benchmark")
+app.command("evaluate", cls=Command)(evaluate.command)
 app.command("distill", cls=Command)(distill.command)
 app.command("export", cls=Command)(export.command)
 app.command("train", cls=Command)(train.command)
