@@ -58,6 +58,17 @@ def test_a_image_gives_a_table_and_a_image(image_file, tmp_path):
         assert json.loads(image.info["xai-abn"])[0]["label"] == "kite"
 
 
+def test_quiet_prints_errors_alone(image_file, bad_files, tmp_path):
+    """No table; the files are there, notes and errors too."""
+    code, out, err = explain(image_file, "--method", "cam,center", "--target", "kite", "--quiet")
+    assert (code, out) == (0, "")
+    assert "the same for every target" in err
+    assert "image.cam.png" in made(tmp_path / "explanations")
+    code, out, err = explain(bad_files, "-q")
+    assert (code, out) == (1, "")
+    assert "images failed" in err
+
+
 def test_a_target_that_changes_nothing_is_noted(image_file):
     """Where the map is the same for every class."""
     _, _, err = explain(image_file, "--method", "cam,eigen-cam,sobel", "--target", "kite")

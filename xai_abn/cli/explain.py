@@ -158,6 +158,15 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel=options.OUTPUT)
     ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet",
+            "-q",
+            help="Show no progress bar and no table; files, warnings and errors stay.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -246,16 +255,16 @@ def command(
         adapter = similarity.similar_to(adapter, similar_to)
     work = _Work(adapter, method or None, layer, (target or [], versus), sources, folder, workers)
     try:
-        work.run(resume)
+        work.run(resume, quiet)
     except KeyboardInterrupt as stop:
         folder.save_annotations(work.records())
-        _print(work.records(), failures + work.failures, as_json)
+        _print(work.records(), failures + work.failures, as_json, quiet)
         raise KeyboardInterrupt(
             "the files written so far are complete; the same command with --resume goes on"
         ) from stop
     folder.save_annotations(work.records())
     failures += work.failures
-    _print(work.records(), failures, as_json)
+    _print(work.records(), failures, as_json, quiet)
     _print_predictions(work.model)
     _finish(failures, len(sources) + len(failures) - len(work.failures))
 
@@ -288,12 +297,12 @@ def _check_reference(place: str) -> None:
         check_file(place)
 
 
-def _print(records: list[dict[str, Any]], failures: list[tuple[str, str]], as_json: bool) -> None:
+def _print(records: list[dict[str, Any]], failures: list[tuple[str, str]], as_json: bool, quiet: bool) -> None:
     if as_json:
         failed = [{"source": s, "error": e} for s, e in failures]
         typer.echo(json.dumps({"explanations": records, "failed": failed}, indent=2))
     else:
-        _report(records)
+        _report(records, quiet)
 
 
 def _expand(images: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -364,7 +373,7 @@ class _Work:
         """Return a record for each map of the images that are done."""
         return [record for source in self.sources for record in self._done.get(source, [])]
 
-    def run(self, resume: bool) -> None:
+    def run(self, resume: bool, quiet: bool = False) -> None:
         """Explain and save each image, except those that are done if the work is resumed."""
         from xai_abn.cli.records import RecordFile
         from xai_abn.pipeline import explain_images
@@ -375,7 +384,7 @@ class _Work:
         if self._done:
             typer.echo(f"note: {len(self._done)} of {len(self.sources)} images are done and are skipped", err=True)
         left = [source for source in self.sources if source not in self._done]
-        with progress_bar("explaining", hidden=len(left) < 2) as update:
+        with progress_bar("explaining", hidden=quiet or len(left) < 2) as update:
             images = ({"bytes": sys.stdin.buffer.read(), "path": "stdin"} if s == STDIN else s for s in left)
             workers = 0 if len(left) < 2 else self.workers
             results = explain_images(self.model, images, self.explainers, repeat(self.targets), workers=workers)
@@ -459,7 +468,7 @@ def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> lis
     return list(chosen) or [None]
 
 
-def _report(records: list[dict[str, Any]]) -> None:
+def _report(records: list[dict[str, Any]], quiet: bool) -> None:
     from xai_abn.cli._console import print_table
 
     rows = [
@@ -473,7 +482,7 @@ def _report(records: list[dict[str, Any]]) -> None:
         )
         for r in records
     ]
-    if rows:
+    if rows and not quiet:
         print_table(("label", "probability", "method", "layer", "file", "time"), rows, right=("probability", "time"))
     for r in records:
         if r["flaw"]:
