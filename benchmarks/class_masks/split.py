@@ -2,8 +2,8 @@
 
     python -m benchmarks.class_masks.split DATA OUTPUT
 
-DATA holds ``coco_multi/`` (``images/``, ``instances.json``) and ``imagenet_val/`` (``images/``, ``boxes.csv``).
-OUTPUT gets the annotations of both parts. An image is set aside if the SHA-256 of its name is divisible by 4.
+DATA holds ``coco_multi/`` (``images/``, ``instances.json``) and ``imagenet_val/`` (``images/``, ``boxes.csv``). OUTPUT
+gets the annotations of both parts. An image is set aside if the SHA-256 of its name is divisible by 4.
 """
 
 from __future__ import annotations

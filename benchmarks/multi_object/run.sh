@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measure abn-lite0 and lite0 on photos with several objects, photos of one object, and grids of photos.
+# Measure abn-lite0 and lite0 on images with several objects, images of one object, and grids of images.
 #
 #   benchmarks/multi_object/run.sh DATA OUTPUT
 #
@@ -18,7 +18,7 @@ run() { # name, model, methods, metrics, more
     xai-abn benchmark run --bf16 --output "$output/$1.sqlite" --model "$2" --method "$3" --metric "$4" "${@:5}"
 }
 
-# deletion and insertion: lite0 on all 400 and 200 COCO photos, abn-lite0 on 100 and 200; the rest on 200 and all 382
+# deletion and insertion: lite0 on all 400 and 200 COCO images, abn-lite0 on 100 and 200; the rest on 200 and all 382
 run imagenet-lite0 lite0 "$lite0" "$curves,pointing-game,energy-pointing-game" --data "$imagenet"
 run coco-lite0 lite0 "$lite0" "$curves" --data "$coco" --limit 200
 run coco-abn abn-lite0 "$abn" "$curves" --data "$coco" --limit 200

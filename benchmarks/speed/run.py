@@ -6,7 +6,7 @@
 Every contender gets the same network (random weights), input and two threads. Within a round each takes its
 turn, between two turns of the bare forward (``torch.inference_mode()``, the fastest way to predict). A turn is
 the median of three calls in a row (at batch 8, one call), without Python's garbage collector, as timeit does.
-The figure is the median over rounds of the ratio to the mean of the two neighbouring bare turns, so that a
+The figure is the median over rounds of the ratio to the mean of the two neighboring bare turns, so that a
 noisy moment hits both.
 """
 

@@ -131,7 +131,7 @@ WSOL_OBJECTS = [
 
 @pytest.mark.parametrize("largest", [True, False])
 def test_box_overlaps_equal_connected_regions(largest):
-    """Round regions without holes: contours and labelled regions give the same boxes at every threshold."""
+    """Round regions without holes: contours and labeled regions give the same boxes at every threshold."""
     thresholds = np.arange(0, 1, 0.01)
     found = max_box_accuracy(WSOL_MAPS, WSOL_OBJECTS, largest_only=largest)
     assert found.curves.shape == (3, 100)

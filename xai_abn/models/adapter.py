@@ -701,7 +701,7 @@ class ModelAdapter:
         if isinstance(target, str) and target.strip().isdecimal() and target.strip() not in (self.labels or ()):
             target = int(target)
         if isinstance(target, str):
-            return self.labelled(target)
+            return self.index_of_label(target)
         if isinstance(target, bool) or not isinstance(target, int):
             raise InvalidInputError(f"a target must be an index or a label, got {type(target).__name__}")
         if target < 0 or (classes is not None and target >= classes):
@@ -709,7 +709,7 @@ class ModelAdapter:
             raise InvalidInputError(f"target {target} is out of range; {self.name} has {known}")
         return target
 
-    def labelled(self, text: str) -> int:
+    def index_of_label(self, text: str) -> int:
         """Return the index of the class with a label; see :meth:`target_index`."""
         if self.labels is None:
             raise InvalidInputError(f"{self.name} has no labels, so a target must be an index, got {shown(repr(text))}")
