@@ -52,7 +52,8 @@ def main() -> None:
     table = arguments.data / "faces.csv"
     data = read_data(TrainingSettings(data=f"attributes:{table}", **RECIPE))
     assert data.test is not None
-    ((images, has, _),) = data.test.load([torch.arange(len(data.test))], torch.device("cpu"), None)
+    (batch,) = data.test.load([torch.arange(len(data.test))], torch.device("cpu"), None)
+    images, has = batch.images, batch.targets
     with table.open(newline="") as file:
         persons = [row["identity"] for row in csv.DictReader(file) if row["split"] == "test"]
     draws = resampled(np.unique(persons, return_inverse=True)[1])

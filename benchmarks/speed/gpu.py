@@ -109,7 +109,13 @@ def curves(model: xai_abn.ModelAdapter, images: int, device: torch.device, comin
         passes = max(1, made.evaluations // size)
         given = chunk.contiguous(memory_format=torch.channels_last)
         others = {}
-        ways = {"bare": partial(bare, model.module, given, True), "predictor": partial(predictor, chunk)}
+        ways: dict[str, Callable[[], object]] = {
+            "bare": partial(bare, model.module, given, True),
+            "predictor": partial(predictor, chunk),
+        }
+            "bare": partial(bare, model.module, given, True),
+            "predictor": partial(predictor, chunk),
+        }
         for name, way in ways.items():
             way()
             wait(device)
