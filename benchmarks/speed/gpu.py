@@ -113,9 +113,6 @@ def curves(model: xai_abn.ModelAdapter, images: int, device: torch.device, comin
             "bare": partial(bare, model.module, given, True),
             "predictor": partial(predictor, chunk),
         }
-            "bare": partial(bare, model.module, given, True),
-            "predictor": partial(predictor, chunk),
-        }
         for name, way in ways.items():
             way()
             wait(device)
