@@ -17,6 +17,12 @@ from unittest.mock import patch
 import torch
 import torchvision
 
+from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.predictor import Predictor
+
+#: Vector extensions on which the speed of a forward depends, by the names of /proc/cpuinfo.
+EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
+
 Call = Callable[[], object]
 
 
@@ -29,15 +35,27 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def machine() -> dict[str, Any]:
-    """Return and print what the figures depend on: processor, threads and torch's version."""
-    processor = platform.processor()
+    """Return and print what the figures depend on: processor with vector extensions, threads and torch's version."""
+    processor, extensions = platform.processor(), ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
-        processor = next((value.strip() for key, _, value in lines if key.strip() == "model name"), processor)
-    facts = {"processor": processor, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
+        found = {key.strip(): value.strip() for key, _, value in reversed(lines)}
+        processor = found.get("model name", processor)
+        extensions = " ".join(e for e in EXTENSIONS if e in found.get("flags", found.get("Features", "")).split())
+    facts = {"processor": processor, "extensions": extensions}
+    facts |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     return facts
+
+
+def settled(model: ModelAdapter, inputs: torch.Tensor, coming: int = 10_000, **options: Any) -> Predictor:
+    """Return a predictor that has chosen its backend for inputs, as in a run of so many more."""
+    predictor = Predictor(model, **options)
+    predictor.expect(coming)
+    for _ in range(3):
+        predictor(inputs)
+    return predictor
 
 
 def write_json(path: Path | None, result: object) -> None:

@@ -30,7 +30,7 @@ from torchcam.methods import GradCAM as TorchcamGradCAM
 from torchcam.metrics import DeletionInsertionMetric
 
 import xai_abn
-from benchmarks._harness import machine, make_parser, time_in_turns, write_json
+from benchmarks._harness import machine, make_parser, settled, time_in_turns, write_json
 from xai_abn.benchmark import BenchmarkSettings, benchmark
 from xai_abn.datasets import read_dataset
 from xai_abn.heatmaps import upsample
@@ -38,7 +38,7 @@ from xai_abn.images.loading import find_images, load_image
 from xai_abn.metrics import PerturbationProtocol
 from xai_abn.metrics.curves import area, at_most, every, perturbation_curves, rise_kernel
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
-from xai_abn.models.folding import FastPredictor
+from xai_abn.models.predictor import Predictor
 
 warnings.filterwarnings("ignore")
 PIXELS = 224 * 224
@@ -82,8 +82,9 @@ def compare(
     targets = module(inputs).argmax(dim=1).detach()
     with TorchcamGradCAM(module, adapter.target_layer) as extractor:
         maps = extractor.fuse_cams(extractor(targets.tolist(), module(inputs).softmax(dim=-1))).detach()
-    fast, half = FastPredictor(adapter), FastPredictor(adapter, bf16=True)
     ours = inputs.contiguous(memory_format=torch.channels_last)
+    fast, half = settled(adapter, ours), settled(adapter, ours, bf16=True)
+    print(f"{name}: {fast}")
     rise = replace(PROTOCOLS["rise-2018"], counts=every(STEP))
     cam = replace(PROTOCOLS["torchcam-20"], counts=at_most(8))
     found: dict[str, tuple[Any, ...]] = {}
@@ -95,10 +96,11 @@ def compare(
 
         contenders[label] = call
 
-    def bare_forwards(kind: str, predict: FastPredictor) -> tuple[Any, ...]:
+    def bare_forwards(kind: str, predict: Predictor) -> tuple[Any, ...]:
         return bare(predict, ours, found[f"ours, rise-2018, {kind}"][2])
 
-    kinds = {"float32": fast, "bf16": half} if name == "lite0" else {"float32": fast}
+    kinds = {"float32": fast, "folded": Predictor(adapter, backend="folded")}
+    kinds |= {"bf16": half} if name == "lite0" else {}
     enter("RISE loop", lambda: rise_loop(module, inputs, maps, targets))
     enter("torchcam", lambda: torchcam_metric(module, adapter, inputs, targets))
     enter("Quantus", lambda: quantus_flipping(module, inputs, maps, targets))
@@ -118,7 +120,7 @@ def report(name: str, found: dict[str, Any], seconds: dict[str, Any]) -> dict[st
         "Quantus": "rise-2018",
     }
     ratios, differences = {}, {}
-    precisions = [p for p in ("float32", "bf16") if f"bare forwards, {p}" in cost]
+    precisions = [p for p in ("float32", "folded", "bf16") if f"bare forwards, {p}" in cost]
     for label, protocol in pairs.items():
         for precision in precisions:
             own = f"ours, {protocol}, {precision}"
@@ -146,7 +148,7 @@ def report(name: str, found: dict[str, Any], seconds: dict[str, Any]) -> dict[st
 
 
 def our_curves(
-    predict: FastPredictor,
+    predict: Predictor,
     inputs: torch.Tensor,
     maps: torch.Tensor,
     targets: torch.Tensor,
@@ -215,7 +217,7 @@ def quantus_flipping(
     return None, None, len(inputs) * 12  # three channels of four steps
 
 
-def bare(predict: FastPredictor, inputs: torch.Tensor, evaluations: int) -> tuple[Any, ...]:
+def bare(predict: Predictor, inputs: torch.Tensor, evaluations: int) -> tuple[Any, ...]:
     """As many forward passes as the engine needs, in batches of 16, of images that are there already."""
     for start in range(0, evaluations, 16):
         predict(inputs[: min(16, evaluations - start)])

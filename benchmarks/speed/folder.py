@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import xai_abn
-from benchmarks._harness import machine, make_parser, write_json
+from benchmarks._harness import machine, make_parser, settled, write_json
 from xai_abn.cli.explain import _Work
 from xai_abn.cli.output import OutputFolder
 from xai_abn.images.loading import find_images, load_image
@@ -40,10 +40,7 @@ def main() -> None:
     model = xai_abn.load_model(arguments.model)
     files = find_images(arguments.images)[: arguments.number]
     batch = torch.stack([model.preprocess(load_image(file)).tensor for file in files[:8]])
-    quickest = Predictor(model)
-    quickest.expect(arguments.coming)
-    for _ in range(3):
-        quickest(batch)
+    quickest = settled(model, batch, arguments.coming)
     print(f"predictions: {quickest}", flush=True)
     turns = -(-len(files) // len(batch))
     contenders: dict[str, Callable[[], object]] = {

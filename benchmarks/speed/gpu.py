@@ -19,11 +19,10 @@ import torch
 import torchvision
 
 import xai_abn
-from benchmarks._harness import machine, make_parser, write_json
+from benchmarks._harness import machine, make_parser, settled, write_json
 from xai_abn.explainers import make_explainers
 from xai_abn.metrics.curves import perturbation_curves
 from xai_abn.metrics.deletion_insertion import PROTOCOLS
-from xai_abn.models.predictor import Predictor
 
 NINE = "cam,grad-cam,grad-cam++,hires-cam,layer-cam,xgrad-cam,grad-cam-elementwise,eigen-cam,finer-cam"
 NETWORKS: dict[str, Callable[[], xai_abn.ModelAdapter]] = {
@@ -71,10 +70,7 @@ def batch(model: xai_abn.ModelAdapter, size: int, device: torch.device, rounds: 
         "bare bf16": lambda: bare(model.module, given, True),
     }
     for precision in ("float32", "bf16"):
-        predictor = Predictor(model, bf16=precision == "bf16")
-        predictor.expect(coming)
-        for _ in range(3):
-            predictor(inputs)
+        predictor = settled(model, inputs, coming, bf16=precision == "bf16")
         found[f"choice {precision}"] = str(predictor)
         found |= {f"notes {precision}": predictor.notes} if predictor.notes else {}
         ways[f"predictor {precision}"] = lambda predictor=predictor: predictor(inputs)  # type: ignore[misc]
@@ -94,11 +90,8 @@ def curves(model: xai_abn.ModelAdapter, images: int, device: torch.device, comin
     inputs = torch.randn(images, 3, 224, 224, device=device)
     maps = torch.rand(images, 7, 7, device=device)
     targets = torch.zeros(images, dtype=torch.long)
-    predictor = Predictor(model, bf16=True)
-    predictor.expect(coming)
     chunk = inputs.repeat(-(-size // images), 1, 1, 1)[:size]
-    for _ in range(3):
-        predictor(chunk)
+    predictor = settled(model, chunk, coming, bf16=True)
     rates: dict[str, list[float]] = {"engine": [], "bare": [], "predictor": []}
     for turn in range(4):
         wait(device)

@@ -67,6 +67,7 @@ ALONE = {
     "cam_family.agreement": ["--networks", "resnet18", "--methods", "grad-cam", "kpca-cam", "ablation-cam"],
     "cam_family.memory": ["--calls", "5", "--methods", "grad-cam"],
     "cam_family.speed": ["--networks", "resnet50", "--batches", "1", "--repeats", "1", "--channels", "2"],
+    "speed.here": ["--batches", "1", "--rounds", "1", "--methods", "cam", "abn"],
     "speed.gpu": ["--device", "cpu", "--networks", "lite0", "--batches", "1", "--images", "1", "--rounds", "1"],
     "models.detectors": ["--only", "SSDlite, MobileNetV3", "--rounds", "1"],
     "models.drawn": ["--only", "resnet26", "--count", "1"],

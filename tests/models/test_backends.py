@@ -16,8 +16,8 @@ from xai_abn.benchmark import BenchmarkSettings, Store, benchmark
 from xai_abn.datasets import read_dataset
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError
 from xai_abn.metrics import deletion, insertion
+from xai_abn.models import backends, zoo
 from xai_abn.models import predictor as chooser
-from xai_abn.models import zoo
 from xai_abn.models.backends import BACKENDS, Backend
 from xai_abn.models.predictor import BOUND, Predictor, kept_predictor
 from xai_abn.models.settings import BackendName
@@ -41,12 +41,12 @@ class Clock:
     def __init__(self):
         self.now, self.built = 0.0, []
 
-    def backend(self, name, seconds_an_image, *, seconds=1.0, add=0.0, fails="", **facts):
+    def backend(self, name, seconds_an_image, *, seconds=1.0, takes=None, add=0.0, fails="", **facts):
         """Return a backend that takes some time and gives the network's logits, changed by a number."""
 
         def build(model, bf16, inputs):
             self.built.append(name)
-            self.now += seconds
+            self.now += seconds if takes is None else takes
             if fails:
                 raise RuntimeError(fails)
 
@@ -74,10 +74,9 @@ def offer(monkeypatch, clock):
     """Let there be the network, one second an image, and some other backends."""
 
     def only(*others):
-        for name in list(BACKENDS):
-            monkeypatch.delitem(BACKENDS, name)
-        for backend in (clock.backend("network", 1.0, seconds=0.0), *others):
-            monkeypatch.setitem(BACKENDS, backend.name, backend)
+        made = {b.name: b for b in (clock.backend("network", 1.0, seconds=0.0), *others)}
+        for module in (backends, chooser):
+            monkeypatch.setattr(module, "BACKENDS", made)
 
     return only
 
@@ -221,6 +220,15 @@ def test_trials_together_take_a_share_of_the_run(gap_net, images, clock, offer):
         assert clock.now <= (1 + SHARE) * plain + len(images)  # of the check against the network
     assert 2 <= len(predictor.trials) < 9
     assert predictor.backend == "network"
+
+
+def test_a_slow_machine_tries_less(gap_net, images, clock, offer):
+    """Where a trial took longer than it should, the next are expected to, too."""
+    for takes, tried in ((1.0, ["first", "second"]), (90.0, ["first"])):
+        offer(clock.backend("first", 1.0, takes=takes), clock.backend("second", 1.0, seconds=5.0))
+        predictor = Predictor(gap_net)
+        predicted(predictor, images, coming=600)
+        assert [trial.backend for trial in predictor.trials] == tried
 
 
 def test_another_size_of_image_goes_to_the_network(gap_net, images, clock, offer):

@@ -91,7 +91,7 @@ class Predictor:
         self._taken: Call | None = None
         self._shape: torch.Size | None = None  # of inputs, if the backend taken takes no others
         self._coming, self._calls, self._best = 0, 0, math.inf
-        self._predicting, self._trying = 0.0, 0.0  # seconds
+        self._predicting, self._trying, self._planned = 0.0, 0.0, 0.0  # seconds
         self._lock = threading.Lock()
 
     def expect(self, images: int) -> None:
@@ -160,16 +160,21 @@ class Predictor:
         if self._bf16 and self._calls == _ROUNDS:
             self._compare_precisions(call, inputs)
         while self._waiting and (self._fixed or self._is_worth(self._waiting[0], len(inputs))):
-            started = perf_counter()
-            call = self._tried(self._waiting.pop(0), call, inputs, found)
+            started, backend = perf_counter(), self._waiting.pop(0)
+            self._planned += self._cost(backend, len(inputs))
+            call = self._tried(backend, call, inputs, found)
             self._trying += perf_counter() - started
         self._taken = call
         return call(inputs) if self._fixed else found
 
     def _is_worth(self, backend: Backend, images: int) -> bool:
         work = self._predicting + self._coming * self._best
-        cost = backend.seconds + 2 * _ROUNDS * images * self._best
-        return self._calls > 1 and self._trying + cost <= SHARE * work
+        slower = max(1.0, self._trying / self._planned) if self._planned else 1.0  # than the machine of the table
+        return self._calls > 1 and self._trying + slower * self._cost(backend, images) <= SHARE * work
+
+    def _cost(self, backend: Backend, images: int) -> float:
+        """Return the seconds that trying a backend should take."""
+        return backend.seconds + 2 * _ROUNDS * images * self._best
 
     def _tried(self, backend: Backend, current: Call, inputs: Tensor, expected: Tensor) -> Call:
         """Build a backend and compare it with the network. Return the call of the quicker of it and the current."""
