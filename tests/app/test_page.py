@@ -14,6 +14,7 @@ from serving import Serving
 from support import open_browser
 
 import xai_abn
+from xai_abn.app.service import OfferedModel, Question, Service
 from xai_abn.datasets import Sample
 from xai_abn.rendering import blend
 
@@ -172,6 +173,27 @@ def test_looking(chromium, serving, abn_lite0, image_file):
     assert all(url.startswith((serving.address, "blob:", "data:", "about:")) for url in asked)
     complaints = [entry["message"] for entry in chromium.get_log("browser")]
     assert [text for text in complaints if "/api/thumbnail" not in text] == []  # of the broken file in the folder
+
+
+def test_maps_with_limits_are_drawn_between_them(chromium, serving):
+    """A mask with small values stays dark; without limits its largest value is drawn as 1."""
+    Page(chromium, serving)
+    script = """
+    const [limits, done] = arguments, values = new Float32Array([0, 0.01, 0.02, 0.04]);
+    import(document.querySelector("script[type=module]").src.replace("app.js", "maps.js"))
+      .then((maps) => done([...maps.scaled({ values, height: 2, width: 2, limits }, 2, 2).values]));
+    """
+    assert chromium.execute_async_script(script, [0, 1]) == pytest.approx([0, 0.01, 0.02, 0.04])
+    assert chromium.execute_async_script(script, None) == pytest.approx([0, 0.5, 1, 1])
+
+
+def test_masks_are_offered_first(tmp_path):
+    """With the scale they are drawn on and what they say."""
+    found = Service([OfferedModel("abn-lite0-masks", lambda: xai_abn.load_model("abn-lite0-masks"), {})], tmp_path)
+    assert found.describe("abn-lite0-masks")["chosen"] == ["abn-mask", "abn", "abn-class", "grad-cam"]
+    (shown,) = found.explain(Question("abn-lite0-masks", "example:cat", ("abn-mask",)))["maps"]
+    assert tuple(shown["limits"]) == (0, 1)
+    assert "must stay visible for tiger cat" in shown["says"]
 
 
 def test_uploads(chromium, serving, image_file, tmp_path):

@@ -177,3 +177,9 @@ def test_what_has_no_masks_is_refused():
         xai_abn.explain(GapNet().eval(), images(), "abn-mask")
     with pytest.raises(UnsupportedModelError, match="abn-class for a difference"):
         xai_abn.explain(network(), images(), "abn-mask", xai_abn.Difference(0, versus=1))
+
+
+def test_masks_are_what_is_shown_where_there_are_any():
+    """Without a method, a network with a mask branch is explained by its masks."""
+    (result,) = xai_abn.explain(network(), images(1))
+    assert list(result) == ["abn-mask"]

@@ -222,7 +222,7 @@ class Service:
         """Return a model's labels, methods and size of input."""
         offered = self._offered(model)
         adapter = offered.adapter
-        first = ["abn", "abn-class"] if adapter.uses_attention_map else []
+        first = ["abn-mask", "abn", "abn-class"] if adapter.uses_attention_map else []
         known = [method["name"] for method in offered.methods]
         return {
             "model": model,
@@ -281,6 +281,7 @@ class Service:
                 record.to_dict()
                 | {
                     "values": _encoded(record.map),
+                    "limits": record.limits,
                     "says": what_it_says(explainers[record.method], adapter, record.label),
                 }
                 for record in records
@@ -590,6 +591,11 @@ def what_it_says(explainer: Explainer, model: ModelAdapter, label: str) -> str:
         return (
             f"What speaks for {label} in the attention branch, and against it. It cannot explain the prediction "
             "itself, which the perception branch makes."
+        )
+    if explainer.name == "abn-mask":
+        return (
+            f"What must stay visible for {label} to be predicted, as a branch beside the network learned it. It is dark "
+            "where the network sees nothing of the class; it cannot prove that the network is right."
         )
     if not explainer.is_class_specific(model):
         return "What the network reacted to most, whatever the class. It cannot tell what spoke for a class."

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xai_abn.app.service import OfferedModel
 
 #: Models that ship with the package, offered beside the one that is named.
-SHIPPED = ("abn-lite0", "lite0", "abn-cifar100")
+SHIPPED = ("abn-lite0", "abn-lite0-masks", "lite0", "abn-cifar100")
 
 
 @with_settings(

@@ -296,6 +296,15 @@ def _no_method(given: object) -> InvalidInputError:
     )
 
 
+def _usual(model: ModelAdapter) -> str:
+    """Return the method that is used for a model if none is named."""
+    if model.black_box:
+        return "occlusion"
+    if getattr(model.module, "mask_branch", None) is not None:
+        return "abn-mask"
+    return "abn" if model.uses_attention_map else "grad-cam"
+
+
 def make_explainers(
     model: ModelAdapter, methods: str | Explainer | Sequence[str | Explainer] | None, layer: str | None = None
 ) -> list[Explainer]:
@@ -303,9 +312,9 @@ def make_explainers(
 
     Args:
         model: the model to explain.
-        methods: specifications, one or several in a string, or :class:`Explainer` objects; default: ``"abn"`` for an
-            Attention Branch Network that uses its map, for an ONNX file the method whose maps it outputs or
-            ``"occlusion"``, else ``"grad-cam"``.
+        methods: specifications, one or several in a string, or :class:`Explainer` objects; default: ``"abn-mask"`` for
+            an Attention Branch Network with a mask branch, ``"abn"`` for another that uses its map, for an ONNX file
+            the method whose maps it outputs or ``"occlusion"``, else ``"grad-cam"``.
         layer: the layer to read, for methods given by name.
 
     Raises:
@@ -314,8 +323,7 @@ def make_explainers(
         InvalidInputError: no method, one given twice, or an option with a wrong value.
     """
     if methods is None:
-        usual = "occlusion" if model.black_box else "abn" if model.uses_attention_map else "grad-cam"
-        methods = next(iter(model.maps_given), usual)
+        methods = next(iter(model.maps_given), _usual(model))
     several = isinstance(methods, Iterable) and not isinstance(methods, (str, bytes, Explainer, Mapping))
     listed: list[Any] = list(methods) if several else [methods]
     made: list[Explainer] = []

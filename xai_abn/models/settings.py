@@ -29,8 +29,8 @@ class ModelSettings(Settings):
 
     model: str = Field(
         "abn-lite0",
-        description="abn-lite0, lite0, timm:NAME, torchvision:NAME, hf:NAME, onnx:FILE, the path of a checkpoint or "
-        "the folder of a run.",
+        description="abn-lite0, abn-lite0-masks, lite0, timm:NAME, torchvision:NAME, hf:NAME, onnx:FILE, the path of a "
+        "checkpoint or the folder of a run.",
     )
     weights: str | None = Field(
         None,

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 #: The model that is used if none is named.
 DEFAULT_MODEL = "abn-lite0"
 #: Names of the Attention Branch Networks that ship with the package.
-SHIPPED = ("abn-lite0", "abn-cifar100")
+SHIPPED = ("abn-lite0", "abn-lite0-masks", "abn-cifar100")
 #: Target layers of the models by name, which are those that a search finds; it would take as long as ten predictions.
 _TARGET_LAYERS = {"abn-lite0": "perception_branch.bn2", "abn-cifar100": "perception_branch.layer3", "lite0": "bn2"}
 #: ``weights=`` value for an untrained network.
@@ -275,7 +275,7 @@ def backbone_of(spec: str, adapter: ModelAdapter) -> str:
     """
     if spec == "lite0" or spec.partition(":")[0] in _LIBRARIES:
         return spec
-    if spec in (*SHIPPED, "abn-lite0-masks"):
+    if spec in SHIPPED:
         with _shipped_file("abn-lite0" if spec.startswith("abn-lite0") else spec) as path:
             return read_checkpoint(path)[0].backbone
     if Path(spec).exists():  # a checkpoint, or the folder of a run

@@ -247,7 +247,7 @@ function makeCard(record, result, { asked, title = state.also.length && record.c
   card.querySelector("h3").textContent = title;
   card.querySelector(".says").textContent = record.says;
   card.querySelector(".notes").append(...record.notes.filter((note) => !result.image.notes.includes(note)).map((text) => element("li", { text: sentence(text) })));
-  Object.assign(canvas, { width: view.width, height: view.height, view, map: decode(record.values, record.map_shape), record });
+  Object.assign(canvas, { width: view.width, height: view.height, view, map: { ...decode(record.values, record.map_shape), limits: record.limits }, record });
   canvas.setAttribute("aria-label", `${record.method} of ${result.image.name} for ${record.label}, from ${shown(record.map_min ?? NaN)} to ${shown(record.map_max ?? NaN)}. Arrow keys read its values.`);
   const flaw = card.querySelector(".flaw");
   flaw.hidden = !record.flaw;

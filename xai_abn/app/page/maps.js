@@ -46,7 +46,8 @@ export function scaled(map, height, width) {
     const most = Math.max(high, -low), limit = (fine && cut(values.map(Math.abs))) || most || 1;
     return { values: values.map((value) => Math.max(-1, Math.min(1, value / limit))), low: -limit, high: limit, signed };
   }
-  const end = fine ? cut(values.slice()) : high, top = end > low ? end : high, range = Math.max(top - low, 1e-30);
+  if (map.limits) [low, high] = map.limits;
+  const end = fine && !map.limits ? cut(values.slice()) : high, top = end > low ? end : high, range = Math.max(top - low, 1e-30);
   return { values: values.map((value) => Math.max(0, Math.min(1, (value - low) / range))), low, high: top, signed };
 }
 
