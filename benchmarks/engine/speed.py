@@ -82,8 +82,7 @@ def compare(
     targets = module(inputs).argmax(dim=1).detach()
     with TorchcamGradCAM(module, adapter.target_layer) as extractor:
         maps = extractor.fuse_cams(extractor(targets.tolist(), module(inputs).softmax(dim=-1))).detach()
-    ours = inputs.contiguous(memory_format=torch.channels_last)
-    fast, half = settled(adapter, ours), settled(adapter, ours, bf16=True)
+    fast, half = settled(adapter, inputs), settled(adapter, inputs, bf16=True)
     print(f"{name}: {fast}")
     rise = replace(PROTOCOLS["rise-2018"], counts=every(STEP))
     cam = replace(PROTOCOLS["torchcam-20"], counts=at_most(8))
@@ -97,7 +96,7 @@ def compare(
         contenders[label] = call
 
     def bare_forwards(kind: str, predict: Predictor) -> tuple[Any, ...]:
-        return bare(predict, ours, found[f"ours, rise-2018, {kind}"][2])
+        return bare(predict, inputs, found[f"ours, rise-2018, {kind}"][2])
 
     kinds = {"float32": fast, "folded": Predictor(adapter, backend="folded")}
     kinds |= {"bf16": half} if name == "lite0" else {}
@@ -106,7 +105,7 @@ def compare(
     enter("Quantus", lambda: quantus_flipping(module, inputs, maps, targets))
     for kind, predict in kinds.items():
         for protocol in (rise, cam):
-            enter(f"ours, {protocol.name}, {kind}", partial(our_curves, predict, ours, maps, targets, protocol))
+            enter(f"ours, {protocol.name}, {kind}", partial(our_curves, predict, inputs, maps, targets, protocol))
         enter(f"bare forwards, {kind}", partial(bare_forwards, kind, predict))
     return report(name, found, time_in_turns(contenders, rounds, warm_up=0))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,18 @@ def test_an_image_of_several_classes_is_right_with_one_of_them(gap_net, tmp_path
         assert known
     assert found.top_1.value == pytest.approx(np.mean(right))
     assert found.attention is None
+    assert found.predictions == "network, float32"
+
+
+def test_a_backend_predicts_the_same(gap_net, small_abn, folder):
+    """It is named in the result; of an Attention Branch Network only the network gives both branches."""
+    data = read_dataset(f"images:{folder}")
+    model = replace(gap_net, labels=tuple(LABELS[:5]))
+    plain, other = accuracy(model, data), accuracy(replace(model, backend="onnxruntime"), data)
+    assert other.predictions.startswith("onnxruntime, float32: ")
+    assert replace(other, predictions=plain.predictions) == plain
+    with pytest.raises(UnsupportedModelError, match="leave the backend out"):
+        accuracy(replace(small_abn, backend="folded"), data)
 
 
 def test_what_has_no_accuracy_is_refused(model, folder):

@@ -16,6 +16,7 @@ from xai_abn.errors import DatasetError, UnsupportedModelError, XaiAbnError
 from xai_abn.images.preprocess import PreparedImage, Preprocess
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.models.predictor import Predictor
 from xai_abn.threads import in_order
 
 #: A prediction is near if a right class is among that many most probable ones.
@@ -36,6 +37,7 @@ class Accuracy:
         unknown_classes: classes of the data set that the model does not have; their images are left out.
         left_out: number of images of such classes alone.
         failed: (image, reason) of those that could not be read.
+        predictions: how the classes were predicted; empty of an Attention Branch Network, whose branches both answer.
     """
 
     top_1: Estimate
@@ -45,6 +47,7 @@ class Accuracy:
     unknown_classes: tuple[str, ...] = ()
     left_out: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    predictions: str = ""
 
     @property
     def balanced(self) -> float:
@@ -62,6 +65,7 @@ class Accuracy:
             "unknown_classes": list(self.unknown_classes),
             "left_out": self.left_out,
             "failed": [{"image": name, "reason": reason} for name, reason in self.failed],
+            "predictions": self.predictions,
         }
 
 
@@ -92,6 +96,11 @@ def accuracy(
     """
     if model.axes != 2 or model.detects or model.multi_label or model.scores_only or model.gives_map:
         raise UnsupportedModelError(f"{model.name} does not give one class of an image, so it has no accuracy")
+    if model.is_abn and model.backend:
+        raise UnsupportedModelError(
+            f"{model.name} is an Attention Branch Network, both of whose branches are asked, which only the network "
+            "itself can; leave the backend out"
+        )
     samples = data.samples if split is None else data.splits.get(split, ())
     if not samples:
         given = ", ".join(name for name, part in data.splits.items() if part) or "none"
@@ -102,12 +111,16 @@ def accuracy(
         raise DatasetError(f"{model.name} knows the class of none of the {len(samples)} images")
     preprocess = replace(model.preprocess, crop=crop, size=data.image_size or model.preprocess.size)
     hits, failed = _Hits(indices), list(data.problems)
-    done = 0
-    for batch in _batches(in_order(_Preparing(preprocess), known, workers), batch_size):
+    predictor, done = Predictor(model), 0
+    predictor.expect(len(known))
+    for batch in _batches(in_order(_Preparing(preprocess), known, workers, ahead=2 * batch_size), batch_size):
         failed += [(sample.source, image.line) for sample, image in batch if isinstance(image, XaiAbnError)]
         readable = [(sample, image) for sample, image in batch if isinstance(image, PreparedImage)]
         if readable:
-            hits.add([sample for sample, _ in readable], model, torch.stack([image.tensor for _, image in readable]))
+            inputs = torch.stack([image.tensor for _, image in readable])
+            answer = ForwardPass(model, inputs) if model.is_abn else None
+            logits = predictor(inputs) if answer is None else answer.logits
+            hits.add([sample for sample, _ in readable], logits, None if answer is None else answer.class_maps)
         done += len(batch)
         progress(done, len(known))
     if not hits.top_1:
@@ -121,6 +134,7 @@ def accuracy(
         unknown_classes=tuple(sorted(present - set(indices))),
         left_out=len(samples) - len(known),
         failed=failed,
+        predictions=str(predictor) if predictor.images else "",
     )
 
 
@@ -160,12 +174,11 @@ class _Hits:
         self.attention: list[bool] = []
         self.by_class: dict[str, tuple[int, int]] = {}
 
-    def add(self, samples: Sequence[Sample], model: ModelAdapter, inputs: torch.Tensor) -> None:
-        """Add the predictions for inputs (N, C, H, W)."""
-        answer = ForwardPass(model, inputs)
-        first = answer.logits.argmax(dim=1).tolist()
-        near = answer.logits.topk(_NEAR).indices.tolist() if answer.logits.shape[1] > _NEAR else None
-        branch = None if answer.class_maps is None else answer.class_maps.mean(dim=(2, 3)).argmax(dim=1).tolist()
+    def add(self, samples: Sequence[Sample], logits: torch.Tensor, class_maps: torch.Tensor | None) -> None:
+        """Add the predictions of logits (N, K), and of class maps (N, K, h, w) if there is an attention branch."""
+        first = logits.argmax(dim=1).tolist()
+        near = logits.topk(_NEAR).indices.tolist() if logits.shape[1] > _NEAR else None
+        branch = None if class_maps is None else class_maps.mean(dim=(2, 3)).argmax(dim=1).tolist()
         for row, sample in enumerate(samples):
             named = [(name, self.indices[name]) for name in sample.classes if name in self.indices]
             right = {index for _, indices in named for index in indices}

@@ -228,7 +228,7 @@ class _Batch:
             scores = family.compute(
                 [metric.family for metric in members],
                 self.scorer.predict,
-                self.inputs_of(rows),
+                self.inputs_of(rows).contiguous(),  # the predictor knows what is best for its backend
                 maps,
                 targets,
                 batch_size=self.scorer.evaluations,

@@ -12,7 +12,7 @@ from xai_abn.cli import options
 from xai_abn.cli._console import print_table, progress_bar
 from xai_abn.cli.settings import with_settings
 from xai_abn.files import replacing
-from xai_abn.models.settings import ModelSettings
+from xai_abn.models.settings import ModelSettings, PredictionSettings
 
 if TYPE_CHECKING:
     from xai_abn.benchmark.statistics import Estimate
@@ -22,7 +22,9 @@ _WORST = 5
 
 
 @with_settings(
-    {"model": ModelSettings}, short={"model": "-m"}, panels={options.MODEL: tuple(ModelSettings.model_fields)}
+    {"model": ModelSettings, "prediction": PredictionSettings},
+    short={"model": "-m"},
+    panels={options.MODEL: (*ModelSettings.model_fields, *PredictionSettings.model_fields)},
 )
 def command(
     data: Annotated[
@@ -35,6 +37,7 @@ def command(
         ),
     ],
     model: dict[str, Any],
+    prediction: dict[str, Any],
     images: Annotated[
         Path | None,
         typer.Option(help="Folder of the images, if they are not where the annotations say.", metavar="DIR"),
@@ -65,7 +68,7 @@ def command(
     from xai_abn.datasets import read_dataset
 
     dataset = read_dataset(data, images)
-    adapter = options.load_model(chosen, device)
+    adapter = options.load_model(chosen, device, prediction)
     with progress_bar("measuring") as progress:
         found = accuracy(
             adapter,
@@ -88,6 +91,8 @@ def command(
             [(name, str(right), str(count)) for name, (count, right) in worst],
             right=("right", "images"),
         )
+    if found.predictions:
+        typer.echo(f"predictions: {found.predictions}")
     if output is not None:
         with replacing(output) as path:
             path.write_text(json.dumps(found.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")

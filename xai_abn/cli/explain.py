@@ -225,7 +225,7 @@ def command(
         raise InvalidInputError(f"--opacity must be from 0 to 1, got {opacity}")
     for reference in similar_to or []:
         _check_reference(reference)
-    chosen, predictions = options.chosen_model(model), PredictionSettings(**prediction)
+    chosen = options.chosen_model(model)
     sources, failures = _expand(images)
     if not sources:
         _finish(failures, len(failures))
@@ -244,9 +244,7 @@ def command(
         clip=clip,
         coco=coco,
     )
-    adapter = options.load_model(chosen, device)
-    if predictions.backend is not None:
-        adapter = _with_backend(adapter, predictions.backend)
+    adapter = options.load_model(chosen, device, prediction)
     if crop is not None:
         adapter = replace(adapter, preprocess=replace(adapter.preprocess, crop=crop.value))
     if similar_to:
@@ -278,15 +276,6 @@ def _print_predictions(model: ModelAdapter) -> None:
         typer.echo(f"note: predictions: {predictor}", err=True)
     for note in () if predictor is None else predictor.notes:
         typer.echo(f"note: {note}", err=True)
-
-
-def _with_backend(model: ModelAdapter, backend: str) -> ModelAdapter:
-    """Return a model with the way to predict changed images, after checking that it can be used here."""
-    from xai_abn.models.predictor import Predictor
-
-    model = replace(model, backend=backend)
-    Predictor(model)
-    return model
 
 
 def _check_reference(place: str) -> None:

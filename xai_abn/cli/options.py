@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from importlib.metadata import entry_points
 from importlib.resources import files
@@ -17,7 +18,7 @@ from typer.core import TyperCommand
 
 from xai_abn.cli._console import status
 from xai_abn.errors import InvalidInputError, UnknownNameError
-from xai_abn.models.settings import ModelSettings
+from xai_abn.models.settings import ModelSettings, PredictionSettings
 from xai_abn.settings import split_specs
 
 if TYPE_CHECKING:
@@ -91,10 +92,19 @@ def chosen_model(values: Mapping[str, Any]) -> ModelSettings:
     return settings
 
 
-def load_model(settings: ModelSettings, device: str = "cpu") -> ModelAdapter:
-    """Return a command's model; a terminal shows that it is loading."""
+def load_model(
+    settings: ModelSettings, device: str = "cpu", prediction: Mapping[str, Any] | None = None
+) -> ModelAdapter:
+    """Return a command's model, with the backend that was asked for; a terminal shows that it is loading."""
+    backend = PredictionSettings(**(prediction or {})).backend
     with status("loading the model"):
-        return settings.load(device)
+        model = settings.load(device)
+    if backend is not None:
+        from xai_abn.models.predictor import Predictor
+
+        model = replace(model, backend=backend)
+        Predictor(model)  # which refuses what cannot be used here
+    return model
 
 
 def method_names() -> list[str]:

@@ -107,8 +107,13 @@ def _quietly() -> Iterator[None]:
 
 
 def _on_arrays(network: _Logits, run: Callable[[np.ndarray], np.ndarray]) -> Call:
-    """Return the call of a runtime that takes and gives arrays."""
-    return lambda inputs: torch.from_numpy(run(network.given(inputs).numpy())).to(inputs.device)
+    """Return the call of a runtime that takes arrays, which it leaves as they are, and gives others."""
+
+    def call(inputs: Tensor) -> Tensor:
+        pixels = inputs.detach().to("cpu", network.fast.dtype).contiguous().numpy()
+        return torch.from_numpy(run(pixels)).to(inputs.device)
+
+    return call
 
 
 def _onnxruntime(model: ModelAdapter, _bf16: bool, inputs: Tensor) -> Call:
