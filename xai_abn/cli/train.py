@@ -24,12 +24,13 @@ from xai_abn.training.settings import TrainingSettings, make_training_settings, 
 #: Settings by heading in the help.
 PANELS = {
     "Data": ("data", "size", "validation", "on_unreadable", "workers"),
-    "Network": ("arch", "mechanism", "maps", "smoothing", "weights"),
+    "Network": ("arch", "mechanism", "maps", "smoothing", "weights", "continue_from"),
     "Training": (
         "epochs", "batch_size", "lr", "momentum", "nesterov", "weight_decay", "schedule", "milestones", "gamma",
         "warmup", "ema", "seed", "bf16",
     ),
     "Loss": ("attention_weight", "area_weight", "label_smoothing"),
+    "Corrections": ("corrections", "correction_loss", "on", "correction_weight", "correction_batch"),
     "Log and files": ("log_every", "maps_every", "save_minutes", "tensorboard"),
 }  # fmt: skip
 

@@ -35,6 +35,20 @@ class ConvertedWarning(XaiAbnWarning):
     """Given when the pixels of images are changed on reading, such as those of 16 bits."""
 
 
+class Corrected(NamedTuple):
+    """Corrected images of a batch.
+
+    Attributes:
+        images: (N, 3, H, W) as in a batch.
+        targets: (N,) the class whose map was corrected.
+        masks: (N, 2, H, W) uint8 of 0 and 1: where to look, and where not to.
+    """
+
+    images: Tensor
+    targets: Tensor
+    masks: Tensor
+
+
 class Batch(NamedTuple):
     """A batch of images.
 
@@ -43,11 +57,13 @@ class Batch(NamedTuple):
             images can be read, but never in training.
         targets: (N,) class indices, or (N, T) attributes, 0 or 1.
         skipped: number of further images that could not be read.
+        corrected: images whose maps were corrected, if there are corrections.
     """
 
     images: Tensor
     targets: Tensor
     skipped: int = 0
+    corrected: Corrected | None = None
 
 
 class DataSplit(Protocol):

@@ -98,19 +98,24 @@ def _last_of_class(targets: Tensor, drawn: Tensor, rest: Tensor) -> Tensor:
     return torch.tensor([index for label, index in first.items() if label not in left], dtype=drawn.dtype)
 
 
-def read_training_data(spec: str, options: ReadOptions = ReadOptions()) -> TrainingData:
+def read_training_data(
+    spec: str, options: ReadOptions = ReadOptions(), preprocess: Preprocess | None = None
+) -> TrainingData:
     """Read a data set to train on.
 
     Args:
         spec: ``KIND:PLACE``, such as ``"cifar100:DIR"``; see :func:`read_dataset`.
         options: see :class:`ReadOptions`.
+        preprocess: that of a network that is trained further, for data without one of its own.
 
     Raises:
         UnknownNameError: unknown kind.
         DatasetError: the data is missing or damaged, or cannot be trained on.
     """
     kind, _, place = spec.partition(":")
-    return training_data(read_dataset(spec), options, f"{kind}:{Path(place).resolve().name}")
+    data = read_dataset(spec)
+    data = replace(data, preprocess=data.preprocess or preprocess)
+    return training_data(data, options, f"{kind}:{Path(place).resolve().name}")
 
 
 def training_data(data: Dataset, options: ReadOptions = ReadOptions(), name: str = "") -> TrainingData:

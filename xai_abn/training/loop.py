@@ -37,6 +37,7 @@ _CHANGES = {
     "data": "other data: its images, their number or their classes differ",
     "images": "other images: their names or their number differ",
     "classifier": "another classifier: its weights differ",
+    "corrections": "other corrections: their images, marks or classes differ",
 }
 
 

@@ -21,8 +21,8 @@ PLAIN = "none"
 MOST_NESTED = 10
 #: What a run's ``config.yaml`` holds beside the settings.
 NOTES = ("commands", "xai_abn_version")
-#: Names in files of version 1.
-_RENAMED = {"photos": "images"}
+#: Names in files of version 1; and YAML reads the word on as true.
+_RENAMED: dict[Any, str] = {"photos": "images", True: "on"}
 #: Settings of version 1 that no longer exist, and their values that a run can be resumed with.
 _REMOVED: dict[str, Any] = {"stop_after": None, "restore_head": False, "match_scale": True}
 
@@ -101,10 +101,13 @@ class TrainingSettings(RunSettings):
 
     verb = "train"
     free = frozenset(
-        ("data", "epochs", "log_every", "maps_every", "milestones", "save_minutes", "tensorboard", "workers")
-    )
-    local = frozenset(("data",))
-    files = frozenset(("weights",))
+        (
+            "data", "corrections", "epochs", "log_every", "maps_every", "milestones", "save_minutes", "tensorboard",
+            "workers",
+        )
+    )  # fmt: skip
+    local = frozenset(("data", "corrections"))
+    files = frozenset(("weights", "continue_from"))
 
     data: str = Field(description="Data set to train on, as KIND:PLACE, such as cifar100:DIR or images:DIR.")
     arch: str = Field(
@@ -135,6 +138,11 @@ class TrainingSettings(RunSettings):
     )
     weights: str | None = Field(
         None, description="File with weights to start the backbone from. Without it the weights are drawn at random."
+    )
+    continue_from: str | None = Field(
+        None,
+        description="Checkpoint, or folder of a run, whose network is trained further. It has the architecture, the "
+        "mechanism, the classes and the preprocessing.",
     )
     epochs: int = Field(300, ge=1, description="Number of epochs. The last incomplete batch of each epoch is dropped.")
     batch_size: int = Field(128, ge=1, description="Images in a training step, over all GPUs or processes together.")
@@ -187,6 +195,31 @@ class TrainingSettings(RunSettings):
         lt=1,
         description="Share of the training images to hold out as validation split, which chooses the best epoch.",
     )
+    corrections: str | None = Field(
+        None,
+        description="Folder of corrections, as 'xai-abn app' saves them: images with marks of where to look and where "
+        "not to. They are trained on beside the data.",
+    )
+    correction_loss: Literal["energy", "kl", "l1", "tolerant", "abn", "rrr", "counter-examples"] = Field(
+        "energy",
+        description="Loss of the maps of corrected images: 'energy' (share of the map outside), 'kl' (divergence from "
+        "the mask), 'l1' (distance from it), 'tolerant' (the same with soft borders), 'abn' (distance from the edited "
+        "map, as published), 'rrr' (gradients by the pixels where not to look), or 'counter-examples' (noise is pasted "
+        "there, and no map is read).",
+    )
+    on: Literal["class-map", "attention-map", "grad-cam"] = Field(
+        "class-map",
+        description="Map that the loss reads: that of the class in the attention branch (CAM for a classifier without "
+        "one), the attention map, or Grad-CAM of the prediction.",
+    )
+    correction_weight: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of the loss of the maps. Without it, one that suits the loss; with 0 the corrected images "
+        "are trained on as ordinary ones.",
+    )
+    correction_batch: int = Field(8, ge=1, description="Corrected images in a training step, beside --batch-size.")
     log_every: int = Field(50, ge=1, description="Steps between two lines in the log.")
     maps_every: int = Field(10, ge=0, description="Epochs between two figures of attention maps. 0 draws none.")
     save_minutes: float = Field(
@@ -207,10 +240,21 @@ class TrainingSettings(RunSettings):
             raise InvalidInputError("nesterov needs momentum above 0")
         if self.area_weight and self.maps == "per-attribute-signed":
             raise InvalidInputError("area_weight needs maps in [0, 1], and maps=per-attribute-signed are unbounded")
+        changed = self.changed()
         branch = ("maps", "smoothing", "area_weight", "attention_weight")
-        unused = [name for name in branch if self.mechanism == PLAIN and name in self.changed()]
+        unused = [name for name in branch if self.mechanism == PLAIN and name in changed]
         if unused:
             raise InvalidInputError(f"{unused[0]} is for an attention branch; mechanism={PLAIN} has none")
+        fixed = [name for name in _OF_NETWORK if name in changed] if self.continue_from is not None else []
+        if fixed:
+            raise InvalidInputError(f"{fixed[0]} is that of the network in continue_from; leave it out")
+        alone = [name for name in _OF_CORRECTIONS if name in changed] if self.corrections is None else []
+        if alone:
+            raise InvalidInputError(f"{alone[0]} is for corrections; give their folder, or leave it out")
+        if "on" in changed and self.correction_loss in ("rrr", "counter-examples"):
+            raise InvalidInputError(f"correction_loss={self.correction_loss} reads no such map; leave on out")
+        if self.correction_weight is not None and self.correction_loss == "counter-examples":
+            raise InvalidInputError("counter-examples have no weight of their own; leave correction_weight out")
         return self
 
     @property
@@ -248,6 +292,9 @@ class TrainingSettings(RunSettings):
         return self.lr * self.gamma ** sum(epoch >= drop for drop in self.drops)
 
 
+#: Settings that say which network is trained, and those of corrections.
+_OF_NETWORK = ("arch", "mechanism", "maps", "smoothing", "size", "weights")
+_OF_CORRECTIONS = ("correction_loss", "on", "correction_weight", "correction_batch")
 #: Settings of one objective of a distillation alone.
 _OF_MAP = frozenset(
     (

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from xai_abn.datasets import ReadOptions, TrainingData, read_training_data
 from xai_abn.datasets.batches import Batch
 from xai_abn.errors import CheckpointError, InvalidInputError, XaiAbnWarning
 from xai_abn.files import replacing
+from xai_abn.models.adapter import ModelAdapter
+from xai_abn.models.zoo import load_checkpoint
 from xai_abn.networks.abn import ABNOutput, AttentionBranchNetwork
 from xai_abn.networks.architectures import abn_arguments, create_model, find_architecture
 from xai_abn.networks.build import abn_from
@@ -24,6 +26,7 @@ from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_
 from xai_abn.networks.tracing import classifier_name
 from xai_abn.networks.weights import load_weights, read_weights
 from xai_abn.seeding import mixed_seed, seeded
+from xai_abn.training.corrections import CorrectionObjective
 from xai_abn.training.evaluate import evaluate
 from xai_abn.training.figures import draw_curves, draw_maps
 from xai_abn.training.log import summary_writer
@@ -86,11 +89,13 @@ def train(
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[parallel])
     folder = RunFolder(output, results=(BEST, FINAL, RESULT), figures=_FIGURES)
     resuming = folder.check(settings, resume=resume, overwrite=overwrite)
-    data = (data or read_data(settings)).held_out(settings.validation)
+    start = None if settings.continue_from is None else read_start(settings.continue_from)
+    data = (data or read_data(settings, start)).held_out(settings.validation)
     with seeded(settings.seed):
         # a state to resume from holds the weights
-        network = build_network(settings.replace(weights=None) if resuming else settings, data)
-        objective = SupervisedObjective(settings, data, network, accelerator, folder.path)
+        network = build_network(settings.replace(weights=None) if resuming else settings, data, start)
+        backbone = settings.arch if start is None else start.backbone
+        objective = SupervisedObjective(settings, data, network, accelerator, folder.path, backbone)
         loop = TrainingLoop(objective, accelerator, folder, progress)
         if resuming:
             loop.restore()
@@ -104,8 +109,37 @@ def train(
         return objective.finish(loop.position)
 
 
-def read_data(settings: TrainingSettings) -> TrainingData:
-    """Read the data, at the size that the settings or else the architecture ask for.
+class Start(NamedTuple):
+    """The network that a run starts from.
+
+    Attributes:
+        path: its checkpoint.
+        backbone: the architecture of its classifier.
+        model: the network.
+    """
+
+    path: Path
+    backbone: str
+    model: ModelAdapter
+
+
+def read_start(place: str) -> Start:
+    """Read the network of a checkpoint, or of the folder of a run: its best, else its last.
+
+    Raises:
+        CheckpointError: missing or damaged, or the folder holds no model.
+    """
+    path = Path(place)
+    if path.is_dir():
+        path = next((path / name for name in (BEST, FINAL) if (path / name).is_file()), path / BEST)
+    if not path.exists():
+        raise CheckpointError(f"{place}: there is no model; give a checkpoint, or the folder of a run that has one")
+    config, _ = read_checkpoint(path)
+    return Start(path, config.backbone, load_checkpoint(path))
+
+
+def read_data(settings: TrainingSettings, start: Start | None = None) -> TrainingData:
+    """Read the data, as the network that the run starts from sees it, or at the size of settings or architecture.
 
     Raises:
         UnknownNameError: unknown kind of data or architecture.
@@ -114,26 +148,29 @@ def read_data(settings: TrainingSettings) -> TrainingData:
     """
     size = settings.size or find_architecture(settings.arch).size
     options = {name: getattr(settings, name) for name in ("workers", "on_unreadable", "validation")}
-    data = read_training_data(settings.data, ReadOptions(size=size, **options))
+    preprocess = None if start is None else start.model.preprocess
+    data = read_training_data(settings.data, ReadOptions(size=size, **options), preprocess)
     own = data.preprocess.side
     if settings.size not in (None, own):
         raise InvalidInputError(f"size must be {own}, the size of {data.name}, or left out; got {settings.size}")
     return data
 
 
-def build_network(settings: TrainingSettings, data: TrainingData) -> nn.Module:
-    """Build the network, with random weights or a backbone read from a file.
+def build_network(settings: TrainingSettings, data: TrainingData, start: Start | None = None) -> nn.Module:
+    """Build the network, with random weights, a backbone read from a file, or all of one that is trained further.
 
     A seed gives the backbone the same weights for every mechanism.
 
     Raises:
         UnknownNameError: unknown architecture or mechanism.
         CheckpointError: ``settings.weights`` cannot be read or do not fit.
-        InvalidInputError: a map for each attribute is wanted, and the data has classes; or a setting is for classes,
-            and the data has attributes.
+        InvalidInputError: a map for each attribute is wanted, and the data has classes; a setting is for classes, and
+            the data has attributes; or the network that the run starts from has other classes.
     """
     if data.multi_label and settings.label_smoothing:
         raise InvalidInputError(f"label_smoothing is for classes, and {data.name} has attributes; leave it out")
+    if start is not None:
+        return _continued(start, data).train()
     if settings.maps != "shared" and not data.multi_label:
         raise InvalidInputError(
             f"maps={settings.maps} needs data with several attributes for each image, and {data.name} has one class "
@@ -144,13 +181,41 @@ def build_network(settings: TrainingSettings, data: TrainingData) -> nn.Module:
         load_backbone(network, settings.weights)
     if settings.mechanism != PLAIN:
         arguments = {name: getattr(settings, name) for name in ("mechanism", "smoothing", "maps")}
-        start = "random" if settings.weights is None else "classifier"
-        arguments = abn_arguments(settings.arch, start=start, input_size=data.preprocess.side, **arguments)
-        network = abn_from(network, **arguments)
-        if not network.uses_map:  # parameters without a gradient would stop several ranks
-            for layer in network.attention_branch.map_layers:
-                layer.requires_grad_(False)
+        origin = "random" if settings.weights is None else "classifier"
+        arguments = abn_arguments(settings.arch, start=origin, input_size=data.preprocess.side, **arguments)
+        network = _without_unused(abn_from(network, **arguments))
     return network.train()
+
+
+def _continued(start: Start, data: TrainingData) -> nn.Module:
+    model = start.model
+    kinds = {True: "attributes", False: "classes"}
+    if model.multi_label != data.multi_label:
+        raise InvalidInputError(
+            f"{start.path} has {kinds[model.multi_label]} and {data.name} {kinds[data.multi_label]}; give data of the "
+            "same kind"
+        )
+    if model.preprocess != data.preprocess:
+        raise InvalidInputError(
+            f"{start.path} expects other preprocessing than that of {data.name}; give data like that it was trained on"
+        )
+    if model.labels != data.labels:
+        labels = model.labels or ()
+        other = [label for label in data.labels if label not in labels] + [x for x in labels if x not in data.labels]
+        differ = f"such as {other[0]!r}" if other else "in another order"
+        raise InvalidInputError(
+            f"{start.path} has {len(labels)} classes and {data.name} {len(data.labels)}, {differ}; give data of its "
+            "own classes, or start from its backbone with weights"
+        )
+    return _without_unused(model.module)
+
+
+def _without_unused(network: nn.Module) -> nn.Module:
+    """Return a network whose parameters that get no gradient, which would stop several ranks, are not trained."""
+    if isinstance(network, AttentionBranchNetwork) and not network.uses_map:
+        for layer in network.attention_branch.map_layers:
+            layer.requires_grad_(False)
+    return network
 
 
 def load_backbone(network: nn.Module, path: str) -> None:
@@ -183,6 +248,7 @@ class SupervisedObjective(Objective):
         network: a classifier or an ABN.
         accelerator: Accelerate's, which gives the device and joins the ranks.
         folder: where checkpoints and figures are saved.
+        backbone: the architecture of the classifier; default: that of the settings.
 
     Raises:
         InvalidInputError: the batch size does not fit the data or the ranks, or TensorBoard is not installed.
@@ -192,8 +258,15 @@ class SupervisedObjective(Objective):
     settings: TrainingSettings
 
     def __init__(
-        self, settings: TrainingSettings, data: TrainingData, network: nn.Module, accelerator: Any, folder: Path
+        self,
+        settings: TrainingSettings,
+        data: TrainingData,
+        network: nn.Module,
+        accelerator: Any,
+        folder: Path,
+        backbone: str | None = None,
     ) -> None:
+        self.backbone = backbone or settings.arch
         self.settings, self.data, self.accelerator, self.folder = settings, data, accelerator, folder
         self.ranks: int = accelerator.num_processes
         self.device: torch.device = accelerator.device
@@ -216,7 +289,11 @@ class SupervisedObjective(Objective):
         average = None if settings.ema is None else get_ema_multi_avg_fn(settings.ema)
         self.average = None if average is None else AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
         self._parallel: nn.Module = accelerator.prepare_model(self.network)
-        self.origin = {"data": data.fingerprint()}
+        self.corrections: CorrectionObjective | None = None
+        if settings.corrections is not None:
+            self.corrections = CorrectionObjective(settings, data, self.network, self.backbone, self.ranks)
+        marks = "none" if self.corrections is None else self.corrections.images.fingerprint()
+        self.origin = {"data": data.fingerprint(), "corrections": marks}
 
     def _check_batches(self) -> None:
         images, batch_size = len(self.data.train), self.settings.batch_size
@@ -254,7 +331,9 @@ class SupervisedObjective(Objective):
         rank = self.accelerator.process_index
         parts = [batch.chunk(self.ranks)[rank] for batch in order.split(batch_size)][first:last]
         # this string is part of every seed of earlier versions
-        yield from self.data.train.load(parts, self.device, mixed_seed(seed, epoch, "pictures"))
+        batches = self.data.train.load(parts, self.device, mixed_seed(seed, epoch, "pictures"))
+        for step, batch in enumerate(batches, epoch * self.steps_per_epoch + first):
+            yield batch if self.corrections is None else self.corrections.join(batch, step, rank)
 
     def rates(self, epoch: int, step: int) -> list[float]:
         """Return the learning rate of a step."""
@@ -278,7 +357,13 @@ class SupervisedObjective(Objective):
         logits = output.logits if isinstance(output, ABNOutput) else output
         losses["accuracy"] = correct(logits.detach(), batch.targets).mean()
         share = share_of_batch(len(batch.images), self.ranks, self.device)
-        return {name: value * share for name, value in losses.items()}
+        losses = {name: value * share for name, value in losses.items()}
+        if self.corrections is None or batch.corrected is None:
+            return losses
+        correction = self.corrections.loss(batch.corrected)
+        if correction is None:
+            return losses
+        return {**losses, "loss": losses["loss"] + self.corrections.weight * correction, "correction": correction}
 
     def _forward(
         self,
@@ -293,7 +378,7 @@ class SupervisedObjective(Objective):
             shape = "x".join(map(str, batch.images.shape))
             skipped = f" ({batch.skipped} more could not be read)" if batch.skipped else ""
             raise InvalidInputError(
-                f"{self.settings.arch} cannot be trained on a batch of {shape}{skipped}: {error}"
+                f"{self.backbone} cannot be trained on a batch of {shape}{skipped}: {error}"
             ) from error
 
     def try_first_batch(self) -> None:
@@ -311,6 +396,8 @@ class SupervisedObjective(Objective):
             self._forward(self.network, batch, (AssertionError, ValueError, *alone))
             for buffer, value in before:
                 buffer.copy_(value)
+        if self.corrections is not None and batch.corrected is not None:
+            self.corrections.try_loss(batch.corrected)
 
     def after_step(self) -> None:
         """Update the average of the weights."""
@@ -387,7 +474,7 @@ class SupervisedObjective(Objective):
         data, settings, network = self.data, self.settings, self.evaluated
         record = {"settings": settings.portable(), "command": settings.command(), "reached": dict(reached)}
         description = CheckpointConfig(
-            backbone=settings.arch,
+            backbone=self.backbone,
             classes=len(data.labels),
             abn=network.description if isinstance(network, AttentionBranchNetwork) else None,
             preprocess=data.preprocess,
@@ -414,7 +501,8 @@ class SupervisedObjective(Objective):
         self.save(FINAL, {"epoch": settings.epochs, **final})
         images = self.steps_per_epoch * settings.epochs * settings.batch_size
         result: dict[str, Any] = {
-            **{name: getattr(settings, name) for name in ("arch", "mechanism", "maps", "seed", "epochs")},
+            **self._described(),
+            **{name: getattr(settings, name) for name in ("seed", "epochs")},
             "parameters": sum(p.numel() for p in network.parameters()),
             "ranks": self.ranks,
             "device": self.device.type,
@@ -435,6 +523,13 @@ class SupervisedObjective(Objective):
                 draft.write_text(json.dumps(result, indent=1) + "\n")
         self.accelerator.wait_for_everyone()
         return result
+
+    def _described(self) -> dict[str, str]:
+        """Return what the network is, for the record."""
+        network = self.evaluated
+        abn = network.description if isinstance(network, AttentionBranchNetwork) else None
+        mechanism, maps = (PLAIN, "shared") if abn is None else (abn.mechanism, abn.maps)
+        return {"arch": self.backbone, "mechanism": mechanism, "maps": maps}
 
     def _load_best(self, network: nn.Module) -> None:
         """Load the weights best on validation on every rank; only rank 0 needs to see the folder."""
