@@ -594,8 +594,8 @@ def what_it_says(explainer: Explainer, model: ModelAdapter, label: str) -> str:
         )
     if explainer.name == "abn-mask":
         return (
-            f"What must stay visible for {label} to be predicted, as a branch beside the network learned it. It is dark "
-            "where the network sees nothing of the class; it cannot prove that the network is right."
+            f"What must stay visible for {label} to be predicted, as a branch beside the network learned it. Where the "
+            "network sees nothing of the class, it is dark. It cannot prove that the network is right."
         )
     if not explainer.is_class_specific(model):
         return "What the network reacted to most, whatever the class. It cannot tell what spoke for a class."

@@ -170,8 +170,8 @@ MAP_LOSSES: dict[str, Callable[[Tensor, Marks], Tensor]] = {
 }
 #: Name of the loss of gradients by the pixels, and of the images that need no loss of their own.
 RRR, COUNTER_EXAMPLES = "rrr", "counter-examples"
-#: Weight of each loss unless another is given, measured in benchmarks/corrections.
-WEIGHTS = {"energy": 1.0, "kl": 10.0, "l1": 1.0, "tolerant": 1.0, "abn": 0.1, RRR: 1.0}
+#: Weight of each loss unless another is given; see benchmarks/corrections.
+WEIGHTS = {"energy": 3.0, "kl": 10.0, "l1": 5.0, "tolerant": 3.0, "abn": 0.5, RRR: 0.01}
 
 
 def _sum(values: Tensor) -> Tensor:
