@@ -43,7 +43,7 @@ def machine() -> dict[str, Any]:
         found = {key.strip(): value.strip() for key, _, value in reversed(lines)}
         processor = found.get("model name", processor)
         extensions = " ".join(e for e in EXTENSIONS if e in found.get("flags", found.get("Features", "")).split())
-    facts = {"processor": processor, "extensions": extensions}
+    facts: dict[str, Any] = {"processor": processor, "extensions": extensions}
     facts |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     return facts

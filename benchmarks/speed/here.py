@@ -86,7 +86,8 @@ def backends(
     model: xai_abn.ModelAdapter, inputs: torch.Tensor, rounds: int, limit: float, compiled: bool
 ) -> dict[str, dict[str, Any]]:
     """Return, for each backend that runs here, what was measured, or why it is left out."""
-    kind, found = model.device.type, {}
+    kind = model.device.type
+    found: dict[str, dict[str, Any]] = {}
     reference = Predictor(model, backend="network")(inputs)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.module(inputs[:1])
