@@ -136,7 +136,7 @@ def methods(model: xai_abn.ModelAdapter, names: list[str], rounds: int) -> dict[
             calls[name]()
         except XaiAbnError as error:
             found[name] = f"does not apply: {error.line}"
-            del calls[name]
+            calls.pop(name, None)
     times = time_in_turns(calls, rounds)
     forward = statistics.median(times["bare"])
     found |= {name: round(statistics.median(times[name]) / forward, 2) for name in calls if name != "bare"}
