@@ -159,7 +159,7 @@ def energy_inside(model, folder):
 
 def test_maps_move_to_the_marks(place, tmp_path):
     """With the loss, the maps of the corrected images lie more inside than after the same training without it."""
-    config = settings(place, epochs=4, lr=0.03, correction_batch=6)
+    config = settings(place, epochs=4, lr=0.03, correction_batch=6, correction_loss="energy", on="class-map")
     for name, weight in (("told", 3.0), ("control", 0.0)):
         train(config.replace(correction_weight=weight), tmp_path / name)
     told, control = (energy_inside(load_model(tmp_path / n / FINAL), place / "marks") for n in ("told", "control"))
@@ -340,7 +340,7 @@ def test_a_correction_that_cannot_be_used_is_one_sentence(place, tmp_path, how, 
         ({"continue_from": "nowhere"}, "nowhere: there is no model; give a checkpoint"),
         ({"arch": "resnet26"}, "arch is that of the network in continue_from"),
         ({"corrections": None}, "correction_batch is for corrections; give their folder"),
-        ({"correction_loss": "rrr", "on": "grad-cam"}, "reads no such map; leave on out"),
+        ({"correction_loss": "rrr", "on": "class-map"}, "reads no such map; leave on out"),
         ({"correction_loss": "counter-examples", "correction_weight": 1.0}, "no weight of their own"),
         ({"correction_loss": "cosine"}, "unknown correction_loss 'cosine'; known: energy, kl"),
         ({"on": "cam"}, "unknown on 'cam'; did you mean"),
@@ -362,7 +362,7 @@ def test_a_network_without_class_map_is_refused(place, tmp_path):
     given = {"data": f"images:{place / 'data'}", "arch": "torchvision:mobilenet_v3_small", "mechanism": "none"}
     given |= {"size": SIDE, "corrections": str(place / "marks"), "correction_batch": 4}
     with pytest.raises(UnsupportedModelError, match=r"cam|CAM") as raised:
-        train(make_training_settings(COMMON, given), tmp_path / "run")
+        train(make_training_settings(COMMON, given, {"on": "class-map"}), tmp_path / "run")
     check_error(raised.value)
     with pytest.raises(
         UnsupportedModelError, match=r"choose another map or 'counter-examples': .*hardsigmoid"

@@ -201,14 +201,14 @@ class TrainingSettings(RunSettings):
         "not to. They are trained on beside the data.",
     )
     correction_loss: Literal["energy", "kl", "l1", "tolerant", "abn", "rrr", "counter-examples"] = Field(
-        "energy",
+        "kl",
         description="Loss of the maps of corrected images: 'energy' (share of the map outside), 'kl' (divergence from "
         "the mask), 'l1' (distance from it), 'tolerant' (the same with soft borders), 'abn' (distance from the edited "
         "map, as published), 'rrr' (gradients by the pixels where not to look), or 'counter-examples' (noise is pasted "
         "there, and no map is read).",
     )
     on: Literal["class-map", "attention-map", "grad-cam"] = Field(
-        "class-map",
+        "grad-cam",
         description="Map that the loss reads: that of the class in the attention branch (CAM for a classifier without "
         "one), the attention map, or Grad-CAM of the prediction.",
     )
