@@ -54,22 +54,27 @@ def test_no_more_items_are_taken_than_allowed():
 
 
 def test_what_has_not_begun_when_it_is_closed_is_left_out():
-    """What has begun is finished, so no file stays half written."""
+    """What has begun is finished, so no file stays half written, and the iterator may be closed in any thread."""
     begun, go = [], threading.Event()
+
+    ended = threading.Event()
 
     def wait(number):
         begun.append(number)
         if number:
             go.wait(10)
+            results.close()
+            ended.set()
         return number
 
     results = in_order(wait, range(9), 1, ahead=8)
     assert next(results) == 0
     while len(begun) < 2:
         time.sleep(0.001)
-    threading.Timer(0.05, go.set).start()
-    results.close()
+    go.set()
+    assert ended.wait(10)
     assert begun == [0, 1]
+    assert list(results) == []
 
 
 def test_an_error_ends_it():

@@ -16,7 +16,8 @@ def in_order(
 ) -> Iterator[Made]:
     """Yield what a function makes of each item, in order, computed by threads.
 
-    The items are taken in the calling thread. When the iterator is closed, work that has not begun is left out.
+    The items are taken in the calling thread. When the iterator is closed, work that has not begun is left out, and
+    what has begun ends by itself.
 
     Args:
         function: it should return errors that concern one item, as one that it raises ends the iterator.
@@ -37,4 +38,4 @@ def in_order(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # one of the threads may be the one that collects the iterator
