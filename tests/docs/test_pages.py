@@ -108,10 +108,12 @@ def test_a_tutorial_runs_from_beginning_to_end(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for language, block in re.findall(r"^```(python|bash)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         if language == "python":
-            exec(compile(block.replace('"train": 200', '"train": 100'), page.name, "exec"), {"__name__": "docs"})
+            code = re.sub(r'"train": \d+', '"train": 60', block)
+            exec(compile(code, page.name, "exec"), {"__name__": "docs"})
             continue
         for line in re.findall(r"^xai-abn (?!app)(.*)$", block, re.MULTILINE):
-            arguments = shlex.split(line.replace("--epochs 6", "--epochs 1"), comments=True)
+            line = re.sub(r"--epochs \d+ --batch-size \d+", "--epochs 1 --batch-size 27 --quiet", line)
+            arguments = shlex.split(line, comments=True)
             result = CliRunner().invoke(app, arguments)
             assert result.exit_code == 0, (line, result.output, result.exception)
 
