@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import runpy
 import sys
 import types
@@ -96,7 +97,10 @@ ON_IMAGES = {
     "speed.folder": ["{data}/imagenet_val/images", "--number", "8", "--rounds", "1", "--coming", "0"],
     "multi_object.why": ["--data", "imagenet-boxes:{data}/imagenet_val/boxes.csv", "--limit", "2"],
 }
-ELSEWHERE = {"class_masks.split", "cifar.run", "celeba.prepare", "celeba.run", "celeba.report", "structure.walks"}
+ELSEWHERE = {
+    "celeba.prepare", "celeba.report", "celeba.run", "cifar.run", "class_masks.split", "corrections.report",
+    "corrections.run", "structure.walks",
+}  # fmt: skip
 
 
 def test_every_script_is_run():
@@ -115,6 +119,32 @@ def test_a_script_on_annotated_images_runs(script, monkeypatch, data):
     """On eight images of noise."""
     arguments = [argument.replace("{data}", str(data)) for argument in ON_IMAGES[script]]
     run(monkeypatch, script, *arguments, "--output", data / "results.json")
+
+
+def test_the_corrections_scripts_run(monkeypatch, tmp_path, capsys):
+    """Cells of every kind on a hundred images for an epoch; what is there is not computed again."""
+    images, annotations = [], []
+    for number in range(12):
+        write_image(tmp_path / "coco" / "images" / f"{number}.png", (80, 80), number)
+        images.append({"id": number, "file_name": f"{number}.png", "width": 80, "height": 80})
+        outline = [[10, 10, 60, 10, 60, 70, 10, 70]]
+        thing = {"image_id": number, "category_id": number // 3 % 2, "bbox": [10, 10, 50, 60], "segmentation": outline}
+        annotations.append({**thing, "id": number, "iscrowd": 0})
+    categories = [{"id": 0, "name": "person"}, {"id": 1, "name": "car"}]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "coco" / "instances.json").write_text(json.dumps(document))
+    for folder in ("one", "other"):
+        for number in range(6):
+            write_image(tmp_path / folder / f"{number}.png", (40, 60), number)
+    output = tmp_path / "results.jsonl"
+    given = ["--coco", tmp_path / "coco", "--grounds", tmp_path / "one", tmp_path / "other", "--output", output]
+    given += ["--work", tmp_path / "work", "--seeds", "0", "--sizes", "100", "24", "--epochs", "1"]
+    for only, count in (("decoy-95", 4), ("on='attention-map'", 1), ("queue", 2), ("ground-95", 1)):
+        run(monkeypatch, "corrections.run", *given, "--only", only, "--cells", count)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len({json.dumps([row[name] for name in ("data", "network", "loss", "on", "choice")]) for row in rows}) == 8
+    run(monkeypatch, "corrections.report", "--results", output)
+    assert "| plain, counter-examples | 1 |" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore::xai_abn.training.supervised.LeftOutWarning")
