@@ -156,16 +156,26 @@ BY_HAND = {
 }
 
 
+#: Methods that ask for predictions alone.
+ASKING = {"occlusion", "feature-ablation", "kernel-shap", "lime"}
+
+
 @pytest.mark.parametrize("name", BY_HAND)
 def test_the_raw_attribution_is_captums(name, plain, images):
-    """Before the channels are combined, every value equals that of captum bit for bit."""
+    """Before the channels are combined, every value equals that of captum bit for bit, or to rounding.
+
+    Methods that only ask for predictions get them in the memory format that is faster.
+    """
     arguments, by_hand = BY_HAND[name]
     explainer = explainers.get(name)(**arguments)
     found = explainer.attributions(shared_pass(plain, explainer, images), TARGETS)
     for row in range(2):
         with seeded(0):
             expected = by_hand(plain.module, images[row : row + 1].clone().requires_grad_(), int(TARGETS[row]))
-        assert torch.equal(found[row : row + 1], expected.detach())
+        if name in ASKING:
+            torch.testing.assert_close(found[row : row + 1], expected.detach(), atol=1e-7, rtol=1e-5)
+        else:
+            assert torch.equal(found[row : row + 1], expected.detach())
 
 
 def test_every_method_is_compared():
