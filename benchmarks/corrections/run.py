@@ -101,7 +101,7 @@ def cells(seeds: Sequence[int]) -> list[Cell]:
     first, others = (50, "random"), [(25, "queue"), (50, "queue"), *itertools.product((10, 200), ("random", "queue"))]
     decoy, *more = DATA
     stages = [([decoy], [first], WAYS), (more[:1], [first], FEW), ([decoy], others, FEW), (more, [first], FEW)]
-    stages += [(more, [first], WAYS), (DATA, others, FEW), (DATA, others, WAYS)]
+    stages += [(more, [first], WAYS), (list(DATA), others, FEW), (list(DATA), others, WAYS)]
     found: dict[Cell, None] = {}
     for names, numbers, ways in stages:
         for data, (number, choice), seed in itertools.product(names, numbers, seeds):
@@ -115,7 +115,7 @@ class Front(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        network = load_model("lite0").module
+        network: Any = load_model("lite0").module
         self.layers = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:5]).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Front:
@@ -139,7 +139,8 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
-        return self.fc(self.pool(self.second(self.first(self.front(x)))).flatten(1))
+        logits: Tensor = self.fc(self.pool(self.second(self.first(self.front(x)))).flatten(1))
+        return logits
 
 
 class Features:
@@ -282,7 +283,7 @@ class Bench:
 
     def pool(self, seed: int) -> list[int]:
         """Return the images that may be corrected, at random."""
-        return np.random.default_rng(seed).permutation(len(self.samples))[:POOL].tolist()
+        return [int(index) for index in np.random.default_rng(seed).permutation(len(self.samples))[:POOL]]
 
     def queue(self, name: str, seed: int) -> list[int]:
         """Return them in the order of the app's queue; those with a map like an earlier one's come last."""
