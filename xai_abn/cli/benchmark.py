@@ -42,10 +42,7 @@ def run(
     ],
     model: dict[str, Any],
     protocol: dict[str, Any],
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the images, if they are not where the annotations say.", metavar="DIR"),
-    ] = None,
+    images: options.Images = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -209,7 +206,4 @@ def _report(summary: Summary) -> None:
             f"note: {summary.superseded} images changed since they were measured; their old values no longer count",
             err=True,
         )
-    for source, reason in summary.failed:
-        typer.echo(f"xai-abn: {reason if reason.startswith(source) else f'{source}: {reason}'}", err=True)
-    if summary.failed:
-        raise typer.Exit(1)
+    options.end_with_failures(summary.failed)

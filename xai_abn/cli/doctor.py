@@ -122,7 +122,7 @@ def _devices() -> Iterator[str]:
 
         yield f"onnxruntime {onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
     compiler = shutil.which(os.environ.get("CXX", "c++" if sys.platform != "win32" else "cl"))
-    yield f"C++ compiler, for --compile: {compiler or 'none found'}"
+    yield f"C++ compiler, for the backend torch-compile: {compiler or 'none found'}"
 
 
 def _first_map() -> str:

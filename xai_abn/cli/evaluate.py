@@ -38,10 +38,7 @@ def command(
     ],
     model: dict[str, Any],
     prediction: dict[str, Any],
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the images, if they are not where the annotations say.", metavar="DIR"),
-    ] = None,
+    images: options.Images = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -101,10 +98,7 @@ def command(
         names = ", ".join(found.unknown_classes[:5]) + (", ..." if len(found.unknown_classes) > 5 else "")
         noun = "image" if found.left_out == 1 else "images"
         typer.echo(f"note: left out {found.left_out} {noun} of classes that the model lacks: {names}", err=True)
-    for source, reason in found.failed:
-        typer.echo(f"xai-abn: {reason if reason.startswith(source) else f'{source}: {reason}'}", err=True)
-    if found.failed:
-        raise typer.Exit(1)
+    options.end_with_failures(found.failed)
 
 
 def _cells(share: Estimate) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from enum import Enum
 from importlib.metadata import entry_points
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,6 +31,11 @@ MODEL, OUTPUT = "Model", "Output"
 VERBOSE = "--verbose"
 
 Device = Annotated[str, typer.Option(help="Device to run the model on, such as cpu or cuda.", rich_help_panel=MODEL)]
+
+Images = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the images, if they are not where the annotations say.", metavar="DIR"),
+]
 
 
 class Command(TyperCommand):
@@ -105,6 +111,14 @@ def load_model(
         model = replace(model, backend=backend)
         Predictor(model)  # which refuses what cannot be used here
     return model
+
+
+def end_with_failures(failures: Sequence[tuple[str, str]]) -> None:
+    """Print each image that failed, with the reason, on one line, and exit with 1 if there are any."""
+    for source, reason in failures:
+        typer.echo(f"xai-abn: {reason if reason.startswith(source) else f'{source}: {reason}'}", err=True)
+    if failures:
+        raise typer.Exit(1)
 
 
 def method_names() -> list[str]:
