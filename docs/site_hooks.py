@@ -6,9 +6,10 @@ import os
 import posixpath
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).parents[1]
 #: Pages of the repository that the site shows under their own paths, and files that they link.
@@ -19,6 +20,8 @@ LEFT_OUT = ("README.md",)
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages of the repository that lie outside of this folder."""
+    from mkdocs.structure.files import File
+
     for pattern in ELSEWHERE:
         for path in sorted(ROOT.glob(pattern)):
             place = path.relative_to(ROOT).as_posix()
