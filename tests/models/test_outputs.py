@@ -264,10 +264,8 @@ def test_the_drawing_of_values_names_no_prediction(monkeypatch):
     assert not any("%" in text or "predicted" in text for text in written)
 
 
-def test_probabilities_of_values_are_refused():
-    """RISE weighs by them; attributes have some, values none."""
-    with pytest.raises(UnsupportedModelError, match="only has a score"):
-        xai_abn.explain(wrapped(body(3), scores_only=True), images(1), "rise")
+def test_values_are_no_attributes():
+    """Values have no probabilities, attributes do."""
     with pytest.raises(InvalidInputError, match="not both") as caught:
         wrapped(body(3), scores_only=True, multi_label=True)
     check_error(caught.value)

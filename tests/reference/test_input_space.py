@@ -6,6 +6,7 @@ import math
 import threading
 
 import captum.attr
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -398,10 +399,22 @@ def test_rise_refuses_options_out_of_range(arguments, message):
         explainers.RISE(**arguments)
 
 
-def test_rise_refuses_a_score_that_is_no_probability(plain):
-    """A user-defined score has no probability."""
-    with pytest.raises(UnsupportedModelError, match="use occlusion"):
-        explainers.RISE().check(plain.with_output(lambda logits: logits[:, 0], "first"))
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_rise_of_values_is_their_covariance_with_visibility(offset, images):
+    """Whatever constant is added to them."""
+    model = seeded_model(LinearNet, scores_only=True)
+    with torch.no_grad():
+        model.module.fc.bias += offset
+    explainer = explainers.RISE(masks=40, side=5, keep=0.4, seed=3, batch_size=7)
+    found = explainer.explain(ForwardPass(model, images), TARGETS)
+    masks = torch.cat(list(explainer.stacks(SIDE, SIDE))).double().numpy()
+    weights = model.module.fc.weight.detach().double().numpy()
+    for row, target in enumerate(TARGETS.tolist()):
+        values = (images[row].double().numpy() * masks[:, None]).reshape(40, -1) @ weights[target]
+        cells = masks.reshape(40, -1).T
+        expected = np.array([np.cov(values, cell, bias=True)[0, 1] for cell in cells]).reshape(SIDE, SIDE) / 0.4
+        np.testing.assert_allclose(found[row].numpy(), expected, atol=(1e-6 + 1e-7 * offset) * 10)
+        assert expected.min() < -0.01 < 0.01 < expected.max()
 
 
 @pytest.mark.parametrize("kind", [PlainNet, SharedNet, torchvision.models.resnet18, torchvision.models.squeezenet1_1])

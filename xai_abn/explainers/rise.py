@@ -9,9 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers.base import Count, Explainer, Seed, register
-from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.targets import target_scores
 
@@ -24,6 +22,10 @@ class RISE(Explainer):
     normalized input, the mean color. All images and targets get the same masks. For a direction, the probabilities
     are combined with its weights. Each mask costs one forward pass of a fast copy of the network. The masks of a volume
     or clip have as many cells in depth or time; along an axis with fewer slices than cells, each slice has its own.
+
+    Where the output has no probabilities, as in regression, similarity and segmentation, the zero of a score means
+    nothing. Each mask is then weighted by its score less the mean score of all masks. The map has both signs: it is the
+    covariance of the score with each pixel's visibility, divided by ``keep``. This case is not in the paper.
 
     Source: Petsiuk et al., "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018, eq. 6,
     and the authors' code, which uses 4000 to 8000 masks of 7x7 cells for 224 pixels.
@@ -49,28 +51,27 @@ class RISE(Explainer):
         """What the values lie on, in words."""
         return f"masks of {self.side}x{self.side}"
 
-    def check(self, model: ModelAdapter) -> None:
-        """Also refuse a model whose output is a score without a probability."""
-        super().check(model)
-        if not model.has_probabilities:
-            raise UnsupportedModelError(
-                f"{self.name} weights its masks by probabilities and {model.name} only has a score; use occlusion, or "
-                "wrap the network with multi_label=True if its one output is the logit of a class"
-            )
-
     @torch.no_grad()
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
         """Return the maps of ``targets``, (N, H, W), or (N, D, H, W) of volumes."""
         images = forward_pass.inputs.detach()
         forward_pass.predictor.expect(self.masks * len(images))
+        probable = forward_pass.model.has_probabilities
+        unmasked = torch.zeros(len(images)) if probable else target_scores(forward_pass.logits, targets)
         maps = torch.zeros(len(images), *images.shape[2:], device=images.device)
+        visible, totals = torch.zeros_like(maps[0]), torch.zeros(len(images), device=images.device)
         for stack in self.stacks(*forward_pass.size):
             stack = stack.to(images.device)
+            visible += stack.sum(dim=0)
             for row, image in enumerate(images):
-                probabilities = forward_pass.as_probabilities(forward_pass.predict(image * stack[:, None].to(image)))
+                outputs = forward_pass.predict(image * stack[:, None].to(image))
+                outputs = forward_pass.as_probabilities(outputs) if probable else outputs
                 target = targets[row : row + 1]
-                scores = target_scores(probabilities, target.expand(len(stack), *target.shape[1:]))
+                scores = target_scores(outputs, target.expand(len(stack), *target.shape[1:])) - unmasked[row]
                 maps[row] += torch.tensordot(scores, stack, dims=1)
+                totals[row] += scores.sum()
+        if not probable:
+            maps -= torch.tensordot(totals / self.masks, visible, dims=0)
         return maps / (self.masks * self.keep)
 
     def stacks(self, *size: int) -> Iterator[Tensor]:

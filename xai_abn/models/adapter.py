@@ -498,24 +498,26 @@ class ModelAdapter:
             )
         return found[-1]
 
-    def check_positions(self, layer: str, layout: Layout, size: tuple[int, ...], call: int = -1) -> None:
+    def check_positions(self, layer: str, layers: Mapping[str, tuple[Layout, int]], size: tuple[int, ...]) -> None:
         """Refuse a layer whose positions are not those of the image, as in networks that crop, turn or pad it inside.
 
         Args:
             layer: its name.
-            layout: of its output; tokens, small grids, grids of volumes and those of detectors are not checked.
+            layers: by name the layouts of this layer's output and of others that will be read, and which of their
+                calls in a pass. All that are new are checked at once. Tokens, small grids, grids of volumes and those
+                of detectors are not checked.
             size: of the input, (H, W).
-            call: which of its calls in a pass.
 
         Raises:
             UnsupportedModelError: its map would lie in the wrong place.
         """
         if (layer, size) not in self._places:
-            self._places[layer, size] = ""
-            known = layout.kind == "tokens" or self._kind == "detections"  # which resize images by themselves
-            if not known and len(size) == 2 and min(layout.grid) >= 3:
+            self._places.update(((name, size), "") for name in layers)
+            grids = {n: (g, call) for n, (g, call) in layers.items() if g.kind != "tokens" and min(g.grid) >= 3}
+            if grids and len(size) == 2 and self._kind != "detections":  # detectors resize images by themselves
                 with self._tracing:
-                    self._places[layer, size] = misplaced(self.module, self._sample(size), layer, layout, call)
+                    problems = misplaced(self.module, self._sample(size), grids)
+                self._places.update(((name, size), problem) for name, problem in problems.items())
         if problem := self._places[layer, size]:
             raise UnsupportedModelError(
                 f"layer {layer!r} of {self.name} {problem}, so its map would lie in the wrong place; do this to the "

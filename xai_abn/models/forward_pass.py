@@ -6,7 +6,8 @@ import copy
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cached_property
 from time import perf_counter
 from typing import TypeAlias
 
@@ -246,6 +247,20 @@ class ForwardPass:
             InvalidInputError: the layer was not among ``layers``.
             UnsupportedModelError: its output has no positions.
         """
+        found = self._layout(layer)
+        self.model.check_positions(layer, self._layouts, self.size)
+        return found
+
+    @cached_property
+    def _layouts(self) -> dict[str, tuple[Layout, int]]:
+        """The layouts of the captured layers that have positions, and which of their calls was captured."""
+        layouts = {}
+        for layer in self._kept:
+            with suppress(UnsupportedModelError):
+                layouts[layer] = (self._layout(layer), self._calls.get(layer, -1))
+        return layouts
+
+    def _layout(self, layer: str) -> Layout:
         shape = tuple(self._captured(layer).shape)
         found = grid_layout(shape, self.size)
         if len(shape) == 3 or is_ambiguous(shape, self.size):
@@ -259,7 +274,6 @@ class ForwardPass:
                 f"layer {layer!r} gives {shape} for {len(self.inputs)} images, as in networks that cut "
                 "images into windows; choose another layer"
             )
-        self.model.check_positions(layer, found, self.size, self._calls.get(layer, -1))
         return found
 
     def activations(self, layer: str) -> Tensor:

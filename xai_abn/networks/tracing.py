@@ -8,7 +8,7 @@ import re
 import threading
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -421,52 +421,57 @@ def _with_noise(sample: Tensor, seed: int, region: Part) -> Tensor:
     return copy
 
 
-def misplaced(module: nn.Module, sample: Tensor, layer: str, layout: Layout, call: int = -1) -> str:
-    """Return how the positions of a layer lie in the image, if not as its maps are drawn; else an empty text.
+def misplaced(module: nn.Module, sample: Tensor, layers: Mapping[str, tuple[Layout, int]]) -> dict[str, str]:
+    """Return how the positions of layers lie in the image, if not as their maps are drawn; else empty texts.
 
     The network runs on noise, and again with other noise in eight parts of it.
 
     Args:
         module: the network; it is not changed.
         sample: (1, C, H, W).
-        layer: its name.
-        layout: of its output, a grid.
-        call: which of its calls in a pass.
+        layers: by name the layout of each layer's output, a grid, and which of its calls in a pass.
     """
-    kept: list[Tensor] = []
+    kept: dict[str, list[Tensor]] = {}
 
-    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        tensor = main_tensor(output)
-        if tensor is not None:
-            kept.append(tensor.detach())
+    def keep(name: str) -> RemovableHandle:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            tensor = main_tensor(output)
+            if tensor is not None:
+                kept.setdefault(name, []).append(tensor.detach())
 
-    def maps(image: Tensor) -> Tensor:
+        return module.get_submodule(name).register_forward_hook(in_this_thread(hook))
+
+    def maps(image: Tensor) -> dict[str, Tensor]:
         kept.clear()
-        with hooks(h for h in (module.get_submodule(layer).register_forward_hook(in_this_thread(keep)),)):
+        with hooks(keep(name) for name in layers):
             module(on_device(image, module))
-        values = layout.to_maps(kept[call])[0].abs() if kept[call].is_complex() else layout.to_maps(kept[call])[0]
-        return values.float()
+        found = {name: layout.to_maps(kept[name][call])[0] for name, (layout, call) in layers.items()}
+        return {name: (values.abs() if values.is_complex() else values).float() for name, values in found.items()}
 
     height, width = sample.shape[2:]
     noise = _with_noise(sample, 1, (slice(None), slice(None)))
-    found: list[tuple[float, float]] = []
-    parts: list[tuple[float, float]] = []
-    unseen: list[Tensor] = []
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in layers}
+    parts: dict[str, list[tuple[float, float]]] = {name: [] for name in layers}
+    unseen: dict[str, list[Tensor]] = {name: [] for name in layers}
     with evaluating(module), without_gradients(module):
         before = maps(noise)
         for rows, columns in _regions((height, width), 8):
             image = _with_noise(noise, 0, (rows, columns))
-            change = maps(image) - before
-            change = change - change.flatten(1).median(dim=1).values[:, None, None]  # what spreads to all positions
-            center = _center(change.norm(dim=0).square())
-            if center is None:
-                unseen.append(image)
-                continue
-            found.append(center)
-            parts.append(((rows.start + rows.stop) / (2 * height), (columns.start + columns.stop) / (2 * width)))
-    if found and len(unseen) > 1 and all(_same(module, noise, image) for image in unseen):
-        return "sees only a part of the image"
-    return misplacement(found, parts)
+            for name, after in maps(image).items():
+                change = after - before[name]
+                change = change - change.flatten(1).median(dim=1).values[:, None, None]  # what spreads everywhere
+                center = _center(change.norm(dim=0).square())
+                if center is None:
+                    unseen[name].append(image)
+                    continue
+                found[name].append(center)
+                place = (rows.start + rows.stop) / (2 * height), (columns.start + columns.stop) / (2 * width)
+                parts[name].append(place)
+    problems = {name: misplacement(found[name], parts[name]) for name in layers}
+    for name, images in unseen.items():
+        if found[name] and len(images) > 1 and all(_same(module, noise, image) for image in images):
+            problems[name] = "sees only a part of the image"
+    return problems
 
 
 def _same(module: nn.Module, one: Tensor, other: Tensor) -> bool:
