@@ -10,12 +10,15 @@ Needs ``pip install "xai-abn[test]"``.
 from __future__ import annotations
 
 import re
+import tempfile
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
+import tokenizers
 import torch
 import torchvision
 import transformers
@@ -25,6 +28,7 @@ import xai_abn
 from benchmarks._harness import machine, make_parser
 from xai_abn import explainers
 from xai_abn.errors import XaiAbnError
+from xai_abn.integrations.onnx import export_onnx
 
 SIZE, CLASSES = 64, 5
 #: Options that make a method fast; they do not decide whether it applies.
@@ -58,6 +62,11 @@ def of_hugging_face(name: str, **options: Any) -> Callable[[], nn.Module]:
     return make
 
 
+def resnet() -> nn.Module:
+    made: nn.Module = torchvision.models.resnet18(num_classes=CLASSES)
+    return made
+
+
 def segmenter() -> nn.Module:
     made: nn.Module = torchvision.models.segmentation.lraspp_mobilenet_v3_large(
         weights=None, weights_backbone=None, num_classes=CLASSES
@@ -72,13 +81,52 @@ def detector() -> nn.Module:
     return made
 
 
-def abn() -> nn.Module:
-    return xai_abn.abn_from(torchvision.models.resnet18(num_classes=CLASSES))
+class Clips(nn.Module):
+    """A small ResNet in three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv3d(3, 8, 3, (1, 4, 4), 1), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 16, 3, (1, 2, 2), 1), nn.ReLU()
+        )
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """Return the logits of clips (N, 3, T, H, W)."""
+        logits: torch.Tensor = self.head(self.body(clips).mean((2, 3, 4)))
+        return logits
 
 
-FAMILIES: dict[str, Callable[[], nn.Module]] = {
-    "ResNet": lambda: torchvision.models.resnet18(num_classes=CLASSES),
-    "ABN of it": abn,
+def clip() -> xai_abn.ModelAdapter:
+    """Return a CLIP that compares images with three texts."""
+    library: Any = transformers  # without types
+    words = tokenizers.models.WordLevel({w: i for i, w in enumerate(("<s>", "</s>", "dog", "cat", "bird", "?"))}, "?")
+    text = {**VIT, "vocab_size": 6, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1}
+    vision = {**VIT, "image_size": SIZE, "patch_size": 16}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    images = library.CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
+    tokens = library.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(words), pad_token="</s>")
+    processor = library.CLIPProcessor(images, tokens)
+    return xai_abn.zero_shot(library.CLIPModel(config).eval(), processor, ["dog", "cat", "bird"])
+
+
+def onnx_file() -> xai_abn.ModelAdapter:
+    """Return a ResNet that was exported to an ONNX file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        export_onnx(wrapped(resnet()), path, method="none")
+        return xai_abn.load_model(f"onnx:{path}")
+
+
+def wrapped(network: nn.Module, **options: Any) -> xai_abn.ModelAdapter:
+    own = hasattr(network, "transform") or "example_input" in options
+    preprocess = None if own else xai_abn.Preprocess(size=SIZE, crop="squash")
+    return xai_abn.wrap(network.eval(), preprocess=preprocess, name="family", **options)
+
+
+FAMILIES: dict[str, Callable[[], nn.Module | xai_abn.ModelAdapter]] = {
+    "ResNet": resnet,
+    "ABN of it": lambda: xai_abn.abn_from(resnet(), masks=True),
     "EfficientNet": of_timm("tf_efficientnet_lite0"),
     "ConvNeXt (HF)": of_hugging_face("ConvNextForImageClassification", depths=[1] * 4, hidden_sizes=[8, 16, 32, 64]),
     "ViT": of_timm("vit_tiny_patch16_224", img_size=SIZE, depth=3),
@@ -93,8 +141,12 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
         num_heads=[1, 2, 4, 8],
     ),
     "SegFormer (HF)": of_hugging_face("SegformerForImageClassification", depths=[1] * 4),
+    "CLIP": clip,
     "segmentation": segmenter,
     "detection": detector,
+    "regression": lambda: wrapped(resnet(), scores_only=True),
+    "clips": lambda: wrapped(Clips(), example_input=torch.zeros(1, 3, 4, SIZE, SIZE)),
+    "ONNX file": onnx_file,
 }
 
 
@@ -102,13 +154,17 @@ def tried(model: xai_abn.ModelAdapter, method: str) -> str | None:
     """Return why a method is refused, or None if it gives a map."""
     options = FAST.get(method)
     spec = f"{method}:{options}" if options else method
-    image = np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    image: Any = rng.integers(0, 256, (80, 120, 3), np.uint8)
+    if model.axes == 3:
+        image = torch.from_numpy(rng.normal(size=(1, 3, 4, SIZE, SIZE))).float()
+    targets = 0 if model.scores_only else None
     try:
-        (record,) = xai_abn.explain(model, image, spec)[0].values()
+        (record,) = xai_abn.explain(model, image, spec, targets)[0].values()
     except XaiAbnError as error:
         reason = str(error).replace(model.name, "it").replace(type(model.module).__name__, "network")
         return re.sub(r"'[^']*'", "'...'", reason.replace(f"{method} ", "", 1)).splitlines()[0]
-    assert record.map.ndim == 2
+    assert record.map.ndim == model.axes
     return None
 
 
@@ -124,16 +180,17 @@ def main() -> None:
     families = {only: FAMILIES[only]} if only else FAMILIES
     for make in families.values():
         torch.manual_seed(0)
-        preprocess = xai_abn.Preprocess(size=SIZE, crop="squash")
-        network = make().eval()
-        detects = hasattr(network, "transform")
-        model = xai_abn.wrap(network, preprocess=None if detects else preprocess, name="family")
+        made = make()
+        model = made if isinstance(made, xai_abn.ModelAdapter) else wrapped(made)
         for name in names:
             reason = tried(model, name)
             cells[name].append("yes" if reason is None else str(reasons.setdefault(reason, len(reasons) + 1)))
     print(f"| method | {' | '.join(families)} |\n|---|{'---|' * len(families)}")
+    rows: dict[str, list[str]] = {}
     for name in names:
-        print(f"| {name} | {' | '.join(cells[name])} |")
+        rows.setdefault(" | ".join(cells[name]), []).append(name)
+    for row, sharing in rows.items():
+        print(f"| {', '.join(sharing)} | {row} |")
     print()
     for reason, number in reasons.items():
         print(f"{number}. {reason}")

@@ -248,6 +248,19 @@ def test_another_version_or_option_is_refused(gap_net, images, tmp_path, monkeyp
         run(gap_net, images, path, limit=2)
 
 
+def test_outputs_read_in_another_way_are_refused(gap_net, images, tmp_path):
+    """Sigmoids never stand beside softmaxes; a run that does not say which it has goes on as before."""
+    path = tmp_path / "run.sqlite"
+    run(gap_net, images, path, limit=1)
+    for other in ({"multi_label": True}, {"output": lambda logits: logits.flip(1)}):
+        with pytest.raises(RunError, match=r"another model \(.*values are never mixed"):
+            run(dataclasses.replace(gap_net, **other), images, path, limit=1)
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE run SET value = json_remove(value, '$.model.outputs') WHERE name = 'identity'")
+    assert run(gap_net, images, path, limit=2).measured
+    assert run(dataclasses.replace(gap_net, multi_label=True), images, path, limit=3).measured
+
+
 def test_a_changed_image_or_annotation_is_measured_anew(gap_net, images, tmp_path):
     """Old values of a changed image no longer count and are reported; changed back, they count again."""
     path, changed = tmp_path / "run.sqlite", images / "images" / "3.png"

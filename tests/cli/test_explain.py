@@ -21,7 +21,9 @@ from typer.testing import CliRunner
 
 import xai_abn
 from xai_abn.datasets import read_dataset
+from xai_abn.errors import UnknownNameError
 from xai_abn.explanation import sheet
+from xai_abn.images import load_image
 from xai_abn.models import zoo
 
 runner = CliRunner()
@@ -400,6 +402,24 @@ def test_list_shows_methods_models_layers_and_labels(tmp_path):
     assert call("list", "labels", *own)[1].split() == ["label", "index", "rose", "0", "tulip", "1"]
     assert "no label contains 'person'" in call("list", "labels", "--search", "person")[2]
     assert "give them with --labels FILE" in call("list", "labels", *own[:4], "--classes", "3")[2]
+
+
+def test_outputs_are_declared(image_file, gap_net):
+    """Attributes have a probability each, values have none; the plain answer is a share of a softmax."""
+    logits = gap_net.module(gap_net.preprocess(load_image(image_file)).tensor[None])[0].detach()
+    found = {}
+    for kind in ("classes", "attributes", "values"):
+        code, out, err = explain(image_file, "--target", "dog", "--json", "--outputs", kind)
+        assert code == 0, err
+        (record,) = json.loads(out)["explanations"]
+        found[kind] = record["probability"]
+    row = gap_net.labels.index("dog")
+    assert found["classes"] == pytest.approx(float(logits.softmax(dim=0)[row]), rel=1e-4)
+    assert found["attributes"] == pytest.approx(float(logits.sigmoid()[row]), rel=1e-4)
+    assert found["values"] is None
+    assert "classes, attributes" in explain(image_file, "--outputs", "logits")[2]
+    with pytest.raises(UnknownNameError, match="outputs 'logits'; known: classes, attributes, values"):
+        xai_abn.load_model("lite0", outputs="logits")
 
 
 def test_help_and_version_do_not_import_torch():

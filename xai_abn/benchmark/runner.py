@@ -199,6 +199,7 @@ class _Run:
                 "name": model.name,
                 "fingerprint": fingerprint(model.module),
                 "weights": Path(model.weights).name,
+                **model.read_as(),
             },
             "preprocess": self.preprocess.to_dict(),
             "precision": "bfloat16" if settings.bf16 else "float32",

@@ -416,7 +416,7 @@ class _Work:
         model, folder = self.model, self.folder
         facts = {
             "version": __version__,
-            "model": [model.name, fingerprint(model.module), model.labels],
+            "model": [model.name, fingerprint(model.module), model.labels, model.read_as()],
             "preprocess": model.preprocess.to_dict(),
             "methods": [explainer.identity(model) for explainer in self.explainers],
             "targets": repr(self.targets),

@@ -116,6 +116,14 @@ class ModelAdapter:
         """Return what copies and pickles hold: all but its predictor, whose runtimes stay in this process."""
         return {name: value for name, value in vars(self).items() if name != KEPT}
 
+    def read_as(self) -> dict[str, str]:
+        """Return how the network's output is read, which values in files depend on beside its weights."""
+        kind = "attributes" if self.multi_label else "values" if self.scores_only else "classes"
+        place = (
+            getattr(self.output, "__qualname__", type(self.output).__name__) if callable(self.output) else self.output
+        )
+        return {"outputs": kind} | ({} if place is None else {"output": str(place)})
+
     @property
     def uses_attention_map(self) -> bool:
         """Whether the model is an ABN whose prediction depends on its attention map."""
@@ -433,7 +441,8 @@ class ModelAdapter:
         if logits.shape[1] == 1 and not (self.multi_label or self.scores_only):
             notes.append(
                 f"{self.name} has one output, shown as a score; if it is the logit of a class, wrap it with "
-                "multi_label=True, and if it is a value, with scores_only=True"
+                "multi_label=True, and if it is a value, with scores_only=True; on the command line say --outputs "
+                "attributes or --outputs values"
             )
         if others := others_are_examples(self.module):
             notes.append(

@@ -43,6 +43,11 @@ class ModelSettings(Settings):
     labels: str | None = Field(
         None, description="Text file with the name of one class in each line, in the model's order."
     )
+    outputs: Literal["classes", "attributes", "values"] | None = Field(
+        None,
+        description="What the outputs are: logits of classes, of which one holds; logits of attributes, of which "
+        "several can hold; or values without probabilities, as in regression. Without it what the model says.",
+    )
     size: int | None = Field(
         None,
         ge=1,

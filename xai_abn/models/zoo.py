@@ -48,6 +48,8 @@ SHIPPED = ("abn-lite0", "abn-lite0-masks", "abn-cifar100")
 _TARGET_LAYERS = {"abn-lite0": "perception_branch.bn2", "abn-cifar100": "perception_branch.layer3", "lite0": "bn2"}
 #: ``weights=`` value for an untrained network.
 RANDOM = "random"
+#: Kinds of outputs: whether they are multi-label, and whether they are scores only.
+_OUTPUTS = {"classes": (False, False), "attributes": (True, False), "values": (False, True)}
 #: Names of the model's file in the folder of a run, best first.
 _IN_RUNS = ("best.safetensors", "final.safetensors", "model.safetensors")
 
@@ -71,6 +73,7 @@ def load_model(
     weights: str | Path | None = None,
     classes: int | None = None,
     labels: str | Path | Sequence[str] | None = None,
+    outputs: str | None = None,
     size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -90,6 +93,8 @@ def load_model(
             library's own pretrained weights, which it downloads.
         classes: number of classes K; default: that of the weights. A number that differs from theirs is refused.
         labels: K names, or a text file with one in each line; default: those the model has.
+        outputs: what the outputs are: logits of ``"classes"``, of which one holds, logits of ``"attributes"``, of which
+            several can hold, or ``"values"``, which have no probabilities; default: what the model says.
         size: height and width of the input in pixels; default: the model's own.
         mean: mean by which inputs are normalized, per channel, in [0, 1]; default: the model's own.
         std: standard deviation by which inputs are normalized, likewise.
@@ -119,6 +124,8 @@ def load_model(
             f"{spec} has {adapter.number_of_classes} classes, not {classes}; for another number give weights=FILE with "
             "the weights of a network that has it"
         )
+    if outputs is not None:
+        adapter = _declared(adapter, outputs)
     changes: dict[str, Any] = {"mean": mean and tuple(mean), "std": std and tuple(std)}
     changes = {name: value for name, value in changes.items() if value is not None}
     changes |= {} if size is None else {"size": size, "width": None}
@@ -134,6 +141,16 @@ def load_model(
         raise InvalidInputError(f"cannot use device {device!r}: {str(error).splitlines()[0]}") from error
     _log.info("loaded %s as %s on %s, %s", adapter.name, type(adapter.module).__name__, device, adapter.preprocess)
     return adapter
+
+
+def _declared(adapter: ModelAdapter, outputs: str) -> ModelAdapter:
+    """Return a model with another meaning of its outputs."""
+    if outputs not in _OUTPUTS:
+        raise UnknownNameError("kind of outputs", outputs, _OUTPUTS)
+    if adapter.detects or adapter.gives_map:
+        raise InvalidInputError(f"{adapter.name} finds objects or classes of pixels; leave outputs={outputs!r} out")
+    multi_label, scores_only = _OUTPUTS[outputs]
+    return replace(adapter, multi_label=multi_label, scores_only=scores_only)
 
 
 def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
