@@ -1,16 +1,22 @@
-"""How long does ``xai-abn --help`` take, as a share of ``xai-abn explain``?
+"""How long does ``xai-abn`` take to start? Whole processes, as multiples of ``import torch``.
 
 python -m benchmarks.speed.startup [--repeats 7]
+
+The package's modules are compiled once before the first measurement, as pip does when it installs a package.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 
 from benchmarks._harness import machine, make_parser, time_in_turns
+
+_TORCH = "import torch"
 
 
 def main() -> None:
@@ -19,20 +25,25 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     machine()
     with tempfile.TemporaryDirectory() as folder:
-        commands = {
-            "--help": lambda: run(["--help"]),
-            "explain": lambda: run(["explain", "example:cat", "--output", folder]),
+        explain = ["-m", "xai_abn", "explain", "example:cat", "--output", folder, "--method"]
+        processes = {
+            _TORCH: ["-c", "import torch"],
+            "--help": ["-m", "xai_abn", "--help"],
+            "list methods": ["-m", "xai_abn", "list", "methods"],
+            "explain with abn": [*explain, "abn"],
+            "explain with grad-cam": [*explain, "grad-cam"],
         }
-        times = time_in_turns(commands, repeats, warm_up=0)
+        calls = {name: partial(run, arguments) for name, arguments in processes.items()}
+        times = time_in_turns(calls, repeats)
     medians = {name: statistics.median(values) for name, values in times.items()}
+    print(f"| process | seconds, median of {repeats} | multiples of {_TORCH} |\n|---|---|---|")
     for name, value in medians.items():
-        print(f"xai-abn {name:<10} {value:6.2f} s (median of {repeats})")
-    print(f"share              {medians['--help'] / medians['explain']:6.3f} (target: at most 0.1)")
+        print(f"| {name} | {value:.2f} | {value / medians[_TORCH]:.2f} |")
 
 
 def run(arguments: list[str]) -> None:
-    code = "from xai_abn.cli.main import main; main()"
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
 
 
 if __name__ == "__main__":
