@@ -117,8 +117,8 @@ class Predictor:
         if not taken:
             return f"{self.backend}, {self.precision}"
         return (
-            f"{self.backend}, {self.precision}: {taken[-1].milliseconds:.2g} ms an image, {taken[0].before:.2g} with "
-            f"{self._first.name}; largest difference {max(trial.difference for trial in taken):.1g}"
+            f"{self.backend}, {self.precision}: {taken[-1].milliseconds:.1f} ms an image, {taken[0].before:.1f} "
+            f"with {self._first.name}; largest difference {max(trial.difference for trial in taken):.1g}"
         )
 
     def record(self) -> dict[str, Any] | None:
