@@ -243,7 +243,7 @@ class Predictor:
             ms = 1000 / len(inputs)
             self.notes.append(
                 f"bfloat16 takes {with_half / with_single:.1f} times as long as float32 on this machine "
-                f"({with_half * ms:.3g} against {with_single * ms:.3g} ms an image); leave bf16 out"
+                f"({with_half * ms:.1f} against {with_single * ms:.1f} ms an image); leave bf16 out"
             )
 
 
