@@ -255,7 +255,8 @@ def test_bfloat16_that_does_not_pay_is_said(gap_net, images, monkeypatch, clock)
     predicted(predictor, images, coming=0)
     assert predictor.precision == "bfloat16"
     assert predictor.notes == [
-        "bfloat16 takes 2.5 times as long as float32 on this machine (5000.0 against 2000.0 ms an image); leave bf16 out"
+        "bfloat16 takes 2.5 times as long as float32 on this machine (5000.0 against 2000.0 ms an image); "
+        "leave bf16 out"
     ]
 
 

@@ -53,7 +53,7 @@ def first_contact(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", "-V", help="Print the version and exit.", is_eager=True),
     verbose: bool = typer.Option(
-        False, VERBOSE, help="Say on standard error what is being done. It may also follow a command."
+        False, VERBOSE, help="Print log messages to standard error. It may also follow a command."
     ),
 ) -> None:
     """Ask an image classifier where it looked."""

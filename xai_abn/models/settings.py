@@ -20,7 +20,7 @@ class PredictionSettings(Settings):
 
     backend: BackendName | None = Field(
         None,
-        description="Way to predict changed images. Without it the quickest that gives what the network gives.",
+        description="Backend that predicts changed images. Without it, the fastest one that agrees with the network.",
     )
 
 
