@@ -264,7 +264,8 @@ def _failures(section: dict[str, Any]) -> str:
 def _protocols(section: dict[str, Any]) -> str:
     lines = []
     for m in section["metrics"]:
-        facts = [m["definition"], DIRECTIONS[m["higher_is_better"]][0].capitalize() + ".", f"Source: {m['source'] or 'not stated'}"]
+        better = DIRECTIONS[m["higher_is_better"]][0].capitalize()
+        facts = [m["definition"], f"{better}.", f"Source: {m['source'] or 'not stated'}"]
         lines.append(f"- **{_safe(m['full_name'])}**: {_safe(' '.join(filter(None, facts)))}")
     return "\n".join(lines)
 
