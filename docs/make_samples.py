@@ -33,7 +33,11 @@ FOLDER = Path(__file__).parent / "samples"
 PAGE = Path(xai_abn.__file__).parent / "app/page"
 MODEL = "abn-lite0-masks"
 EXAMPLES = ("cat", "astronaut", "coffee", "rocket", "camera", "retina")
-READY = "return document.body.dataset.ready === 'true' && !document.querySelector('.cards.busy')"
+READY = """
+return document.body.dataset.ready === "true" && !document.querySelector(".cards.busy") &&
+  [...document.querySelectorAll(".card .polarity")].every((place) => place.textContent) &&
+  [...document.images].every((image) => image.complete);
+"""
 #: Put images in place of what a page without its server cannot draw.
 FREEZE = """
 const copy = (source, width, height) => {
@@ -107,8 +111,8 @@ def app_page() -> str:
         browser = webdriver.Chrome(options=options, service=Driver(shutil.which("chromedriver")))
         try:
             browser.get(f"{address}/")
-            WebDriverWait(browser, 120).until(lambda _: browser.execute_script(READY))
-            time.sleep(2)  # until the thumbnails are there
+            WebDriverWait(browser, 300).until(lambda _: browser.execute_script(READY))
+            time.sleep(1)  # until it is drawn
             page = browser.execute_script(FREEZE)
         finally:
             browser.quit()
