@@ -1,9 +1,10 @@
-"""Make the images of the README and of docs/explanation/abn.md.
+"""Make the images of the README, of the first tutorial and of docs/explanation/abn.md.
 
     python docs/make_images.py
 
 portrait.jpg: maps of three classes over the portrait of Grace Hopper by the United States Navy, which is in the public
-domain and comes with matplotlib. street.jpg: a drawn scene with several objects.
+domain and comes with matplotlib. first-image.webp and first-sheet.webp: maps over a photograph that comes with
+scikit-image (CC0). street.jpg: a drawn scene with several objects.
 """
 
 from __future__ import annotations
@@ -110,11 +111,21 @@ def street() -> Image.Image:
     return sheet(list(result.values()))
 
 
+def first() -> tuple[Image.Image, Image.Image]:
+    """Return what the first tutorial shows: a map, and a sheet of several."""
+    methods = ["abn", "abn-class", "grad-cam", "center"]
+    found = xai_abn.explain(xai_abn.load_model("abn-lite0"), "example:cat", methods)[0]
+    return found["abn"].overlay(), found.sheet()
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, image in (("portrait", portrait()), ("street", street())):
         image.thumbnail((1440, 1440), Image.Resampling.LANCZOS)
         image.save(FOLDER / f"{name}.jpg", quality=88, optimize=True)
+    for name, image in zip(("first-image", "first-sheet"), first(), strict=True):
+        image.thumbnail((1440, 1440), Image.Resampling.LANCZOS)
+        image.save(FOLDER / f"{name}.webp", quality=75, method=6)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -30,8 +31,13 @@ from xai_abn.cli.main import app as command
 
 FOLDER = Path(__file__).parent / "samples"
 PAGE = Path(xai_abn.__file__).parent / "app/page"
+MODEL = "abn-lite0-masks"
 EXAMPLES = ("cat", "astronaut", "coffee", "rocket", "camera", "retina")
-READY = "return document.body.dataset.ready === 'true' && !document.querySelector('.cards.busy')"
+READY = """
+return document.body.dataset.ready === "true" && !document.querySelector(".cards.busy") &&
+  [...document.querySelectorAll(".card .polarity")].every((place) => place.textContent) &&
+  [...document.images].every((image) => image.complete);
+"""
 #: Put images in place of what a page without its server cannot draw.
 FREEZE = """
 const copy = (source, width, height) => {
@@ -71,10 +77,10 @@ def report() -> str:
             image = xai_abn.images.load_example(example).image
             image.thumbnail((320, 320))
             image.save(f"images/{example}.jpg", quality=88)
-        methods, metrics = "abn,abn-class,grad-cam,center,sobel", "deletion,insertion,random-logit,polarity"
-        run = ["benchmark", "run", "--data", "images:images", "--method", methods, "--metric", metrics]
-        for arguments in (run, ["benchmark", "report", "run.sqlite", "--output", "report", "--gallery", "2"]):
-            command(arguments, standalone_mode=False)
+        methods, metrics = "abn,abn-class,abn-mask,grad-cam,center,sobel", "deletion,insertion,random-logit,polarity"
+        run = f"benchmark run --data images:images --model {MODEL} --method {methods} --metric {metrics}"
+        for line in (run, "benchmark report run.sqlite --output report --gallery 2"):
+            command(line.split(), standalone_mode=False)
         return Path("report/report.html").read_text()
 
 
@@ -83,10 +89,9 @@ def served() -> Iterator[str]:
     """Serve the page of the app in a thread; yields its address."""
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name), socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        offered = OfferedModel("abn-lite0", lambda: xai_abn.load_model("abn-lite0"), {})
-        server = uvicorn.Server(
-            uvicorn.Config(make_app(Service([offered], Path("corrections"), [])), log_level="error", lifespan="off")
-        )
+        offered = [OfferedModel(name, partial(xai_abn.load_model, name), {}) for name in (MODEL, "abn-lite0", "lite0")]
+        page = make_app(Service(offered, Path("corrections"), []))
+        server = uvicorn.Server(uvicorn.Config(page, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         while not server.started:
@@ -106,8 +111,8 @@ def app_page() -> str:
         browser = webdriver.Chrome(options=options, service=Driver(shutil.which("chromedriver")))
         try:
             browser.get(f"{address}/")
-            WebDriverWait(browser, 120).until(lambda _: browser.execute_script(READY))
-            time.sleep(2)  # until the thumbnails are there
+            WebDriverWait(browser, 300).until(lambda _: browser.execute_script(READY))
+            time.sleep(1)  # until it is drawn
             page = browser.execute_script(FREEZE)
         finally:
             browser.quit()

@@ -4,13 +4,13 @@ XaiAbnError
 ├── ImageLoadError(OSError)            a file cannot be read as an image
 ├── InvalidInputError(ValueError)      an argument has the wrong shape, range or length
 ├── UnknownNameError(KeyError)         a name (method, model, layer, label) is not known
-├── UnsupportedModelError(TypeError)   a method does not apply to a model, or no ABN can be made of it
+├── UnsupportedModelError(TypeError)   a method does not apply to a model, or cannot be turned into an ABN
 ├── WeightsError(OSError)              pretrained weights cannot be downloaded, found or loaded
 ├── CheckpointError(ValueError)        a checkpoint is damaged, foreign or too new
 ├── NonFiniteError(ArithmeticError)    a model outputs NaN or infinity
 ├── UnusableMapError(ValueError)       a map is flat or not finite, so it cannot be scaled
 ├── DatasetError(ValueError)           a data set is missing, damaged or inconsistent
-├── RunError(ValueError)               a run is damaged, busy, or of another model or other data
+├── RunError(ValueError)               a run is damaged, busy, or belongs to another model or other data
 └── OutputError(OSError)               a result cannot be written, or would replace a foreign file
 
 Each is also a built-in error, so callers need not import this module to catch it.
@@ -39,7 +39,7 @@ class XaiAbnError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __str__(self) -> str:
-        """Return the message alone (OSError and KeyError would decorate it)."""
+        """Return only the message; OSError and KeyError would add to it."""
         return str(self.args[0]) if self.args else type(self).__name__
 
     @property
@@ -63,7 +63,7 @@ class InvalidInputError(XaiAbnError, ValueError):
 
 
 class UnsupportedModelError(XaiAbnError, TypeError):
-    """Raised when a method does not apply to a model, or no ABN can be made of it."""
+    """Raised when a method does not apply to a model, or cannot be turned into an ABN."""
 
 
 class WeightsError(XaiAbnError, OSError):
@@ -75,7 +75,7 @@ class CheckpointError(XaiAbnError, ValueError):
 
 
 class NonFiniteError(XaiAbnError, ArithmeticError):
-    """Raised when a model's scores hold NaN or infinity."""
+    """Raised when a model's scores contain NaN or infinity."""
 
 
 class UnusableMapError(XaiAbnError, ValueError):
@@ -87,7 +87,7 @@ class DatasetError(XaiAbnError, ValueError):
 
 
 class RunError(XaiAbnError, ValueError):
-    """Raised when a run is damaged, in use elsewhere, or of another model or other data."""
+    """Raised when a run is damaged, in use elsewhere, or belongs to another model or other data."""
 
 
 class OutputError(XaiAbnError, OSError):

@@ -330,21 +330,26 @@ def with_box(view: np.ndarray, box: Sequence[float]) -> np.ndarray:
 
 
 def blend(
-    view: np.ndarray, map_: np.ndarray, colormap: str = DEFAULT_COLORMAP, opacity: float | None = None
+    view: np.ndarray,
+    map_: np.ndarray,
+    colormap: str = DEFAULT_COLORMAP,
+    opacity: float | None = None,
+    limits: tuple[float, float] | None = None,
 ) -> np.ndarray:
     """Return an image (H, W, 3) uint8 with a map (h, w) over it in color, or bare if the map has a flaw.
 
-    Of a volume or clip, both have one more axis in front.
+    The arrays of a volume or clip have one more axis in front.
 
-    A map with negative values is red where it is positive and blue where it is negative, the stronger the further from
-    0. With a colormap other than the default, 0 has the middle color. For ``opacity`` see :func:`overlay`.
+    A map with negative values is red where it is positive and blue where it is negative, and stronger further from 0.
+    With a colormap other than the default, 0 has the middle color. For ``opacity`` see :func:`overlay`, for ``limits``
+    :class:`Panel`.
 
     Raises:
         UnknownNameError: unknown color map.
         InvalidInputError: ``opacity`` outside [0, 1].
     """
     check_drawing(colormap, opacity)
-    return view if flaw_of(map_) else _colored(view, display_scale(map_, view.shape[:-1]), colormap, opacity)
+    return view if flaw_of(map_) else _colored(view, display_scale(map_, view.shape[:-1], limits), colormap, opacity)
 
 
 def check_drawing(colormap: str, opacity: float | None, contour: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What works on networks that nobody chose: 60 names of timm and 15 of torchvision, drawn by a fixed seed.
+"""What works on networks drawn at random: 60 of timm and 15 of torchvision, drawn with a fixed seed.
 
     python -m benchmarks.models.drawn [--only TEXT] [--count 60]
 

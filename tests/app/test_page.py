@@ -193,7 +193,7 @@ def test_masks_are_offered_first(tmp_path):
     assert found.describe("abn-lite0-masks")["chosen"] == ["abn-mask", "abn", "abn-class", "grad-cam"]
     (shown,) = found.explain(Question("abn-lite0-masks", "example:cat", ("abn-mask",)))["maps"]
     assert tuple(shown["limits"]) == (0, 1)
-    assert "must stay visible for tiger cat" in shown["says"]
+    assert "must stay visible so that tiger cat" in shown["says"]
 
 
 def test_uploads(chromium, serving, image_file, tmp_path):

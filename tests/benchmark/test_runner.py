@@ -658,5 +658,5 @@ def test_a_network_of_values_is_refused(gap_net, images, tmp_path):
         dataclasses.replace(gap_net, scores_only=True),
         xai_abn.wrap(torch.nn.Sequential(gap_net.module, torch.nn.Linear(5, 1)), preprocess=gap_net.preprocess),
     ):
-        with pytest.raises(InvalidInputError, match="is no classifier, which a benchmark needs"):
+        with pytest.raises(InvalidInputError, match="is not a classifier, which a benchmark needs"):
             benchmark(model, images, ["center"], ["gini"], tmp_path / "run.sqlite")

@@ -218,7 +218,10 @@ def test_a_terminated_run_ends_as_an_interrupted_one(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143
     assert said.count("\n") == 1
-    assert f"interrupted; the images measured so far are in {tmp_path / 'run.sqlite'}; the same command goes on" in said
+    assert (
+        f"interrupted; the images measured so far are in {tmp_path / 'run.sqlite'}; run the same command to continue"
+        in said
+    )
     subprocess.run([*command, "--limit", "2"], check=True, capture_output=True)
 
 

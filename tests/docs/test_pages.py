@@ -102,9 +102,15 @@ def test_a_block_runs(code, place, random_weights, registries):
     exec(compile(code, "block", "exec"), {"__name__": "docs"})
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs/tutorials").glob("*.md")), ids=lambda page: page.stem)
+TUTORIALS = sorted(set((ROOT / "docs/tutorials").glob("*.md")) - {ROOT / "docs/tutorials/first-image.md"})
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_a_tutorial_runs_from_beginning_to_end(page, tmp_path, monkeypatch):
-    """Every block and every command of xai-abn in their order, in one folder; the training is shorter."""
+    """Every block and every command of xai-abn in their order, in one folder; the training is shorter.
+
+    The first one runs as a notebook, see test_notebooks.py.
+    """
     monkeypatch.chdir(tmp_path)
     for language, block in re.findall(r"^```(python|bash)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         if language == "python":
@@ -158,6 +164,18 @@ def test_every_how_to_page_is_listed():
     listed = (ROOT / "docs/how-to/README.md").read_text()
     for page in (ROOT / "docs/how-to").glob("*.md"):
         assert page.stem == "README" or f"({page.name})" in listed, page.name
+
+
+def test_every_method_is_in_the_gallery():
+    """With its maps, or with a command that draws them; each name leads to an entry of the reference."""
+    page = (ROOT / "docs/gallery.md").read_text()
+    linked = dict(re.findall(r"\[`(\S+)`\]\(reference/api/methods\.md#(\S+)\)", page))
+    assert linked.keys() == set(EXPLAINERS.names())
+    reference = (ROOT / "docs/reference/api/methods.md").read_text()
+    for name, anchor in linked.items():
+        assert f"::: {anchor}\n" in reference
+        assert getattr(importlib.import_module(anchor.rpartition(".")[0]), anchor.rpartition(".")[2]).name == name
+        assert f"(images/gallery/{name}.webp)" in page or f"--method {name}\n" in page
 
 
 def test_every_public_name_has_an_entry():

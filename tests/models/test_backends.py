@@ -137,7 +137,7 @@ def test_the_quickest_that_agrees_is_taken(gap_net, images, clock, offer):
     assert [t.before for t in predictor.trials] == pytest.approx([1000, 1000, 500, 500])
     assert predictor.trials[-1].milliseconds == pytest.approx(200)
     assert 0 < predictor.trials[-1].difference < 1e-6
-    assert "quickest, float32: 2e+02 ms an image, 1e+03 with network; largest difference" in str(predictor)
+    assert "quickest, float32: 200.0 ms an image, 1000.0 with network; largest difference" in str(predictor)
     record = predictor.record()
     assert record["choice"] == str(predictor)
     assert record["images"] == 18
@@ -255,7 +255,8 @@ def test_bfloat16_that_does_not_pay_is_said(gap_net, images, monkeypatch, clock)
     predicted(predictor, images, coming=0)
     assert predictor.precision == "bfloat16"
     assert predictor.notes == [
-        "bfloat16 takes 2.5 times as long as float32 on this machine (5e+03 against 2e+03 ms an image); leave bf16 out"
+        "bfloat16 takes 2.5 times as long as float32 on this machine (5000.0 against 2000.0 ms an image); "
+        "leave bf16 out"
     ]
 
 

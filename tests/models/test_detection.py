@@ -362,4 +362,4 @@ def test_detectors_are_loaded_by_name(tmp_path, picture, monkeypatch):
     options = ("--metric", "gini", "--method", "saliency", "--output", tmp_path / "run.sqlite")
     code, _, err = call("benchmark", "run", "--data", f"images:{tmp_path / 'set'}", *arguments[:2], *options)
     assert code == 2
-    assert "is no classifier, which a benchmark needs" in err
+    assert "is not a classifier, which a benchmark needs" in err

@@ -271,7 +271,7 @@ def test_wrong_examples_of_other_inputs_are_refused(others, error, message):
 
 def test_a_network_of_images_alone_takes_no_other_inputs(gap_net):
     """It is told how to wrap it."""
-    with pytest.raises(InvalidInputError, match="takes images alone"):
+    with pytest.raises(InvalidInputError, match="takes only images"):
         xai_abn.explain(gap_net, images(1), "grad-cam", other_inputs={"age": AGES[:1]})
     with pytest.raises(InvalidInputError, match="no named inputs"):
         xai_abn.wrap(Nameless(), other_inputs={0: AGES[:1]})

@@ -222,4 +222,4 @@ def test_segmentation_networks_are_loaded_by_name(tmp_path, picture):
     options = ("--metric", "gini", "--method", "saliency", "--output", tmp_path / "run.sqlite")
     code, _, err = call("benchmark", "run", "--data", f"images:{tmp_path / 'set'}", *arguments[:4], *options)
     assert code == 2
-    assert "is no classifier, which a benchmark needs" in err
+    assert "is not a classifier, which a benchmark needs" in err

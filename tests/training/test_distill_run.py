@@ -187,7 +187,7 @@ def test_a_signal_saves_the_state_between_two_checks(settings, tmp_path):
 
     run_distillation(tmp_path / "whole", settings)
     run = tmp_path / "run"
-    advice = f"^the state after step 3 is saved; go on with xai-abn distill --resume --output {run}$"
+    advice = f"^the state after step 3 is saved; continue with xai-abn distill --resume --output {run}$"
     with pytest.raises(KeyboardInterrupt, match=advice):
         run_distillation(run, settings, progress=signaled)
     assert read_state(run / "state.safetensors").position.step == 3

@@ -197,11 +197,11 @@ def test_a_stopped_run_saves_the_step_and_says_how_to_go_on(images, tmp_path, nu
     after = read_state(folder / STATE).position
     assert (after.epoch, after.step) >= (before.epoch, before.step)  # the signal may come while that is saved
     step = after.epoch * (32 // 8) + after.step
-    advice = f"go on with xai-abn train --resume --output {folder}"
+    advice = f"continue with xai-abn train --resume --output {folder}"
     assert said.splitlines()[-1] in (
         f"xai-abn: interrupted; the state after step {step} is saved; {advice}",
         # of a process that reads images which the signal ended before it could ignore it
-        f"xai-abn: interrupted; the last saved state stays; {advice}",
+        f"xai-abn: interrupted; the last saved state is kept; {advice}",
     )
     assert "Traceback" not in said
     saved = make_training_settings(read_settings(folder / "config.yaml")[0])
@@ -220,11 +220,11 @@ def test_a_signal_in_the_last_epoch_ends_the_run_before_its_test(run, cifar, tmp
             signal.raise_signal(signal.SIGINT)
 
     command = shlex.join(["xai-abn", "train", "--resume", "--output", str(folder)])
-    message = f"the state after step 18 is saved; go on with {command}"
+    message = f"the state after step 18 is saved; continue with {command}"
     with pytest.raises(KeyboardInterrupt, match=f"^{re.escape(message)}$"):
         train(settings(cifar), folder, progress=signaled)
     assert not (folder / FINAL).exists()
-    for place, said in ((folder, f"the last saved state stays; go on with {command}"), (tmp_path, "")):
+    for place, said in ((folder, f"the last saved state is kept; continue with {command}"), (tmp_path, "")):
         with pytest.raises(KeyboardInterrupt, match=f"^{re.escape(said)}$"), telling_how_to_resume("train", place):
             raise KeyboardInterrupt  # while the network is tested, or before anything was written
     train(settings(cifar), folder, resume=True)
@@ -394,7 +394,7 @@ def test_more_epochs_on_the_command_line_leave_the_milestones(cifar, tmp_path):
     for command in (start, ["train", "--output", str(tmp_path / "run"), "--resume", "--epochs", "2", "--quiet"]):
         code, _, err = run_command(*command)
         assert code == 0, err
-    assert "note: the run goes on to 2 epochs; the learning rate still falls after epochs 0.5, 0.75" in err
+    assert "note: the run continues to 2 epochs; the learning rate still falls after epochs 0.5, 0.75" in err
     rates = [line["lr"] for line in read_log(tmp_path / "run/log.jsonl", "step")]
     assert rates[-1] == pytest.approx(0.02 * 0.1 * 0.1)
     code, _, err = run_command("train", "--output", str(tmp_path / "run"), "--resume", "--epochs", "1", "--quiet")

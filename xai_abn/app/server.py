@@ -308,7 +308,7 @@ class _Guard:
         host, origin = given.get(b"host", ""), given.get(b"origin")
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
         if self.hosts is not None and name not in self.hosts:
-            await self._refuse(with_headers, f"this server answers to {', '.join(self.hosts)} alone")
+            await self._refuse(with_headers, f"this server only answers requests to {', '.join(self.hosts)}")
         elif origin is not None and origin.partition("://")[2] != host:
             await self._refuse(with_headers, "another site may not use this server")
         else:

@@ -114,8 +114,8 @@ class OfferedModel:
                 adapter = self._load()
                 if adapter.detects or not adapter.has_probabilities:
                     raise UnsupportedModelError(
-                        f"{self.name} is no classifier with probabilities, which the page needs; use 'xai-abn explain' "
-                        "for it, or wrap(..., multi_label=True) if its one output is the logit of a class"
+                        f"{self.name} is not a classifier with probabilities, which the page needs; use 'xai-abn "
+                        "explain' for it, or wrap(..., multi_label=True) if its one output is the logit of a class"
                     )
                 self._adapter = adapter
         return self._adapter
@@ -581,32 +581,32 @@ class _Queue:
 def what_it_says(explainer: Explainer, model: ModelAdapter, label: str) -> str:
     """Return in a sentence or two what a map can tell, and what it cannot."""
     if explainer.baseline:
-        return "This map ignores the network. What it reaches is the least that a method must beat."
+        return "This map ignores the network. A method should do better than this."
     if explainer.name == "abn" and not explainer.is_class_specific(model):
         return (
-            "M weighted the features of this very prediction. It is one map for all classes, so it cannot tell for "
-            "which class a bright place speaks; and what it leaves dark may still have counted."
+            "This map weighted the features of this prediction. It is one map for all classes, so it cannot tell which "
+            "class a bright place supports. Dark places may have contributed as well."
         )
     if explainer.name == "abn-class":
         return (
-            f"What speaks for {label} in the attention branch, and against it. It cannot explain the prediction "
-            "itself, which the perception branch makes."
+            f"The evidence for and against {label} in the attention branch. It does not explain the prediction "
+            "itself, which comes from the perception branch."
         )
     if explainer.name == "abn-mask":
         return (
-            f"What must stay visible for {label} to be predicted, as a branch beside the network learned it. Where the "
-            "network sees nothing of the class, it is dark. It cannot prove that the network is right."
+            f"The part that must stay visible so that {label} is predicted, as learned by a branch beside the network. "
+            "It is dark where the network does not see the class. It does not prove that the network is right."
         )
     if not explainer.is_class_specific(model):
-        return "What the network reacted to most, whatever the class. It cannot tell what spoke for a class."
+        return "Where the network reacted most, for any class. It cannot tell what supported a class."
     if explainer.grid in ("layer", "attention branch"):
         return (
-            f"Where the network read evidence for {label}, to a cell of the layer, each of which sees much of the "
-            "image. It cannot prove that the network is right, nor for the right reason."
+            f"Where the network found evidence for {label}, in cells of a layer that each see a large part of the "
+            "image. It does not prove that the network is right, or right for the right reason."
         )
     return (
-        f"How much the score of {label} depends on each place of the image. It cannot show what only counts together, "
-        "nor prove that the network is right."
+        f"How much the score of {label} depends on each place of the image. It cannot show places that only count "
+        "together, and it does not prove that the network is right."
     )
 
 

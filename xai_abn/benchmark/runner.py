@@ -167,8 +167,8 @@ class _Run:
             )
         if model.detects or not model.has_probabilities:
             raise InvalidInputError(
-                f"{model.name} is no classifier, which a benchmark needs; if its one output is the logit of a class, "
-                "wrap it with multi_label=True"
+                f"{model.name} is not a classifier, which a benchmark needs; if its one output is the logit of a "
+                "class, wrap it with multi_label=True"
             )
         self.model = model if settings.backend is None else replace(model, backend=settings.backend)
         self.settings, self.data = settings, data

@@ -46,7 +46,7 @@ def command(
         ),
     ] = None,
     corrections: Annotated[
-        Path, typer.Option(help="Folder in which corrections are saved, and found again.", metavar="DIR")
+        Path, typer.Option(help="Folder to which corrections are saved and from which they are loaded.", metavar="DIR")
     ] = Path("corrections"),
     host: Annotated[
         str, typer.Option(help="Address to serve on. '0.0.0.0' lets everyone in your network use the page.")

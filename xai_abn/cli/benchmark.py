@@ -88,7 +88,9 @@ def run(
                 adapter, dataset, methods, metrics, file, settings, command=command_line(), progress=progress
             )
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(f"the images measured so far are in {file}; the same command goes on") from stop
+            raise KeyboardInterrupt(
+                f"the images measured so far are in {file}; run the same command to continue"
+            ) from stop
     _report(summary)
 
 
@@ -113,7 +115,7 @@ def report(
     reference: Annotated[
         str | None,
         typer.Option(
-            "--reference", "-r", help="Method that the others are tested against. Default: abn, or the first."
+            "--reference", "-r", help="Method that the others are tested against. Default: abn, or the first method."
         ),
     ] = None,
     gallery: Annotated[int, typer.Option(min=0, help="Number of images to show.")] = 12,

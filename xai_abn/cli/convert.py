@@ -13,10 +13,10 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write: a .safetensors file.")],
     arch: Annotated[
         str | None,
-        typer.Option(help="Architecture, see xai-abn list architectures; default: read from the tensors."),
+        typer.Option(help="Architecture; see 'xai-abn list architectures'. Default: read from the tensors."),
     ] = None,
 ) -> None:
-    """Convert a network that the ABN code of Fukui et al. has saved; nothing in the file is executed."""
+    """Convert a network saved by the ABN code of Fukui et al. No code in the file is executed."""
     from xai_abn.networks.released_code import convert_file
 
     found = convert_file(source, output, arch)

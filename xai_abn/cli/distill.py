@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Settings by heading in the help.
 PANELS = {
     "Images": ("images", "exclude", "held_out", "least_area", "on_unreadable", "workers"),
-    "Classifier": ("model", "objective", "weights", "classes", "labels", "size", "mean", "std", "device"),
+    "Classifier": ("model", "objective", "weights", "classes", "labels", "size", "mean", "std", "outputs", "device"),
     "Attention branch": ("layer", "mechanism", "smoothing", "continue_from", "train_stage"),
     "Training": (
         "steps", "batch_size", "mosaics", "lr", "perception_lr", "map_lr", "mask_lr", "warmup", "max_grad_norm", "seed",

@@ -76,7 +76,7 @@ def _version(name: str) -> str | None:
 
 
 def command() -> None:
-    """Show versions, devices and extras, and make one map. Paste the output into a report of a fault.
+    """Show versions, devices and extras, and make one map. Include the output in a bug report.
 
     Example: xai-abn doctor
     """

@@ -59,7 +59,7 @@ def command(
     ] = None,
     device: options.Device = "cpu",
 ) -> None:
-    """Measure how often a model names the class of an image."""
+    """Measure how often a model predicts the right class."""
     chosen = options.chosen_model(model)
     from xai_abn.benchmark.accuracy import accuracy
     from xai_abn.datasets import read_dataset

@@ -85,8 +85,8 @@ def command(
         list[str] | None,
         typer.Option(
             "--similar-to",
-            help="Explain what makes images similar to this image, by the features in front of the model's last layer, "
-            "in place of a class; repeat the option for several.",
+            help="Instead of a class, explain what makes the images similar to this image, measured by the features in "
+            "front of the model's last layer. Repeat the option for several.",
             metavar="IMAGE",
         ),
     ] = None,
@@ -101,7 +101,7 @@ def command(
         ImageFormat,
         typer.Option(
             "--format",
-            help="File format of the overlays. 'jpg' has quality 90, and a sixth of the bytes.",
+            help="File format of the overlays. 'jpg' has quality 90 and takes a sixth of the space.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = ImageFormat.PNG,
@@ -109,7 +109,7 @@ def command(
         bool,
         typer.Option(
             "--sheet",
-            help="Show the image beside its map, also if there is only one map.",
+            help="Show the image beside its map, even if there is only one map.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,
@@ -117,15 +117,15 @@ def command(
         bool,
         typer.Option(
             "--save-maps",
-            help="Also save each raw map as a NumPy file (.npy), as is always done for volumes and clips.",
+            help="Also save each raw map as a NumPy file (.npy). Volumes and clips always have one.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,
     boxes: Annotated[
         float | None,
         typer.Option(
-            help="Put a box around each part of a map above this share of its range into the records (--json, "
-            "records.jsonl), in pixels of the image: left, top, right, bottom.",
+            help="Add to the records (--json, records.jsonl) a box around each part of a map above this share of its "
+            "range: left, top, right, bottom, in pixels of the image.",
             metavar="SHARE",
             rich_help_panel=options.OUTPUT,
         ),
@@ -133,8 +133,8 @@ def command(
     masks: Annotated[
         float | None,
         typer.Option(
-            help="Also save a mask of each map as PNG, of the image's size: white where the map is above this share of "
-            "its range; of a volume as NIfTI, of a clip as NumPy file.",
+            help="Also save a mask of each map, white where the map is above this share of its range: for an image as "
+            "PNG of its size, for a volume as NIfTI, for a clip as a NumPy file.",
             metavar="SHARE",
             rich_help_panel=options.OUTPUT,
         ),
@@ -142,7 +142,7 @@ def command(
     clip: Annotated[
         ClipFormat | None,
         typer.Option(
-            help="Also save the slices of a volume or the frames of a clip with their map one after another.",
+            help="Also save all slices of a volume or frames of a clip with their map, one after another.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
@@ -163,7 +163,7 @@ def command(
         typer.Option(
             "--quiet",
             "-q",
-            help="Show no progress bar and no table; files, warnings and errors stay.",
+            help="Show no progress bar and no table. Warnings and errors are still shown.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,
@@ -185,7 +185,7 @@ def command(
     opacity: Annotated[
         float | None,
         typer.Option(
-            help="Opacity of the map over the image, the same everywhere: 1 shows the map alone. Default: weak parts "
+            help="Opacity of the map over the image, the same everywhere: 1 shows only the map. Default: weak parts "
             "of a map leave the image untouched.",
             metavar="SHARE",
             rich_help_panel=options.OUTPUT,
@@ -258,7 +258,7 @@ def command(
         folder.save_annotations(work.records())
         _print(work.records(), failures + work.failures, as_json, quiet)
         raise KeyboardInterrupt(
-            "the files written so far are complete; the same command with --resume goes on"
+            "the files written so far are complete; run the same command with --resume to continue"
         ) from stop
     folder.save_annotations(work.records())
     failures += work.failures

@@ -40,10 +40,10 @@ app.command("doctor", cls=Command)(doctor.command)
 
 #: What to try first: command and what it does.
 FIRST = (
-    ("xai-abn explain example:cat", "the map of a model that ships"),
+    ("xai-abn explain example:cat", "a map by the included model"),
     ("xai-abn explain example:cat --method abn,grad-cam,center", "several methods side by side"),
     ("xai-abn list methods", "all methods, and what they cost"),
-    ("xai-abn app", "look and paint in the browser"),
+    ("xai-abn app", "look at maps and paint on them in the browser"),
     ("xai-abn doctor", "what is installed, and what is missing"),
 )
 
@@ -53,7 +53,7 @@ def first_contact(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", "-V", help="Print the version and exit.", is_eager=True),
     verbose: bool = typer.Option(
-        False, VERBOSE, help="Say on standard error what is being done. It may also follow a command."
+        False, VERBOSE, help="Print log messages to standard error. It may also follow a command."
     ),
 ) -> None:
     """Ask an image classifier where it looked."""

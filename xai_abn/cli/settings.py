@@ -24,7 +24,7 @@ Config = Annotated[
     ),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue the run in --output, with its settings, where it was saved last.")
+    bool, typer.Option("--resume", help="Continue the run in --output with its settings, from the last saved state.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.")]
@@ -141,5 +141,5 @@ def telling_how_to_resume(verb: str, output: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         folder = RunFolder(output)
-        saved = f"the last saved state stays; go on with {folder.resume_command(verb)}"
+        saved = f"the last saved state is kept; continue with {folder.resume_command(verb)}"
         raise KeyboardInterrupt(str(stop) or (saved if folder.settings.is_file() else "")) from stop

@@ -64,7 +64,7 @@ def command(
     if first and resume and chosen.schedule == "step" and chosen.epochs != start.get("epochs", chosen.epochs):
         kept, drops = "" if "milestones" in settings else "still ", ", ".join(f"{drop:g}" for drop in chosen.drops)
         falls = f"falls after epochs {drops}" if drops else "is constant"
-        typer.echo(f"note: the run goes on to {chosen.epochs} epochs; the learning rate {kept}{falls}", err=True)
+        typer.echo(f"note: the run continues to {chosen.epochs} epochs; the learning rate {kept}{falls}", err=True)
     with (
         telling_how_to_resume("train", output),
         progress_bar("training", hidden=quiet or not first, unit="steps") as update,

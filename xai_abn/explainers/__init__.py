@@ -1,6 +1,6 @@
 """Explainers: methods that turn a forward pass into maps."""
 
-from xai_abn.explainers.abn import ABN, ABNClass
+from xai_abn.explainers.abn import ABN, ABNClass, ABNMask
 from xai_abn.explainers.attention import AttentionRelevance, AttentionRollout, LeGrad
 from xai_abn.explainers.base import (
     Explainer,
@@ -50,6 +50,7 @@ __all__ = [
     "RISE",
     "SSCAM",
     "ABNClass",
+    "ABNMask",
     "AblationCAM",
     "AttentionRelevance",
     "AttentionRollout",

@@ -121,7 +121,10 @@ class ABNMask(_AttentionBranchMap):
     source = "this project; related: Stalder et al., NeurIPS 2022"
 
     unite: int = Field(
-        0, ge=0, le=1000, description="Show the largest of the masks of that many most probable classes. 0: the target."
+        0,
+        ge=0,
+        le=1000,
+        description="Unite the masks of this many most probable classes. 0 shows the mask of the target.",
     )
 
     def check(self, model: ModelAdapter) -> None:
@@ -129,7 +132,7 @@ class ABNMask(_AttentionBranchMap):
         super().check(model)
         if model.module.mask_branch is None:
             raise UnsupportedModelError(
-                f"{self.name} needs a mask branch, which {model.name} has not; train one with 'xai-abn distill "
+                f"{self.name} needs a mask branch, which {model.name} does not have; train one with 'xai-abn distill "
                 "--objective masks', or use abn-class"
             )
 

@@ -611,7 +611,7 @@ class ModelAdapter:
         """
         if not isinstance(self.module, BoundInputs):
             raise InvalidInputError(
-                f"{self.name} takes images alone; give examples of its other inputs to xai_abn.wrap(..., "
+                f"{self.name} takes only images; give examples of its other inputs to xai_abn.wrap(..., "
                 "other_inputs={'name': tensor})"
             )
         bound = replace(self, module=self.module.with_inputs(others))

@@ -117,8 +117,8 @@ class Predictor:
         if not taken:
             return f"{self.backend}, {self.precision}"
         return (
-            f"{self.backend}, {self.precision}: {taken[-1].milliseconds:.2g} ms an image, {taken[0].before:.2g} with "
-            f"{self._first.name}; largest difference {max(trial.difference for trial in taken):.1g}"
+            f"{self.backend}, {self.precision}: {taken[-1].milliseconds:.1f} ms an image, {taken[0].before:.1f} "
+            f"with {self._first.name}; largest difference {max(trial.difference for trial in taken):.1g}"
         )
 
     def record(self) -> dict[str, Any] | None:
@@ -243,7 +243,7 @@ class Predictor:
             ms = 1000 / len(inputs)
             self.notes.append(
                 f"bfloat16 takes {with_half / with_single:.1f} times as long as float32 on this machine "
-                f"({with_half * ms:.3g} against {with_single * ms:.3g} ms an image); leave bf16 out"
+                f"({with_half * ms:.1f} against {with_single * ms:.1f} ms an image); leave bf16 out"
             )
 
 

@@ -20,7 +20,7 @@ class PredictionSettings(Settings):
 
     backend: BackendName | None = Field(
         None,
-        description="Way to predict changed images. Without it the quickest that gives what the network gives.",
+        description="Backend that predicts changed images. Without it, the fastest one that agrees with the network.",
     )
 
 
@@ -46,7 +46,7 @@ class ModelSettings(Settings):
     outputs: Literal["classes", "attributes", "values"] | None = Field(
         None,
         description="What the outputs are: logits of classes, of which one holds; logits of attributes, of which "
-        "several can hold; or values without probabilities, as in regression. Without it what the model says.",
+        "several can hold; or values without probabilities, as in regression. Default: what the model declares.",
     )
     size: int | None = Field(
         None,

@@ -134,7 +134,7 @@ class OnnxNetwork(nn.Module):
         if len(inputs) != 1 or inputs[0].type not in _DTYPES or len(inputs[0].shape) != 4:
             raise UnsupportedModelError(
                 f"{self.name} must have one input of images, (N, C, H, W) or (N, H, W, C) of floats or uint8, got "
-                f"{found or 'none'}; change the network so that it takes images alone, and export it again"
+                f"{found or 'none'}; change the network so that it takes only images, and export it again"
             )
         batch, *sides = (side if isinstance(side, int) and side > 0 else None for side in inputs[0].shape)
         last = sides[2] in _CHANNELS and sides[0] not in _CHANNELS

@@ -234,7 +234,7 @@ class TrainingLoop:
         """Do what a signal asks for, if there was one; the state is saved."""
         if signals.received and self.folder is not None:
             command = self.folder.resume_command(self.objective.settings.verb)
-            signals.act(f"the state after step {self.step} is saved; go on with {command}")
+            signals.act(f"the state after step {self.step} is saved; continue with {command}")
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the weights once; return the losses and what else is logged."""

@@ -42,7 +42,7 @@ class RunSettings(Settings):
 
     batch_size: int = Field(128, ge=1, description="Images in a training step.")
     seed: int = Field(
-        0, ge=0, lt=2**63, description="Seed of the weights that are drawn, the order of the images, crops and flips."
+        0, ge=0, lt=2**63, description="Seed of the initial weights, the order of the images, crops and flips."
     )
     workers: int = Field(
         2, ge=0, description="Processes that read images. With 0 the training process reads them itself."
@@ -141,8 +141,8 @@ class TrainingSettings(RunSettings):
     )
     continue_from: str | None = Field(
         None,
-        description="Checkpoint, or folder of a run, whose network is trained further. It has the architecture, the "
-        "mechanism, the classes and the preprocessing.",
+        description="Checkpoint, or folder of a run, whose network is trained further. It determines the "
+        "architecture, the mechanism, the classes and the preprocessing.",
     )
     epochs: int = Field(300, ge=1, description="Number of epochs. The last incomplete batch of each epoch is dropped.")
     batch_size: int = Field(128, ge=1, description="Images in a training step, over all GPUs or processes together.")
@@ -198,7 +198,7 @@ class TrainingSettings(RunSettings):
     corrections: str | None = Field(
         None,
         description="Folder of corrections, as 'xai-abn app' saves them: images with marks of where to look and where "
-        "not to. They are trained on beside the data.",
+        "not to. They are added to the training data.",
     )
     correction_loss: Literal["energy", "kl", "l1", "tolerant", "abn", "rrr", "counter-examples"] = Field(
         "kl",
@@ -219,7 +219,9 @@ class TrainingSettings(RunSettings):
         description="Weight of the loss of the maps. Without it, one that suits the loss; with 0 the corrected images "
         "are trained on as ordinary ones.",
     )
-    correction_batch: int = Field(8, ge=1, description="Corrected images in a training step, beside --batch-size.")
+    correction_batch: int = Field(
+        8, ge=1, description="Corrected images in a training step, in addition to --batch-size."
+    )
     log_every: int = Field(50, ge=1, description="Steps between two lines in the log.")
     maps_every: int = Field(10, ge=0, description="Epochs between two figures of attention maps. 0 draws none.")
     save_minutes: float = Field(
@@ -324,12 +326,12 @@ class DistillationSettings(ModelSettings, RunSettings):
     )
     images: tuple[str, ...] = Field(
         (),
-        description="Folder (searched recursively), file, glob or KIND:PLACE with images to train on; give the option "
-        "once for each. Labels are not used.",
+        description="Folder (searched recursively), file, glob or KIND:PLACE with images to train on; repeat the "
+        "option for several. Labels are not used.",
     )
     exclude: tuple[str, ...] = Field(
         (),
-        description="Skip images whose file name contains this text, such as _val_; give the option once for each.",
+        description="Skip images whose file name contains this text, such as _val_; repeat the option for several.",
     )
     least_area: float = Field(
         0.25, gt=0, le=1, description="Smallest share of an image's area that a random crop covers."

@@ -238,9 +238,9 @@ def test_a_hugging_face_dataset_without_images_labels_or_train_is_refused(saved,
     refused("class 'dog' has test images but no training", "e", train=hub_table([1], [0]), test=table)
     refused("test: no column 'label', which the train split has", "f", train=table, test=table.remove_columns("label"))
     other = hub_table([3], [1], names=("cat", "emu"))
-    refused("test: 'label' is 'emu', which is no class of the train split", "g", train=table, test=other)
+    refused("test: 'label' is 'emu', which is not a class of the train split", "g", train=table, test=other)
     refused(
-        "'label' is 0, which is no class", "h", train=table, test=table.cast_column("label", datasets.Value("int32"))
+        "'label' is 0, which is not a class", "h", train=table, test=table.cast_column("label", datasets.Value("int32"))
     )
     listed = datasets.Sequence(datasets.Value("int32"))
     lists = table.remove_columns("label").add_column("label", [[0], [1]]).cast_column("label", listed)

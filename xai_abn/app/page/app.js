@@ -34,7 +34,7 @@ async function ask(path, values = {}, body = undefined, kind = "json") {
     try {
       response = await fetch(address, body === undefined ? {} : { method: "POST", body });
     } catch {
-      tell("The server does not answer. Nothing is lost: start it again with 'xai-abn app', and the page goes on.");
+      tell("The server does not answer. Nothing is lost: start it again with 'xai-abn app' to continue.");
       do { await new Promise((done) => setTimeout(done, 1500)); } while (!await reachable());
       tell("");
       continue;
@@ -327,7 +327,7 @@ function showPolarity(values) {
     const verdict = Math.abs(value) <= UNDECIDED ? "undecided" : value > 0 ? "upright" : "inverted";
     place.textContent = `${verdict} ${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(2)}`;
     place.className = `polarity ${verdict}`;
-    place.title = "Polarity on this image: what the probability loses without the brightest fifth of the map, less what it loses without the darkest.";
+    place.title = "Polarity on this image: the probability lost without the brightest fifth of the map, minus that lost without the darkest.";
   });
 }
 

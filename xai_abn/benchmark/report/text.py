@@ -17,7 +17,7 @@ DIRECTIONS = {
 NOTES = {
     "summary": "Mean over images with its 95 % bootstrap interval (2000 resamples of images; Wilson's interval for "
     "hits and misses). The maps of one image are averaged first. Flagged maps count as their metric defines, or are "
-    "left out; means can then be over different images.",
+    "left out, so means can be over different images.",
     "sanity": "A sanity check changes the weights or the class and compares the maps before and after. A method passes "
     "if the interval of the mean rank correlation lies below 0.5, and fails if it lies above.",
     "comparisons": "On the images that both methods have: mean difference (method minus reference) with its 95 % "
@@ -264,7 +264,8 @@ def _failures(section: dict[str, Any]) -> str:
 def _protocols(section: dict[str, Any]) -> str:
     lines = []
     for m in section["metrics"]:
-        facts = [m["definition"], DIRECTIONS[m["higher_is_better"]][0] + ".", f"Source: {m['source'] or 'not stated'}"]
+        better = DIRECTIONS[m["higher_is_better"]][0].capitalize()
+        facts = [m["definition"], f"{better}.", f"Source: {m['source'] or 'not stated'}"]
         lines.append(f"- **{_safe(m['full_name'])}**: {_safe(' '.join(filter(None, facts)))}")
     return "\n".join(lines)
 

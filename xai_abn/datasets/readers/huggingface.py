@@ -106,7 +106,7 @@ def read_hugging_face(place: str) -> Dataset:
         source = f"hf:{name}/{keys[part]}"
         unknown = next((value for value in column if value is not None and value not in text), None)
         if unknown is not None:
-            raise DatasetError(f"{source}: {label!r} is {unknown!r}, which is no class of the train split")
+            raise DatasetError(f"{source}: {label!r} is {unknown!r}, which is not a class of the train split")
         rows = _Rows(_undecoded(tables[keys[part]], image), image, [text.get(value, "") for value in column], source)
         kept = [index for index, value in enumerate(column) if value is not None]
         splits[part] = rows if len(kept) == len(rows) else SampleSubset(rows, kept)
