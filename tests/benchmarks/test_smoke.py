@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from PIL import Image
 from support import make_images
@@ -99,7 +100,7 @@ ON_IMAGES = {
 }
 ELSEWHERE = {
     "celeba.prepare", "celeba.report", "celeba.run", "cifar.run", "class_masks.split", "corrections.report",
-    "corrections.run", "structure.walks",
+    "corrections.run", "fine_grained.report", "fine_grained.run", "structure.walks",
 }  # fmt: skip
 
 
@@ -161,6 +162,32 @@ def test_the_cifar_scripts_run(monkeypatch, tmp_path):
     run(monkeypatch, "cifar.run", "ship", *places, *variants, "--output", tmp_path / "abn.safetensors")
     assert (tmp_path / "results.json").exists()
     assert (tmp_path / "abn.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("ignore::xai_abn.training.supervised.LeftOutWarning")
+def test_the_fine_grained_scripts_run(monkeypatch, tmp_path, capsys):
+    """Networks of two classes on noise, with two rates and two seeds; what is there is not made again."""
+    rows = []
+    for number in range(42):
+        file = f"{number // 21}/{number}.jpg"
+        write_image(tmp_path / file, (40, 60), number)
+        rows.append((file, number // 21 + 1, number % 7))
+    for name, places in (("train", range(4)), ("val", (4,)), ("test", (5, 6))):
+        lines = [f"{file}, {label - 1}, 0" for file, label, place in rows if place in places]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    annotations = np.array([(file, label) for file, label, _ in rows], [("fname", "O"), ("class", "O")])
+    scipy.io.savemat(tmp_path / "labels.mat", {"annotations": annotations})
+    output = tmp_path / "results.jsonl"
+    given = ["--images", tmp_path, "--work", tmp_path / "work", "--output", output, "--epochs", "1"]
+    given += ["--rates", "0.01", "0.02", "--seeds", "0", "1", "--shown", "8"]
+    pasted = ["--labels", tmp_path / "labels.mat", "--grounds", tmp_path, "--classes", "2", "--pasted", "2"]
+    for data, more in (("grocery", []), ("cars", pasted), ("cars", pasted)):
+        run(monkeypatch, "fine_grained.run", data, *given, *more)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["kind"] for row in rows].count("training") == 2 * 4 * 3
+    assert len(rows) == 2 * (4 * 3 + 17)
+    run(monkeypatch, "fine_grained.report", "--results", output)
+    assert "| abn | abn-class |" in capsys.readouterr().out
 
 
 def test_the_celeba_scripts_run(monkeypatch, tmp_path):
