@@ -13,7 +13,7 @@ from scipy.io import loadmat
 from torch import Tensor
 
 #: Height and width of all images; proportions are not kept.
-SIZE = 224
+SIZE = 160
 #: Side of a pasted car as a share of the image's side, and the most of it that another car may hide.
 SIDES = (0.36, 0.5)
 

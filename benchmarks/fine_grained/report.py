@@ -59,8 +59,8 @@ def accuracies(rows: list[Row]) -> Iterator[str]:
             ends = f"{100 * (each.mean() - margin):+.1f} to {100 * (each.mean() + margin):+.1f}"
             cells += [with_interval(more.mean(axis=0), "+"), ends]
         for branch in ("attention", "both"):
-            values = [row.get(f"test {branch}") for row in own]
-            cells.append("" if None in values else f"{100 * statistics.fmean(values):.1f}")
+            values = [row[f"test {branch}"] for row in own if f"test {branch}" in row]
+            cells.append(f"{100 * statistics.fmean(values):.1f}" if values else "")
         yield "| " + " | ".join(cells) + " |"
 
 

@@ -1,10 +1,10 @@
 """Train an ABN and its controls for fine-grained recognition from lite0's weights, and measure their maps.
 
     python -m benchmarks.fine_grained.run grocery --images DIR --work WORK --output results.jsonl
-    python -m benchmarks.fine_grained.run cars --images DIR --labels FILE --grounds DIR --work WORK --output results.jsonl
+    python -m benchmarks.fine_grained.run cars --images DIR --labels FILE --grounds DIR --work WORK --output ...
 
-Everything in front of the branches is frozen, so what it gives for an image and its mirror image is computed once. Each
-training, and then the maps of each network, are a line of the results; lines that are there are not made again.
+Everything in front of the branches is frozen, so what it gives for an image is computed once. Each training, and then
+the maps of each network, are lines of the results; lines that are there are not made again.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ NETWORKS = {
 }
 SETTINGS = {"batch_size": 16, "schedule": "cosine", "nesterov": True, "warmup": 0.5, "validation": 0.0, "maps_every": 0}
 #: Learning rates that are tried with the first seed.
-RATES = (0.01, 0.03, 0.1)
+RATES = (0.01, 0.03)
 SEEDS = (0, 1, 2)
 #: Of so many images whose maps are compared, the polarity of one is measured, which runs the front again.
 FEWER = 8
 
 
 class Front(nn.Module):
-    """The part that does not change; it takes images, or what it gave for them, (N, 192, 7, 7)."""
+    """The part that does not change; it takes images, or what it gave for them, (N, 192, 5, 5)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,10 +104,10 @@ class Network(nn.Module):
 
 
 class Features:
-    """What the front gives for V views of each image, (V, N, C, h, w); a ``DataSplit``."""
+    """What the front gives for the images of a split; a ``DataSplit``."""
 
-    def __init__(self, views: Tensor, targets: Tensor) -> None:
-        self.views, self.targets = views, targets
+    def __init__(self, features: Tensor, targets: Tensor) -> None:
+        self.features, self.targets = features, targets
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -118,15 +118,12 @@ class Features:
 
     def subset(self, indices: Tensor) -> Features:
         """Return a part."""
-        return Features(self.views[:, indices], self.targets[indices])
+        return Features(self.features[indices], self.targets[indices])
 
     def load(self, batches: Sequence[Tensor], device: torch.device, seed: int | None) -> Iterator[Batch]:
-        """Yield batches, of views at random if there is a seed."""
-        generator = torch.Generator().manual_seed(seed or 0)
+        """Yield batches of features."""
         for rows in batches:
-            which = torch.randint(len(self.views), rows.shape, generator=generator) if seed is not None else 0
-            features = self.views[which, rows].float()
-            yield Batch(features.to(memory_format=torch.channels_last), self.targets[rows])
+            yield Batch(self.features[rows].float().to(memory_format=torch.channels_last), self.targets[rows])
 
 
 class Bench:
@@ -138,7 +135,7 @@ class Bench:
         self.front, self.accelerator = Front(), Accelerator(cpu=True)
         self.classes = int(torch.cat([split.labels for split in splits.values()]).max()) + 1
         self.labels = tuple(map(str, range(self.classes)))
-        self.features = {part: Features(self.views(part), split.labels) for part, split in splits.items()}
+        self.features = {part: Features(self.given_for(part), split.labels) for part, split in splits.items()}
         self.data = TrainingData(name, self.labels, PREPROCESS, self.features["train"])
 
     @torch.no_grad()
@@ -147,17 +144,14 @@ class Bench:
         normalize = normalizer(MEAN, STD, torch.device("cpu"))
         return torch.cat([self.front(normalize(part)).half() for part in pixels.split(20)])
 
-    def views(self, part: str) -> Tensor:
+    def given_for(self, part: str) -> Tensor:
         """Return the features of a split, which are kept in the work folder."""
         file = self.work / f"{part}.pt"
         if not file.exists():
-            views = []
-            files = self.splits[part].files
-            for start in range(0, len(files), 100):
-                pixels = torch.stack(list(pixels_of(files[start : start + 100])))
-                mirrored = [self.given(pixels.flip(3))] if part == "train" else []
-                views.append(torch.stack([self.given(pixels), *mirrored]))
-            torch.save(torch.cat(views, dim=1), file)
+            files, parts = self.splits[part].files, []
+            for start in range(0, len(files), 20):
+                parts.append(self.given(torch.stack(list(pixels_of(files[start : start + 20])))))
+            torch.save(torch.cat(parts), file)
         found: Tensor = torch.load(file)
         return found
 
@@ -234,7 +228,7 @@ class Bench:
             network = self.network(name)
             network.load_state_dict(torch.load(file))
             model = wrap(network.eval(), labels=self.labels, preprocess=PREPROCESS, name=name)
-            explained = self.explained(model, methods, test.views[0, rows].float(), test.targets[rows])
+            explained = self.explained(model, methods, test.features[rows].float(), test.targets[rows])
             for method, maps in explained.items():
                 found[method].append(maps)
                 values = polarity(self.predict(model), images, maps[::FEWER], test.targets[rows][::FEWER])
@@ -271,7 +265,7 @@ class Bench:
 
     @staticmethod
     def explained(model: ModelAdapter, methods: Sequence[str], inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return the maps (N, 7, 7) of features, by method; those of baselines have the size that these have."""
+        """Return the maps (N, 5, 5) of features, by method; those of baselines have the size that these have."""
         explainers = make_explainers(model, methods)
         parts = []
         for part, wanted in zip(inputs.split(50), targets.split(50), strict=True):
@@ -308,7 +302,7 @@ def main() -> None:
     parser.add_argument("--grounds", type=Path, help="folder of images to paste cars on")
     parser.add_argument("--classes", type=int, default=60, help="number of classes of cars")
     parser.add_argument("--work", type=Path, required=True, help="folder for features and networks")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--shown", type=int, default=480, help="images whose maps are measured")
