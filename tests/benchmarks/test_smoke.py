@@ -32,9 +32,12 @@ def benchmarks(monkeypatch):
     package = types.ModuleType("benchmarks")
     package.__path__ = [str(ROOT / "benchmarks")]
     monkeypatch.setitem(sys.modules, "benchmarks", package)
-    threads = torch.get_num_threads()
+    threads, convolutions = torch.get_num_threads(), getattr(torch.backends.mkldnn, "conv", None)
+    precision = getattr(convolutions, "fp32_precision", None)
     yield
     torch.set_num_threads(threads)
+    if convolutions is not None:
+        convolutions.fp32_precision = precision
     for name in [name for name in sys.modules if name.startswith("benchmarks.")]:
         del sys.modules[name]
 
@@ -177,8 +180,6 @@ def test_the_fine_grained_scripts_run(monkeypatch, tmp_path, capsys):
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
     annotations = np.array([(file, label) for file, label, _ in rows], [("fname", "O"), ("class", "O")])
     scipy.io.savemat(tmp_path / "labels.mat", {"annotations": annotations})
-    if hasattr(torch.backends.mkldnn, "conv"):  # the script changes it
-        monkeypatch.setattr(torch.backends.mkldnn.conv, "fp32_precision", "ieee")
     output = tmp_path / "results.jsonl"
     given = ["--images", tmp_path, "--work", tmp_path / "work", "--output", output, "--epochs", "1"]
     given += ["--rates", "0.01", "0.02", "--seeds", "0", "1", "--shown", "8"]
