@@ -303,6 +303,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=60, help="number of classes of cars")
     parser.add_argument("--work", type=Path, required=True, help="folder for features and networks")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--shown", type=int, default=480, help="images whose maps are measured")
@@ -333,17 +334,17 @@ def main() -> None:
         scenes = pasted(splits["test"], arguments.grounds, arguments.pasted)
     bench = Bench(arguments.data, splits, arguments.work, arguments.epochs, arguments.shown)
     first, *others = arguments.seeds
-    for rate, name in itertools.product(arguments.rates, NETWORKS):
+    for rate, name in itertools.product(arguments.rates, arguments.networks):
         if not rows("training", network=name, seed=first, rate=rate):
             write(bench.train(name, first, rate))
     best = {
         name: max(rows("training", network=name, seed=first), key=lambda row: row["val perception"])["rate"]
-        for name in NETWORKS
+        for name in arguments.networks
     }
-    for seed, name in itertools.product(others, NETWORKS):
+    for seed, name in itertools.product(others, arguments.networks):
         if not rows("training", network=name, seed=seed):
             write(bench.train(name, seed, best[name]))
-    for name in NETWORKS:
+    for name in arguments.networks:
         if not rows("maps", network=name):
             files = [bench.file(name, seed, best[name]) for seed in arguments.seeds]
             for row in bench.maps(name, files, scenes):
