@@ -41,7 +41,7 @@ def accuracies(rows: list[Row]) -> Iterator[str]:
     """Yield the lines of a table of networks; intervals are over images, or over seeds by Student's t."""
     networks = chosen(rows)
     titles = ["network", "parameters", "multiply-adds", "training", "rate", "test (over images)", "by seed"]
-    titles += ["above the baseline (over images)", "(over seeds)", "attention branch", "both branches"]
+    titles += ["above the baseline (over images)", "(over seeds)", "attention branch", "both branches", "flat map"]
     yield "| " + " | ".join(titles) + " |"
     yield "|---" * len(titles) + "|"
     baseline = right(networks["baseline"])
@@ -58,7 +58,7 @@ def accuracies(rows: list[Row]) -> Iterator[str]:
             margin = stats.t.ppf(0.975, len(each) - 1) * stats.sem(each) if len(each) > 1 else np.nan
             ends = f"{100 * (each.mean() - margin):+.1f} to {100 * (each.mean() + margin):+.1f}"
             cells += [with_interval(more.mean(axis=0), "+"), ends]
-        for branch in ("attention", "both"):
+        for branch in ("attention", "both", "flat"):
             values = [row[f"test {branch}"] for row in own if f"test {branch}" in row]
             cells.append(f"{100 * statistics.fmean(values):.1f}" if values else "")
         yield "| " + " | ".join(cells) + " |"

@@ -191,7 +191,7 @@ class Bench:
 
     @torch.no_grad()
     def right(self, network: nn.Module, part: str) -> dict[str, Tensor]:
-        """Return which images (N,) the branches classify rightly, and which the mean of their probabilities does."""
+        """Return which images (N,) are classified rightly: by the branches, by both, and through a map that is flat."""
         split, found = self.features[part], []
         for batch in split.load(torch.arange(len(split)).split(100), torch.device("cpu"), None):
             output = network(batch.images)
@@ -199,6 +199,8 @@ class Bench:
             if isinstance(output, ABNOutput):
                 both = output.logits.softmax(dim=1) + output.attention_logits.softmax(dim=1)
                 answers = {"perception": output.logits, "attention": output.attention_logits, "both": both}
+                flat = output.attention_map.mean(dim=(2, 3), keepdim=True).expand_as(output.attention_map)
+                answers["flat"] = network(batch.images, attention=flat).logits
             found.append({branch: values.argmax(dim=1) == batch.targets for branch, values in answers.items()})
         return {branch: torch.cat([each[branch] for each in found]) for branch in found[0]}
 
@@ -300,7 +302,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of the images")
     parser.add_argument("--labels", type=Path, help="cars_train_annos.mat of the cars' devkit")
     parser.add_argument("--grounds", type=Path, help="folder of images to paste cars on")
-    parser.add_argument("--classes", type=int, default=60, help="number of classes of cars")
+    parser.add_argument("--classes", type=int, default=40, help="number of classes of cars")
     parser.add_argument("--work", type=Path, required=True, help="folder for features and networks")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
