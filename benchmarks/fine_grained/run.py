@@ -225,7 +225,8 @@ class Bench:
         found: dict[str, list[Tensor]] = {method: [] for method in methods}
         signs: dict[str, list[float]] = {method: [] for method in methods}
         places: dict[str, list[Tensor]] = {method: [] for method in methods}
-        either = []
+        either: list[float] = []
+        inputs = self.given(scenes.pixels).float() if scenes is not None else images
         for file in files:
             network = self.network(name)
             network.load_state_dict(torch.load(file))
@@ -236,7 +237,6 @@ class Bench:
                 values = polarity(self.predict(model), images, maps[::FEWER], test.targets[rows][::FEWER])
                 signs[method].append(float(values.nanmean()))
             if scenes is not None:
-                inputs = self.given(scenes.pixels).float()
                 top = self.predict(model)(inputs).argmax(dim=1, keepdim=True)
                 either.append(float((scenes.labels == top).any(dim=1).float().mean()))
                 for method, values in self.placed(model, methods, inputs, scenes).items():
