@@ -8,6 +8,7 @@ import math
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
@@ -41,8 +42,6 @@ from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.targets import Target
 from xai_abn.pipeline import Result, dependencies, explain_images
 
-#: Format of the manifest. Newer formats are refused.
-FORMAT = 1
 #: Name of the manifest in a folder of maps. Readers of Parquet skip files whose names begin with an underscore.
 MANIFEST = "_manifest.json"
 #: Rows of a Parquet file that are read at once.
@@ -50,6 +49,8 @@ _ROWS = 64
 #: Facts of a file that change with its content, as file systems of fsspec call them.
 _FACTS = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "md5Hash")
 _TARS = (".tar", ".tar.gz", ".tgz")
+#: How often a partition may be begun before its images are taken for what ends the process.
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -174,14 +175,14 @@ def explain_partitions(
     folder.check(resume, overwrite)
     with cluster.connected():
         number = processes or cluster.available(device)
-        partitions = find_partitions(places, size, question.column, without=output)
+        partitions = find_partitions(places, size, question.column, without=folder.address)
         model = question.load("cpu")
         shapes = _shapes(model, question)
         identity = question.identity(model)
         missing = folder.begin({**identity, "column": question.column}, partitions, resume)
         summary = Summary(len(partitions), len(partitions) - len(missing))
         summary.processes = min(number, len(missing))
-        make = partial(PartitionExplainer, question, output, shapes, identity, device, workers)
+        make = partial(PartitionExplainer, question, folder.address, shapes, identity, device, workers)
         for done, made in enumerate(cluster.spread(make, missing, summary.processes, device) if missing else (), 1):
             summary.images += made.images
             summary.failures += made.failures
@@ -230,8 +231,11 @@ class PartitionExplainer:
 
         Raises:
             OutputError: the file cannot be written.
+            RunError: each process that tried has died.
             UnsupportedModelError: a method does not apply to the model.
         """
+        folder = _Folder(self.output)
+        folder.count_try(partition)
         sources: list[str] = []
 
         def images() -> Iterator[dict[str, Any]]:
@@ -247,7 +251,7 @@ class PartitionExplainer:
             rows += _rows(sources[number], result)
             if isinstance(result, XaiAbnError):
                 failures.append((sources[number], result.line))
-        _Folder(self.output).write(partition.name, _table(rows, self.shapes))
+        folder.write(partition, _table(rows, self.shapes))
         return Made(len(sources), failures)
 
 
@@ -477,66 +481,79 @@ def _shapes(model: ModelAdapter, question: Question) -> dict[str, tuple[int, ...
 class _Folder:
     """The folder of maps: a Parquet file for each partition, and a manifest of what they depend on.
 
+    Attributes:
+        address: of the folder, the same in every process.
+
     Raises:
         InvalidInputError: another ending than ``.parquet``.
         OutputError: there is no such file system.
     """
 
     def __init__(self, place: str) -> None:
-        if not place.rstrip("/").endswith(".parquet"):
+        place = place.rstrip("/")
+        if not place.endswith(".parquet"):
             raise InvalidInputError(f"--output {place}: with --engine ray it must end in .parquet")
-        self.place = place
         try:
-            self.files, self.path = url_to_fs(place.rstrip("/"))
-        except (ImportError, ValueError) as error:
+            self.files, self.path = url_to_fs(place)
+        except (ImportError, ValueError) as error:  # a missing driver of fsspec says what to install
             raise OutputError(f"cannot write {place}: {error}") from error
+        self.place, self.address = place, self.path if isinstance(self.files, LocalFileSystem) else place
 
     def check(self, resume: bool, overwrite: bool) -> None:
         """Refuse what is there, unless it is ours and may be continued or replaced."""
-        if not self.files.exists(self.path):
-            return
-        ours = self.files.isdir(self.path) and (self._has(MANIFEST) or not self.files.ls(self.path))
-        if not ours:
+        with self._writing():
+            names, is_there = self._names(), self.files.exists(self.path)
+        if is_there and MANIFEST not in names and (names or not self.files.isdir(self.path)):
             raise OutputError(f"{self.place} exists and was not created by xai-abn; choose another --output")
-        if self._has(MANIFEST) and not resume and not overwrite:
-            raise OutputError(f"{self.place} holds maps; continue with --resume, replace them with --overwrite")
+        if MANIFEST in names and not resume and not overwrite:
+            raise OutputError(f"{self.place} holds maps; continue with --resume, or replace them with --overwrite")
 
     def begin(self, identity: Mapping[str, Any], partitions: Sequence[Partition], resume: bool) -> list[Partition]:
         """Return the partitions that are missing, after what does not count has been removed."""
         listed = [[p.name, p.key] for p in partitions]
-        manifest = {"format": FORMAT, "identity": dict(identity), "partitions": listed}
-        if resume and self._has(MANIFEST):
-            self._compare(manifest)
-            there = {PurePosixPath(path).name for path in self.files.glob(f"{self.path}/part-*.parquet")}
-            return [p for p in partitions if f"{p.name}.parquet" not in there]
-        try:
-            if self.files.exists(self.path):
-                for path in [
-                    *self.files.glob(f"{self.path}/part-*.parquet"),
-                    *self.files.glob(f"{self.path}/_draft-*"),
-                ]:
-                    self.files.rm_file(path)
-            self.files.makedirs(self.path, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write {self.place}: {error.strerror or error}") from error
-        self._put(MANIFEST, json.dumps(manifest).encode())
-        return list(partitions)
+        manifest = {"identity": dict(identity), "partitions": listed}
+        with self._writing():
+            names = self._names()
+            if resume and MANIFEST in names:
+                self._compare(manifest)
+                kept = {MANIFEST, *(f"{p.name}.parquet" for p in partitions)}
+            else:
+                self.files.makedirs(self.path, exist_ok=True)
+                kept = set()
+            for name in names - kept:
+                if name.startswith(("part-", "_draft-", "_tries-")):
+                    self.files.rm_file(f"{self.path}/{name}")
+            self._put(MANIFEST, json.dumps(manifest).encode())
+        return [p for p in partitions if f"{p.name}.parquet" not in names & kept]
 
-    def write(self, name: str, table: pa.Table) -> None:
+    def count_try(self, partition: Partition) -> None:
+        """Note that a partition is begun, and refuse to begin it again and again."""
+        path = f"{self.path}/_tries-{partition.name}"
+        with self._writing():
+            self.files.invalidate_cache()
+            tries = int(self.files.cat_file(path)) if self.files.exists(path) else 0
+            if tries == _TRIES:
+                raise RunError(
+                    f"{partition.name}, which begins with {partition.files[0]}, has ended its process {tries} times; "
+                    "give processes more memory, or leave its images out"
+                )
+            self._put(f"_tries-{partition.name}", str(tries + 1).encode())
+
+    def write(self, partition: Partition, table: pa.Table) -> None:
         """Write the file of a partition, whole or not at all."""
         content = io.BytesIO()
         pq.write_table(table, content, compression="zstd")
-        self._put(f"{name}.parquet", content.getvalue())
+        with self._writing():
+            self._put(f"{partition.name}.parquet", content.getvalue())
+            self.files.rm_file(f"{self.path}/_tries-{partition.name}")
 
     def _compare(self, manifest: Mapping[str, Any]) -> None:
         """Refuse to continue maps of another model, other methods, targets or images."""
         try:
             before = json.loads(self.files.cat_file(f"{self.path}/{MANIFEST}"))
-            known, listed = before["identity"], before["partitions"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{self.place}/{MANIFEST} is damaged; start again with --overwrite") from error
-        if before["format"] > FORMAT:
-            raise RunError(f"{self.place}: written by a newer xai-abn; update xai-abn")
+            known, listed = dict(before["identity"]), before["partitions"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{self.place}: {MANIFEST} is damaged; start again with --overwrite") from error
         differing = _differing(known, manifest["identity"])
         differing += ["images or --partition"] if listed != manifest["partitions"] else []
         if differing:
@@ -545,22 +562,30 @@ class _Folder:
                 "--output, or start again with --overwrite"
             )
 
-    def _has(self, name: str) -> bool:
-        found: bool = self.files.exists(f"{self.path}/{name}")
-        return found
+    def _names(self) -> set[str]:
+        """Return the names of the files in the folder."""
+        self.files.invalidate_cache()
+        if not self.files.isdir(self.path):
+            return set()
+        return {PurePosixPath(path).name for path in self.files.ls(self.path, detail=False)}
 
     def _put(self, name: str, content: bytes) -> None:
         """Write a file in one step: by moving it into place here; object stores show a file when it is whole."""
-        path = f"{self.path}/{name}"
-        try:
-            if not isinstance(self.files, LocalFileSystem):
-                self.files.pipe_file(path, content)
-                return
-            draft = f"{self.path}/_draft-{uuid4().hex}"
-            self.files.pipe_file(draft, content)
+        path, local = f"{self.path}/{name}", isinstance(self.files, LocalFileSystem)
+        draft = f"{self.path}/_draft-{uuid4().hex}" if local else path
+        self.files.pipe_file(draft, content)
+        if local:
             os.replace(draft, path)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what a file system raises into one error."""
+        try:
+            yield
+        except XaiAbnError:
+            raise
         except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write {self.place}: {error.strerror or error}") from error
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
