@@ -29,7 +29,7 @@ def check_installed() -> None:
         import pyarrow  # noqa: F401
         import ray.data  # noqa: F401
     except ImportError as error:
-        raise InvalidInputError(f"the engine ray needs {error.name}: pip install 'xai-abn[ray]'") from error
+        raise InvalidInputError(f"the engine ray needs {error.name or error}: pip install 'xai-abn[ray]'") from error
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def parquet_of(column):
 
 
 def maps(output, method):
-    """Return the maps of a method as one array, without the failures."""
+    """Return the maps of a method as one array, without those of failures."""
     table = pd.dataset(output).to_table(filter=pd.field("error").is_null())
     return table[f"{method}_map"].combine_chunks().to_numpy_ndarray()
 
@@ -158,7 +158,8 @@ def test_failures_are_rows(contents, folder, question, tmp_path):
     }
     for name, reason in reasons.items():
         assert reason in failed[name]["error"], failed[name]["error"]
-        assert failed[name]["cam_map"] is failed[name]["label"] is None
+        assert failed[name]["label"] is failed[name]["target"] is None
+        assert np.isnan(failed[name]["cam_map"]).all()
     assert failed.keys() - reasons.keys() <= {"3.png"}
     assert len(maps("maps.parquet", "cam")) == made.images - len(failed)
 

@@ -147,8 +147,8 @@ def explain_partitions(
     """Explain images on Ray, and save the maps as a folder of Parquet files, one for each partition.
 
     A file has a row for each image and target: ``source``, ``target``, ``label``, ``probability``, a ``<method>_map``
-    for each method, which is a fixed-shape tensor (h, w) in float32, and ``error``: None, or the reason why the others
-    are. Rows are in the order of the images, and a file is there whole or not at all.
+    for each method, which is a fixed-shape tensor (h, w) in float32, and ``error``: None, or the reason why the maps
+    are NaN and the others None. Rows are in the order of the images, and a file is there whole or not at all.
 
     Args:
         places: files, folders or globs, here or in any file system of fsspec, such as ``s3://bucket/images``. Images,
@@ -453,15 +453,16 @@ def _table(rows: Sequence[Mapping[str, Any]], shapes: Mapping[str, tuple[int, ..
 
 
 def _tensors(maps: Sequence[np.ndarray | None], shape: tuple[int, ...]) -> pa.Array:
+    """Return maps as a column; where there is none, NaN, as Ray and earlier Arrows cannot read tensors beside null."""
     other = next((found.shape for found in maps if found is not None and found.shape != shape), None)
     if other is not None:
         raise RunError(f"a map has the shape {other}, and that of another image {shape}; use a model of one input size")
-    blank = np.zeros(shape, np.float32)
-    values = np.stack([blank if found is None else found for found in maps]) if maps else np.zeros((0,), np.float32)
-    missing = pa.array([found is None for found in maps], pa.bool_())
-    kind = pa.fixed_shape_tensor(pa.float32(), shape)
-    storage = pa.FixedSizeListArray.from_arrays(values.astype(np.float32).ravel(), math.prod(shape), mask=missing)
-    return pa.ExtensionArray.from_storage(kind, storage)
+    values = np.full((len(maps), *shape), np.nan, np.float32)
+    for row, found in enumerate(maps):
+        if found is not None:
+            values[row] = found
+    storage = pa.FixedSizeListArray.from_arrays(values.ravel(), math.prod(shape))
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), shape), storage)
 
 
 def _shapes(model: ModelAdapter, question: Question) -> dict[str, tuple[int, ...]]:
