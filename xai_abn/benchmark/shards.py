@@ -54,7 +54,7 @@ def benchmark_on_ray(
         RunError: what :func:`xai_abn.benchmark.benchmark` raises in a process, with its message.
         OutputError: the run cannot be written.
     """
-    started, output, settings = perf_counter(), Path(output).absolute(), settings or BenchmarkSettings()
+    started, output, settings = perf_counter(), Path(output), settings or BenchmarkSettings()
     if settings.shard != (1, 1):
         raise InvalidInputError("the engine ray makes the shards itself; leave out --shard")
     with cluster.connected():
@@ -65,7 +65,8 @@ def benchmark_on_ray(
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-        make = partial(_ShardRunner, load, read, methods, metrics, output, folder, settings, device, command)
+        there = (output.absolute(), folder.absolute())  # a process may have another working directory
+        make = partial(_ShardRunner, load, read, methods, metrics, *there, settings, device, command)
         shards = [(index, number) for index in range(1, number + 1)]
         summaries: list[Summary] = []
         for summary in cluster.spread(make, shards, number, device):
