@@ -283,7 +283,7 @@ def test_a_partition_that_ends_its_process_is_given_up(folder, question, gap_net
 
 def test_machines_with_different_models_are_told(folder, question, gap_net, small_resnet):
     """A process that loads another model than the command did explains nothing."""
-    with pytest.raises(RunError, match="model, preprocess, methods differ between the machines"):
+    with pytest.raises(RunError, match="the machines of the cluster differ in model, preprocess, methods;"):
         PartitionExplainer(
             question, "maps.parquet", {}, Question(lambda device: small_resnet, METHODS).identity(small_resnet)
         )

@@ -221,8 +221,8 @@ class PartitionExplainer:
         differing = _differing(identity, question.identity(self.model))
         if differing:
             raise RunError(
-                f"{', '.join(differing)} differ between the machines of the cluster; give all the same files and the "
-                "same version of xai-abn"
+                f"the machines of the cluster differ in {', '.join(differing)}; give all the same files and the same "
+                "version of xai-abn"
             )
         self.explainers = question.explainers(self.model)
 
