@@ -56,10 +56,8 @@ def main() -> None:
                 for processes in arguments.processes:
                     rate, whole, sizes[method] = on_ray(arguments.model, method, files, processes, arguments.partition)
                     rates.setdefault(f"{method}, Ray, {processes} processes", []).append(rate)
-                    print(
-                        f"round {number + 1}: {method}, {processes} processes: {rate:.1f} images/s, {whole:.0f} s in all",
-                        flush=True,
-                    )
+                    said = f"{method}, {processes} processes: {rate:.1f} images/s, {whole:.0f} s in all"
+                    print(f"round {number + 1}: {said}", flush=True)
             print(f"round {number + 1}: load {os.getloadavg()[0]:.1f}", flush=True)
     medians = {name: statistics.median(found) for name, found in rates.items()}
     for name, rate in medians.items():
