@@ -95,7 +95,7 @@ def spread(
     rows = [{_CELL: pickle.dumps(item)} for item in items]
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Process,
-        fn_constructor_args=(make,),
+        fn_constructor_args=(make, os.getcwd()),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=processes),
         num_cpus=0 if gpus else 1,
@@ -109,10 +109,17 @@ def spread(
 
 
 class _Process(Generic[Item, Made]):
-    """What Ray calls in each process with one item at a time."""
+    """What Ray calls in each process with one item at a time.
 
-    def __init__(self, make: Callable[[], Callable[[Item], Made]]) -> None:
+    Args:
+        make: returns the function.
+        folder: where relative paths begin, if this machine has it.
+    """
+
+    def __init__(self, make: Callable[[], Callable[[Item], Made]], folder: str) -> None:
         self._make = make
+        if os.path.isdir(folder):
+            os.chdir(folder)
         self._function: Callable[[Item], Made] | None = None
 
     def __call__(self, batch: Mapping[str, Sequence[bytes]]) -> dict[str, list[bytes]]:

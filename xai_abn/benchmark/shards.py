@@ -65,8 +65,7 @@ def benchmark_on_ray(
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-        there = (output.absolute(), folder.absolute())  # a process may have another working directory
-        make = partial(_ShardRunner, load, read, methods, metrics, *there, settings, device, command)
+        make = partial(_ShardRunner, load, read, methods, metrics, output, folder, settings, device, command)
         shards = [(index, number) for index in range(1, number + 1)]
         summaries: list[Summary] = []
         for summary in cluster.spread(make, shards, number, device):
