@@ -41,6 +41,7 @@ from xai_abn.models.targets import (
     target_directions,
     target_scores,
 )
+from xai_abn.networks.checkpoint import fingerprint
 from xai_abn.networks.tracing import refuse_fork
 from xai_abn.rendering import with_box
 from xai_abn.threads import in_order
@@ -202,6 +203,19 @@ def explain_images(
         waiting.append((prepared, wanted))
         shape = size
     yield from _explain_waiting(model, waiting, explainers, create_graph)
+
+
+def dependencies(
+    model: ModelAdapter, explainers: Sequence[Explainer], targets: Sequence[Target | None]
+) -> dict[str, Any]:
+    """Return all that the maps of an image depend on besides the image, as JSON values."""
+    return {
+        "version": __version__,
+        "model": [model.name, fingerprint(model.module), model.labels, model.read_as()],
+        "preprocess": model.preprocess.to_dict(),
+        "methods": [explainer.identity(model) for explainer in explainers],
+        "targets": repr(list(targets)),
+    }
 
 
 def images_per_pass(model: ModelAdapter, shape: Sequence[int] | None) -> int:

@@ -98,6 +98,10 @@ ON_IMAGES = {
         *("--images", "{data}/imagenet_val/images", "--rounds", "1", "--networks", "lite0"),
         *("--batch", "2", "--growth", "2"),
     ],
+    "speed.ray_folder": [
+        *("{data}/imagenet_val/images", "--number", "8", "--rounds", "1"),
+        *("--partition", "4", "--processes", "2", "--methods", "abn"),
+    ],
     "speed.folder": ["{data}/imagenet_val/images", "--number", "8", "--rounds", "1", "--coming", "0"],
     "multi_object.why": ["--data", "imagenet-boxes:{data}/imagenet_val/boxes.csv", "--limit", "2"],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import pytest
 from support import call, make_images
 
+from xai_abn import cluster
 from xai_abn.models import zoo
 
 
@@ -57,6 +59,20 @@ def test_torchruns_environment_splits_the_work(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert call(*BASE, "--output", "r.sqlite")[1].startswith("r.2-of-2.sqlite: 4 images")
+
+
+def test_processes_of_ray_measure_shards(monkeypatch, tmp_path):
+    """One command measures and merges; what it says is what a plain run says. Ray's own work is in test_ray.py."""
+    monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(cluster, "spread", lambda make, items, processes, device: map(make(), items))
+    ray = (*BASE, "--output", "r.sqlite", "--engine", "ray", "--processes", 2)
+    code, out, _ = call(*ray)
+    assert code == 0
+    assert out.startswith("r.sqlite: 8 images measured")
+    assert call(*ray)[1].startswith("r.sqlite: 0 images measured")
+    assert call(*BASE, "--output", "r.sqlite")[1].startswith("r.sqlite: 0 images measured")
+    assert "leave out --shard" in call(*ray, "--shard", "1/2")[2]
+    assert "--processes is an option of --engine ray" in call(*BASE, "--processes", 2)[2]
 
 
 def test_torchrun_itself_splits_the_work(tmp_path):

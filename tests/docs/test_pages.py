@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torchvision
@@ -61,6 +63,13 @@ def place(tmp_path, monkeypatch):
     transformers.VideoMAEForVideoClassification(video).save_pretrained("MCG-NJU/videomae-base-finetuned-kinetics")
     frames = [Image.fromarray(np.roll(data.chelsea(), 40 * k, axis=1)) for k in range(8)]
     frames[0].save("clip.gif", save_all=True, append_images=frames[1:])
+    kind = pa.fixed_shape_tensor(pa.float32(), (14, 14))
+    maps = pa.ExtensionArray.from_storage(kind, pa.array([[0.5] * 196], pa.list_(pa.float32(), 196)))
+    (tmp_path / "maps.parquet").mkdir()
+    pq.write_table(
+        pa.table({"label": ["cat"], "abn_map": maps, "error": pa.array([None], pa.string())}),
+        "maps.parquet/part-00000.parquet",
+    )
     from models.test_zero_shot import clip
 
     for part in clip():

@@ -1,4 +1,4 @@
-"""Columns in, columns out: plainly, pickled, in Ray's workers and with Hugging Face's datasets."""
+"""Columns in, columns out: plainly, pickled and with Hugging Face's datasets; with Ray in test_ray.py."""
 
 from __future__ import annotations
 
@@ -98,28 +98,6 @@ def test_an_adapter_travels_whole(files):
     np.testing.assert_array_equal(
         pickle.loads(pickle.dumps(explain))({"image": files[:1]})["cam_map"], first["cam_map"]
     )
-
-
-def test_two_workers_of_ray(files, tmp_path):
-    """Two processes explain blocks of paths; the bad one keeps its row and its reason."""
-    ray = pytest.importorskip("ray")
-    pytest.importorskip("ray.data")
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", object_store_memory=100 * 2**20)
-    try:
-        rows = [{"image": path} for path in files * 2]
-        explain = BatchExplainer("lite0", ["cam"], errors="record")
-        found = ray.data.from_items(rows, override_num_blocks=2).map_batches(explain, batch_size=3).take_all()
-    finally:
-        ray.shutdown()
-    assert sorted(row["image"] for row in found) == sorted(files * 2)
-    expected = xai_abn.explain(xai_abn.load_model("lite0"), files[0], "cam")["cam"]
-    for row in found:
-        if row["image"] == files[1]:
-            assert "not an image" in row["error"]
-            assert row["cam_map"] is None
-        elif row["image"] == files[0]:
-            np.testing.assert_allclose(row["cam_map"], expected.map, rtol=1e-3, atol=1e-4)
-            assert row["error"] is None
 
 
 def test_datasets_of_hugging_face(gap_net, files):

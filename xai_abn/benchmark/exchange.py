@@ -70,8 +70,8 @@ def _add(joined: Store, part: str | Path) -> None:
         joined.describe(store.metrics(), store.methods())
         for session in store.sessions:
             joined.add_session(session)
-        images = store.images(superseded=True)
-        joined.write(Batch(images, store.maps(), store.results(all_rows=True), store.failures()))
+        images, maps = store.images(superseded=True), store.maps(superseded=True)
+        joined.write(Batch(images, maps, store.results(all_rows=True, superseded=True), store.failures()))
 
 
 def export_run(run: str | Path, output: str | Path) -> int:

@@ -91,6 +91,7 @@ def benchmark(
     output: str | Path,
     settings: BenchmarkSettings | None = None,
     *,
+    base: str | Path | None = None,
     command: str = "",
     progress: Progress | None = None,
 ) -> Summary:
@@ -105,6 +106,7 @@ def benchmark(
         metrics: names, with or without protocol; see :func:`xai_abn.metrics.names`.
         output: the run's file, created if missing.
         settings: see :class:`BenchmarkSettings`.
+        base: another run that this one will be merged with; values that it holds are not computed either.
         command: recorded with the run.
         progress: called after each batch.
 
@@ -123,6 +125,7 @@ def benchmark(
     """
     started, settings = time.perf_counter(), settings or BenchmarkSettings()
     run = _Run(model, data, methods, metrics, settings)
+    known, superseded = (set(), set()) if base is None else run.held_by(base)
     with Store.create(output, run.identity, partial(fingerprints_v1, model.module)) as store:
         store.describe(run.metric_records, run.method_records)
         summary = Summary(
@@ -139,7 +142,7 @@ def benchmark(
             store.update_session(number, active=time.time(), predictions=run.predictor.record())
             progress(done, total)
 
-        run.work(store, summary, still_working)
+        run.work(store, summary, still_working, known | store.done(), superseded | store.superseded())
         if run.predictor.images:
             summary.predictions, summary.notes = str(run.predictor), tuple(run.predictor.notes)
         summary.superseded = len(store.superseded())
@@ -209,13 +212,24 @@ class _Run:
         self.metric_records = {n: _metric_record(model, m, size) for n, m in self.metrics.items()}
         self.method_records = {name: _method_record(model, e) for name, e in self.methods.items()}
 
-    def work(self, store: Store, summary: Summary, progress: Progress) -> None:
-        """Measure what is missing, batch by batch."""
+    def held_by(self, base: str | Path) -> tuple[set[str], set[str]]:
+        """Return the keys of what another run has measured, and of its images that changed since.
+
+        Raises:
+            RunError: it is of another model or other data, or has another version or other options of a method or
+                metric.
+        """
+        with Store.read(base) as store:
+            store.check_identity(self.identity)
+            store.check_described(self.metric_records, self.method_records)
+            return store.done(), store.superseded()
+
+    def work(self, store: Store, summary: Summary, progress: Progress, known: set[str], superseded: set[str]) -> None:
+        """Measure what is not known, batch by batch; an image that had changed and is restored counts again."""
         for source, reason in self.data.problems:
             summary.failed.append((source, reason))
             store.write(Batch(failures=[FailureRow(source, reason)]))
-        known, scorer = store.done(), None
-        superseded = store.superseded()
+        scorer = None
         waiting: list[tuple[PreparedSample, Work]] = []
         seen: set[str] = set()
         for done, (position, name, annotated) in enumerate(self.images, 1):

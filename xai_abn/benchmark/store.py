@@ -23,6 +23,8 @@ from xai_abn.errors import RunError, XaiAbnError
 FORMAT = 2
 #: Seconds to wait for another process that is writing.
 TIMEOUT = 10.0
+#: Condition on rows: their image has not changed since.
+_COUNTS = " AND image IN (SELECT image FROM images WHERE superseded = 0)"
 
 _SCHEMA = (
     "CREATE TABLE run (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -288,20 +290,29 @@ class Store:
             RunError: a metric or method has another version, or a method another layer or other options.
         """
         with self._transaction() as add:
+            self.check_described(metrics, methods)
             for table, column, records in (("metrics", "metric", metrics), ("methods", "method", methods)):
-                known = dict(self._rows(f"SELECT {column}, record FROM {table}"))
                 for name, record in records.items():
-                    before, now = json.loads(known.get(name, "{}")).get("identity"), record.get("identity")
-                    if before is not None and before != json.loads(json.dumps(now)):
-                        raise RunError(
-                            f"{self.path}: {column} {name!r} was {_short(before)} when this run was begun, and is "
-                            f"{_short(now)} now; values are never mixed: choose another --output"
-                        )
                     text = json.dumps(record, sort_keys=True)
                     add.execute(
                         f"INSERT INTO {table} VALUES (?, ?) "
                         f"ON CONFLICT ({column}) DO UPDATE SET record = excluded.record",
                         (name, text),
+                    )
+
+    def check_described(self, metrics: Mapping[str, Any], methods: Mapping[str, Any]) -> None:
+        """Refuse records of metrics and methods that are others than those of the run by the same names.
+
+        Raises:
+            RunError: a metric or method has another version, or a method another layer or other options.
+        """
+        for column, known, records in (("metric", self.metrics(), metrics), ("method", self.methods(), methods)):
+            for name, record in records.items():
+                before, now = known.get(name, {}).get("identity"), record.get("identity")
+                if before is not None and before != json.loads(json.dumps(now)):
+                    raise RunError(
+                        f"{self.path}: {column} {name!r} was {_short(before)} when this run was begun, and is "
+                        f"{_short(now)} now; values are never mixed: choose another --output"
                     )
 
     def metrics(self) -> dict[str, dict[str, Any]]:
@@ -349,10 +360,10 @@ class Store:
             ImageRow(**{**r, "objects": json.loads(r["objects"]), "superseded": bool(r["superseded"])}) for r in rows
         ]
 
-    def maps(self, image: str | None = None) -> list[MapRow]:
-        """Return the maps of one image, or all, of images that still count."""
+    def maps(self, image: str | None = None, *, superseded: bool = False) -> list[MapRow]:
+        """Return the maps of one image, or all, of images that still count, or also of those changed since."""
         where, values = ("WHERE image = ?", (image,)) if image else ("WHERE 1", ())
-        query = f"SELECT * FROM maps {where} AND image IN (SELECT image FROM images WHERE superseded = 0)"
+        query = f"SELECT * FROM maps {where}{'' if superseded else _COUNTS}"
         found = []
         for r in self._records(f"{query} ORDER BY rowid", values):
             shape = (r.pop("height"), r.pop("width"))
@@ -364,14 +375,16 @@ class Store:
         query = "SELECT method, seconds, flaw FROM maps WHERE image IN (SELECT image FROM images WHERE superseded = 0)"
         return list(self._rows(f"{query} ORDER BY rowid"))
 
-    def results(self, metric: str | None = None, *, all_rows: bool = False) -> list[ResultRow]:
-        """Return the values of one metric, or all, of images that still count.
+    def results(
+        self, metric: str | None = None, *, all_rows: bool = False, superseded: bool = False
+    ) -> list[ResultRow]:
+        """Return the values of one metric, or all, of images that still count, or also of those changed since.
 
         With ``all_rows`` also the rows that only note that an image has no trial for a metric.
         """
         where, values = ("WHERE metric = ?", (metric,)) if metric else ("WHERE 1", ())
         where += "" if all_rows else " AND trial != ''"
-        query = f"SELECT * FROM results {where} AND image IN (SELECT image FROM images WHERE superseded = 0)"
+        query = f"SELECT * FROM results {where}{'' if superseded else _COUNTS}"
         rows = self._records(f"{query} ORDER BY image, method, trial, metric", values)
         return [
             ResultRow(**{**r, "curve": None if r["curve"] is None else np.frombuffer(r["curve"], np.float32)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from xai_abn.settings import split_specs
 if TYPE_CHECKING:
     from xai_abn.benchmark.runner import Summary
     from xai_abn.datasets import Dataset
+    from xai_abn.models.adapter import ModelAdapter
 
 DEFAULT_METHODS, DEFAULT_METRICS = "abn,abn-class,grad-cam,center,random-14", "deletion,insertion"
 
@@ -31,6 +33,7 @@ group = typer.Typer(help="Score methods on annotated images, join runs, report a
     panels={options.MODEL: tuple(ModelSettings.model_fields), "Protocol": tuple(BenchmarkSettings.model_fields)},
 )
 def run(
+    context: typer.Context,
     data: Annotated[
         str,
         typer.Option(
@@ -70,22 +73,32 @@ def run(
         int | None, typer.Option(help="Arrange images of one class each in N x N grids first.", metavar="N", min=2)
     ] = None,
     device: options.Device = "cpu",
+    engine: options.EngineOption = options.Engine.LOCAL,
+    processes: options.Processes = None,
 ) -> None:
     """Score methods on annotated images. Values that the run already holds are not computed again."""
     methods, metrics = method or [DEFAULT_METHODS], split_specs(",".join(metric or [DEFAULT_METRICS]))
     options.check_methods(methods)
     settings, chosen = BenchmarkSettings(**{"shard": _share(), **protocol}), options.chosen_model(model)
-    from xai_abn.benchmark import benchmark
     from xai_abn.datasets import read_dataset
 
     dataset = read_dataset(data, images)
-    adapter = options.load_model(chosen, device)
-    dataset = _in_grids(dataset, grid, adapter.preprocess.side)
-    file = shard_file(output, settings.shard)
+    if engine is options.Engine.RAY:
+        from xai_abn.benchmark.shards import benchmark_on_ray, shards_of
+
+        file, read = shards_of(output), partial(_read, data, images, grid)
+        load = partial(options.load_model, chosen)
+        measure = partial(benchmark_on_ray, load, read, output=output, processes=processes, device=device)
+    else:
+        options.refuse_given(context, ("processes",), "is an option of --engine ray; give that, too, or leave it out")
+        from xai_abn.benchmark import benchmark
+
+        adapter, file = options.load_model(chosen, device), shard_file(output, settings.shard)
+        measure = partial(benchmark, adapter, _in_grids(dataset, grid, adapter.preprocess.side), output=file)
     with progress_bar("measuring") as progress:
         try:
-            summary = benchmark(
-                adapter, dataset, methods, metrics, file, settings, command=command_line(), progress=progress
+            summary = measure(
+                methods=methods, metrics=metrics, settings=settings, command=command_line(), progress=progress
             )
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(
@@ -152,6 +165,13 @@ def shard_file(output: Path, part: tuple[int, int]) -> Path:
 def _share() -> tuple[int, int]:
     """Return the share of this process under torchrun, else the whole."""
     return int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _read(data: str, images: Path | None, grid: int | None, model: ModelAdapter) -> Dataset:
+    """Return the data that the options describe, in a process of Ray."""
+    from xai_abn.datasets import read_dataset
+
+    return _in_grids(read_dataset(data, images), grid, model.preprocess.side)
 
 
 def _in_grids(dataset: Dataset, grid: int | None, size: int) -> Dataset:

@@ -24,7 +24,7 @@ PURPOSES = {
     "volumes": "NIfTI files",
     "tensorboard": "xai-abn train --tensorboard",
     "lightning": "maps while Lightning trains",
-    "ray": "maps in Ray Data",
+    "ray": "explain and benchmark run --engine ray, and maps in Ray Data",
     "parquet": "xai-abn benchmark export to .parquet",
 }
 

@@ -8,15 +8,17 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xai_abn import cluster
 from xai_abn.cli import options
 from xai_abn.cli._console import progress_bar
-from xai_abn.cli.options import ClipFormat, Crop, ImageFormat
+from xai_abn.cli.options import ClipFormat, Crop, Engine, ImageFormat
 from xai_abn.cli.settings import with_settings
 from xai_abn.errors import ImageLoadError, InvalidInputError, OutputError, XaiAbnError
 from xai_abn.files import key_of
@@ -33,6 +35,14 @@ if TYPE_CHECKING:
 STDIN = "-"
 #: Errors that prevent the writing of every file, not only of one.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+#: Parameters of what is drawn and printed, and those of partitions.
+_DRAWN = (
+    *("image_format", "sheets", "save_maps", "boxes", "masks", "clip", "coco", "as_json"),
+    *("colormap", "opacity", "contour"),
+)
+_PARTITIONS = ("processes", "partition", "column")
+#: Failures that are printed of partitions; all are in the files.
+_SHOWN = 20
 
 
 @with_settings(
@@ -41,11 +51,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
     panels={options.MODEL: (*ModelSettings.model_fields, *PredictionSettings.model_fields)},
 )
 def command(
+    context: typer.Context,
     images: Annotated[
         list[str],
         typer.Argument(
             help="Image files, folders, globs, - for standard input, or bundled images such as example:cat; videos, "
-            "GIFs or NIfTI files for a model that takes clips or volumes.",
+            "GIFs or NIfTI files for a model that takes clips or volumes. With --engine ray also Parquet and tar files "
+            "and addresses such as s3://bucket/images.",
             metavar="IMAGE...",
         ),
     ],
@@ -91,8 +103,16 @@ def command(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the overlays.", rich_help_panel=options.OUTPUT)
-    ] = Path("explanations"),
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for the overlays; with --engine ray for Parquet files, here or at an address, ending in "
+            ".parquet.",
+            metavar="FOLDER",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = "explanations",
     crop: Annotated[
         Crop | None,
         typer.Option(help="'squash' shows the network the whole image, 'center' its middle. Default: the model's own."),
@@ -171,7 +191,7 @@ def command(
         bool,
         typer.Option(
             "--resume",
-            help="Skip images that the same command has already explained into --output.",
+            help="Skip images, or partitions, that the same command has already explained into --output.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,
@@ -206,10 +226,32 @@ def command(
             help="Threads that read images and draw maps while the network runs; 0 does one after the other.", min=0
         ),
     ] = 2,
+    engine: options.EngineOption = Engine.LOCAL,
+    processes: options.Processes = None,
+    partition: Annotated[
+        int,
+        typer.Option(
+            help="Images in a partition, which is one file, and what is lost at most if a process dies. A tar file is "
+            "a partition of its own.",
+            min=1,
+            metavar="N",
+            rich_help_panel=options.ENGINE,
+        ),
+    ] = 500,
+    column: Annotated[
+        str,
+        typer.Option(
+            help="Column of a Parquet file that holds the images, as encoded bytes or as Hugging Face stores them.",
+            metavar="NAME",
+            rich_help_panel=options.ENGINE,
+        ),
+    ] = "image",
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Also replace files that xai-abn did not create.", rich_help_panel=options.OUTPUT
+            "--overwrite",
+            help="Also replace files that xai-abn did not create; with --engine ray, maps of an earlier command.",
+            rich_help_panel=options.OUTPUT,
         ),
     ] = False,
 ) -> None:
@@ -225,7 +267,15 @@ def command(
         raise InvalidInputError(f"--opacity must be from 0 to 1, got {opacity}")
     for reference in similar_to or []:
         _check_reference(reference)
-    chosen = options.chosen_model(model)
+    load = partial(_load, options.chosen_model(model), prediction, crop, similar_to)
+    if engine is Engine.RAY:
+        options.refuse_given(context, _DRAWN, "does not go with --engine ray, which draws nothing; leave it out")
+        asked = {"methods": method, "targets": _asked(target or [], versus), "layer": layer, "column": column}
+        how = {"size": partition, "processes": processes, "device": device, "workers": workers}
+        how |= {"resume": resume, "overwrite": overwrite}
+        _explain_on_ray(images, output, {"load": load, **asked}, how, quiet)
+        return
+    options.refuse_given(context, _PARTITIONS, "is an option of --engine ray; give that, too, or leave it out")
     sources, failures = _expand(images)
     if not sources:
         _finish(failures, len(failures))
@@ -233,7 +283,7 @@ def command(
     from xai_abn.cli.output import OutputFolder
 
     folder = OutputFolder(
-        output,
+        Path(output),
         overwrite=overwrite,
         drawing={"colormap": colormap, "opacity": opacity, "contour": contour},
         maps=save_maps,
@@ -244,14 +294,7 @@ def command(
         clip=clip,
         coco=coco,
     )
-    adapter = options.load_model(chosen, device, prediction)
-    if crop is not None:
-        adapter = replace(adapter, preprocess=replace(adapter.preprocess, crop=crop.value))
-    if similar_to:
-        from xai_abn import similarity
-
-        adapter = similarity.similar_to(adapter, similar_to)
-    work = _Work(adapter, method or None, layer, (target or [], versus), sources, folder, workers)
+    work = _Work(load(device), method or None, layer, (target or [], versus), sources, folder, workers)
     try:
         work.run(resume, quiet)
     except KeyboardInterrupt as stop:
@@ -265,6 +308,48 @@ def command(
     _print(work.records(), failures, as_json, quiet)
     _print_predictions(work.model)
     _finish(failures, len(sources) + len(failures) - len(work.failures))
+
+
+def _load(
+    settings: ModelSettings, prediction: dict[str, Any], crop: Crop | None, references: list[str] | None, device: str
+) -> ModelAdapter:
+    """Return the model that the options describe."""
+    adapter = options.load_model(settings, device, prediction)
+    if crop is not None:
+        adapter = replace(adapter, preprocess=replace(adapter.preprocess, crop=crop.value))
+    if references:
+        from xai_abn import similarity
+
+        adapter = similarity.similar_to(adapter, references)
+    return adapter
+
+
+def _explain_on_ray(images: list[str], output: str, asked: dict[str, Any], how: dict[str, Any], quiet: bool) -> None:
+    """Explain the images in processes of Ray, say what became of them, and exit with 1 if any failed."""
+    cluster.check_installed()
+    from xai_abn.integrations.partitions import Question, explain_partitions
+
+    with progress_bar("explaining", hidden=quiet, unit="partitions") as update:
+        try:
+            summary = explain_partitions(images, output, Question(**asked), **how, progress=update)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(
+                "the partitions written so far are complete; the same command with --resume goes on"
+            ) from stop
+    if summary.known:
+        typer.echo(f"note: {summary.known} of {summary.partitions} partitions are done and are skipped", err=True)
+    if not quiet:
+        typer.echo(
+            f"{output}: {summary.images} images in {summary.seconds:.0f} s by {summary.processes} processes, "
+            f"{len(summary.failures)} failed"
+        )
+    hidden = len(summary.failures) - _SHOWN
+    for _, line in summary.failures[:_SHOWN]:
+        typer.echo(f"xai-abn: {line}", err=True)
+    if hidden > 0:
+        typer.echo(f"xai-abn: and {hidden} others; see the column error", err=True)
+    if summary.failures:
+        raise typer.Exit(1)
 
 
 def _print_predictions(model: ModelAdapter) -> None:
@@ -410,18 +495,9 @@ class _Work:
 
     def _keys(self) -> dict[str, str]:
         """Return, by stem, a key of all that the files of an image depend on; empty for standard input."""
-        from xai_abn import __version__
-        from xai_abn.networks.checkpoint import fingerprint
+        from xai_abn.pipeline import dependencies
 
-        model, folder = self.model, self.folder
-        facts = {
-            "version": __version__,
-            "model": [model.name, fingerprint(model.module), model.labels, model.read_as()],
-            "preprocess": model.preprocess.to_dict(),
-            "methods": [explainer.identity(model) for explainer in self.explainers],
-            "targets": repr(self.targets),
-            "files": folder.settings,
-        }
+        facts = {**dependencies(self.model, self.explainers, self.targets), "files": self.folder.settings}
         return {
             stem: "" if source == STDIN else key_of(**facts, image=[source, stem, *_state(source)])
             for source, stem in self._stems.items()
@@ -455,6 +531,14 @@ def _resolve(model: ModelAdapter, targets: list[str], versus: str | None) -> lis
     if versus is not None:
         return [Difference(target, versus=found(versus)) for target in chosen or [None]]
     return list(chosen) or [None]
+
+
+def _asked(targets: list[str], versus: str | None) -> list[str | Difference | None]:
+    """Return the targets as they were given; each process looks them up."""
+    from xai_abn.models.targets import Difference
+
+    chosen: list[str | None] = list(targets) or [None]
+    return [target if versus is None else Difference(target, versus=versus) for target in chosen]
 
 
 def _report(records: list[dict[str, Any]], quiet: bool) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from xai_abn.models.adapter import ModelAdapter
 
 #: Headings of options in the help.
-MODEL, OUTPUT = "Model", "Output"
+MODEL, OUTPUT, ENGINE = "Model", "Output", "Many machines"
 #: The option of the program that may also follow a command.
 VERBOSE = "--verbose"
 
@@ -36,6 +36,45 @@ Images = Annotated[
     Path | None,
     typer.Option(help="Folder of the images, if they are not where the annotations say.", metavar="DIR"),
 ]
+
+
+class Engine(str, Enum):
+    """What a command runs on."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        "--engine",
+        help="'local' works in this process, 'ray' in processes of Ray, on this machine or on the cluster that Ray "
+        "finds, such as that of RAY_ADDRESS.",
+        rich_help_panel=ENGINE,
+    ),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes of Ray, each with the model and a core or a GPU. Default: as many as the cluster has room for.",
+        min=1,
+        metavar="N",
+        rich_help_panel=ENGINE,
+    ),
+]
+
+
+def refuse_given(context: typer.Context, names: Sequence[str], reason: str) -> None:
+    """Refuse options that were given to a command, by the names of their parameters.
+
+    Raises:
+        InvalidInputError: one was given.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise InvalidInputError(f"{parameter.opts[0]} {reason}")
 
 
 class Command(TyperCommand):
