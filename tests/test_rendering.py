@@ -191,6 +191,16 @@ def test_weak_parts_show_the_image_untouched():
     assert np.abs(half - (200 + color) / 2).max() <= 0.5
 
 
+def test_a_map_is_blended_within_limits():
+    """A map of half the largest value leaves half as much color; it is not scaled to its own range."""
+    view = np.zeros((4, 4, 3), np.uint8)
+    half = np.array([[0, 0.25], [0.25, 0.5]], np.float32)
+    drawn = blend(view, half, limits=(0.0, 1.0))
+    as_heatmap = blend_heatmap(view, np.full((4, 4), 0.5, np.float32))
+    assert np.array_equal(drawn[3, 3], as_heatmap[3, 3])
+    assert not np.array_equal(drawn, blend(view, half))
+
+
 def test_a_map_in_two_colors_is_white_at_zero_where_it_is_shown_alone():
     """Red, white, blue: the image does not show through."""
     alone = blend(np.zeros((8, 3, 3), np.uint8), np.array([[-2, 0, 2]] * 8, np.float32), opacity=1)

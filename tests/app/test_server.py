@@ -210,7 +210,7 @@ def test_what_cannot_be_served_is_refused(small_abn, tmp_path):
     small = xai_abn.Preprocess(size=32)
     values = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 32), torch.nn.Flatten())
     for network, options in ((Segmenter(), {}), (values, {"scores_only": True})):
-        with pytest.raises(UnsupportedModelError, match="no classifier with probabilities") as raised:
+        with pytest.raises(UnsupportedModelError, match="not a classifier with probabilities") as raised:
             run(xai_abn.wrap(network, preprocess=small, **options), corrections=tmp_path)
         check_error(raised.value)
 
