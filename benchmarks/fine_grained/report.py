@@ -57,7 +57,7 @@ def accuracies(rows: list[Row]) -> Iterator[str]:
             each = more.mean(axis=1)
             margin = stats.t.ppf(0.975, len(each) - 1) * stats.sem(each) if len(each) > 1 else np.nan
             ends = f"{100 * (each.mean() - margin):+.1f} to {100 * (each.mean() + margin):+.1f}"
-            cells += [with_interval(more.mean(axis=0), "+"), ends]
+            cells += [with_interval(more.mean(axis=0), "+"), ends] if more.any() else ["same predictions", ""]
         for branch in ("attention", "both", "flat"):
             values = [row[f"test {branch}"] for row in own if f"test {branch}" in row]
             cells.append(f"{100 * statistics.fmean(values):.1f}" if values else "")
@@ -80,7 +80,8 @@ def maps(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         cells = [row["network"], row["method"], f"{statistics.fmean(row['polarity']):.2f}"]
         cells += [", ".join(f"{value:.2f}" for value in row["polarity"])]
-        cells += [f"{statistics.fmean(row['stability']):.2f}" if row["stability"] else ""]
+        same = row["method"] in ("center", "random-7") or not row["stability"]  # for every seed
+        cells.append("" if same else f"{statistics.fmean(row['stability']):.2f}")
         for name in places:
             low, high = row[f"{name} interval"]
             cells.append(f"{statistics.fmean(row[name]):.2f} ({low:.2f} to {high:.2f})")
