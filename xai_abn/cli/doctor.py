@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PURPOSES = {
     "app": "the page in the browser, xai-abn app",
     "onnx": "xai-abn export, and ONNX files as models",
+    "openvino": "--backend openvino",
     "transformers": "models of Hugging Face, hf:NAME",
     "datasets": "data of Hugging Face, hf:NAME",
     "volumes": "NIfTI files",
