@@ -105,9 +105,12 @@ def test_layers_that_cut_images_up_are_refused(small):
         xai_abn.explain(wrapped(Windows(), layer="body"), small, "hires-cam")
 
 
-def test_rise_refuses_a_score(small):
-    with pytest.raises(UnsupportedModelError, match="probabilities"):
-        xai_abn.explain(wrapped(Net()), small, "rise", lambda logits: logits[:, 0])
+def test_rise_explains_a_score_as_it_explains_a_value(small):
+    network, method = Net(), "rise:masks=20,side=3"
+    found = xai_abn.explain(wrapped(network), small[:1], method, lambda logits: logits[:, 0])[0]
+    expected = xai_abn.explain(wrapped(network, scores_only=True), small[:1], method, 0)[0]
+    np.testing.assert_allclose(found[method].map, expected[method].map, rtol=1e-4, atol=1e-7)
+    assert found[method].map.min() < 0 < found[method].map.max()
 
 
 @pytest.mark.parametrize("score", [lambda x: x, lambda x: x.sum(), lambda x: x[0], lambda x: x[:1, 0], lambda x: 1])
