@@ -16,7 +16,7 @@ import copy
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from benchmarks._features import Features
 from benchmarks._harness import machine, make_parser
 from benchmarks.corrections.scenes import CLASSES, Scenes, pasted
 from xai_abn import Corrections, abn_from, load_model, wrap
@@ -141,28 +142,6 @@ class Network(nn.Module):
         """Return logits."""
         logits: Tensor = self.fc(self.pool(self.second(self.first(self.front(x)))).flatten(1))
         return logits
-
-
-class Features:
-    """What the front gives for the images of a split; a :class:`~xai_abn.datasets.batches.DataSplit`."""
-
-    def __init__(self, features: Tensor, targets: Tensor) -> None:
-        self.features, self.targets = features, targets
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def fingerprint(self) -> str:
-        """Return nothing, as no run is resumed."""
-        return ""
-
-    def subset(self, indices: Tensor) -> Features:
-        """Return a part."""
-        return Features(self.features[indices], self.targets[indices])
-
-    def load(self, batches: Sequence[Tensor], device: torch.device, seed: int | None) -> Iterator[Batch]:
-        """Yield batches of features."""
-        yield from (Batch(self.features[rows], self.targets[rows]) for rows in batches)
 
 
 class Marked:

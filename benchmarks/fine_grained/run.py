@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks._features import Features
 from benchmarks._harness import machine, make_parser
 from benchmarks.fine_grained.images import SIZE, Pasted, Split, cars, grocery, pasted, pixels_of
 from xai_abn import ABNOutput, abn_from, load_model, wrap
@@ -103,27 +104,14 @@ class Network(nn.Module):
         return logits
 
 
-class Features:
-    """What the front gives for the images of a split; a ``DataSplit``."""
-
-    def __init__(self, features: Tensor, targets: Tensor) -> None:
-        self.features, self.targets = features, targets
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def fingerprint(self) -> str:
-        """Return nothing, as no run is resumed."""
-        return ""
-
-    def subset(self, indices: Tensor) -> Features:
-        """Return a part."""
-        return Features(self.features[indices], self.targets[indices])
+class HalfFeatures(Features):
+    """Features kept in half precision."""
 
     def load(self, batches: Sequence[Tensor], device: torch.device, seed: int | None) -> Iterator[Batch]:
-        """Yield batches of features."""
-        for rows in batches:
-            yield Batch(self.features[rows].float().to(memory_format=torch.channels_last), self.targets[rows])
+        """Yield batches in float32."""
+        for batch in super().load(batches, device, seed):
+            features = batch.images.float().to(memory_format=torch.channels_last)
+            yield Batch(features, batch.targets)
 
 
 class Bench:
@@ -135,7 +123,7 @@ class Bench:
         self.front, self.accelerator = Front(), Accelerator(cpu=True)
         self.classes = int(torch.cat([split.labels for split in splits.values()]).max()) + 1
         self.labels = tuple(map(str, range(self.classes)))
-        self.features = {part: Features(self.given_for(part), split.labels) for part, split in splits.items()}
+        self.features = {part: HalfFeatures(self.given_for(part), split.labels) for part, split in splits.items()}
         self.data = TrainingData(name, self.labels, PREPROCESS, self.features["train"])
 
     @torch.no_grad()
