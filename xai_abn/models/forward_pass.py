@@ -247,9 +247,10 @@ class ForwardPass:
             InvalidInputError: the layer was not among ``layers``.
             UnsupportedModelError: its output has no positions.
         """
-        found = self._layout(layer)
+        if layer not in self._layouts:
+            return self._layout(layer)  # says why there is none
         self.model.check_positions(layer, self._layouts, self.size)
-        return found
+        return self._layouts[layer][0]
 
     @cached_property
     def _layouts(self) -> dict[str, tuple[Layout, int]]:
