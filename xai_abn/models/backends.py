@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, TypeAlias
 
@@ -180,12 +181,14 @@ def _cuda_graph(model: ModelAdapter, bf16: bool, inputs: Tensor) -> Call:
     with torch.cuda.graph(graph):
         found = fast(given)
 
-    def call(images: Tensor) -> Tensor:
-        given.copy_(images)
-        graph.replay()
-        return found.clone().to(images.device)
+    return _of_one_size(partial(_replayed, graph, fast, given, found), len(inputs))
 
-    return _of_one_size(call, len(inputs))
+
+def _replayed(graph: Any, _weights: FastPredictor, given: Tensor, found: Tensor, images: Tensor) -> Tensor:
+    """Return logits of a graph, which reads weights at the addresses that it was captured with: they must stay."""
+    given.copy_(images)
+    graph.replay()
+    return found.clone().to(images.device)
 
 
 def _of_one_size(call: Call, size: int) -> Call:
