@@ -171,6 +171,31 @@ def test_the_leading_eigenvector_of_a_large_matrix_is_that_of_its_decomposition(
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+def test_lanczos_tells_which_matrices_it_did_not_solve():
+    """Those whose first eigenvalues are close; others are solved, also of rank one and smaller than the steps."""
+    from xai_abn.explainers.eigen_cam import STEPS, _decomposed, _lanczos
+
+    generator = torch.Generator().manual_seed(0)
+    for size in (4, STEPS + 1, 40):
+        factors = torch.randn(3, size, size, generator=generator)
+        factors[1] = factors[1, :, :1] @ factors[1, :1]
+        grams = factors @ factors.mT
+        basis = torch.linalg.qr(torch.randn(size, size, generator=generator)).Q
+        close = 1 + 1e-3 * torch.rand(size, generator=generator)
+        grams[2] = basis * close @ basis.mT
+        found, solved = _lanczos(grams)
+        expected = _decomposed(grams).float()
+        assert bool(solved[1])
+        if size == 40:
+            assert not bool(solved[2])
+        else:
+            assert bool(solved[0])
+        signs = (found * expected).sum(dim=1, keepdim=True).sign()
+        for row in (0, 1):  # the direction of the third hardly differs from others in the size of its product
+            if bool(solved[row]):
+                torch.testing.assert_close(found[row] * signs[row], expected[row], rtol=1e-3, atol=1e-3)
+
+
 class Pooled(nn.Module):
     """Pools features in front of its 1x1 convolution, or the class scores behind it."""
 

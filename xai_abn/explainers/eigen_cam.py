@@ -10,8 +10,8 @@ from torch import Tensor
 from xai_abn.explainers.base import Explainer, register
 from xai_abn.models.forward_pass import ForwardPass
 
-#: Matrices up to this size are decomposed in full. For larger ones, Lanczos' method finds only the leading eigenvector,
-#: in this number of steps and to this share of the eigenvalue.
+#: Matrices up to this size are decomposed in full on the CPU. For larger ones, Lanczos' method finds only the leading
+#: eigenvector, in this number of steps and to this share of the eigenvalue.
 SMALL, STEPS, TOLERANCE = 64, 12, 1e-5
 #: Why no map is differentiated.
 UNSTABLE = "the derivative of a principal component grows without bound as the next one comes close"
@@ -42,28 +42,42 @@ def _centered(values: Tensor) -> Tensor:
 def _scaled_eigenvector(gram: Tensor) -> Tensor:
     """Return the leading eigenvector of symmetric matrices (N, P, P) times the root of its eigenvalue, (N, P).
 
-    Large matrices use Lanczos' method, started from the column with the largest diagonal element. If it does not
-    converge, and for small matrices, the full decomposition is used.
+    Small matrices on the CPU are decomposed in full, as are those for which Lanczos' method does not converge. A GPU
+    decomposes one matrix after the other.
     """
-    if gram.shape[1] > SMALL:
-        heaviest = gram.diagonal(dim1=1, dim2=2).argmax(dim=1)
-        newest = gram[torch.arange(len(gram)), heaviest][..., None]
-        basis = newest / newest.norm(dim=1, keepdim=True)
-        for _ in range(STEPS):
-            newest = gram @ basis[..., -1:]
-            for _ in range(2):
-                newest = newest - basis @ (basis.mT @ newest)
-            basis = torch.cat([basis, newest / newest.norm(dim=1, keepdim=True)], dim=2)
-        if bool(basis.isfinite().all()):
-            value, inner = (part[..., -1:] for part in torch.linalg.eigh(basis.mT @ gram @ basis))
-            vector = (basis @ inner)[..., 0]
-            missed = ((gram @ vector[..., None])[..., 0] - value * vector).norm(dim=1)
-            if bool((missed <= TOLERANCE * value[:, 0]).all()):
-                scaled: Tensor = vector * value.sqrt()
-                return scaled
-    values, vectors = torch.linalg.eigh(gram.double())
+    if gram.shape[1] <= SMALL and gram.device.type == "cpu":
+        return _decomposed(gram)
+    found, converged = _lanczos(gram)
+    if not bool(converged.all()):
+        found[~converged] = _decomposed(gram[~converged]).to(found)
+    return found
+
+
+def _lanczos(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what :func:`_scaled_eigenvector` does, and for which matrices (N,) it is exact to ``TOLERANCE``.
+
+    The method starts from the column with the largest diagonal element.
+    """
+    heaviest = gram.diagonal(dim1=1, dim2=2).argmax(dim=1)
+    newest = gram[torch.arange(len(gram), device=gram.device), heaviest][..., None]
+    basis = newest / newest.norm(dim=1, keepdim=True)
+    for _ in range(min(STEPS, gram.shape[1] - 1)):
+        newest = gram @ basis[..., -1:]
+        for _ in range(2):
+            newest = newest - basis @ (basis.mT @ newest)
+        basis = torch.cat([basis, newest / newest.norm(dim=1, keepdim=True)], dim=2)
+    finite = basis.isfinite().flatten(1).all(dim=1)
+    basis = torch.where(finite[:, None, None], basis, 0.0)
+    value, inner = (part[..., -1:] for part in torch.linalg.eigh(basis.mT @ gram @ basis))
+    vector = (basis @ inner)[..., 0]
+    missed = ((gram @ vector[..., None])[..., 0] - value * vector).norm(dim=1)
+    return vector * value.clamp_min(0).sqrt(), finite & (missed <= TOLERANCE * value[:, 0])
+
+
+def _decomposed(gram: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(gram.double().cpu())
     leading: Tensor = vectors[..., -1] * values[..., -1:].clamp_min(0).sqrt()
-    return leading
+    return leading.to(gram.device)
 
 
 def _as_maps(projected: Tensor, values: Tensor) -> Tensor:
