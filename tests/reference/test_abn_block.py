@@ -293,6 +293,22 @@ def test_as_classifier_gives_the_perception_logits(abn_resnet18, inputs):
         assert torch.equal(network.as_classifier()(inputs), network(inputs).logits)
 
 
+def test_as_classifier_computes_no_class_maps(inputs):
+    """Which the prediction does not need; where the map is not used, the attention branch does not run either."""
+    ran = []
+    for mechanism in ("residual", "auxiliary"):
+        network = xai_abn.abn_from(torchvision.models.resnet18().eval(), mechanism=mechanism).eval()
+        branch = network.attention_branch
+        for name, layer in (("class maps", branch.att_conv2), ("map", branch.att_conv3)):
+            layer.register_forward_hook(lambda *_, name=f"{mechanism}: {name}": ran.append(name))
+        with torch.no_grad():
+            found = network.as_classifier()(inputs)
+        assert ran == {"residual": ["residual: map"], "auxiliary": []}[mechanism]
+        with torch.no_grad():
+            torch.testing.assert_close(found, network(inputs).logits)
+        ran.clear()
+
+
 class FixedSize(nn.Module):
     """Accepts features of one size only."""
 

@@ -115,11 +115,21 @@ class AttentionBranch(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``(attention_logits (N, K), attention_map (N, 1, h, w), class_maps (N, K, h, w))``."""
-        evidence = self.bn_att(self.stage(features))
-        evidence = torch.relu(self.bn_att2(self.att_conv(evidence)))
+        evidence = self._evidence(features)
         class_maps = self.att_conv2(evidence)
+        return class_maps.mean(dim=(2, 3)), self._map(evidence), class_maps
+
+    def attend(self, features: Tensor) -> Tensor:
+        """Return the attention map (N, 1, h, w) alone, which is all that a prediction needs."""
+        return self._map(self._evidence(features))
+
+    def _evidence(self, features: Tensor) -> Tensor:
+        evidence = self.bn_att(self.stage(features))
+        return torch.relu(self.bn_att2(self.att_conv(evidence)))
+
+    def _map(self, evidence: Tensor) -> Tensor:
         attention_map = torch.sigmoid(self.bn_att3(self.att_conv3(evidence)))
-        return class_maps.mean(dim=(2, 3)), smoothed(attention_map, self.smoothing), class_maps
+        return smoothed(attention_map, self.smoothing)
 
     @property
     def map_layers(self) -> list[nn.Module]:
@@ -360,8 +370,8 @@ class AttentionBranchNetwork(nn.Module):
             targets: class indices (N, T).
 
         Returns:
-            (N, T, H, W), at least twice as fine as the class maps; :func:`xai_abn.networks.masks.as_mask` makes them
-            masks in [0, 1].
+            (N, T, H, W), at least twice as fine as the class maps; masks in [0, 1] are made of them by
+            :func:`xai_abn.networks.masks.class_masks`.
 
         Raises:
             InvalidInputError: the network has no mask branch.
@@ -377,7 +387,10 @@ class AttentionBranchNetwork(nn.Module):
         return self.attention_branch.att_conv.weight.detach().flatten(1)
 
     def as_classifier(self) -> nn.Module:
-        """Return a module that outputs only the perception logits (N, K); it shares the weights."""
+        """Return a module that outputs only the perception logits (N, K), and computes no more than they need.
+
+        It shares the weights.
+        """
         return _PerceptionLogits(self)
 
 
@@ -387,8 +400,11 @@ class _PerceptionLogits(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        result: Tensor = self.network(images).logits
-        return result
+        network = self.network
+        features = network.feature_extractor(images)
+        # a mechanism that does not use the map gets the features in its place
+        attention_map = network.attention_branch.attend(features) if network.uses_map else features
+        return network.perceive(features, attention_map)
 
 
 def _checked_attention(attention: Tensor, like: Tensor, bounded: bool) -> Tensor:

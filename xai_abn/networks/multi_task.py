@@ -52,6 +52,12 @@ class AttributeBranch(nn.Module):
         attention_map = torch.sigmoid(self.bn_att(class_maps))
         return class_maps.mean(dim=(2, 3)), smoothed(attention_map, self.smoothing), class_maps
 
+    def attend(self, features: Tensor) -> Tensor:
+        """Return the attention maps (N, T, h, w) alone."""
+        _, attention_map, _ = self(features)
+        found: Tensor = attention_map
+        return found
+
     @property
     def map_layers(self) -> list[nn.Module]:
         """The layers that make the attention maps and nothing else."""
