@@ -129,21 +129,48 @@ def test_classes_are_the_likely_ones():
     assert set(draw_classes(torch.zeros(5, 1, dtype=torch.long), generator()).tolist()) == {0}
 
 
-def test_a_mosaic_shows_four_images_in_their_places():
-    """Each pixel belongs to one of them; the known place shows the image whose class is asked for."""
-    colors = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, SIZE, SIZE)
-    made = cut_mosaics(colors, torch.arange(6) + 10, 40, generator())
-    assert made.images.shape == (40, 3, SIZE, SIZE)
-    edges = set()
+def test_a_mosaic_shows_images_in_their_places():
+    """Each pixel belongs to one of four or nine; the known places show all images of the class that is asked for."""
+    colors = torch.arange(20.0).view(20, 1, 1, 1).expand(20, 3, SIZE, SIZE)
+    classes = torch.arange(20) // 2
+
+    def predict(images):
+        """Know no class, so that each is asked for as often."""
+        return torch.zeros(len(images), 10)
+
+    made = cut_mosaics(colors, classes, 100, predict, generator())
+    assert made.images.shape == (100, 3, SIZE, SIZE)
+    shapes, several = set(), 0
     for image, target, place in zip(made.images, made.targets, made.places, strict=True):
-        image = image.round()  # what is constant is resized to rounding
-        assert len(image[0].unique()) == 4
-        shown = image[0][place].unique()
-        assert shown.tolist() == [float(target) - 10]
-        assert torch.equal(place, image[0] == shown)
-        edges.add((int(place.any(dim=1).sum()), int(place.any(dim=0).sum())))
-    assert len(edges) > 20
-    assert all(0.25 * SIZE <= side <= 0.75 * SIZE for edge in edges for side in edge)
+        image = image[0].round()  # what is constant is resized to rounding
+        tiles, shown = image.unique(), image[place].unique()
+        assert set(shown.tolist()) == {tile for tile in tiles.tolist() if classes[int(tile)] == target}
+        assert torch.equal(place, torch.isin(image, shown))
+        several += len(shown) > 1
+        across, down = (
+            torch.unique_consecutive(line, return_counts=True)[1].tolist() for line in (image[0], image.T[0])
+        )
+        assert len(across) * len(down) == len(tiles)
+        shapes.add((*across, *down))
+        assert min(*across, *down) >= 0.12 * SIZE
+    assert {len(shape) for shape in shapes} == {4, 6}
+    assert len(shapes) > 4
+    assert several
+    few = cut_mosaics(colors[:3], classes[:3], 8, predict, generator(1))  # fewer images than tiles
+    assert all(len(image.round().unique()) == 3 for image in few.images)
+
+
+def test_a_mosaic_asks_for_a_class_that_is_recognized():
+    """In proportion to the probabilities of the classes of its images."""
+    colors = torch.arange(9.0).view(9, 1, 1, 1).expand(9, 3, SIZE, SIZE)
+    logits = torch.full((9,), -20.0)
+    logits[2], logits[5] = 0.0, 1.0
+    made = cut_mosaics(colors, torch.arange(9), 400, lambda images: logits.expand(len(images), 9), generator())
+    whole = made.targets[
+        (made.images.round().flatten(1).unsqueeze(2) == torch.tensor([2.0, 5.0])).any(dim=1).all(dim=1)
+    ]
+    assert set(whole.tolist()) == {2, 5}
+    assert float((whole == 5).float().mean()) == pytest.approx(float(torch.tensor(1.0).sigmoid()), abs=0.06)
 
 
 class Spots(nn.Module):

@@ -67,16 +67,12 @@ class FastPredictor:
 
     def __init__(self, model: ModelAdapter, *, bf16: bool = False, probe: Tensor | None = None) -> None:
         self.precision = "bfloat16" if bf16 else "float32"
-        with evaluating(model.module):
-            whole = model.module.as_classifier() if model.is_abn else model.module  # type: ignore[operator]
-            plain = copied(whole).eval()
         self._needs_gradients = model.module in NEED_GRADIENTS
-        plain.requires_grad_(self._needs_gradients)
-        example = on_device(_probe(model.example) if probe is None else probe, plain)
+        example = on_device(noise_like(model.example) if probe is None else probe, model.module)
         self.device, self.dtype = example.device, example.dtype
         self.logits_of = model.logits_of
         self.probabilities = model.probabilities
-        self.network, self.folded = _folded(plain, example, model)
+        self.network, self.folded = frozen_copy(model, example)
         if bf16:
             check_bfloat16(self.device)
             _keep_float32(self.network, example)
@@ -95,8 +91,27 @@ class FastPredictor:
             return self.logits_of(self.network(inputs)).detach().float().to(device)
 
 
-def _probe(blank: Tensor) -> Tensor:
-    """Return two seeded inputs of noise, shaped as ``blank``."""
+def frozen_copy(model: ModelAdapter, example: Tensor) -> tuple[nn.Module, int]:
+    """Return a copy of a network, with batch normalizations folded where that changes nothing, and how many were.
+
+    Of an Attention Branch Network it outputs the logits alone. Its weights need no gradients.
+
+    Args:
+        model: the model; it is not changed.
+        example: inputs (N, 3, H, W) on its device, on which the copy is compared with the network.
+
+    Raises:
+        NonFiniteError: the network outputs NaN or infinity for them.
+    """
+    with evaluating(model.module):
+        whole = model.module.as_classifier() if model.is_abn else model.module  # type: ignore[operator]
+        plain = copied(whole).eval()
+    plain.requires_grad_(model.module in NEED_GRADIENTS)
+    return _folded(plain, example, model)
+
+
+def noise_like(blank: Tensor) -> Tensor:
+    """Return two seeded inputs of noise, shaped as those of ``blank`` (N, ...), on the CPU."""
     return torch.randn(2, *blank.shape[1:], generator=torch.Generator().manual_seed(0))
 
 

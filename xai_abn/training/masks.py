@@ -17,10 +17,12 @@ from torch.utils.data import Dataset
 from xai_abn.datasets.batches import Batch
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.metrics.curves import RISE_BLUR, WIDE_BLUR
-from xai_abn.models.adapter import wrap
+from xai_abn.models.adapter import ModelAdapter, wrap
+from xai_abn.models.folding import frozen_copy, noise_like
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.networks.abn import AttentionBranchNetwork
 from xai_abn.networks.masks import standardized
+from xai_abn.networks.tracing import on_device
 from xai_abn.seeding import mixed_seed
 from xai_abn.training.crops import CropsObjective
 from xai_abn.training.settings import DistillationSettings
@@ -33,8 +35,10 @@ SOFTNESS = 0.15
 FLOORS = (0.005, 0.02)
 #: Share of the images whose class is the top one; of the others it is one of the next four.
 TOP_SHARE = 0.6
-#: Where the vertical and the horizontal edge between the four images of a mosaic can be, as shares of the side.
-EDGES = (0.3, 0.7)
+#: Images along the side of a mosaic, either of which is as likely, and mosaics that share their edges.
+SIDES, ALIKE = (2, 3), 16
+#: How far the edges of a 2x2 mosaic can be from its middle, as a share of the side; in larger ones less.
+SHIFT = 0.2
 #: Weight decay of the mask branch.
 WEIGHT_DECAY = 0.01
 #: Shares of the area at which masks are compared with class maps.
@@ -42,12 +46,12 @@ CHECKED_AREAS = (0.05, 0.1, 0.2, 0.4)
 
 
 class Mosaics(NamedTuple):
-    """Images put together four at a time, with the class and place of one of them.
+    """Images put together, with the class of one of them and its places.
 
     Attributes:
         images: (M, C, H, W).
-        targets: (M,) class of one of the four.
-        places: (M, H, W) bool, where that one is.
+        targets: (M,) class of one of its images.
+        places: (M, H, W) bool, where images of this class are.
     """
 
     images: Tensor
@@ -82,21 +86,29 @@ class MaskObjective(CropsObjective):
             raise UnsupportedModelError("the network has no mask branch; make one with abn_from(..., masks=True)")
         super().__init__(network, images, settings, [(settings.mask_lr, [network.mask_branch])], WEIGHT_DECAY)
         self.model = wrap(network)
+        self._judge: nn.Module | None = None  # made when the size of the images is known
+
+    def judge(self, images: Tensor) -> Tensor:
+        """Return the network's logits (N, K), computed by a frozen copy that is quicker."""
+        if self._judge is None:
+            self._judge = frozen_judge(self.model, images)
+        logits: Tensor = self._judge(images)
+        return logits
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return loss and terms of a batch; what is drawn depends on seed and step alone."""
         generator = torch.Generator().manual_seed(mixed_seed(self.settings.seed, "masks", step))
-        images, network = batch.images, self.network
+        images = batch.images
         with torch.no_grad():
-            likely = judge(network, images).topk(min(5, self.network.class_rows.shape[0])).indices
+            likely = self.judge(images).topk(min(5, self.network.class_rows.shape[0])).indices
         targets = draw_classes(likely, generator)
         places = torch.ones(len(images), *images.shape[2:], dtype=torch.bool, device=images.device)
         if self.settings.mosaics:
-            mosaics = cut_mosaics(images, likely[:, 0], self.settings.mosaics, generator)
+            mosaics = cut_mosaics(images, likely[:, 0], self.settings.mosaics, self.judge, generator)
             images = torch.cat([images, mosaics.images])
             targets, places = torch.cat([targets, mosaics.targets]), torch.cat([places, mosaics.places])
         scores = mask_scores(self.model, images, targets)
-        return mask_losses(scores, images, targets, places, lambda x: judge(network, x), self.settings, generator)
+        return mask_losses(scores, images, targets, places, self.judge, self.settings, generator)
 
     def measure(self, held_out: Tensor) -> dict[str, Any]:
         """Compare the masks with the class maps."""
@@ -115,13 +127,11 @@ class MaskObjective(CropsObjective):
         return {name: values for name, values in weights if name.startswith("mask_branch.")}
 
 
-def judge(network: AttentionBranchNetwork, images: Tensor) -> Tensor:
-    """Return the logits (N, K) of the prediction; without the attention branch where its map is not used."""
-    if network.uses_map:
-        logits: Tensor = network(images).logits
-        return logits
-    features = network.feature_extractor(images)
-    return network.perceive(features, features)  # the map is not read
+def frozen_judge(model: ModelAdapter, images: Tensor) -> nn.Module:
+    """Return a frozen copy of an ABN that outputs its logits (N, K) for images like those given."""
+    with torch.autocast(images.device.type, enabled=False):
+        copy_, _ = frozen_copy(model, on_device(noise_like(images), model.module))
+    return copy_.to(memory_format=torch.channels_last)
 
 
 def mask_scores(model: Any, images: Tensor, targets: Tensor) -> Tensor:
@@ -144,37 +154,54 @@ def draw_classes(likely: Tensor, generator: torch.Generator) -> Tensor:
     return likely.gather(1, column[:, None])[:, 0]
 
 
-def cut_mosaics(images: Tensor, classes: Tensor, count: int, generator: torch.Generator) -> Mosaics:
-    """Put images together four at a time, at edges drawn for each mosaic.
+def cut_mosaics(
+    images: Tensor, classes: Tensor, count: int, predict: Callable[[Tensor], Tensor], generator: torch.Generator
+) -> Mosaics:
+    """Put images together, four or nine at a time, at random edges.
 
     Args:
         images: (N, C, H, W).
         classes: (N,) the class of each as it is seen alone.
         count: number M of mosaics.
+        predict: images to logits (N, K). The more likely the class of an image is in the mosaic, the more often it is
+            asked for: of a class that is not recognized there, no mask could be learned.
         generator: random numbers of members, edges and the image that is asked for.
     """
-    height, width = images.shape[2:]
-    made, targets, places = [], [], []
-    for _ in range(count):
-        members = torch.randperm(len(images), generator=generator).repeat(4)[:4].tolist()
-        low, high = EDGES
-        shares = low + (high - low) * torch.rand(2, generator=generator)
-        y, x = (max(1, min(side - 1, round(float(s) * side))) for s, side in zip(shares, (height, width), strict=True))
-        mosaic = images.new_empty(images.shape[1:])
-        boxes = [(0, y, 0, x), (0, y, x, width), (y, height, 0, x), (y, height, x, width)]
-        for member, (top, bottom, left, right) in zip(members, boxes, strict=True):
-            size = (bottom - top, right - left)
-            mosaic[:, top:bottom, left:right] = F.interpolate(
-                images[member : member + 1], size, mode="bilinear", antialias=True
-            )[0]
-        asked = int(torch.randint(4, (), generator=generator))
-        top, bottom, left, right = boxes[asked]
-        place = torch.zeros(height, width, dtype=torch.bool, device=images.device)
-        place[top:bottom, left:right] = True
-        made.append(mosaic)
-        targets.append(classes[members[asked]])
-        places.append(place)
-    return Mosaics(torch.stack(made), torch.stack(targets), torch.stack(places))
+    groups = [
+        _cut_alike(images, classes, min(ALIKE, count - first), predict, generator) for first in range(0, count, ALIKE)
+    ]
+    return Mosaics(*(torch.cat(parts) for parts in zip(*groups, strict=True)))
+
+
+def _cut_alike(
+    images: Tensor, classes: Tensor, count: int, predict: Callable[[Tensor], Tensor], generator: torch.Generator
+) -> Mosaics:
+    """Make mosaics with the same edges."""
+    side = SIDES[int(torch.randint(len(SIDES), (), generator=generator))]
+    rows, columns = (_edges(size, side, generator) for size in images.shape[2:])
+    order = torch.rand(count, len(images), generator=generator).argsort(dim=1)
+    members = order[:, torch.arange(side * side) % len(images)].to(images.device)
+    mosaics = images.new_empty(count, *images.shape[1:])
+    tiles = torch.zeros(images.shape[2:], dtype=torch.long, device=images.device)
+    for tile in range(side * side):
+        (top, bottom), (left, right) = (
+            edges[at : at + 2] for edges, at in zip((rows, columns), divmod(tile, side), strict=True)
+        )
+        shown = F.interpolate(images[members[:, tile]], (bottom - top, right - left), mode="bilinear", antialias=True)
+        mosaics[:, :, top:bottom, left:right] = shown
+        tiles[top:bottom, left:right] = tile
+    with torch.no_grad():
+        seen = predict(mosaics).float().softmax(dim=1).gather(1, classes[members])
+    asked = torch.multinomial(seen.cpu() + 1e-6, 1, generator=generator).to(images.device)
+    targets = classes[members.gather(1, asked)]
+    places = (classes[members] == targets)[:, tiles]
+    return Mosaics(mosaics, targets[:, 0], places)
+
+
+def _edges(size: int, side: int, generator: torch.Generator) -> list[int]:
+    """Return where tiles begin along an axis, and where the last ends: even shares, moved at random."""
+    moved = torch.arange(1, side) / side + SHIFT / (side - 1) * (2 * torch.rand(side - 1, generator=generator) - 1)
+    return [0, *(moved * size).round().long().clamp(1, size - 1).tolist(), size]
 
 
 def mask_losses(
@@ -211,11 +238,11 @@ def mask_losses(
         "variation": variation,
     }
     loss = terms["keep"] + terms["hide"] + settings.variation_weight * variation
-    known = ~places.flatten(1).all(dim=1)
-    if settings.tile_weight and bool(known.any()):
-        inside = F.interpolate(places[known, None].float(), scores.shape[1:], mode="area")[:, 0]
-        shares = (2 * scores[known].flatten(1)).softmax(dim=1)
-        terms["tile"] = -((shares * inside.flatten(1)).sum(dim=1) + 1e-6).log().mean()
+    if settings.tile_weight and settings.mosaics:
+        known = ~places.flatten(1).all(dim=1)
+        inside = F.interpolate(places[:, None].float(), scores.shape[1:], mode="area")[:, 0].flatten(1)
+        shares = ((2 * scores.flatten(1)).softmax(dim=1) * inside).sum(dim=1)
+        terms["tile"] = (-(shares + 1e-6).log() * known).sum() / known.sum().clamp_min(1)
         loss = loss + settings.tile_weight * terms["tile"]
     return {"loss": loss, **terms}
 
@@ -296,6 +323,7 @@ def check_masks(network: AttentionBranchNetwork, inputs: Tensor, *, batch_size: 
         batch_size: inputs in a forward pass.
     """
     model, device = wrap(network), next(network.parameters()).device
+    judge = frozen_judge(model, inputs)
     sums = torch.zeros(4, dtype=torch.float64)
     for batch in inputs.split(batch_size):
         images = batch.to(device)
@@ -309,6 +337,6 @@ def check_masks(network: AttentionBranchNetwork, inputs: Tensor, *, batch_size: 
             for area in CHECKED_AREAS:
                 masks = soft_masks(scores, torch.full((len(images),), area, device=device), images.shape[2:])
                 for offset, shown in ((0, masks), (1, 1 - masks)):
-                    probabilities = judge(network, images * shown + blurred * (1 - shown)).softmax(dim=1)
+                    probabilities = judge(images * shown + blurred * (1 - shown)).softmax(dim=1)
                     sums[place + offset] += probabilities[rows, targets].double().sum().cpu()
     return MaskCheck(len(inputs), *(sums / (len(inputs) * len(CHECKED_AREAS))).tolist())
