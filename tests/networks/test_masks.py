@@ -14,7 +14,7 @@ import xai_abn
 from xai_abn.errors import InvalidInputError, UnsupportedModelError
 from xai_abn.networks.abn import AttentionBranchNetwork, Auxiliary
 from xai_abn.networks.build import add_mask_branch
-from xai_abn.networks.masks import LEVEL, PRESENT, STEEPNESS, as_mask, presence, standardized
+from xai_abn.networks.masks import LEVEL, LEVEL_UNITED, PRESENT, STEEPNESS, presence, standardized
 
 SIZE = 64
 
@@ -64,37 +64,51 @@ def test_an_untrained_mask_is_the_class_map(name):
             assert mask.shape[0] >= 2 * class_map.shape[2]
             enlarged = F.interpolate(standardized(class_map), mask.shape, mode="bilinear")[0, 0]
             seen = presence_by_hand(every[row], int(label.removeprefix("class ")))
-            expected = seen * torch.sigmoid(STEEPNESS * (standardized(enlarged) - LEVEL))
+            expected = mask_by_hand(standardized(enlarged), seen)
             torch.testing.assert_close(mask, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_method_gives_what_the_branch_gives():
-    """The layers are those that hooks set by hand see; the union is the largest of the likely classes' masks."""
-    made, inputs = network(), images()
+@pytest.mark.parametrize("mechanism", ["residual", "auxiliary"])
+def test_the_method_gives_what_the_branch_gives(mechanism):
+    """The layers are those that hooks set by hand see; the union is weighted by an attention map that is used."""
+    made, inputs = network(mechanism=mechanism), images()
     features, class_maps = features_by_hand(made, inputs)
     with torch.no_grad():
+        output = made(inputs)
         scores = made.mask_scores(features, class_maps, torch.tensor([[3], [1]]))[:, 0]
-        likely = made(inputs).logits.topk(2).indices
-        seen = torch.tensor([[presence_by_hand(class_maps[row], int(c)) for c in likely[row]] for row in range(2)])
-        union = (as_mask(made.mask_scores(features, class_maps, likely)) * seen[:, :, None, None]).amax(dim=1)
+        likely = output.logits.topk(2).indices
+        several = made.mask_scores(features, class_maps, likely)
     results = xai_abn.explain(made, inputs, ["abn-mask", "abn-mask:unite=2"], [3, 1])
     for row, result in enumerate(results):
         found = torch.from_numpy(result["abn-mask"].map.copy())
-        expected = presence_by_hand(class_maps[row], [3, 1][row]) * as_mask(scores[row])
+        expected = mask_by_hand(scores[row], presence_by_hand(class_maps[row], [3, 1][row]))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        seen = [presence_by_hand(class_maps[row], int(c)).max() for c in likely[row]]
+        parts = [p * torch.sigmoid(STEEPNESS * (z - LEVEL_UNITED)) for p, z in zip(seen, several[row], strict=True)]
+        united = torch.maximum(*parts)
+        if mechanism == "residual":
+            used = F.interpolate(output.attention_map[row : row + 1], united.shape, mode="bilinear")[0, 0]
+            united = united * used.sqrt()
         found = torch.from_numpy(result["abn-mask:unite=2"].map.copy())
-        torch.testing.assert_close(found, union[row], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found, united, atol=1e-5, rtol=1e-4)
         assert not result["abn-mask:unite=2"].class_specific
 
 
+def mask_by_hand(scores, seen):
+    """From standardized scores (H, W) and the presence (h, w) of the class."""
+    local = F.interpolate(seen[None, None], scores.shape, mode="bilinear")[0, 0]
+    return torch.sigmoid(STEEPNESS * (scores - LEVEL)) * (seen.max() * local).sqrt()
+
+
 def presence_by_hand(class_maps, target):
-    """By its definition, cell by cell, in float64."""
-    best = 0.0
+    """By its definition, cell by cell, in float64; (h, w)."""
+    found = torch.zeros(class_maps.shape[1:])
     for y in range(class_maps.shape[1]):
         for x in range(class_maps.shape[2]):
             powers = [math.exp(float(value)) for value in class_maps[:, y, x]]
-            best = max(best, powers[target] / sum(powers))
-    return min(1, max(0.001, (best - 1 / len(class_maps)) / PRESENT))
+            share = powers[target] / sum(powers)
+            found[y, x] = min(1, max(0.001, (share - 1 / len(class_maps)) / PRESENT))
+    return found
 
 
 def test_presence():
@@ -103,7 +117,9 @@ def test_presence():
     class_maps[0, 4, 2, 1] = 9
     class_maps[0, 7, 0, 0] = math.log(19 * 0.1 / 0.9)  # a share of 0.1, where chance gives 0.05
     found = presence(class_maps, torch.tensor([[4, 7, 0]]))
-    torch.testing.assert_close(found, torch.tensor([[1.0, 0.5, 0.001]]), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.amax(dim=(2, 3)), torch.tensor([[1.0, 0.5, 0.001]]), atol=1e-6, rtol=1e-5)
+    assert (found[0, 0] > 0.01).nonzero().tolist() == [[2, 1]]
+    assert (found[0, 1] > 0.01).nonzero().tolist() == [[0, 0]]
 
 
 def test_the_mask_of_a_class_that_is_not_there_is_dark():

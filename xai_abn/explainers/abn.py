@@ -12,7 +12,7 @@ from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.targets import select_targets
 from xai_abn.networks.abn import AttentionBranchNetwork
-from xai_abn.networks.masks import as_mask, presence
+from xai_abn.networks.masks import class_masks, united_masks
 
 
 class _AttentionBranchMap(Explainer):
@@ -105,7 +105,9 @@ class ABNClass(_AttentionBranchMap):
 class ABNMask(_AttentionBranchMap):
     """The mask of the target class, in [0, 1]: what must stay visible for the class to be predicted.
 
-    Near 0 everywhere for a class that the attention branch sees nowhere in the image. It is drawn from 0 to 1.
+    Near 0 where the attention branch sees no such class, and everywhere if it sees none in the image. It is drawn from
+    0 to 1. The union of several masks is weighted by the root of the attention map, if the network uses that map, so
+    that its peak lies where the network looks.
 
     It is trained so that the network still predicts the class from what the mask keeps, and no longer does from what it
     hides, at every share of the area (see docs/how-to/class-masks.md). It costs a few convolutions beyond the
@@ -115,7 +117,7 @@ class ABNMask(_AttentionBranchMap):
     "T-TAME", 2024.
     """
 
-    version = 2
+    version = 3
     limits = (0.0, 1.0)
     no_graph = "the mask branch runs without a graph; it is trained by an objective of its own"
     source = "this project; related: Stalder et al., NeurIPS 2022"
@@ -168,8 +170,11 @@ class ABNMask(_AttentionBranchMap):
         top = min(self.unite, forward_pass.logits.shape[1])
         wanted = forward_pass.logits.topk(top).indices if top else targets[:, None]
         features = [forward_pass.activations(layer) for layer in self.layers_read(forward_pass.model)]
+        class_maps = forward_pass.class_maps
         with torch.no_grad():
-            wanted = wanted.to(forward_pass.class_maps.device)
-            masks = as_mask(network.mask_scores(features, forward_pass.class_maps, wanted))
-            seen = presence(forward_pass.class_maps, wanted)
-        return (masks * seen[:, :, None, None]).amax(dim=1)
+            wanted = wanted.to(class_maps.device)
+            scores = network.mask_scores(features, class_maps, wanted)
+            if not top:
+                return class_masks(scores, class_maps, wanted)[:, 0]
+            attention_map = forward_pass.attention_map if network.uses_map else None
+            return united_masks(scores, class_maps, wanted, attention_map)

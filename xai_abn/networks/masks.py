@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 #: A map of scores (h, w), standardized, becomes a mask by ``sigmoid(STEEPNESS * (score - LEVEL))``.
 STEEPNESS, LEVEL = 4.0, 1.0
+#: The level of masks that are united: each then shows less, and they cover less together.
+LEVEL_UNITED = 1.5
 #: By how much the share of a class in some cell of the class maps must exceed chance for the class to count as present.
 PRESENT = 0.1
 #: Largest value of the mask of a class that is nowhere more likely than chance; above 0, so that the map has an order.
@@ -142,20 +144,49 @@ def standardized(maps: Tensor) -> Tensor:
     return centered / (centered.square().mean(dim=(-2, -1), keepdim=True) + _LEAST**2).sqrt()
 
 
-def as_mask(scores: Tensor) -> Tensor:
-    """Return standardized scores (..., h, w) as masks in [0, 1]."""
-    return torch.sigmoid(STEEPNESS * (scores - LEVEL))
+def class_masks(scores: Tensor, class_maps: Tensor, targets: Tensor) -> Tensor:
+    """Return masks in [0, 1] of standardized scores (N, T, H, W): dark where the attention branch sees no such class.
+
+    Each is weighted by the geometric mean of its presence in the image and at the position. Without the latter, the
+    mask of a small object would light its surroundings, too.
+
+    Args:
+        scores: of the mask branch.
+        class_maps: of the attention branch, (N, K, h, w).
+        targets: class indices (N, T).
+    """
+    local = presence(class_maps, targets)
+    anywhere = local.flatten(2).amax(dim=2)[:, :, None, None]
+    local = F.interpolate(local, scores.shape[2:], mode="bilinear")
+    return torch.sigmoid(STEEPNESS * (scores - LEVEL)) * (anywhere * local).sqrt()
+
+
+def united_masks(scores: Tensor, class_maps: Tensor, targets: Tensor, attention_map: Tensor | None) -> Tensor:
+    """Return the union of the masks of T classes, (N, H, W) in [0, 1].
+
+    Args:
+        scores: (N, T, H, W) of the mask branch, standardized.
+        class_maps: of the attention branch, (N, K, h, w).
+        targets: class indices (N, T).
+        attention_map: M (N, 1, h, w), by the root of which the union is weighted; None if the network does not use it.
+    """
+    anywhere = presence(class_maps, targets).flatten(2).amax(dim=2)[:, :, None, None]
+    united = (torch.sigmoid(STEEPNESS * (scores - LEVEL_UNITED)) * anywhere).amax(dim=1)
+    if attention_map is None:
+        return united
+    return united * F.interpolate(attention_map, scores.shape[2:], mode="bilinear")[:, 0].sqrt()
 
 
 def presence(class_maps: Tensor, targets: Tensor) -> Tensor:
-    """Return how much of the classes the attention branch sees anywhere in the images, (N, T) in [0.001, 1].
+    """Return how much of the classes the attention branch sees at each position, (N, T, h, w) in [0.001, 1].
 
-    That is the largest share that a class has of the softmax over classes in any cell, less what chance would give, by
-    ``PRESENT``. Standardized scores cannot tell: of a class that is not in the image they have a largest value, too.
+    That is the share that a class has of the softmax over classes, less what chance would give, by ``PRESENT``.
+    Standardized scores cannot tell: of a class that is not in the image they have a largest value, too.
 
     Args:
         class_maps: of the attention branch, (N, K, h, w).
         targets: class indices (N, T).
     """
-    shares = class_maps.softmax(dim=1).flatten(2).amax(dim=2).gather(1, targets)
+    index = targets[:, :, None, None].expand(-1, -1, *class_maps.shape[2:])
+    shares = (class_maps.gather(1, index) - class_maps.logsumexp(dim=1, keepdim=True)).exp()
     return ((shares - 1 / class_maps.shape[1]) / PRESENT).clamp(_ABSENT, 1)
