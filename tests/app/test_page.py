@@ -221,12 +221,12 @@ def test_uploads(chromium, serving, image_file, tmp_path):
 
 
 def test_painting_saving_and_finding_again(chromium, serving, abn_lite0):
-    """Numbers follow the marks and are the network's; undo, keep and ignore; a reload finds what was saved."""
+    """The prediction follows the marks on M and is the network's; undo, keep and ignore; a reload finds what was saved."""
     page = Page(chromium, serving, tab="correct")
     before = page.numbers()
     page.stroke((-0.2, -0.2), (0.1, 0.1), (0.2, -0.1))
     painted = page.numbers()
-    assert [new != old for new, old in zip(painted, before, strict=True)] == [True, True]
+    assert [new != old for new, old in zip(painted, before, strict=True)] == [True, False]
     page.answers(page.find("#undo").click)
     assert page.numbers() == before
     page.answers(page.find("#redo").click)
@@ -263,16 +263,67 @@ def test_painting_saving_and_finding_again(chromium, serving, abn_lite0):
     assert third.numbers() == unsaved
 
 
+def test_m_and_the_class_map_are_painted_apart(chromium, serving, abn_lite0):
+    """Each has its own marks, undo and answers; the page says which is painted, and a record says which was."""
+    page = Page(chromium, serving, tab="correct", image="example:astronaut")
+    target = page.run("return document.querySelector('#edited-prediction .is-target .name').textContent")
+    before = page.numbers()
+    painted_on = "return document.querySelector('#canvas').dataset.painted"
+    assert page.run(painted_on) == "attention-map"
+    assert page.text("#layer-says").startswith("M weights the features of the prediction")
+
+    page.find("[data-layer='1']").click()
+    assert page.run(painted_on) == "class-map"
+    assert "--on class-map" in page.text("#layer-says")
+    page.stroke((-0.2, -0.1), (0.2, 0.1))
+    on_class = page.numbers()
+    assert [new != old for new, old in zip(on_class, before, strict=True)] == [False, True]
+    assert page.run("return [...document.querySelectorAll('[data-layer] .marked')].map((dot) => dot.hidden)") == [
+        True,
+        False,
+    ]
+
+    page.keys("#canvas", "m")
+    assert page.run(painted_on) == "attention-map"
+    assert not page.find("#undo").is_enabled()  # nothing is painted on M
+    page.answers(lambda: page.keys("#canvas", "2", " ", *["\ue012"] * 4, " "))
+    both = page.numbers()
+    assert [new != old for new, old in zip(both, on_class, strict=True)] == [True, False]
+    page.answers(page.find("#undo").click)
+    assert page.numbers() == on_class
+    page.answers(page.find("#redo").click)
+    assert page.numbers() == both
+
+    page.find("#save").click()
+    page.until("document.querySelector('#saved').className === 'done'")
+    assert "'not here' on M" in page.text("#saved")
+    assert "'look here' on the class map" in page.text("#saved")
+    saved = {(c.on, c.kind): c.mask for c in xai_abn.Corrections(serving.folder).of("example:astronaut")}
+    assert set(saved) == {("attention-map", "not here"), ("class-map", "look here")}
+    edit = abn_lite0.edit("example:astronaut")
+    index = abn_lite0.target_index(target, abn_lite0.number_of_classes)
+    m = edit.marked(index, avoid=saved["attention-map", "not here"], on="attention-map")
+    class_map = edit.marked(index, look=saved["class-map", "look here"], on="class-map")
+    expected = (float(m.probabilities[index]), float(class_map.attention_probabilities[index]))
+    assert [float(text.split(" %")[0]) for text in both] == pytest.approx([100 * p for p in expected], abs=0.3)
+    again = Page(chromium, serving, tab="correct", image="example:astronaut")
+    assert [text.split(" %")[0] for text in again.numbers()] == [text.split(" %")[0] for text in both]
+    again.find("#reset").click()
+    again.find("#save").click()
+    again.until("document.querySelector('#saved').className === 'done'")
+    assert [c.on for c in xai_abn.Corrections(serving.folder).of("example:astronaut")] == ["class-map"]
+
+
 def test_painting_by_keyboard(chromium, serving):
-    """Arrows move the brush, space puts it down; the tabs too are reached."""
+    """Arrows move the brush, space puts it down, M chooses the map; the tabs too are reached."""
     from selenium.webdriver.common.keys import Keys
 
     page = Page(chromium, serving, image="example:coffee")
     page.keys("#tab-look", Keys.ARROW_RIGHT)
     page.until("document.body.dataset.answers")
     before = page.numbers()
-    page.answers(lambda: page.keys("#canvas", "2", " ", *[Keys.ARROW_LEFT] * 4, " "))
-    assert page.numbers() != before
+    page.answers(lambda: page.keys("#canvas", "m", "2", " ", *[Keys.ARROW_LEFT] * 4, " "))
+    assert page.numbers()[1] != before[1]
     assert page.run("return document.querySelector('[data-tool=\"2\"]').getAttribute('aria-checked')") == "true"
     page.answers(lambda: page.keys("#canvas", Keys.CONTROL + "z"))
     assert page.numbers() == before

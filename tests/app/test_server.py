@@ -59,8 +59,8 @@ def test_the_python_and_the_command_that_it_shows_give_the_same(serving, abn_lit
     shipped = Serving([abn_lite0], tmp_path)
     asked = {"model": "abn-lite0", "image": "example:cat", "methods": "grad-cam", "target": 281, "versus": 285}
     _, answer = shipped.ask("api/explain", **asked)
-    marks = np.zeros((224, 224), np.uint8)
-    marks[32:96, 32:96], marks[160:] = 1, 2
+    marks = np.zeros((2, 224, 224), np.uint8)
+    marks[0, 32:96, 32:96], marks[0, 160:], marks[1, 16:80] = 1, 2, 1
     place = {"model": "abn-lite0", "image": "example:cat", "target": 281}
     shipped.ask("api/corrections", body=marks.tobytes(), **place)
     _, edited = shipped.ask("api/edit", body=marks.tobytes(), **place)
@@ -69,7 +69,10 @@ def test_the_python_and_the_command_that_it_shows_give_the_same(serving, abn_lit
     exec(answer["edit_python"], names)
     (row,) = [row for row in edited["prediction"] if row["target"] == 281]
     assert float(names["edit"].own.probabilities[281]) == row["before"]
-    assert float(names["answers"].probabilities[281]) == pytest.approx(row["after"], abs=0.01)
+    assert float(names["m"].probabilities[281]) == pytest.approx(row["after"], abs=0.01)
+    (row,) = [row for row in edited["attention"] if row["target"] == 281]
+    assert row["before"] != row["after"]
+    assert float(names["class_map"].attention_probabilities[281]) == pytest.approx(row["after"], abs=0.01)
     names = {}
     exec(answer["python"], names)
     assert np.array_equal(names["record"].map, decoded(answer["maps"][0]["values"], answer["maps"][0]["map_shape"]))
@@ -105,13 +108,13 @@ def test_polarity_is_the_metric(serving, small_abn):
 
 
 def test_answers_to_marks_are_those_of_the_network(serving, small_abn):
-    """With the map that the server says it used; without marks they are the network's own."""
+    """With the map that the server says it used; without marks on its map, those of a branch are the network's own."""
     place = {"model": "small-abn", "image": "example:cat", "target": 3}
-    marks = np.zeros((64, 64), np.uint8)
+    marks = np.zeros((2, 64, 64), np.uint8)
     _, own = serving.ask("api/edit", body=marks.tobytes(), **place)
     assert all(row["before"] == row["after"] for row in own["prediction"] + own["attention"])
     assert own["attention_map"] == own["own_attention_map"]
-    marks[10:40, 10:40], marks[48:] = 1, 2
+    marks[0, 10:40, 10:40], marks[0, 48:] = 1, 2
     _, answer = serving.ask("api/edit", body=marks.tobytes(), **place)
     attention = torch.tensor(decoded(answer["attention_map"], answer["grid"]).copy())
     inputs = small_abn.preprocess(xai_abn.images.load_example("cat")).tensor[None]
@@ -121,18 +124,50 @@ def test_answers_to_marks_are_those_of_the_network(serving, small_abn):
     for row in answer["prediction"]:
         assert row["after"] == float(expected[row["target"]])
     assert float(attention[-1].max()) == 0
+    assert (answer["attention"], answer["class_map"]) == (own["attention"], own["own_class_map"])
+
+    marks = np.ascontiguousarray(marks[::-1])  # the same on a class map that is not 0
+    _, own = serving.ask("api/edit", body=bytes(2 * 64 * 64), **(place | {"target": 7}))
+    _, answer = serving.ask("api/edit", body=marks.tobytes(), **(place | {"target": 7}))
+    assert (answer["prediction"], answer["attention_map"]) == (own["prediction"], own["own_attention_map"])
+    with torch.no_grad():
+        logits = small_abn.module(inputs).attention_logits[0]
+    logits[7] = float(decoded(answer["class_map"], answer["grid"]).mean())
+    for row in answer["attention"]:
+        assert row["after"] == pytest.approx(float(logits.softmax(dim=0)[row["target"]]), abs=1e-6)
+    (changed,) = [row for row in answer["attention"] if row["target"] == 7]
+    assert changed["before"] != changed["after"]
 
 
 def test_saved_marks_come_back(serving):
-    """As painted; an empty painting takes the correction away."""
+    """As painted, each with its map; an empty painting takes the corrections away."""
     place = {"model": "small-abn", "image": "example:cat", "target": 5}
-    marks = np.zeros((64, 64), np.uint8)
-    marks[8:24, 8:24], marks[40:, :16] = 1, 2
+    marks = np.zeros((2, 64, 64), np.uint8)
+    marks[0, 8:24, 8:24], marks[0, 40:, :16], marks[1, 8:24, 8:24] = 1, 2, 2
     status, saved = serving.ask("api/corrections", body=marks.tobytes(), **place)
     assert status == 200
-    assert sorted(row["kind"] for row in saved) == ["look here", "not here"]
+    assert sorted((row["on"], row["kind"]) for row in saved) == [
+        ("attention-map", "look here"),
+        ("attention-map", "not here"),
+        ("class-map", "not here"),
+    ]
     assert serving.ask("api/marks", **place)[1] == marks.tobytes()
-    assert serving.ask("api/corrections", body=bytes(64 * 64), **place)[1] == []
+    assert serving.ask("api/corrections", body=bytes(2 * 64 * 64), **place)[1] == []
+
+
+def test_marks_on_no_map_in_particular_are_shown_on_both(serving, small_abn):
+    """As those of a classifier without an attention map are; saved again, they belong to each map."""
+    place = {"model": "small-abn", "image": "example:cat", "target": 6}
+    marks = np.zeros((64, 64), np.uint8)
+    marks[8:24, 8:24] = 1
+    status, saved = serving.ask("api/corrections", body=marks.tobytes(), **(place | {"model": "small-resnet"}))
+    assert status == 200
+    assert [row["on"] for row in saved if row["target"] == 6] == [None]
+    both = serving.ask("api/marks", **place)[1]
+    assert both == marks.tobytes() * 2
+    _, saved = serving.ask("api/corrections", body=both, **place)
+    assert sorted(row["on"] for row in saved) == ["attention-map", "class-map"]
+    serving.ask("api/corrections", body=bytes(2 * 64 * 64), **place)
 
 
 def test_an_upload_is_explained_like_its_file(serving, small_abn, image_file):
@@ -247,8 +282,8 @@ def test_a_killed_server_loses_no_correction_that_it_said_is_saved(tmp_path):
         [*command, "--corrections", str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         address = process.stdout.readline().split("/  ")[0]
-        marks = np.zeros((32, 32), np.uint8)
-        marks[4:12, 4:12] = 1
+        marks = np.zeros((2, 32, 32), np.uint8)
+        marks[0, 4:12, 4:12] = 1
         place = {"model": "abn-cifar100", "image": "example:cat", "target": 7}
         deadline = time.monotonic() + 20
         while True:

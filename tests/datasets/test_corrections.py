@@ -53,7 +53,7 @@ def test_the_files_are_plain(corrections, image_file, mask):
     assert names == [saved.path.name, saved.path.with_suffix(".png").name, "images"]
     assert saved.path.name.startswith("image-dog-look-here-")
     record = json.loads(saved.path.read_text())
-    assert (record["format"], record["format_version"], record["kind"]) == ("xai-abn-correction", 1, "look here")
+    assert (record["format"], record["format_version"], record["kind"]) == ("xai-abn-correction", 2, "look here")
     drawn = np.asarray(Image.open(saved.path.with_suffix(".png")))
     assert set(np.unique(drawn)) == {0, 255}
     assert np.array_equal(drawn > 0, mask)
@@ -126,7 +126,7 @@ def damage(folder, how):
     if how == "cut short":
         record.write_bytes(record.read_bytes()[:40])
     elif how == "newer":
-        record.write_text(json.dumps(content | {"format_version": 2}))
+        record.write_text(json.dumps(content | {"format_version": 3}))
     elif how == "foreign":
         record.write_text("[1, 2]")
     elif how == "way out":

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from xai_abn.app.suspicion import Suspicion, sorted_by_suspicion, suspicion_of
-from xai_abn.datasets.corrections import AVOID, LOOK, Corrections
+from xai_abn.datasets.corrections import AVOID, LOOK, MARKED_MAPS, Corrections, MarkedMap
 from xai_abn.datasets.sample import Sample
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError, XaiAbnError
 from xai_abn.explainers import Explainer, make_explainers, names
@@ -359,55 +359,64 @@ class Service:
             model: name of the model.
             image: the image.
             target: index of the class that the marks are for.
-            marks: a byte for each pixel of the input: not marked, look here, not here.
+            marks: a byte for each pixel of the input: not marked, look here, not here; first for M, then as many for
+                the class map. The prediction follows the marks on M, and the attention branch those on the class map.
         """
         adapter, edit = self._offered(model).adapter, self._edit(model, image)
-        look, avoid = self._marks(edit.image, marks)
-        grid = edit.grid
-        changed = edit.marked_cells(target, _cells(look, grid), _cells(avoid, grid))
-        own = edit.own
+        painted = self._marks(adapter, edit.image, marks)
+        grid, own = edit.grid, edit.own
+        by_attention, by_class = (
+            edit.marked_cells(target, _cells(look, grid), _cells(avoid, grid), on)
+            for on, (look, avoid) in zip(MARKED_MAPS, painted.values(), strict=True)
+        )
 
         def map_of(maps: torch.Tensor) -> str:
             return _encoded((maps[target] if maps.dim() == 3 else maps).numpy(force=True))
 
         return {
             "grid": list(grid),
-            "attention_map": map_of(changed.attention_map),
-            "class_map": map_of(changed.class_maps),
+            "attention_map": map_of(by_attention.attention_map),
+            "class_map": map_of(by_class.class_maps),
             "own_attention_map": map_of(own.attention_map),
             "own_class_map": map_of(own.class_maps),
-            "prediction": _changes(adapter, own.probabilities, changed.probabilities, target),
-            "attention": _changes(adapter, own.attention_probabilities, changed.attention_probabilities, target),
+            "prediction": _changes(adapter, own.probabilities, by_attention.probabilities, target),
+            "attention": _changes(adapter, own.attention_probabilities, by_class.attention_probabilities, target),
         }
 
     def corrections(self, model: str, image: str) -> list[dict[str, Any]]:
         """Return the saved corrections of an image."""
         loaded = self._load(image)
         return [
-            {"label": c.label, "target": _target_or_none(c, self._offered(model).adapter), "kind": c.kind}
+            {"label": c.label, "target": _target_or_none(c, self._offered(model).adapter), "kind": c.kind, "on": c.on}
             | {"time": c.time, "model": c.model, "file": c.path.name}
             for c in Corrections(self._folder).of(loaded)
         ]
 
     def marks(self, model: str, image: str, target: int) -> bytes:
         """Return the saved marks of an image for a class, as :meth:`edit` takes them."""
-        prepared, loaded = self._prepare(model, image), self._load(image)
+        adapter, prepared, loaded = self._offered(model).adapter, self._prepare(model, image), self._load(image)
         grid = (prepared.tensor.shape[1], prepared.tensor.shape[2])
-        found = np.zeros(grid, np.uint8)
-        label = self._offered(model).adapter.label(target)
-        for correction in Corrections(self._folder).of(loaded):
-            if correction.label == label:
-                value = LOOKED if correction.kind == LOOK else AVOIDED
-                found[prepared.seen_of(correction.mask, grid)] = value
-        return found.tobytes()
+        label = adapter.label(target)
+        saved = [c for c in Corrections(self._folder).of(loaded) if c.label == label]
+        layers = []
+        for on in _marked_maps(adapter):
+            layers.append(np.zeros(grid, np.uint8))
+            for correction in saved:
+                if correction.on in (on, None):
+                    value = LOOKED if correction.kind == LOOK else AVOIDED
+                    layers[-1][prepared.seen_of(correction.mask, grid)] = value
+        return b"".join(layer.tobytes() for layer in layers)
 
     def save(self, model: str, image: str, target: int, marks: bytes) -> list[dict[str, Any]]:
         """Save the marks of an image for a class, and return the corrections of the image."""
         adapter, prepared = self._offered(model).adapter, self._prepare(model, image)
-        look, avoid = (prepared.on_image(part) if part.any() else None for part in self._marks(prepared, marks))
+        painted = self._marks(adapter, prepared, marks)
         name, source = self._source(image)
         with self._writing:
-            Corrections(self._folder).mark(source, target, look, avoid, model=adapter, name=name)
+            corrections = Corrections(self._folder)
+            for on, parts in painted.items():
+                look, avoid = (prepared.on_image(part) if part.any() else None for part in parts)
+                corrections.mark(source, target, look, avoid, on=on, model=adapter, name=name)
         return self.corrections(model, image)
 
     def queue(self, model: str) -> dict[str, Any]:
@@ -421,13 +430,16 @@ class Service:
             queue = self._queues.setdefault(model, _Queue(adapter, self.served))
         return queue.state()
 
-    def _marks(self, prepared: PreparedImage, marks: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Return where bytes mark to look, and where not to, each (H, W) bool of the input."""
-        height, width = prepared.tensor.shape[1:]
-        if len(marks) != height * width or max(marks) > AVOIDED:
-            raise InvalidInputError(f"marks must be {height * width} bytes, 0, 1 or 2 each; got {len(marks)}")
-        painted = np.frombuffer(marks, np.uint8).reshape(height, width)
-        return painted == LOOKED, painted == AVOIDED
+    def _marks(
+        self, adapter: ModelAdapter, prepared: PreparedImage, marks: bytes
+    ) -> dict[MarkedMap | None, tuple[np.ndarray, np.ndarray]]:
+        """Return by map where bytes mark to look, and where not to, each (H, W) bool of the input."""
+        maps, (height, width) = _marked_maps(adapter), prepared.tensor.shape[1:]
+        size = len(maps) * height * width
+        if len(marks) != size or max(marks) > AVOIDED:
+            raise InvalidInputError(f"marks must be {size} bytes, 0, 1 or 2 each; got {len(marks)}")
+        layers = np.frombuffer(marks, np.uint8).reshape(len(maps), height, width)
+        return {on: (layer == LOOKED, layer == AVOIDED) for on, layer in zip(maps, layers, strict=True)}
 
     def _offered(self, name: str) -> OfferedModel:
         if name not in self._models:
@@ -498,10 +510,14 @@ class Service:
         return (
             f"{self._loading(model)}"
             f"saved = xai_abn.Corrections({str(self._folder)!r}).of({name!r})\n"
-            f"marks = {{one.kind: one.mask for one in saved if one.label == {label!r}}}\n"
+            f"marks = {{(one.on, one.kind): one.mask for one in saved if one.label == {label!r}}}\n"
             f"edit = model.edit({name!r})\n"
-            f"answers = edit.marked({target}, look=marks.get({LOOK!r}), avoid=marks.get({AVOID!r}))\n"
-            f"print(edit.own.probabilities[{target}], answers.probabilities[{target}])\n"
+            f"m, class_map = (\n"
+            f"    edit.marked({target}, look=marks.get((on, {LOOK!r})), avoid=marks.get((on, {AVOID!r})), on=on)\n"
+            f"    for on in {MARKED_MAPS}\n"
+            ")\n"
+            f"print(edit.own.probabilities[{target}], m.probabilities[{target}])\n"
+            f"print(edit.own.attention_probabilities[{target}], class_map.attention_probabilities[{target}])\n"
         )
 
     def _loading(self, model: str) -> str:
@@ -617,6 +633,11 @@ def _name_of(model: ModelAdapter, index: int | None) -> int | str | None:
     label = model.label(index)
     same = [other for other in model.labels if other.casefold() == label.casefold()]
     return label if len(same) == 1 else index
+
+
+def _marked_maps(model: ModelAdapter) -> tuple[MarkedMap | None, ...]:
+    """Return the maps that are marked apart; a model without attention map has marks for every map alone."""
+    return MARKED_MAPS if model.uses_attention_map else (None,)
 
 
 def _changes(model: ModelAdapter, before: torch.Tensor, after: torch.Tensor, target: int) -> list[dict[str, Any]]:

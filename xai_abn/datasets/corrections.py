@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
 
 import numpy as np
 from PIL import Image
@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 Kind: TypeAlias = Literal["look here", "not here"]
 LOOK: Kind = "look here"
 AVOID: Kind = "not here"
+#: The maps that can be marked apart.
+MarkedMap: TypeAlias = Literal["attention-map", "class-map"]
+MARKED_MAPS: tuple[MarkedMap, ...] = get_args(MarkedMap)
 #: Name and version of the format of a record.
 FORMAT: Literal["xai-abn-correction"] = "xai-abn-correction"
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 #: Folder of the images in a folder of corrections.
 IMAGES = "images"
 #: Start of the name of a category that marks where not to look, in COCO's format.
@@ -61,23 +64,25 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     format: Literal["xai-abn-correction"]
-    format_version: Literal[1]
+    format_version: Literal[2]
     image: _ImageRecord
     model: _ModelRecord | None
     target: int | None = Field(ge=0)
     label: str = Field(min_length=1, max_length=1000)
     kind: Kind
+    on: MarkedMap | None
     mask: str = Field(pattern=r"^[^/\\]+\.png$", max_length=255)
     time: str = Field(max_length=40)
 
 
 @dataclass(frozen=True)
 class Correction:
-    """One mark of an image for one class.
+    """One mark of an image for one class, on one map or on none in particular.
 
     Attributes:
         path: its record, a JSON file; the mask is beside it.
         kind: ``"look here"`` or ``"not here"``.
+        on: the map that was marked, ``"attention-map"`` or ``"class-map"``; None for a mark that holds for every map.
         label: name of the class.
         target: index of the class in the model; None if the mark was made without a model.
         name: what the image was called.
@@ -90,6 +95,7 @@ class Correction:
 
     path: Path
     kind: Kind
+    on: MarkedMap | None
     label: str
     target: int | None
     name: str
@@ -116,6 +122,10 @@ class Correction:
             raise DatasetError(f"{path}: expected a mask as PNG ({error}); mark the image again") from error
         _check_mask(mask, self.size, str(path), DatasetError)
         return mask
+
+    def holds_for(self, on: MarkedMap | None) -> bool:
+        """Return whether the mark is meant for a map, or given None for any: one on no map in particular always is."""
+        return on is None or self.on in (on, None)
 
     def load(self) -> LoadedImage:
         """Return the image as it was corrected.
@@ -169,7 +179,7 @@ class Corrections(Sequence[Correction]):
     """A folder of corrections: for each one JSON record and one PNG mask, and the images in ``images/``.
 
     Records are read when the folder is opened, masks and images when they are asked for. A record that cannot be read
-    is left out and named in ``problems``. There is one correction for an image, class and kind; another replaces it.
+    is left out and named in ``problems``. There is one correction for an image, class, kind and map; another replaces it.
 
     Args:
         folder: made when the first correction is added.
@@ -247,10 +257,11 @@ class Corrections(Sequence[Correction]):
         label: str | int,
         kind: Kind = LOOK,
         *,
+        on: MarkedMap | None = None,
         model: ModelAdapter | None = None,
         name: str | None = None,
     ) -> Correction:
-        """Save a correction, in place of an earlier one for the same image, class and kind.
+        """Save a correction, in place of an earlier one for the same image, class, kind and map.
 
         When this returns, mask and record are on the disk, whole.
 
@@ -259,23 +270,22 @@ class Corrections(Sequence[Correction]):
             mask: (height, width) bool, of the whole image: the marked pixels.
             label: the class: a label, or with a model also an index.
             kind: whether the model should look there, or not.
+            on: the map that is marked, ``"attention-map"`` or ``"class-map"``; default: every map.
             model: the model that is corrected, which must have the class.
             name: what to call the image; default: its own name.
 
         Raises:
             ImageLoadError: the image cannot be read.
             InvalidInputError: the mask has another size than the image, marks nothing or everything, or is marked the
-                other way as well; or an unknown kind.
+                other way as well; or an unknown kind or map.
             UnknownNameError: the model has no such class.
             OutputError: the folder cannot be written to.
         """
         if kind not in (LOOK, AVOID):
             raise InvalidInputError(f"kind must be {LOOK!r} or {AVOID!r}, got {shown(kind)}")
-        marked = _Marked.of(image, label, model, name)
+        marked = _Marked.of(image, label, model, name, on)
         mask = marked.checked(mask)
-        for other in self:
-            if (other.image_digest, other.label) == (marked.digest, marked.label) and other.kind != kind:
-                marked.check_apart(mask, other.mask)
+        self._check_apart(marked, {kind: mask})
         return self._write(marked, mask, kind)
 
     def mark(
@@ -285,39 +295,64 @@ class Corrections(Sequence[Correction]):
         look: np.ndarray | None = None,
         avoid: np.ndarray | None = None,
         *,
+        on: MarkedMap | None = None,
         model: ModelAdapter | None = None,
         name: str | None = None,
     ) -> list[Correction]:
         """Save all marks of an image for a class, in place of all earlier ones; without marks these are deleted.
+
+        Only those of the same map are replaced, and with ``on`` those that hold for every map.
 
         Args:
             image: see :meth:`add`.
             label: the class.
             look: where to look, (height, width) bool, or None.
             avoid: where not to look, likewise.
+            on: see :meth:`add`.
             model: the model that is corrected.
             name: what to call the image.
 
         Returns:
-            The corrections that there are now for this image and class.
+            The corrections that were saved.
 
         Raises:
             As :meth:`add`; then nothing has changed.
         """
-        marked = _Marked.of(image, label, model, name)
+        marked = _Marked.of(image, label, model, name, on)
         given = {kind: marked.checked(m) for kind, m in ((LOOK, look), (AVOID, avoid)) if m is not None}
         if len(given) == 2:
             marked.check_apart(*given.values())
+        replaced = [other for other in self._like(marked) if other.on in (marked.on, None)]
+        self._check_apart(marked, given, replaced)
         saved = [self._write(marked, mask, kind) for kind, mask in given.items()]
-        for other in self:
-            if (other.image_digest, other.label) == (marked.digest, marked.label) and other.kind not in given:
+        for other in replaced:
+            if other.path not in [one.path for one in saved]:
                 self.remove(other)
         return saved
 
+    def _like(self, marked: _Marked) -> list[Correction]:
+        """Return the corrections of the same image and class that meet others of the same map."""
+        return [
+            other
+            for other in self
+            if (other.image_digest, other.label) == (marked.digest, marked.label) and other.holds_for(marked.on)
+        ]
+
+    def _check_apart(
+        self, marked: _Marked, given: Mapping[Kind, np.ndarray], replaced: Sequence[Correction] = ()
+    ) -> None:
+        """Refuse masks that contradict other marks."""
+        for other in self._like(marked):
+            for kind, mask in given.items():
+                if other.kind != kind and other not in replaced:
+                    marked.check_apart(mask, other.mask)
+
     def _write(self, marked: _Marked, mask: np.ndarray, kind: Kind) -> Correction:
         image, model = marked.image.image, marked.model
-        key = key_of(image=marked.digest, label=marked.label, kind=kind)[:8]
-        stem = f"{_slug(Path(marked.name).stem)}-{_slug(marked.label)}-{_slug(kind)}-{key}"
+        of_map = {} if marked.on is None else {"on": marked.on}
+        key = key_of(image=marked.digest, label=marked.label, kind=kind, **of_map)[:8]
+        parts = (Path(marked.name).stem, marked.label, kind, *of_map.values())
+        stem = "-".join([*map(_slug, parts), key])
         record = _Record(
             format=FORMAT,
             format_version=VERSION,
@@ -328,6 +363,7 @@ class Corrections(Sequence[Correction]):
             target=marked.target,
             label=marked.label,
             kind=kind,
+            on=marked.on,
             mask=f"{stem}.png",
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
@@ -367,18 +403,21 @@ class Corrections(Sequence[Correction]):
         """
         if self.problems:
             raise DatasetError(self.problems[0][1])
-        marks: dict[tuple[str, str], Correction] = {}
+        marks: dict[tuple[str, str], list[Correction]] = {}
         for correction in self:
             correction.load()
             mask = correction.mask
             if model is not None:
                 correction.target_in(model)
-            other = marks.setdefault((correction.image_digest, correction.label), correction)
-            if other is not correction and bool((mask & other.mask).any()):
-                raise DatasetError(
-                    f"{correction.path} and {other.path.name} mark the same pixels {LOOK!r} and {AVOID!r} for "
-                    f"{correction.label!r}; change or delete one of them"
-                )
+            earlier = marks.setdefault((correction.image_digest, correction.label), [])
+            for other in earlier:
+                meet = other.kind != correction.kind and (other.holds_for(correction.on) or correction.on is None)
+                if meet and bool((mask & other.mask).any()):
+                    raise DatasetError(
+                        f"{correction.path} and {other.path.name} mark the same pixels {LOOK!r} and {AVOID!r} for "
+                        f"{correction.label!r}; change or delete one of them"
+                    )
+            earlier.append(correction)
 
     def import_coco(
         self,
@@ -431,7 +470,8 @@ class Corrections(Sequence[Correction]):
     def export_coco(self, file: str | Path | None = None) -> Path:
         """Write all corrections as one file in COCO's format, with masks as run lengths, and return its path.
 
-        A mark of where not to look is in the category ``not here: CLASS``.
+        A mark of where not to look is in the category ``not here: CLASS``. Which map was marked is not written: imported
+        again, the marks hold for every map.
 
         Args:
             file: where to; default: ``instances.json`` in the folder, beside ``images/``, where readers look for it.
@@ -505,11 +545,19 @@ class _Marked:
     label: str
     target: int | None
     model: ModelAdapter | None
+    on: MarkedMap | None
 
     @classmethod
     def of(
-        cls, image: LoadedImage | str | Path | bytes, label: str | int, model: ModelAdapter | None, name: str | None
+        cls,
+        image: LoadedImage | str | Path | bytes,
+        label: str | int,
+        model: ModelAdapter | None,
+        name: str | None,
+        on: MarkedMap | None,
     ) -> _Marked:
+        if on not in (*MARKED_MAPS, None):
+            raise InvalidInputError(f"on must be {' or '.join(map(repr, MARKED_MAPS))}, or None, got {shown(on)}")
         content: bytes | None = None
         if isinstance(image, bytes):
             content, image = image, decode_image(image, name or "image")
@@ -519,7 +567,7 @@ class _Marked:
         target = None if model is None else model.target_index(label, model.number_of_classes)
         label = model.label(target) if model is not None and target is not None else str(label)
         called = Path(name or image.source).name or "image"
-        return cls(image, content, called, image_digest(image), label, target, model)
+        return cls(image, content, called, image_digest(image), label, target, model, on)
 
     def checked(self, mask: np.ndarray) -> np.ndarray:
         """Return a mask that fits the image and marks a part of it."""
@@ -570,6 +618,8 @@ def _read(path: Path, content: bytes) -> Correction:
         version = raw.get("format_version")
         if isinstance(version, int) and version > VERSION:
             raise DatasetError(f"{path}: written by a newer xai-abn (format {version}); update xai-abn to load it")
+        if version == 1 and "on" not in raw:  # which did not know on which map a mark was painted
+            raw |= {"format_version": VERSION, "on": None}
     try:
         record = _Record.model_validate(raw)
     except ValidationError as error:
@@ -586,6 +636,7 @@ def _correction(path: Path, record: _Record) -> Correction:
     return Correction(
         path,
         record.kind,
+        record.on,
         record.label,
         record.target,
         image.name,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from xai_abn.errors import InvalidInputError
+from xai_abn.errors import InvalidInputError, shown
 from xai_abn.images.preprocess import PreparedImage
 from xai_abn.networks.abn import AttentionBranchNetwork
 from xai_abn.networks.tracing import evaluating, on_device, without_gradients
@@ -117,7 +117,13 @@ class EditableImage:
         attention_logits[0, changed] = pooled[0, changed].to(attention_logits)
         return self._answers(logits, attention_logits, attention_map, maps)
 
-    def marked(self, target: int | str, look: Part | None = None, avoid: Part | None = None) -> Answers:
+    def marked(
+        self,
+        target: int | str,
+        look: Part | None = None,
+        avoid: Part | None = None,
+        on: Literal["attention-map", "class-map"] | None = None,
+    ) -> Answers:
         """Return what the branches answer if a person marks where to look for a class, and where not to.
 
         Args:
@@ -125,29 +131,43 @@ class EditableImage:
             look: where the map becomes 1 (the class map its largest value): a box, the corners of a polygon or a
                 mask, in pixels of the image.
             avoid: where the map, and the class map, become 0.
+            on: the only map that is marked, ``"attention-map"`` or ``"class-map"``; default: both.
 
         Raises:
-            InvalidInputError: no such class, nothing that the network saw, or marks that contradict each other.
+            InvalidInputError: no such class or map, nothing that the network saw, or marks that contradict each other.
             UnknownNameError: no such label.
         """
-        parts = [
+        raised, lowered = (
             np.zeros(self.grid, np.float32) if p is None else self.image.cells(p, self.grid) for p in (look, avoid)
-        ]
-        return self.marked_cells(target, *parts)
+        )
+        return self.marked_cells(target, raised, lowered, on)
 
-    def marked_cells(self, target: int | str, look: np.ndarray, avoid: np.ndarray) -> Answers:
+    def marked_cells(
+        self,
+        target: int | str,
+        look: np.ndarray,
+        avoid: np.ndarray,
+        on: Literal["attention-map", "class-map"] | None = None,
+    ) -> Answers:
         """Return what :meth:`marked` does, for marks given as the share of each cell (h, w), in [0, 1]."""
         if float((look + avoid).max()) > 1 + 1e-6:
             raise InvalidInputError(
                 "the marks contradict each other: a part is marked both ways, and must be marked one way"
             )
-        index = self._index_of(target)
-        attention, class_map = self.own.attention_map.clone(), self.own.class_maps[index]
-        own = attention if attention.dim() == 2 else attention[index]
-        bounded = self._network.bounded
-        painted = _painted(own, look, avoid, 1.0 if bounded else float(own.max()))
-        own.copy_(painted.clamp(0, 1) if bounded else painted)  # rounding may leave the range
-        return self.answers(attention, {index: _painted(class_map, look, avoid, max(0.0, float(class_map.max())))})
+        if on not in ("attention-map", "class-map", None):
+            raise InvalidInputError(f"on must be 'attention-map' or 'class-map', or None, got {shown(on)}")
+        index, attention = self._index_of(target), None
+        class_maps: dict[int | str, Tensor] = {}
+        if on != "class-map":
+            attention = self.own.attention_map.clone()
+            own = attention if attention.dim() == 2 else attention[index]
+            bounded = self._network.bounded
+            painted = _painted(own, look, avoid, 1.0 if bounded else float(own.max()))
+            own.copy_(painted.clamp(0, 1) if bounded else painted)  # rounding may leave the range
+        if on != "attention-map":
+            class_map = self.own.class_maps[index]
+            class_maps = {index: _painted(class_map, look, avoid, max(0.0, float(class_map.max())))}
+        return self.answers(attention, class_maps)
 
     def _as_map(self, values: Any, shape: tuple[int, ...], what: str) -> Tensor:
         try:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xai_abn.datasets import TrainingData
 from xai_abn.datasets.batches import Batch, Corrected, InMemorySplit, shifted
-from xai_abn.datasets.corrections import LOOK, Correction, Corrections
+from xai_abn.datasets.corrections import LOOK, MARKED_MAPS, Correction, Corrections, MarkedMap
 from xai_abn.errors import DatasetError, InvalidInputError, UnsupportedModelError
 from xai_abn.explainers.base import Explainer, make_explainers, run_pass
 from xai_abn.files import digest
@@ -60,13 +60,16 @@ class CorrectedImages:
         return digest(self.pixels.numpy().data, self.targets.numpy().data)
 
 
-def read_corrections(folder: str, model: ModelAdapter, preprocess: Preprocess) -> CorrectedImages:
+def read_corrections(
+    folder: str, model: ModelAdapter, preprocess: Preprocess, on: MarkedMap | None = None
+) -> CorrectedImages:
     """Read a folder of corrections for a model.
 
     Args:
         folder: see :class:`xai_abn.Corrections`.
         model: its labels are the classes.
         preprocess: what the network sees of an image.
+        on: leave out marks that were painted on the other map; None takes all.
 
     Raises:
         DatasetError: there are none, or one cannot be used: another image, size or class than it was made for, a mask
@@ -77,8 +80,11 @@ def read_corrections(folder: str, model: ModelAdapter, preprocess: Preprocess) -
     corrections.check(model)
     if not len(corrections):
         raise DatasetError(f"{folder}: there are no corrections; give a folder with some, as xai-abn app makes it")
+    used = [correction for correction in corrections if correction.holds_for(on)]
+    if not used:
+        raise DatasetError(f"{folder}: no mark is on the {on}; train with another --on, or mark this map")
     by_class: dict[tuple[str, int], list[Correction]] = {}
-    for correction in corrections:
+    for correction in used:
         by_class.setdefault((correction.image_digest, correction.target_in(model)), []).append(correction)
     rows = [_as_seen(marks, preprocess) for marks in by_class.values()]
     sure = [any(c.kind == LOOK for c in marks) for marks in by_class.values()]
@@ -90,8 +96,16 @@ def _as_seen(corrections: list[Correction], preprocess: Preprocess) -> Tensor:
     loaded = corrections[0].load()
     prepared, pixels = preprocess(loaded), torch.from_numpy(preprocess.pixels(loaded.image).copy()).permute(2, 0, 1)
     marks = torch.zeros(2, *pixels.shape[1:], dtype=torch.uint8)
-    for correction in corrections:
-        seen = torch.from_numpy(prepared.seen_of(correction.mask, (pixels.shape[1], pixels.shape[2])))
+    masks = [correction.mask for correction in corrections]
+    looks = [mask for mask, correction in zip(masks, corrections, strict=True) if correction.kind == LOOK]
+    avoids = [mask for mask, correction in zip(masks, corrections, strict=True) if correction.kind != LOOK]
+    if any(bool((look & avoid).any()) for look in looks for avoid in avoids):
+        raise DatasetError(
+            f"{corrections[0].path}: the marks of {corrections[0].name} on the attention map and on the class map "
+            "contradict each other; change them, or train on one of these maps"
+        )
+    for correction, mask in zip(corrections, masks, strict=True):
+        seen = torch.from_numpy(prepared.seen_of(mask, (pixels.shape[1], pixels.shape[2])))
         if not bool(seen.any()):
             raise DatasetError(
                 f"{correction.path}: the network sees nothing of the marks on {correction.name}, which it crops; "
@@ -128,7 +142,8 @@ class CorrectionObjective:
             raise InvalidInputError(f"corrections are for classes, and {data.name} has attributes; leave them out")
         self.settings, self.ranks = settings, ranks
         self.model = wrap(network, labels=data.labels, preprocess=data.preprocess, name=name)
-        self.images = read_corrections(settings.corrections, self.model, data.preprocess)
+        reads = settings.on if settings.correction_loss in MAP_LOSSES and settings.on in MARKED_MAPS else None
+        self.images = read_corrections(settings.corrections, self.model, data.preprocess, reads)
         if settings.correction_batch % ranks:
             raise InvalidInputError(
                 f"correction_batch must be a multiple of the {ranks} ranks, got {settings.correction_batch}"

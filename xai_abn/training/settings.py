@@ -210,7 +210,8 @@ class TrainingSettings(RunSettings):
     on: Literal["class-map", "attention-map", "grad-cam"] = Field(
         "grad-cam",
         description="Map that the loss reads: that of the class in the attention branch (CAM for a classifier without "
-        "one), the attention map, or Grad-CAM of the prediction.",
+        "one), the attention map, or Grad-CAM of the prediction. Marks that were painted on the other of the first two "
+        "maps are left out; Grad-CAM takes all.",
     )
     correction_weight: float | None = Field(
         None,

@@ -11,8 +11,14 @@ const shown = (value) => Math.abs(value) >= 1000 || (value && Math.abs(value) < 
 /** What is chosen, and the answers to it. `name`s are those of the server. */
 const state = {
   start: null, models: {}, model: null, image: null, name: "", target: null, versus: null, also: [],
-  methods: {}, tab: "look", result: null, view: null, marks: null, edited: null, saved: [], brush: { x: 0, y: 0 },
+  methods: {}, tab: "look", result: null, view: null, layers: null, layer: 0, edited: null, saved: [], brush: { x: 0, y: 0 },
+  get marks() { return this.layers?.[this.layer] ?? null; }, // those of the map that is painted
 };
+/** The maps that are painted apart, in the order of the server: its name in records and in answers, and for people. */
+const PAINTED = [
+  { on: "attention-map", key: "attention_map", name: "M", says: "M weights the features of the prediction. It is one map for all classes." },
+  { on: "class-map", key: "class_map", name: "the class map", says: "The class map gives the answer of the attention branch, not the prediction. Saved marks on it are for training with --on class-map." },
+];
 
 // ---- the server -------------------------------------------------------------------------------------------------
 
@@ -100,7 +106,7 @@ async function send(file) {
 
 /** Show an image; the class stays only if asked. */
 async function choose(image, name, { target = null, tab = state.tab } = {}) {
-  Object.assign(state, { image, name, target, versus: null, also: [], result: null, marks: null, edited: null });
+  Object.assign(state, { image, name, target, versus: null, also: [], result: null, layers: null, edited: null });
   openTab(tab, false);
   await refresh();
 }
@@ -360,13 +366,17 @@ const SCALE = () => Math.max(1, Math.round(448 / Math.max(state.marks.height, st
 async function startCorrecting() {
   const { image, result } = state, [height, width] = result.image.input;
   const place = { model: state.model, image, target: result.target };
-  if (state.marks?.of === draftKey()) { await react(); return; }
+  if (state.layers?.of === draftKey()) { await react(); return; }
   const [content, saved] = await Promise.all([ask("marks", place, undefined, "bytes"), ask("corrections", place)]);
   if (image !== state.image) return;
-  const draft = recall(draftKey());
+  const draft = recall(draftKey())?.split(" "), size = height * width, count = model().editable ? PAINTED.length : 1;
   state.saved = saved;
-  state.marks = (draft && Marks.fromText(draft, height, width)) || new Marks(height, width, new Uint8Array(content));
-  Object.assign(state.marks, { of: draftKey(), touched: Boolean(draft) });
+  state.layers = Array.from({ length: count }, (_, i) => {
+    const drafted = draft?.length === count ? Marks.fromText(draft[i], height, width) : null;
+    return Object.assign(drafted ?? new Marks(height, width, new Uint8Array(content.slice(i * size, (i + 1) * size))), { touched: Boolean(drafted) });
+  });
+  state.layers.of = draftKey();
+  state.layer = Math.min(state.layer, count - 1);
   state.brush = { x: width / 2, y: height / 2 };
   const canvas = $("canvas");
   Object.assign(canvas, { width: width * SCALE(), height: height * SCALE() });
@@ -374,18 +384,42 @@ async function startCorrecting() {
   $("not-editable").textContent = model().editable ? "" : `${state.model} has no attention map that it uses, so its answers cannot follow. Marks can be saved all the same, to train with.`;
   for (const place of document.querySelectorAll(".editable")) place.hidden = !model().editable;
   showSaved();
+  showLayer();
   await react();
+}
+
+/** Return what is painted, the marks on each map one after the other. */
+const painted = () => { const all = new Uint8Array(state.layers.length * state.marks.values.length); state.layers.forEach(({ values }, i) => all.set(values, i * values.length)); return all; };
+const unsaved = () => state.layers.some(({ touched }) => touched);
+
+/** Paint on another map. */
+function setLayer(number) {
+  if (!state.layers || number >= state.layers.length) return;
+  state.layer = number;
+  showLayer();
+  drawEditor();
+}
+
+function showLayer() {
+  document.querySelectorAll("[data-layer]").forEach((button, i) => {
+    const on = i === state.layer, marked = Boolean(state.layers?.[i] && !state.layers[i].empty);
+    button.setAttribute("aria-checked", on);
+    button.tabIndex = on ? 0 : -1;
+    button.querySelector(".marked").hidden = !marked;
+  });
+  $("layer-says").textContent = PAINTED[state.layer].says;
+  $("canvas").dataset.painted = PAINTED[state.layer].on;
 }
 
 /** Ask for the answers to the marks as they are now, and show them. */
 const react = newest(async () => {
   if (!state.marks) return;
-  const { marks, image } = state;
+  const { layers, image } = state;
   drawEditor();
   if (!model().editable) return;
   const began = performance.now();
-  const edited = await ask("edit", { model: state.model, image, target: state.result.target }, marks.values.slice());
-  if (image !== state.image || marks !== state.marks) return;
+  const edited = await ask("edit", { model: state.model, image, target: state.result.target }, painted());
+  if (image !== state.image || layers !== state.layers) return;
   state.edited = edited;
   showChanges("edited-prediction", edited.prediction);
   showChanges("edited-attention", edited.attention);
@@ -408,11 +442,11 @@ function showChanges(id, rows) {
   }));
   const target = rows.find((row) => row.target === state.result.target), place = id === "edited-prediction" ? "summary-prediction" : "summary-attention";
   $(place).textContent = target ? percent(target.after) + (Math.abs(target.after - target.before) >= 0.0005 ? ` (before ${percent(target.before)})` : "") : "";
-  if (id !== "edited-prediction") return;
+  if (id !== ["edited-prediction", "edited-attention"][state.layer]) return;
   clearTimeout(showChanges.later); // what is read aloud waits for the end of a stroke
   showChanges.later = setTimeout(() => {
     const row = rows.find(({ target }) => target === state.result.target);
-    $("changed-text").textContent = row ? `${row.label}: ${percent(row.after)}, before ${percent(row.before)}` : "";
+    $("changed-text").textContent = row ? `${["Prediction", "Attention branch"][state.layer]}, ${row.label}: ${percent(row.after)}, before ${percent(row.before)}` : "";
   }, 600);
 }
 
@@ -433,15 +467,15 @@ function drawEditorNow() {
   context.putImageData(pixels, 0, 0);
   showBrush();
   for (const [id, off] of [["undo", !marks.past.length], ["redo", !marks.future.length], ["reset", marks.empty], ["keep", marks.empty], ["ignore", marks.empty]]) $(id).disabled = off;
-  $("save").disabled = !marks.touched;
+  $("save").disabled = !unsaved();
 }
 
-/** Return the map under the marks: as changed by them, or the network's own. */
+/** Return the map that is painted: as changed by the marks, or the network's own. */
 function currentMap() {
-  const kind = $("shown").value, { edited } = state;
-  if (kind === "none" || !edited) return null;
-  const own = decode(edited[`own_${kind}`], edited.grid), top = kind === "attention_map" ? 1 : Math.max(...own.values);
-  return { ...($("changed").checked ? decode(edited[kind], edited.grid) : own), top };
+  const how = $("shown").value, { edited } = state, { key } = PAINTED[state.layer];
+  if (how === "none" || !edited) return null;
+  const own = decode(edited[`own_${key}`], edited.grid), top = key === "attention_map" ? 1 : Math.max(...own.values);
+  return { ...(how === "changed" ? decode(edited[key], edited.grid) : own), top };
 }
 
 const tool = () => Number(document.querySelector("[data-tool][aria-checked=true]").dataset.tool);
@@ -470,7 +504,8 @@ function paintTo(place, begin) {
 }
 
 function changedMarks() {
-  remember(draftKey(), state.marks.toText());
+  remember(draftKey(), state.layers.map((layer) => layer.toText()).join(" "));
+  showLayer();
   $("saved").className = "";
   $("saved").textContent = "Not saved yet.";
   react();
@@ -511,6 +546,7 @@ function bindEditor() {
       pen = !pen;
       if (pen) paintTo(state.brush, true);
     } else if (["1", "2", "3"].includes(event.key)) setTool(Number(event.key) % 3);
+    else if (event.key.toLowerCase() === "m") setLayer((state.layer + 1) % state.layers.length);
     else if (event.key === "[" || event.key === "]") {
       $("size").value = Number($("size").value) + (event.key === "]" ? 6 : -6);
       $("size").dispatchEvent(new Event("input"));
@@ -525,15 +561,18 @@ function bindEditor() {
     if (redo) state.marks.redo(); else state.marks.undo();
     changedMarks();
   });
-  for (const button of document.querySelectorAll("[data-tool]")) {
-    button.addEventListener("click", () => setTool(Number(button.dataset.tool)));
-    button.addEventListener("keydown", (event) => {
-      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (!step) return;
-      const all = [...document.querySelectorAll("[data-tool]")], next = all[(all.indexOf(button) + step + all.length) % all.length];
-      setTool(Number(next.dataset.tool));
-      next.focus();
-    });
+  for (const [name, set] of [["tool", setTool], ["layer", setLayer]]) {
+    const all = [...document.querySelectorAll(`[data-${name}]`)];
+    for (const button of all) {
+      button.addEventListener("click", () => set(Number(button.dataset[name])));
+      button.addEventListener("keydown", (event) => {
+        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (!step) return;
+        const next = all[(all.indexOf(button) + step + all.length) % all.length];
+        set(Number(next.dataset[name]));
+        next.focus();
+      });
+    }
   }
   const on = (id, change) => $(id).addEventListener("click", () => { if (state.marks) { change(state.marks); changedMarks(); } });
   on("undo", (marks) => marks.undo());
@@ -542,7 +581,7 @@ function bindEditor() {
   on("keep", (marks) => marks.change((value) => value ? LOOK : AVOID));
   on("ignore", (marks) => marks.change((value) => value ? AVOID : 0));
   $("save").addEventListener("click", () => attempt(save));
-  for (const id of ["shown", "changed"]) $(id).addEventListener("input", drawEditor);
+  $("shown").addEventListener("input", drawEditor);
 }
 
 function setTool(value) {
@@ -554,7 +593,7 @@ function setTool(value) {
 }
 
 async function save() {
-  const { marks } = state, key = draftKey(), sent = marks.values.slice();
+  const { layers } = state, key = draftKey(), sent = painted(), size = sent.length / layers.length;
   $("save").disabled = true;
   $("saved").className = "";
   $("saved").textContent = "Saving …";
@@ -562,12 +601,11 @@ async function save() {
     state.saved = await ask("corrections", { model: state.model, image: state.image, target: state.result.target }, sent);
   } catch (error) {
     $("saved").textContent = "Not saved yet.";
-    marks.touched = true;
     drawEditor();
     throw error;
   }
   forget(key);
-  marks.touched = marks.values.some((value, i) => value !== sent[i]);
+  layers.forEach((layer, number) => { layer.touched = layer.values.some((value, i) => value !== sent[number * size + i]); });
   tell("");
   showSaved();
   drawEditor();
@@ -575,8 +613,9 @@ async function save() {
 
 function showSaved() {
   const own = state.saved.filter((row) => row.target === state.result.target), others = state.saved.filter((row) => row.target !== state.result.target);
-  $("saved").className = own.length && !state.marks.touched ? "done" : "";
-  $("saved").textContent = state.marks.touched ? "Not saved yet." : own.length ? `Saved in ${state.start.corrections}: ${own.map((row) => `'${row.kind}'`).join(" and ")}.` : "Nothing is saved for this class.";
+  const place = ({ on }) => on ? ` on ${PAINTED.find((map) => map.on === on).name}` : "";
+  $("saved").className = own.length && !unsaved() ? "done" : "";
+  $("saved").textContent = unsaved() ? "Not saved yet." : own.length ? `Saved in ${state.start.corrections}: ${own.map((row) => `'${row.kind}'${place(row)}`).join(", ")}.` : "Nothing is saved for this class.";
   $("saved").title = own.map((row) => row.file).join("\n");
   const labels = [...new Set(others.map((row) => row.label))];
   $("list").replaceChildren(...labels.map((name) => {
@@ -586,7 +625,7 @@ function showSaved() {
 }
 
 /** Unsaved marks are kept in the browser, so leaving them needs no question. */
-async function leaveMarks() { state.marks = null; return true; }
+async function leaveMarks() { state.layers = null; return true; }
 
 // ---- comparing --------------------------------------------------------------------------------------------------
 
@@ -716,7 +755,7 @@ async function setModel(name) {
   state.model = name;
   state.methods[name] ??= known.chosen;
   const index = before === null ? -1 : known.labels.findIndex((text) => text.toLowerCase() === before.toLowerCase());
-  Object.assign(state, { target: index < 0 ? null : index, versus: null, also: [], result: null, marks: null, edited: null });
+  Object.assign(state, { target: index < 0 ? null : index, versus: null, also: [], result: null, layers: null, edited: null });
   $("model").value = name;
   showMethods();
   showTarget();
