@@ -221,7 +221,7 @@ def test_uploads(chromium, serving, image_file, tmp_path):
 
 
 def test_painting_saving_and_finding_again(chromium, serving, abn_lite0):
-    """The prediction follows the marks on M and is the network's; undo, keep and ignore; a reload finds what was saved."""
+    """The prediction follows marks on M and is the network's; undo, keep and ignore; a reload finds what was saved."""
     page = Page(chromium, serving, tab="correct")
     before = page.numbers()
     page.stroke((-0.2, -0.2), (0.1, 0.1), (0.2, -0.1))

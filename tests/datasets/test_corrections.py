@@ -74,6 +74,25 @@ def test_marks_replace_all_earlier_ones_of_image_and_class(corrections, image_fi
     assert [path.name for path in corrections.folder.rglob("*")] == ["images"]
 
 
+def test_marks_of_two_maps_are_kept_apart(corrections, image_file, mask):
+    """They may differ, and one replaces what held for its map; marks for every map contradict those of each."""
+    corrections.mark(image_file, "dog", mask, on="attention-map")
+    corrections.mark(image_file, "dog", avoid=mask, on="class-map")
+    found = {(c.on, c.kind): c for c in Corrections(corrections.folder)}
+    assert set(found) == {("attention-map", LOOK), ("class-map", AVOID)}
+    assert [c.holds_for("class-map") for c in found.values()] == [on == "class-map" for on, _ in found]
+    assert all(c.holds_for(None) for c in found.values())
+    corrections.check()
+    with pytest.raises(InvalidInputError, match="marked both"):
+        corrections.add(image_file, mask, "dog")
+    with pytest.raises(InvalidInputError, match="on must be 'attention-map' or 'class-map'"):
+        corrections.add(image_file, mask, "dog", on="grad-cam")
+    corrections.mark(image_file, "dog", on="class-map")
+    corrections.add(image_file, mask, "dog")
+    corrections.mark(image_file, "dog", avoid=mask, on="attention-map")  # in place of the mark for every map, too
+    assert [(c.on, c.kind) for c in Corrections(corrections.folder)] == [("attention-map", AVOID)]
+
+
 BAD = {
     "empty": (lambda mask: np.zeros_like(mask), {}, "empty"),
     "full": (lambda mask: np.ones_like(mask), {}, "whole image"),

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -402,4 +403,32 @@ def test_counter_examples_need_a_class_that_is_sure(place, tmp_path):
     config = settings(place, corrections=str(tmp_path / "marks"), correction_loss="counter-examples")
     with pytest.raises(DatasetError, match="mark where to look as well") as raised:
         train(config, tmp_path / "run")
+    check_error(raised.value)
+
+
+def test_marks_are_used_for_the_map_they_are_on(place, tmp_path):
+    """Those on the other map are left out, and Grad-CAM takes all, unless they contradict each other."""
+    one, two, *_ = Corrections(place / "marks")
+    marks = Corrections(tmp_path / "marks")
+    for correction, on in ((one, "attention-map"), (two, "class-map")):
+        marks.add(correction.load(), correction.mask, correction.label, on=on)
+    configs = [
+        settings(place, corrections=str(marks.folder), correction_loss=loss, **more)
+        for loss, more in (("kl", {"on": "class-map"}), ("kl", {"on": "grad-cam"}), ("rrr", {}))
+    ]
+    model = read_start(configs[0].continue_from).model
+    data = read_training_data(configs[0].data, preprocess=model.preprocess)
+    used = [len(CorrectionObjective(config, data, model.module, "net", 1).images) for config in configs]
+    assert used == [1, 2, 2]
+    read = partial(read_corrections, str(marks.folder), model, model.preprocess)
+    assert [len(read(on)) for on in ("attention-map", "class-map", None)] == [1, 1, 2]
+    marks.add(one.load(), one.mask, one.label, AVOID, on="class-map")
+    assert len(read("attention-map")) == 1
+    with pytest.raises(DatasetError, match="contradict each other") as raised:
+        read(None)
+    check_error(raised.value)
+    for correction in [c for c in marks if c.on == "attention-map"]:
+        marks.remove(correction)
+    with pytest.raises(DatasetError, match="no mark is on the attention-map") as raised:
+        read("attention-map")
     check_error(raised.value)

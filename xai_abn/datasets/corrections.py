@@ -179,7 +179,8 @@ class Corrections(Sequence[Correction]):
     """A folder of corrections: for each one JSON record and one PNG mask, and the images in ``images/``.
 
     Records are read when the folder is opened, masks and images when they are asked for. A record that cannot be read
-    is left out and named in ``problems``. There is one correction for an image, class, kind and map; another replaces it.
+    is left out and named in ``problems``. There is one correction for an image, class, kind and map; another replaces
+    it.
 
     Args:
         folder: made when the first correction is added.
@@ -470,8 +471,8 @@ class Corrections(Sequence[Correction]):
     def export_coco(self, file: str | Path | None = None) -> Path:
         """Write all corrections as one file in COCO's format, with masks as run lengths, and return its path.
 
-        A mark of where not to look is in the category ``not here: CLASS``. Which map was marked is not written: imported
-        again, the marks hold for every map.
+        A mark of where not to look is in the category ``not here: CLASS``. Which map was marked is not written: when
+        imported, the marks hold for every map.
 
         Args:
             file: where to; default: ``instances.json`` in the folder, beside ``images/``, where readers look for it.

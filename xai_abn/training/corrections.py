@@ -82,7 +82,7 @@ def read_corrections(
         raise DatasetError(f"{folder}: there are no corrections; give a folder with some, as xai-abn app makes it")
     used = [correction for correction in corrections if correction.holds_for(on)]
     if not used:
-        raise DatasetError(f"{folder}: no mark is on the {on}; train with another --on, or mark this map")
+        raise DatasetError(f"{folder}: no mark is on the {on}; choose another map to train on, or mark this one")
     by_class: dict[tuple[str, int], list[Correction]] = {}
     for correction in used:
         by_class.setdefault((correction.image_digest, correction.target_in(model)), []).append(correction)

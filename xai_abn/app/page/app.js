@@ -16,8 +16,8 @@ const state = {
 };
 /** The maps that are painted apart, in the order of the server: its name in records and in answers, and for people. */
 const PAINTED = [
-  { on: "attention-map", key: "attention_map", name: "M", says: "M weights the features of the prediction. It is one map for all classes." },
-  { on: "class-map", key: "class_map", name: "the class map", says: "The class map gives the answer of the attention branch, not the prediction. Saved marks on it are for training with --on class-map." },
+  { on: "attention-map", key: "attention_map", name: "M", says: "M weights the features of the prediction. It is one map for all classes. Marks on it are for training with --on attention-map." },
+  { on: "class-map", key: "class_map", name: "the class map", says: "The class map gives the answer of the attention branch, not the prediction. Marks on it are for training with --on class-map." },
 ];
 
 // ---- the server -------------------------------------------------------------------------------------------------
