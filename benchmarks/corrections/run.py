@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from benchmarks._features import Features
 from benchmarks._harness import machine, make_parser
-from benchmarks.corrections.scenes import CLASSES, Scenes, pasted
+from benchmarks.corrections.scenes import Scenes, dogs, pasted
 from xai_abn import Corrections, abn_from, load_model, wrap
 from xai_abn.app.suspicion import sorted_by_suspicion, suspicion_of
 from xai_abn.datasets import TrainingData
@@ -49,7 +49,6 @@ from xai_abn.training.supervised import SupervisedObjective
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 PREPROCESS = Preprocess(96, 1.0, "bilinear", MEAN, STD)
-LABELS = tuple(CLASSES)
 #: Data sets: shortcut, and share of the training images that show it.
 DATA = {
     "decoy-95": ("decoy", 0.95),
@@ -57,6 +56,8 @@ DATA = {
     "decoy-100": ("decoy", 1.0),
     "ground-100": ("ground", 1.0),
 }
+#: Photos with boxes, without a shortcut of ours.
+DOGS = "dogs"
 #: Maps that a loss reads, by network. CAM of the plain one is Grad-CAM, as its head is a mean and a linear layer.
 MAPS = {"plain": ("grad-cam",), "abn": ("class-map", "attention-map", "grad-cam")}
 #: Ways of training: network, loss, and the map that it reads; and those that are tried everywhere.
@@ -71,6 +72,8 @@ WAYS = [
     ]
 ]
 FEW = [("plain", "none", None), ("plain", "kl", "grad-cam"), ("abn", "none", None), ("abn", "kl", "attention-map")]
+#: Other orders than those of the queue, with few corrections; see :meth:`Bench.order`.
+ORDERED = list(itertools.product((10, 25), ("wrong", "outside", "diverse", "misled")))
 SIZES = (1000, 600)
 #: Images that the corrected ones are chosen from.
 POOL = 400
@@ -102,7 +105,8 @@ def cells(seeds: Sequence[int]) -> list[Cell]:
     first, others = (50, "random"), [(25, "queue"), (50, "queue"), *itertools.product((10, 200), ("random", "queue"))]
     decoy, *more = DATA
     stages = [([decoy], [first], WAYS), (more[:1], [first], FEW), ([decoy], others, FEW), (more, [first], FEW)]
-    stages += [(more, [first], WAYS), (list(DATA), others, FEW), (list(DATA), others, WAYS)]
+    stages += [(more, [first], WAYS), ([DOGS], [first], WAYS), ([decoy], ORDERED, FEW)]
+    stages += [([DOGS], [(200, "random")], WAYS), (list(DATA), others, FEW), (list(DATA), others, WAYS)]
     found: dict[Cell, None] = {}
     for names, numbers, ways in stages:
         for data, (number, choice), seed in itertools.product(names, numbers, seeds):
@@ -131,12 +135,12 @@ class Front(nn.Module):
 class Network(nn.Module):
     """Two convolutions on the features, global average pooling and a linear layer."""
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, classes: int) -> None:
         super().__init__()
         self.front = front
         self.first = nn.Sequential(nn.Conv2d(112, WIDTH, 1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU())
         self.second = nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU())
-        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(WIDTH, len(LABELS))
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(WIDTH, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
@@ -147,9 +151,9 @@ class Network(nn.Module):
 class Marked:
     """The corrected images of a folder, and what the front gives for them and for copies with noise."""
 
-    def __init__(self, folder: Path, front: Front) -> None:
-        model = wrap(Network(front), labels=LABELS, preprocess=PREPROCESS, name="small")
-        self.images, self.front = read_corrections(str(folder), model, PREPROCESS), front
+    def __init__(self, folder: Path, front: Front, labels: Sequence[str]) -> None:
+        model = wrap(Network(front, len(labels)), labels=labels, preprocess=PREPROCESS, name="small")
+        self.images, self.front, self.labels = read_corrections(str(folder), model, PREPROCESS), front, labels
         self.features = features(front, self.images.pixels[:, :3])
 
     @cached_property
@@ -165,7 +169,7 @@ class FeatureCorrections(CorrectionObjective):
 
     def __init__(self, settings: TrainingSettings, network: nn.Module, marked: Marked) -> None:
         self.settings, self.ranks, self.images, self.marked = settings, 1, marked.images, marked
-        self.model = wrap(network, labels=LABELS, preprocess=PREPROCESS, name="small")
+        self.model = wrap(network, labels=marked.labels, preprocess=PREPROCESS, name="small")
         self._explainer = self._make_explainer() if settings.correction_loss in MAP_LOSSES else None
         usual = WEIGHTS.get(settings.correction_loss, 0.0)
         self.weight = usual if settings.correction_weight is None else settings.correction_weight
@@ -207,7 +211,8 @@ class Bench:
         pixels = (torch.from_numpy(part.pixels).permute(0, 3, 1, 2) for part in scenes)
         self.seen, self.inputs = (features(self.front, part) for part in pixels)
         split = Features(self.seen, torch.from_numpy(self.train.labels))
-        self.data = TrainingData(name, LABELS, PREPROCESS, split)
+        self.labels = self.train.classes
+        self.data = TrainingData(name, self.labels, PREPROCESS, split)
         self.accelerator, self.marked = Accelerator(cpu=True), dict[Path, Marked]()
 
     def fit(
@@ -220,7 +225,7 @@ class Bench:
             if marks is not None:
                 folder = Path(marks["corrections"])
                 if folder not in self.marked:
-                    self.marked[folder] = Marked(folder, self.front)
+                    self.marked[folder] = Marked(folder, self.front, self.labels)
                 objective.corrections = FeatureCorrections(usual.replace(**marks), network, self.marked[folder])
             TrainingLoop(objective, self.accelerator).run()
         return network.eval()
@@ -228,7 +233,7 @@ class Bench:
     def start(self, name: str, seed: int) -> nn.Module:
         """Return the network after the first training, which is kept in the work folder."""
         with seeded(seed):
-            network: nn.Module = Network(self.front)
+            network: nn.Module = Network(self.front, len(self.labels))
             if name == "abn":
                 network = abn_from(network, input_size=PREPROCESS.size, layer="first", start="random")
         file = self.work / f"{name}-{seed}.pt"
@@ -241,24 +246,60 @@ class Bench:
 
     def model(self, network: nn.Module) -> ModelAdapter:
         """Return a network with its labels."""
-        return wrap(network, labels=LABELS, preprocess=PREPROCESS, name="small")
+        return wrap(network, labels=self.labels, preprocess=PREPROCESS, name="small")
 
     @cached_property
     def samples(self) -> ArraySamples:
         """The training images."""
-        return ArraySamples("train", self.train.pixels, [LABELS[label] for label in self.train.labels])
+        return ArraySamples("train", self.train.pixels, [self.labels[label] for label in self.train.labels])
 
     def corrections(self, network: str, seed: int, number: int, choice: str) -> Path:
         """Return a folder with corrections of training images, marked where the object is."""
-        folder = self.work / f"marks-{network if choice == 'queue' else 'any'}-{seed}-{choice}-{number}"
+        folder = self.work / f"marks-{'any' if choice == 'random' else network}-{seed}-{choice}-{number}"
         if not folder.exists():
-            order = self.queue(network, seed) if choice == "queue" else self.pool(seed)
+            order = self.order(network, seed, choice)
             draft = Corrections(folder.with_name(f"draft-{folder.name}"))
             for index in order[:number]:
                 sample = self.samples[index]
                 draft.add(sample.load(), self.train.objects[index], str(sample.label))
             draft.folder.rename(folder)
         return folder
+
+    def order(self, name: str, seed: int, choice: str) -> list[int]:
+        """Return the images that may be corrected, in an order.
+
+        ``"random"``; ``"queue"``, that of the app; ``"wrong"``, the least probability of the right class first;
+        ``"outside"``, most of Grad-CAM outside the object first; ``"diverse"``, each as far as can be from those before
+        it, by the mean of its features (k-center, Sener and Savarese, ICLR 2018); ``"misled"``, those whose shortcut
+        misleads first, which nobody knows beforehand.
+        """
+        pool = self.pool(seed)
+        if choice == "random":
+            return pool
+        if choice == "queue":
+            return self.queue(name, seed)
+        labels, inputs = torch.from_numpy(self.train.labels[pool]), self.seen[pool]
+        model = self.model(self.start(name, seed))
+        if choice == "wrong":
+            with torch.no_grad():
+                logits = model.logits_of(model.module(inputs))
+            scores = -logits.softmax(dim=1)[torch.arange(len(pool)), labels]
+        elif choice == "outside":
+            objects = torch.from_numpy(self.train.objects[pool])
+            large = enlarged(model, inputs, labels, objects.shape[1:])
+            scores = 1 - ((large * objects).sum(dim=(1, 2)) / large.sum(dim=(1, 2))).nan_to_num(0.0)
+        elif choice == "misled":
+            scores = torch.from_numpy(self.train.kinds[pool] == 1).float()
+        else:
+            means = inputs.mean(dim=(2, 3))
+            chosen = [0]
+            nearest = (means - means[0]).norm(dim=1)
+            while len(chosen) < len(pool):
+                chosen.append(int(nearest.argmax()))
+                nearest = nearest.minimum((means - means[chosen[-1]]).norm(dim=1))
+                nearest[chosen] = -1
+            return [pool[place] for place in chosen]
+        return [pool[place] for place in scores.argsort(descending=True, stable=True).tolist()]
 
     def pool(self, seed: int) -> list[int]:
         """Return the images that may be corrected, at random."""
@@ -299,9 +340,10 @@ class Bench:
         labels, kinds = torch.from_numpy(test.labels), torch.from_numpy(test.kinds)
         with torch.no_grad():
             answers, before = (self.model(net).logits_of(net(self.inputs)).argmax(dim=1) for net in (network, begun))
-        right, own, misled = (answers == labels).float(), kinds == 0, kinds == 1
+        right, own = (answers == labels).float(), kinds == 0
+        misled = kinds == kinds.clamp_max(1).max()
         groups = [
-            [float(right[(kinds == k) & (labels == c)].mean()) for c in range(len(LABELS))] for k in kinds.unique()
+            [float(right[(kinds == k) & (labels == c)].mean()) for c in range(len(self.labels))] for k in kinds.unique()
         ]
         found = {
             "groups": [[round(value, 4) for value in kind] for kind in groups],
@@ -332,6 +374,13 @@ class Bench:
         return found
 
 
+def enlarged(model: ModelAdapter, inputs: Tensor, targets: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the positive part of Grad-CAM at a size."""
+    (explainer,) = make_explainers(model, "grad-cam")
+    maps = explainer.explain(run_pass(model, inputs, [explainer]), targets).float()
+    return F.interpolate(maps[:, None], tuple(size), mode="bilinear")[:, 0].clamp_min(0)
+
+
 def known(output: Path) -> set[Cell]:
     """Return the cells that the results hold."""
     names = {field.name for field in fields(Cell)}
@@ -344,6 +393,9 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--coco", type=Path, required=True, help="folder with images/ and instances.json")
     parser.add_argument("--grounds", type=Path, nargs=2, required=True, help="two folders of images")
+    parser.add_argument(
+        "--dogs", type=Path, nargs=2, help="folder of imagewoof2-320, and of the boxes of Stanford Dogs"
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for networks and corrections")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sizes", type=int, nargs=2, default=SIZES, help="number of training and test images")
@@ -354,11 +406,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     machine()
     done = known(arguments.output)
-    missing = [cell for cell in cells(arguments.seeds) if cell not in done and arguments.only in str(cell)]
+    wanted = [cell for cell in cells(arguments.seeds) if cell.data != DOGS or arguments.dogs]
+    missing = [cell for cell in wanted if cell not in done and arguments.only in str(cell)]
     benches: dict[str, Bench] = {}
     for cell in missing[: arguments.cells]:
         if cell.data not in benches:
-            scenes = pasted(*DATA[cell.data], arguments.coco, arguments.grounds, tuple(arguments.sizes))
+            scenes = (
+                dogs(*arguments.dogs)
+                if cell.data == DOGS
+                else pasted(*DATA[cell.data], arguments.coco, arguments.grounds, tuple(arguments.sizes))
+            )
             fewer = {} if arguments.epochs is None else {"epochs": arguments.epochs}
             benches[cell.data] = Bench(cell.data, scenes, arguments.work, fewer)
         row = benches[cell.data].measure(cell)

@@ -1,6 +1,7 @@
-"""Images with a shortcut, made by command: something beside the object tells its class in training and not in test.
+"""Images whose object's place is known: made by command, with a shortcut that tells the class, and photos of dogs.
 
-Where the object is, is known, because it was put there.
+In made images, something beside the object tells its class in training and not in test. Where the object is, is known,
+because it was put there.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -35,12 +37,14 @@ class Scenes:
         labels: (N,) class of the object.
         kinds: (N,) index of what the shortcut shows in :data:`SHORTCUTS`.
         objects: (N, H, W) bool, where the object is.
+        classes: their names.
     """
 
     pixels: np.ndarray
     labels: np.ndarray
     kinds: np.ndarray
     objects: np.ndarray
+    classes: tuple[str, ...] = tuple(CLASSES)
 
 
 def pasted(
@@ -93,6 +97,56 @@ def pasted(
             kinds.append(kind)
         pixels, objects = (np.stack(part) for part in zip(*rows, strict=True))
         splits.append(Scenes(pixels, np.array(labels), np.array(kinds), objects))
+    return splits[0], splits[1]
+
+
+def dogs(images: Path, boxes: Path, side: int = 96) -> tuple[Scenes, Scenes]:
+    """Return photos of dogs of 10 breeds, squeezed to squares, with their boxes: to train on, and every third to test.
+
+    Args:
+        images: folder with imagewoof2-320; files of ImageNet's validation set are left out.
+        boxes: folder with the boxes of Stanford Dogs, ``instances_*.json`` in COCO's format. An image belongs to its
+            boxes by the name of its file; photos without a box, and those that a box covers by 95 %, are left out.
+        side: of the images.
+    """
+    found: dict[str, tuple[str, int, list[list[float]]]] = {}
+    for file in sorted(boxes.glob("instances_*.json")):
+        content = json.loads(file.read_text())
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        things: dict[int, list[dict[str, Any]]] = {}
+        for thing in content["annotations"]:
+            things.setdefault(thing["image_id"], []).append(thing)
+        for image in content["images"]:
+            if own := things.get(image["id"]):
+                name = names[own[0]["category_id"]]
+                found[Path(image["file_name"]).stem] = name, image["width"], [thing["bbox"] for thing in own]
+    rows: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for path in sorted(images.rglob("*.JPEG")):
+        if "_val_" in path.name or path.stem not in found:
+            continue
+        name, width, own_boxes = found[path.stem]
+        photo = Image.open(path).convert("RGB")
+        mask, scale = np.zeros((side, side), bool), photo.width / width  # of the photo to the original
+        for box in own_boxes:
+            left, top, right, bottom = (
+                scale * value * side / full
+                for value, full in zip((box[0], box[1], box[0] + box[2], box[1] + box[3]), photo.size * 2, strict=True)
+            )
+            mask[int(top) : max(int(top) + 1, round(bottom)), int(left) : max(int(left) + 1, round(right))] = True
+        if mask.mean() < 0.95:
+            pixels = np.asarray(photo.resize((side, side), Image.Resampling.BILINEAR))
+            rows.setdefault(name, []).append((pixels, mask))
+    classes = tuple(sorted(rows))
+    splits = []
+    for testing in (False, True):
+        chosen = [
+            (*row, label)
+            for label, name in enumerate(classes)
+            for index, row in enumerate(rows[name])
+            if (index % 3 == 2) == testing
+        ]
+        pixels, masks, labels = (np.stack(part) for part in zip(*chosen, strict=True))
+        splits.append(Scenes(pixels, labels, np.zeros(len(labels), int), masks, classes))
     return splits[0], splits[1]
 
 
