@@ -56,7 +56,7 @@ DATA = {
     "decoy-100": ("decoy", 1.0),
     "ground-100": ("ground", 1.0),
 }
-#: Photos with boxes, without a shortcut of ours.
+#: Images with boxes, without a shortcut of ours.
 DOGS = "dogs"
 #: Maps that a loss reads, by network. CAM of the plain one is Grad-CAM, as its head is a mean and a linear layer.
 MAPS = {"plain": ("grad-cam",), "abn": ("class-map", "attention-map", "grad-cam")}
@@ -116,12 +116,20 @@ def cells(seeds: Sequence[int]) -> list[Cell]:
 
 
 class Front(nn.Module):
-    """The part that does not change; it takes images, or what it gave for them, (N, 112, 6, 6)."""
+    """The first stages; they take images, or what they gave for them, (N, 112, 6, 6).
 
-    def __init__(self) -> None:
+    Args:
+        stages: how many.
+        trained: whether they are trained as well; otherwise they never change.
+    """
+
+    def __init__(self, stages: int = 5, trained: bool = False) -> None:
         super().__init__()
+        self.trained = trained
         network: Any = load_model("lite0").module
-        self.layers = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:5]).requires_grad_(False).eval()
+        layers = (network.conv_stem, network.bn1, *network.blocks[:stages])
+        self.layers = nn.Sequential(*layers).requires_grad_(trained).eval()
+        self.channels = int(self(torch.zeros(1, 3, PREPROCESS.size, PREPROCESS.size)).shape[1])
 
     def train(self, mode: bool = True) -> Front:
         """Stay in evaluation mode."""
@@ -138,7 +146,7 @@ class Network(nn.Module):
     def __init__(self, front: Front, classes: int) -> None:
         super().__init__()
         self.front = front
-        self.first = nn.Sequential(nn.Conv2d(112, WIDTH, 1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU())
+        self.first = nn.Sequential(nn.Conv2d(front.channels, WIDTH, 1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU())
         self.second = nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU())
         self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(WIDTH, classes)
 
@@ -187,10 +195,10 @@ class FeatureCorrections(CorrectionObjective):
 
 
 def features(front: Front, pixels: Tensor) -> Tensor:
-    """Return what the front gives for pixels (N, 3, H, W) uint8."""
+    """Return what the front gives for pixels (N, 3, H, W) uint8; for one that is trained, its input."""
     normalize = normalizer(MEAN, STD, torch.device("cpu"))
     with torch.no_grad():
-        return torch.cat([front(normalize(part)) for part in pixels.split(50)])
+        return torch.cat([normalize(part) if front.trained else front(normalize(part)) for part in pixels.split(50)])
 
 
 class Bench:
@@ -201,13 +209,21 @@ class Bench:
         scenes: to train on, and to test.
         work: folder for networks and corrections.
         fewer: settings in place of the usual ones, for a try.
+        front: default: five stages that do not change.
     """
 
-    def __init__(self, name: str, scenes: tuple[Scenes, Scenes], work: Path, fewer: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        scenes: tuple[Scenes, Scenes],
+        work: Path,
+        fewer: dict[str, Any],
+        front: Front | None = None,
+    ) -> None:
         self.name, self.work, self.fewer = name, work / name, fewer
         self.work.mkdir(parents=True, exist_ok=True)
         self.train, self.test = scenes
-        self.front = Front()
+        self.front = front or Front()
         pixels = (torch.from_numpy(part.pixels).permute(0, 3, 1, 2) for part in scenes)
         self.seen, self.inputs = (features(self.front, part) for part in pixels)
         split = Features(self.seen, torch.from_numpy(self.train.labels))

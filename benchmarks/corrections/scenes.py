@@ -1,4 +1,4 @@
-"""Images whose object's place is known: made by command, with a shortcut that tells the class, and photos of dogs.
+"""Images whose object's place is known: made by command, with a shortcut that tells the class, and images of dogs.
 
 In made images, something beside the object tells its class in training and not in test. Where the object is, is known,
 because it was put there.
@@ -101,12 +101,12 @@ def pasted(
 
 
 def dogs(images: Path, boxes: Path, side: int = 96) -> tuple[Scenes, Scenes]:
-    """Return photos of dogs of 10 breeds, squeezed to squares, with their boxes: to train on, and every third to test.
+    """Return images of dogs of 10 breeds, squeezed to squares, with their boxes: to train on, and every third to test.
 
     Args:
         images: folder with imagewoof2-320; files of ImageNet's validation set are left out.
         boxes: folder with the boxes of Stanford Dogs, ``instances_*.json`` in COCO's format. An image belongs to its
-            boxes by the name of its file; photos without a box, and those that a box covers by 95 %, are left out.
+            boxes by the name of its file; images without a box, and those that a box covers by 95 %, are left out.
         side: of the images.
     """
     found: dict[str, tuple[str, int, list[list[float]]]] = {}
@@ -125,16 +125,16 @@ def dogs(images: Path, boxes: Path, side: int = 96) -> tuple[Scenes, Scenes]:
         if "_val_" in path.name or path.stem not in found:
             continue
         name, width, own_boxes = found[path.stem]
-        photo = Image.open(path).convert("RGB")
-        mask, scale = np.zeros((side, side), bool), photo.width / width  # of the photo to the original
+        loaded = Image.open(path).convert("RGB")
+        mask, scale = np.zeros((side, side), bool), loaded.width / width  # of the file to the original
         for box in own_boxes:
             left, top, right, bottom = (
                 scale * value * side / full
-                for value, full in zip((box[0], box[1], box[0] + box[2], box[1] + box[3]), photo.size * 2, strict=True)
+                for value, full in zip((box[0], box[1], box[0] + box[2], box[1] + box[3]), loaded.size * 2, strict=True)
             )
             mask[int(top) : max(int(top) + 1, round(bottom)), int(left) : max(int(left) + 1, round(right))] = True
         if mask.mean() < 0.95:
-            pixels = np.asarray(photo.resize((side, side), Image.Resampling.BILINEAR))
+            pixels = np.asarray(loaded.resize((side, side), Image.Resampling.BILINEAR))
             rows.setdefault(name, []).append((pixels, mask))
     classes = tuple(sorted(rows))
     splits = []
