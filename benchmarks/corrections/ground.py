@@ -18,6 +18,7 @@ Each line of the results is one measurement on ground-95:
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -50,6 +51,9 @@ def main() -> None:
     parser.add_argument("--grounds", type=Path, nargs=2, required=True, help="two folders of images")
     parser.add_argument("--work", type=Path, required=True, help="folder for networks and corrections")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sizes", type=int, nargs=2, default=SIZES, help="number of training and test images")
+    parser.add_argument("--cells", type=int, help="measure at most so much of each seed, for a try")
+    parser.add_argument("--epochs", type=int, help="fewer, for a try")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
@@ -58,37 +62,40 @@ def main() -> None:
             file.write(json.dumps({"what": what, **values}) + "\n")
         print(what, values, flush=True)
 
-    tied = pasted("ground", 0.95, arguments.coco, arguments.grounds, SIZES)
-    untied = pasted("ground", 0.5, arguments.coco, arguments.grounds, SIZES)
-    free = Bench("ground-50", untied, arguments.work, {})
+    tied = pasted("ground", 0.95, arguments.coco, arguments.grounds, tuple(arguments.sizes))
+    untied = pasted("ground", 0.5, arguments.coco, arguments.grounds, tuple(arguments.sizes))
+    fewer = {} if arguments.epochs is None else {"epochs": arguments.epochs}
+    free = Bench("ground-50", untied, arguments.work, fewer)
     for place, task, accuracy in probes(free):
         write("probe", place=place, of=task, accuracy=accuracy)
     for seed in arguments.seeds:
         write("untied", seed=seed, **told(free, free.start("plain", seed), seed))
-        for row in measurements(tied, arguments.work, seed):
+        for row in itertools.islice(measurements(tied, arguments.work, seed, fewer), arguments.cells):
             write(**row)
 
 
-def measurements(scenes: tuple[Scenes, Scenes], work: Path, seed: int) -> Iterator[dict[str, Any]]:
+def measurements(
+    scenes: tuple[Scenes, Scenes], work: Path, seed: int, fewer: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
     """Yield what is measured on images whose background tells the class, with one seed."""
-    tied = Bench(DATA, scenes, work, {})
+    tied = Bench(DATA, scenes, work, fewer)
     yield {"what": "untouched", "seed": seed, **told(tied, tied.start("plain", seed), seed)}
-    on_gray = Bench(f"{DATA}-gray", (gray(scenes[0]), gray(scenes[1])), work, {})
+    on_gray = Bench(f"{DATA}-gray", (gray(scenes[0]), gray(scenes[1])), work, fewer)
     yield {"what": "cut out", "seed": seed, **told(on_gray, on_gray.start("plain", seed), seed)}
-    cells = of_cells(scenes, work)
+    cells = of_cells(scenes, work, fewer)
     yield {"what": "cells", "seed": seed, **told(cells, cells.start("plain", seed), seed)}
     for number in (10, 50, 200):
         for loss in ("none", "moved"):
             network = moved(tied, seed, number, other=loss == "moved")
             yield {"what": "moved", "number": number, "loss": loss, "seed": seed, **told(tied, network, seed)}
-    shallow = Bench(f"{DATA}-stages-3", scenes, work, {}, Front(stages=3))
+    shallow = Bench(f"{DATA}-stages-3", scenes, work, fewer, Front(stages=3))
     for loss in ("untouched", "none", "kl"):
         yield {"what": "stages", "loss": loss, "seed": seed, **told(shallow, further(shallow, seed, loss), seed)}
     for weight, number, epochs in ((10.0, 200, 4), (30.0, 50, 12), (30.0, 200, 12), (100.0, 200, 12)):
         for loss in ("none", "kl"):
             row = {"what": "more", "weight": weight, "number": number, "epochs": epochs, "loss": loss, "seed": seed}
             yield row | told(tied, further(tied, seed, loss, weight, number, epochs), seed)
-    trained = Bench(DATA, scenes, work, {}, Front(trained=True))
+    trained = Bench(DATA, scenes, work, fewer, Front(trained=True))
     for loss in ("none", "kl"):
         network = further(trained, seed, loss, begun=tied.start("plain", seed))
         yield {"what": "trained", "loss": loss, "seed": seed, **told(trained, network, seed)}
@@ -106,9 +113,9 @@ def cells_of(scenes: Scenes, size: Any) -> Tensor:
     return (shares >= most.clamp_max(0.5)).float()
 
 
-def of_cells(scenes: tuple[Scenes, Scenes], work: Path) -> Bench:
+def of_cells(scenes: tuple[Scenes, Scenes], work: Path, fewer: dict[str, Any]) -> Bench:
     """Return a bench whose features are 0 outside of the object's cells."""
-    bench = Bench(f"{DATA}-cells", scenes, work, {})
+    bench = Bench(f"{DATA}-cells", scenes, work, fewer)
     bench.seen = bench.seen * cells_of(bench.train, bench.seen.shape[2:])
     bench.inputs = bench.inputs * cells_of(bench.test, bench.inputs.shape[2:])
     split = Features(bench.seen, torch.from_numpy(bench.train.labels))

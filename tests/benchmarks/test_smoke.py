@@ -107,7 +107,7 @@ ON_IMAGES = {
 }
 ELSEWHERE = {
     "celeba.prepare", "celeba.report", "celeba.run", "cifar.run", "class_masks.split", "corrections.report",
-    "corrections.run", "fine_grained.report", "fine_grained.run", "structure.walks",
+    "corrections.ground", "corrections.run", "fine_grained.report", "fine_grained.run", "structure.walks",
 }  # fmt: skip
 
 
@@ -153,6 +153,33 @@ def test_the_corrections_scripts_run(monkeypatch, tmp_path, capsys):
     assert len({json.dumps([row[name] for name in ("data", "network", "loss", "on", "choice")]) for row in rows}) == 8
     run(monkeypatch, "corrections.report", "--results", output)
     assert "| plain, counter-examples | 1 |" in capsys.readouterr().out
+    given[given.index("--output") + 1] = tmp_path / "ground.jsonl"
+    run(monkeypatch, "corrections.ground", *given, "--cells", "5")
+    found = [json.loads(line)["what"] for line in (tmp_path / "ground.jsonl").read_text().splitlines()]
+    assert found == ["probe"] * 4 + ["untied", "untouched", "cut out", "cells", "moved", "moved"]
+
+
+def test_boxes_of_dogs_lie_on_their_images(tmp_path):
+    """Scaled from the original to the file and the square; without a box or from the validation set, none."""
+    from benchmarks.corrections.scenes import dogs
+
+    things, images = [], []
+    for number in range(6):
+        name = f"n0{number % 2}_{number}"
+        write_image(tmp_path / "images" / f"n0{number % 2}" / f"{name}.png", (100, 200), number)
+        (tmp_path / "images" / f"n0{number % 2}" / f"{name}.png").rename(tmp_path / "images" / f"{name}.JPEG")
+        images.append({"id": number, "file_name": f"{number % 2}-breed/{name}.jpg", "width": 400, "height": 200})
+        things.append({"id": number, "image_id": number, "category_id": number % 2, "bbox": [100, 50, 200, 100]})
+    for name in ("n00_9", "ILSVRC2012_val_1"):
+        write_image(tmp_path / "images" / f"{name}.png", (100, 200), 9)
+        (tmp_path / "images" / f"{name}.png").rename(tmp_path / "images" / f"{name}.JPEG")
+    document = {"images": images, "annotations": things, "categories": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]}
+    (tmp_path / "instances_train.json").write_text(json.dumps(document))
+    train, test = dogs(tmp_path / "images", tmp_path)
+    assert (train.classes, train.labels.tolist(), test.labels.tolist()) == (("a", "b"), [0, 0, 1, 1], [0, 1])
+    expected = np.zeros((96, 96), bool)
+    expected[24:72, 24:72] = True
+    assert np.array_equal(train.objects, np.stack([expected] * 4))
 
 
 @pytest.mark.filterwarnings("ignore::xai_abn.training.supervised.LeftOutWarning")
