@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 import xai_abn
 from xai_abn import benchmark, datasets, integrations
+from xai_abn.cli.commands import VERBOSE
 from xai_abn.cli.main import app
-from xai_abn.cli.options import VERBOSE
 from xai_abn.datasets import READERS
 from xai_abn.explainers.base import EXPLAINERS
 from xai_abn.metrics.base import METRICS

@@ -12,6 +12,8 @@ import typer
 from xai_abn.benchmark.settings import BenchmarkSettings
 from xai_abn.cli import options
 from xai_abn.cli._console import command_line, print_table, progress_bar
+from xai_abn.cli.commands import Command
+from xai_abn.cli.methods import check_methods
 from xai_abn.cli.settings import with_settings
 from xai_abn.models.settings import ModelSettings
 from xai_abn.settings import split_specs
@@ -26,7 +28,7 @@ DEFAULT_METHODS, DEFAULT_METRICS = "abn,abn-class,grad-cam,center,random-14", "d
 group = typer.Typer(help="Score methods on annotated images, join runs, report and export them.", no_args_is_help=True)
 
 
-@group.command("run", cls=options.Command)
+@group.command("run", cls=Command)
 @with_settings(
     {"model": ModelSettings, "protocol": BenchmarkSettings},
     short={"model": "-m"},
@@ -78,7 +80,7 @@ def run(
 ) -> None:
     """Score methods on annotated images. Values that the run already holds are not computed again."""
     methods, metrics = method or [DEFAULT_METHODS], split_specs(",".join(metric or [DEFAULT_METRICS]))
-    options.check_methods(methods)
+    check_methods(methods)
     settings, chosen = BenchmarkSettings(**{"shard": _share(), **protocol}), options.chosen_model(model)
     from xai_abn.datasets import read_dataset
 
@@ -107,7 +109,7 @@ def run(
     _report(summary)
 
 
-@group.command("merge", cls=options.Command)
+@group.command("merge", cls=Command)
 def merge(
     output: Annotated[Path, typer.Argument(help="File of the merged run; must not exist.", metavar="RUN")],
     shards: Annotated[list[Path], typer.Argument(help="Files of the shards.", metavar="SHARD...")],
@@ -119,7 +121,7 @@ def merge(
     typer.echo(f"{output}: {images} images, {values} values from {len(shards)} files")
 
 
-@group.command("report", cls=options.Command)
+@group.command("report", cls=Command)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Files of runs.", metavar="RUN...")],
     output: Annotated[
@@ -144,7 +146,7 @@ def report(
         typer.echo(str(path))
 
 
-@group.command("export", cls=options.Command)
+@group.command("export", cls=Command)
 def export(
     run: Annotated[Path, typer.Argument(help="File of a run.", metavar="RUN")],
     output: Annotated[Path, typer.Argument(help="Table to write: a .csv or .parquet file.", metavar="FILE")],

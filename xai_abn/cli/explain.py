@@ -18,6 +18,7 @@ import typer
 from xai_abn import cluster
 from xai_abn.cli import options
 from xai_abn.cli._console import progress_bar
+from xai_abn.cli.methods import check_methods, shipped
 from xai_abn.cli.options import ClipFormat, Crop, Engine, ImageFormat
 from xai_abn.cli.settings import with_settings
 from xai_abn.errors import ImageLoadError, InvalidInputError, OutputError, XaiAbnError
@@ -259,7 +260,7 @@ def command(
 
     Example: xai-abn explain holiday.jpg --method abn,grad-cam
     """
-    options.check_methods(method or [])
+    check_methods(method or [])
     for option, share in (("--boxes", boxes), ("--masks", masks), ("--coco", coco), ("--contour", contour)):
         if share is not None and not 0 < share <= 1:
             raise InvalidInputError(f"{option} must be above 0 and at most 1, got {share}")
@@ -396,7 +397,7 @@ def _expand(images: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
                 check_file(argument)
             sources.update(dict.fromkeys(found))
         except ImageLoadError as error:
-            known = argument in options.method_names()
+            known = argument in shipped()
             hint = f"; {argument} is a method: write --method A,B without spaces" if known else ""
             failures.append((argument, error.line + hint))
         except XaiAbnError as error:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from enum import Enum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xai_abn.cli import options
+from xai_abn.cli import methods, options
 from xai_abn.cli.settings import with_settings
 from xai_abn.errors import InvalidInputError
 from xai_abn.models.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from xai_abn.models.adapter import ModelAdapter
 
 
 class Subject(str, Enum):
@@ -38,9 +41,11 @@ def command(
     """List methods, metrics, models, kinds of data sets, networks to train, or a model's layers or labels."""
     from xai_abn.cli._console import print_table
 
-    chosen = options.chosen_model(model)
     columns = _COLUMNS[subject]
-    rows = [row for row in _BUILDERS[subject](chosen) if search.casefold() in row[0].casefold()]
+    if subject in _OF_MODEL or model:  # settings that are given are checked, whether or not they matter
+        chosen = options.chosen_model(model)
+    found = _OF_MODEL[subject](chosen.load()) if subject in _OF_MODEL else _BUILDERS[subject]()
+    rows = [row for row in found if search.casefold() in row[0].casefold()]
     if search and not rows:
         raise InvalidInputError(f"no {columns[0]} contains {search!r}")
     if subject is Subject.METHODS and verbose:
@@ -59,26 +64,24 @@ _COLUMNS: dict[Subject, tuple[str, ...]] = {
 }
 
 
-def _methods(model: ModelSettings) -> list[tuple[str, ...]]:
-    from xai_abn import explainers
-
-    found = [(name, explainers.get(name)()) for name in explainers.names()]
-    return [(name, "yes" if e.class_specific else "no", e.cost, e.grid, e.source) for name, e in found]
+def _methods() -> list[tuple[str, ...]]:
+    return [
+        (name, "yes" if m["class_specific"] else "no", m["cost"], m["grid"], m["source"])
+        for name, m in methods.known().items()
+    ]
 
 
 def _method_options(names: list[str]) -> list[tuple[str, ...]]:
     """Return, for each method, one row about the method and one for each option."""
-    from xai_abn import explainers
-
     rows: list[tuple[str, ...]] = []
-    for name in names:
-        kind = explainers.get(name)
-        rows.append((name, "", "", (inspect.getdoc(kind) or kind.source).splitlines()[0]))
-        rows += [("", *option) for option in kind.describe()]
+    for name, method in methods.known().items():
+        if name in names:
+            rows.append((name, "", "", method["summary"]))
+            rows += [("", *option) for option in method["options"]]
     return rows
 
 
-def _metrics(model: ModelSettings) -> list[tuple[str, ...]]:
+def _metrics() -> list[tuple[str, ...]]:
     from xai_abn import metrics
 
     better = {True: "higher", False: "lower", None: "neither"}
@@ -86,7 +89,7 @@ def _metrics(model: ModelSettings) -> list[tuple[str, ...]]:
     return [(m.full_name, better[m.higher_is_better], m.subject.value, m.source) for m in found]
 
 
-def _models(model: ModelSettings) -> list[tuple[str, ...]]:
+def _models() -> list[tuple[str, ...]]:
     from xai_abn.models import zoo
     from xai_abn.networks import architectures
 
@@ -99,13 +102,13 @@ def _models(model: ModelSettings) -> list[tuple[str, ...]]:
     return rows + [(f"timm:{name}", "timm") for name in architectures.timm_names()]
 
 
-def _datasets(model: ModelSettings) -> list[tuple[str, ...]]:
+def _datasets() -> list[tuple[str, ...]]:
     from xai_abn.datasets import READERS
 
     return [(f"{name}:", (inspect.getdoc(READERS[name]) or "a plug-in").splitlines()[0]) for name in READERS]
 
 
-def _architectures(model: ModelSettings) -> list[tuple[str, ...]]:
+def _architectures() -> list[tuple[str, ...]]:
     from xai_abn.networks.architectures import FAMILIES, architectures
 
     found = [(name, architectures[name]) for name in architectures.names()]
@@ -113,8 +116,7 @@ def _architectures(model: ModelSettings) -> list[tuple[str, ...]]:
     return rows + [(family.form.replace("{}", "N"), "32x32", "of any size; N is a number") for family in FAMILIES]
 
 
-def _layers(model: ModelSettings) -> list[tuple[str, ...]]:
-    adapter = model.load()
+def _layers(adapter: ModelAdapter) -> list[tuple[str, ...]]:
     target = adapter.target_layer
     return [
         (o.name, o.kind, "x".join(map(str, o.shape[1:])), "target layer" if o.name == target else "")
@@ -122,8 +124,7 @@ def _layers(model: ModelSettings) -> list[tuple[str, ...]]:
     ]
 
 
-def _labels(model: ModelSettings) -> list[tuple[str, ...]]:
-    adapter = model.load()
+def _labels(adapter: ModelAdapter) -> list[tuple[str, ...]]:
     if adapter.labels is None:
         raise InvalidInputError(
             f"{adapter.name} has no labels; give them with --labels FILE, or use indices as targets"
@@ -137,6 +138,5 @@ _BUILDERS = {
     Subject.MODELS: _models,
     Subject.DATASETS: _datasets,
     Subject.ARCHITECTURES: _architectures,
-    Subject.LAYERS: _layers,
-    Subject.LABELS: _labels,
 }
+_OF_MODEL = {Subject.LAYERS: _layers, Subject.LABELS: _labels}

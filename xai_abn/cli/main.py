@@ -10,9 +10,7 @@ from typing import Any
 
 import typer
 
-from xai_abn.cli import app as app_command
-from xai_abn.cli import benchmark, convert, distill, doctor, evaluate, explain, export, listing, train
-from xai_abn.cli.options import VERBOSE, Command, log_to_stderr
+from xai_abn.cli.commands import VERBOSE, Program, log_to_stderr
 from xai_abn.errors import XaiAbnError
 from xai_abn.signals import Received
 
@@ -22,21 +20,12 @@ _received = Received()
 
 app = typer.Typer(
     name="xai-abn",
+    cls=Program,
     help="Ask an image classifier where it looked.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("explain", cls=Command)(explain.command)
-app.command("list", cls=Command)(listing.command)
-app.add_typer(benchmark.group, name="benchmark")
-app.command("evaluate", cls=Command)(evaluate.command)
-app.command("distill", cls=Command)(distill.command)
-app.command("export", cls=Command)(export.command)
-app.command("train", cls=Command)(train.command)
-app.command("convert", cls=Command)(convert.command)
-app.command("app", cls=Command)(app_command.command)
-app.command("doctor", cls=Command)(doctor.command)
 
 #: What to try first: command and what it does.
 FIRST = (

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
-from importlib.metadata import entry_points
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from xai_abn.cli._console import status
-from xai_abn.errors import InvalidInputError, UnknownNameError
+from xai_abn.errors import InvalidInputError
 from xai_abn.models.settings import ModelSettings, PredictionSettings
-from xai_abn.settings import split_specs
 
 if TYPE_CHECKING:
     from xai_abn.models.adapter import ModelAdapter
 
 #: Headings of options in the help.
 MODEL, OUTPUT, ENGINE = "Model", "Output", "Many machines"
-#: The option of the program that may also follow a command.
-VERBOSE = "--verbose"
 
 Device = Annotated[str, typer.Option(help="Device to run the model on, such as cpu or cuda.", rich_help_panel=MODEL)]
 
@@ -75,32 +66,6 @@ def refuse_given(context: typer.Context, names: Sequence[str], reason: str) -> N
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name in names and source is not None and source.name == "COMMANDLINE":
             raise InvalidInputError(f"{parameter.opts[0]} {reason}")
-
-
-class Command(TyperCommand):
-    """A command that takes ``--verbose`` as the program does, and refuses a single option that is given twice."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments, or end with a usage error."""
-        options = args[: args.index("--")] if "--" in args else args
-        if VERBOSE in options and not any(parameter.name == "verbose" for parameter in self.params):
-            args = [argument for argument in args if argument != VERBOSE]
-            log_to_stderr()
-        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
-        for parameter in given:
-            single = not getattr(parameter, "multiple", True) and not getattr(parameter, "is_flag", False)
-            if single and given.count(parameter) > 1:
-                ctx.fail(f"{parameter.opts[0]} is given {given.count(parameter)} times; give it once")
-        return super().parse_args(ctx, args)
-
-
-def log_to_stderr() -> None:
-    """Show on standard error what the package logs."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
-    log = logging.getLogger("xai_abn")
-    log.handlers = [handler]
-    log.setLevel(logging.INFO)
 
 
 class ImageFormat(str, Enum):
@@ -158,23 +123,3 @@ def end_with_failures(failures: Sequence[tuple[str, str]]) -> None:
         typer.echo(f"xai-abn: {reason if reason.startswith(source) else f'{source}: {reason}'}", err=True)
     if failures:
         raise typer.Exit(1)
-
-
-def method_names() -> list[str]:
-    """Return the names of the package's methods, read from its text, since importing torch takes seconds."""
-    texts = [file.read_text() for file in (files("xai_abn") / "explainers").iterdir() if file.name.endswith(".py")]
-    return [name for text in texts for name in re.findall(r'^@register\("([^"]+)"\)', text, re.MULTILINE)]
-
-
-def check_methods(texts: Sequence[str]) -> None:
-    """Refuse an unknown method before torch is imported and a model is loaded, unless a plug-in may have it.
-
-    Raises:
-        UnknownNameError: the message suggests the nearest names.
-    """
-    if "xai_abn.explainers" in sys.modules:
-        return
-    known = method_names()
-    unknown = [name for text in texts for spec in split_specs(text) if (name := spec.partition(":")[0]) not in known]
-    if unknown and not entry_points(group="xai_abn.explainers"):
-        raise UnknownNameError("method", unknown[0], known, "See 'xai-abn list methods'.")

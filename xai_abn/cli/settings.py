@@ -12,8 +12,6 @@ import typer
 
 from xai_abn.errors import InvalidInputError
 from xai_abn.settings import Settings
-from xai_abn.training.run_folder import RunFolder
-from xai_abn.training.settings import read_settings
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.", metavar="RUN")]
 Config = Annotated[
@@ -129,6 +127,9 @@ def settings_file(output: Path, config: Path | None, resume: bool, *others: Any)
     """
     if resume and any(source is not None for source in (config, *others)):
         raise InvalidInputError("a resumed run keeps its settings; leave out --config and --preset")
+    from xai_abn.training.run_folder import RunFolder
+    from xai_abn.training.settings import read_settings
+
     if resume:
         return RunFolder(output).read_settings()[0]
     return read_settings(config)[0] if config is not None else {}
@@ -140,6 +141,8 @@ def telling_how_to_resume(verb: str, output: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
+        from xai_abn.training.run_folder import RunFolder
+
         folder = RunFolder(output)
         saved = f"the last saved state is kept; continue with {folder.resume_command(verb)}"
         raise KeyboardInterrupt(str(stop) or (saved if folder.settings.is_file() else "")) from stop
