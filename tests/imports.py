@@ -20,8 +20,8 @@ def import_faults(package: Path, layers: Layers) -> list[str]:
     """Return what breaks the rules in a package, one line for each fault.
 
     Every import counts: inside functions, under ``TYPE_CHECKING``, relative, ``from package import x`` and
-    ``import_module("package.x")``. The package's own ``__init__.py`` is exempt, because it offers the public names of
-    all parts. So are tables of lazily loaded names in ``__init__.py`` files, because they are strings.
+    ``import_module("package.x")``, and each module named in a table. The package's own ``__init__.py`` is exempt,
+    because it offers the public names of all parts. So are tables of lazily loaded names in ``__init__.py`` files.
     """
     levels = {part: level for level, parts in enumerate(layers) for part in parts}
     graph = {name: set(imported(name, package)) for name in modules(package) if name != package.name}
@@ -76,6 +76,9 @@ def imported(name: str, package: Path) -> Iterator[str]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             texts = (part.value for part in node.args if isinstance(part, ast.Constant))
             yield from (text for text in texts if str(text).split(".")[0] == package.name)
+        elif isinstance(node, ast.Dict) and path.name != "__init__.py":
+            texts = (part.value for value in node.values for part in ast.walk(value) if isinstance(part, ast.Constant))
+            yield from (text for text in texts if text in known)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:

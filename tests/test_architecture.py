@@ -55,6 +55,7 @@ PLANTED = {
         "from importlib import import_module\nimport_module('pkg.high.a')",
         "pkg.low imports pkg.high.a above it",
     ),
+    "by a table": ("low.py", "TABLE = {'a': ('pkg.high.a', 'a')}", "pkg.low imports pkg.high.a above it"),
     "the package itself": ("low.py", "import pkg", "pkg.low imports pkg, which is not drawn"),
     "relative": ("low.py", "from .high import a", "pkg.low imports pkg.high.a above it"),
     "sideways": ("left.py", "from pkg.right import x", "pkg.left imports pkg.right beside it"),

@@ -1,8 +1,9 @@
-"""How long does ``xai-abn`` take to start? Whole processes, as multiples of ``import torch``.
+"""How long does ``xai-abn`` take to start? Whole processes, in turns, as multiples of ``import torch``.
 
 python -m benchmarks.speed.startup [--repeats 7]
 
-The package's modules are compiled once before the first measurement, as pip does when it installs a package.
+The package's modules are compiled once before the first measurement, as pip does when it installs a package. Processor
+time, user and system, says more than seconds where the machine has other work.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from functools import partial
+import time
 
-from benchmarks._harness import machine, make_parser, time_in_turns
+from benchmarks._harness import machine, make_parser
 
 _TORCH = "import torch"
 
@@ -33,17 +34,27 @@ def main() -> None:
             "explain with abn": [*explain, "abn"],
             "explain with grad-cam": [*explain, "grad-cam"],
         }
-        calls = {name: partial(run, arguments) for name, arguments in processes.items()}
-        times = time_in_turns(calls, repeats)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f"| process | seconds, median of {repeats} | multiples of {_TORCH} |\n|---|---|---|")
-    for name, value in medians.items():
-        print(f"| {name} | {value:.2f} | {value / medians[_TORCH]:.2f} |")
+        run(processes["list methods"])
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in processes}
+        for _ in range(repeats):
+            for name, arguments in processes.items():
+                times[name].append(run(arguments))
+    seconds, used = ({n: statistics.median(pair[k] for pair in found) for n, found in times.items()} for k in (0, 1))
+    print(f"| process | seconds, median of {repeats} | x {_TORCH} | seconds of processor time | x {_TORCH} |")
+    print("|---|---|---|---|---|")
+    for name in processes:
+        shares = seconds[name] / seconds[_TORCH], used[name] / used[_TORCH]
+        print(f"| {name} | {seconds[name]:.2f} | {shares[0]:.2f} | {used[name]:.2f} | {shares[1]:.3f} |")
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> tuple[float, float]:
+    """Return the seconds that a process takes, and those of processor time."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    started, before = time.perf_counter(), os.times()
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - started, used
 
 
 if __name__ == "__main__":

@@ -422,9 +422,9 @@ def test_outputs_are_declared(image_file, gap_net):
         xai_abn.load_model("lite0", outputs="logits")
 
 
-def test_help_and_version_do_not_import_torch():
-    """--help, 'explain --help' and --version answer without loading torch."""
-    for arguments in (["--help"], ["explain", "--help"], ["list", "--help"], ["--version"]):
+def test_help_version_and_methods_do_not_import_torch():
+    """--help, 'explain --help', --version and 'list methods' answer without loading torch."""
+    for arguments in (["--help"], ["explain", "--help"], ["list", "--help"], ["--version"], ["list", "methods", "-v"]):
         code = (
             "import sys; from xai_abn.cli.main import app\n"
             f"try: app({arguments!r})\nexcept SystemExit as e: assert not e.code\n"
@@ -512,13 +512,14 @@ def test_typing_errors_of_a_benchmark_are_found_before_torch_is_loaded(arguments
     assert done.stderr.decode().endswith("\nFalse\n")
 
 
-def test_the_names_read_from_the_text_are_those_registered():
-    """None of the package's methods is refused before torch is loaded."""
-    from xai_abn.cli.options import method_names
+def test_the_table_of_methods_says_what_the_methods_say():
+    """In this order; ``python -m xai_abn.cli.methods`` writes it anew."""
+    from xai_abn.cli.methods import asked, shipped
     from xai_abn.explainers.base import EXPLAINERS
 
-    own = {name for name, kind in EXPLAINERS.items() if kind.__module__.startswith("xai_abn.explainers")}
-    assert set(method_names()) == own
+    own = [name for name, kind in EXPLAINERS.items() if kind.__module__.startswith("xai_abn.explainers")]
+    said = asked()
+    assert list(shipped().items()) == [(name, said[name]) for name in own]
 
 
 def test_a_blank_after_a_comma_is_explained(image_file):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from support import runner
 import xai_abn
 from xai_abn.benchmark.store import Store
 from xai_abn.cli import distill, doctor, train
-from xai_abn.cli.main import FIRST, app
+from xai_abn.cli.main import COMMANDS, FIRST, app
 from xai_abn.errors import UnknownNameError
 from xai_abn.models.folding import SlowPrecisionWarning, check_bfloat16
 from xai_abn.training import DistillationSettings, TrainingSettings
@@ -64,6 +65,20 @@ def test_the_examples_in_the_help_are_commands(name):
     program, verb, *arguments = line.partition(":")[2].split()
     assert (program, verb) == ("xai-abn", name)
     command.make_context(name, arguments)
+
+
+def test_the_help_names_each_command_without_importing_it():
+    """With the first paragraph of its own help."""
+    group = typer.main.get_command(app)
+    for name, (_, line) in COMMANDS.items():
+        assert " ".join(group.commands[name].help.split("\n\n")[0].split()) == line
+    shown = runner.invoke(app, ["--help"], env={"COLUMNS": "250"}).output
+    for name, (_, line) in COMMANDS.items():
+        assert re.search(rf" {name} +{re.escape(line)} ", shown)
+    code = "import sys; from xai_abn.cli.main import app\ntry: app(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([n for n in sys.modules if n.startswith('xai_abn.cli.')], 'pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "['xai_abn.cli.commands', 'xai_abn.cli.main'] False"
 
 
 def test_the_program_alone_shows_five_things_to_try():

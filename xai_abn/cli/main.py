@@ -2,21 +2,97 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import signal
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from xai_abn.cli.commands import VERBOSE, Program, log_to_stderr
+from xai_abn.cli.commands import VERBOSE, Command, log_to_stderr
 from xai_abn.errors import XaiAbnError
 from xai_abn.signals import Received
 
 #: Exit codes after Ctrl-C and after the signal by which schedulers end a process, as in a shell.
 INTERRUPTED, TERMINATED = 130, 143
 _received = Received()
+
+#: Of each command its module, which is imported when it is asked for, and its line in the help.
+COMMANDS = {
+    "explain": ("xai_abn.cli.explain", "Explain images: where did the classifier look?"),
+    "list": (
+        "xai_abn.cli.listing",
+        "List methods, metrics, models, kinds of data sets, networks to train, or a model's layers or labels.",
+    ),
+    "evaluate": ("xai_abn.cli.evaluate", "Measure how often a model predicts the right class."),
+    "distill": (
+        "xai_abn.cli.distill",
+        "Turn a classifier into an Attention Branch Network on unlabeled images, and check its map.",
+    ),
+    "export": ("xai_abn.cli.export", "Write a model as ONNX, with its maps."),
+    "train": ("xai_abn.cli.train", "Train an Attention Branch Network, or a plain classifier, on labeled images."),
+    "convert": (
+        "xai_abn.cli.convert",
+        "Convert a network saved by the ABN code of Fukui et al. No code in the file is executed.",
+    ),
+    "app": (
+        "xai_abn.cli.app",
+        "Start a page in the browser: look at maps, paint on them, save corrections. Nothing leaves this computer.",
+    ),
+    "doctor": (
+        "xai_abn.cli.doctor",
+        "Show versions, devices and extras, and make one map. Include the output in a bug report.",
+    ),
+    "benchmark": ("xai_abn.cli.benchmark", "Score methods on annotated images, join runs, report and export them."),
+}
+
+
+class Program(TyperGroup):
+    """The group of all commands. Its help and a shell's list of its commands import none of them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Commands()  # type: ignore[assignment]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, with the lines of :data:`COMMANDS`."""
+        listed = copy.copy(self)
+        listed.commands = {
+            name: TyperCommand(name, short_help=line, rich_markup_mode=self.rich_markup_mode)
+            for name, (_, line) in COMMANDS.items()
+        }
+        super(Program, listed).format_help(ctx, formatter)
+
+
+class _Commands(Mapping[str, Any]):
+    """The commands by name, each loaded when it is looked up."""
+
+    def __getitem__(self, name: str) -> Any:
+        return _loaded(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+@cache
+def _loaded(name: str) -> Any:
+    module = import_module(COMMANDS[name][0])
+    alone = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
+    if hasattr(module, "group"):
+        alone.add_typer(module.group, name=name)
+    else:
+        alone.command(name, cls=Command)(module.command)
+    return typer.main.get_group(alone).commands[name]
+
 
 app = typer.Typer(
     name="xai-abn",
