@@ -513,7 +513,7 @@ def test_typing_errors_of_a_benchmark_are_found_before_torch_is_loaded(arguments
 
 
 def test_the_table_of_methods_says_what_the_methods_say():
-    """In this order; ``python -m xai_abn.cli.methods`` writes it anew."""
+    """In this order; ``python -m xai_abn.cli.methods`` writes it."""
     from xai_abn.cli.methods import asked, shipped
     from xai_abn.explainers.base import EXPLAINERS
 

@@ -1,6 +1,6 @@
 """What the methods say of themselves, without importing them, since importing torch takes seconds.
 
-``methods.json`` holds it. ``python -m xai_abn.cli.methods`` writes that file anew, and a test compares it with the
+``methods.json`` holds it. ``python -m xai_abn.cli.methods`` writes that file, and a test compares it with the
 methods. Where plug-ins are installed, or the methods are imported already, they are asked.
 """
 
