@@ -103,6 +103,9 @@ ON_IMAGES = {
         *("--partition", "4", "--processes", "2", "--methods", "abn"),
     ],
     "speed.folder": ["{data}/imagenet_val/images", "--number", "8", "--rounds", "1", "--coming", "0"],
+    "class_masks.judges": [
+        *("--data", "imagenet-boxes:{data}/imagenet_val/boxes.csv", "--limit", "2", "--judges", "abn-lite0"),
+    ],
     "multi_object.why": ["--data", "imagenet-boxes:{data}/imagenet_val/boxes.csv", "--limit", "2"],
 }
 ELSEWHERE = {

@@ -363,8 +363,9 @@ class DistillationSettings(ModelSettings, RunSettings):
         8,
         ge=0,
         le=10_000,
-        description="Extra inputs in each step, each a 2x2 mosaic of four of its images. Their target is the mean of "
-        "the teacher's four predictions, so the map must find all four.",
+        description="Extra inputs in each step, each a mosaic of several of its images. For objective=map these are "
+        "four, and the target is the mean of the teacher's four predictions, so the map must find all four. For "
+        "objective=masks they are four or nine, and the mask of one of their classes must lie in its place.",
     )
     lr: float = Field(
         1e-4,
