@@ -555,7 +555,7 @@ def test_a_full_disk_ends_the_command_at_once(image, tmp_path, monkeypatch):
         return write(self, content)
 
     monkeypatch.setattr(Path, "write_bytes", fill)
-    code, out, err = explain(*(f"{n}.png" for n in range(5)))
+    code, out, err = explain(*(f"{n}.png" for n in range(5)), "--workers", "0")  # in order
     assert code == 1
     assert out.count("grad-cam.png") == 2
     assert "No space left on device; stopped after 2 of 5 images: free some space" in err
