@@ -42,7 +42,7 @@ from xai_abn.metrics import polarity
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.seeding import seeded
 from xai_abn.training import TrainingSettings, make_training_settings
-from xai_abn.training.correction_losses import COUNTER_EXAMPLES, MAP_LOSSES, WEIGHTS, counter_examples
+from xai_abn.training.correction_losses import COPIES, MAP_LOSSES, WEIGHTS
 from xai_abn.training.corrections import CorrectionObjective, read_corrections
 from xai_abn.training.loop import TrainingLoop
 from xai_abn.training.supervised import SupervisedObjective
@@ -66,7 +66,7 @@ WAYS = [
     for network, maps in MAPS.items()
     for loss, on in [
         ("none", None),
-        (COUNTER_EXAMPLES, None),
+        *((name, None) for name in COPIES),
         ("rrr", None),
         *itertools.product(MAP_LOSSES, maps),
     ]
@@ -163,13 +163,16 @@ class Marked:
         model = wrap(Network(front, len(labels)), labels=labels, preprocess=PREPROCESS, name="small")
         self.images, self.front, self.labels = read_corrections(str(folder), model, PREPROCESS), front, labels
         self.features = features(front, self.images.pixels[:, :3])
+        self._copies: dict[str, list[Tensor]] = {}
 
-    @cached_property
-    def noisy(self) -> list[Tensor]:
-        """Four copies with different noise where not to look."""
-        pixels, masks = self.images.pixels.split([3, 2], dim=1)
-        generator = torch.Generator().manual_seed(0)
-        return [features(self.front, counter_examples(pixels, masks, generator)) for _ in range(4)]
+    def copies(self, loss: str) -> list[Tensor]:
+        """Return the features of four rounds of copies with noise or another background where not to look."""
+        if loss not in self._copies:
+            pixels, masks = self.images.pixels.split([3, 2], dim=1)
+            generator = torch.Generator().manual_seed(0)
+            made = [COPIES[loss](pixels, masks, generator) for _ in range(4)]
+            self._copies[loss] = [features(self.front, part) for part in made]
+        return self._copies[loss]
 
 
 class FeatureCorrections(CorrectionObjective):
@@ -186,8 +189,9 @@ class FeatureCorrections(CorrectionObjective):
         """Do what is done with images, without shifts and flips."""
         rows = self._drawn(step)
         targets, shown = self.images.targets[rows], [self.marked.features[rows]]
-        if self.settings.correction_loss == COUNTER_EXAMPLES:
-            shown.append(self.marked.noisy[step % len(self.marked.noisy)][rows])
+        if self.settings.correction_loss in COPIES:
+            copies = self.marked.copies(self.settings.correction_loss)
+            shown.append(copies[step % len(copies)][rows])
         corrected = Corrected(shown[0], targets, self.images.pixels[rows, 3:])
         return Batch(
             torch.cat([batch.images, *shown]), torch.cat([batch.targets, *[targets] * len(shown)]), 0, corrected

@@ -12,6 +12,7 @@ from xai_abn.training.correction_losses import (
     MAP_LOSSES,
     WEIGHTS,
     Marks,
+    backgrounds,
     counter_examples,
     right_reasons,
     scaled,
@@ -214,3 +215,20 @@ def test_noise_is_pasted_where_not_to_look():
     assert float((noise == 77).float().mean()) < 0.02
     assert float(noise.mean()) == pytest.approx(127.5, abs=5)
     assert (float(noise.min()), float(noise.max())) == (0, 255)
+
+
+def test_backgrounds_come_from_another_image():
+    """By hand, of two images: each keeps its part and gets the other's rest, with the mean where that has its part."""
+    pixels = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4).to(torch.uint8)
+    masks = torch.zeros(2, 2, 4, 4, dtype=torch.uint8)
+    masks[0, 0, :2, :2], masks[1, 0, 1:3, 1:3] = 1, 1
+    made = backgrounds(pixels, masks, torch.Generator().manual_seed(0))
+    for own, other in ((0, 1), (1, 0)):
+        part, hole = masks[own, 0].bool(), masks[other, 0].bool()
+        for channel in range(3):
+            values = pixels[other, channel].float()
+            expected = torch.where(hole, values[~hole].mean().round(), values)
+            expected[part] = pixels[own, channel].float()[part]
+            assert torch.equal(made[own, channel].float(), expected)
+    alone = backgrounds(pixels[:1], masks[:1], torch.Generator().manual_seed(0))
+    assert torch.equal(alone[0, :, masks[0, 0].bool()], pixels[0, :, masks[0, 0].bool()])

@@ -160,6 +160,29 @@ def counter_examples(pixels: Tensor, masks: Tensor, generator: torch.Generator) 
     return torch.where(marks.avoid[:, None] > 0.5, noise, pixels)
 
 
+def backgrounds(pixels: Tensor, masks: Tensor, generator: torch.Generator) -> Tensor:
+    """Return copies of images in which what is around the marked part comes from another image of the batch.
+
+    The marked part of the other image is painted over with the mean color of its rest. A network trained with the same
+    class on such copies learns that no background tells the class.
+
+    Args:
+        pixels: (N, 3, H, W) uint8.
+        masks: (N, 2, H, W) as of :meth:`Marks.of`.
+        generator: random numbers, which say whose background an image gets.
+
+    Source: images with other backgrounds as in Xiao et al., "Noise or Signal: The Role of Image Backgrounds in Object
+    Recognition", ICLR 2021 (Mixed-Rand), from marks.
+    """
+    marks, number = Marks.of(masks, pixels.shape[2:]), len(pixels)
+    part = (marks.look > 0.5)[:, None]
+    rest = (~part).float()
+    mean = (pixels * rest).sum(dim=(2, 3), keepdim=True) / rest.sum(dim=(2, 3), keepdim=True).clamp_min(1)
+    without = torch.where(part, mean.round().to(torch.uint8), pixels)
+    shift = int(torch.randint(1, number, (1,), generator=generator)) if number > 1 else 0
+    return torch.where(marks.avoid[:, None] > 0.5, without.roll(shift, 0), pixels)
+
+
 #: Losses of maps by name.
 MAP_LOSSES: dict[str, Callable[[Tensor, Marks], Tensor]] = {
     "energy": energy,
@@ -168,8 +191,13 @@ MAP_LOSSES: dict[str, Callable[[Tensor, Marks], Tensor]] = {
     "tolerant": tolerant,
     "abn": abn,
 }
-#: Name of the loss of gradients by the pixels, and of the images that need no loss of their own.
-RRR, COUNTER_EXAMPLES = "rrr", "counter-examples"
+#: Name of the loss of gradients by the pixels.
+RRR = "rrr"
+#: Images that are added in place of a loss of maps, by name.
+COPIES: dict[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {
+    "counter-examples": counter_examples,
+    "backgrounds": backgrounds,
+}
 #: Weight of each loss unless another is given; see benchmarks/corrections.
 WEIGHTS = {"energy": 3.0, "kl": 10.0, "l1": 5.0, "tolerant": 3.0, "abn": 0.5, RRR: 0.01}
 

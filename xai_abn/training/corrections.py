@@ -20,11 +20,10 @@ from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.networks.tracing import as_unsupported
 from xai_abn.seeding import mixed_seed
 from xai_abn.training.correction_losses import (
-    COUNTER_EXAMPLES,
+    COPIES,
     MAP_LOSSES,
     WEIGHTS,
     Marks,
-    counter_examples,
     right_reasons,
     scaled,
 )
@@ -148,10 +147,10 @@ class CorrectionObjective:
             raise InvalidInputError(
                 f"correction_batch must be a multiple of the {ranks} ranks, got {settings.correction_batch}"
             )
-        if settings.correction_loss == COUNTER_EXAMPLES and not bool(self.images.sure.any()):
+        if settings.correction_loss in COPIES and not bool(self.images.sure.any()):
             raise DatasetError(
-                f"{settings.corrections}: counter-examples need the class that an image shows, which 'look here' marks "
-                "tell; mark where to look as well, or choose another correction_loss"
+                f"{settings.corrections}: {settings.correction_loss} need the class that an image shows, which "
+                "'look here' marks tell; mark where to look as well, or choose another correction_loss"
             )
         own = data.train.padding if isinstance(data.train, InMemorySplit) else None
         self._padding = own if own is not None else max(1, round(_SHIFT * data.preprocess.side))
@@ -185,13 +184,12 @@ class CorrectionObjective:
         corners = torch.randint(0, 2 * self._padding + 1, (len(rows), 2), generator=generator)
         places = torch.cat([corners, torch.randint(0, 2, (len(rows), 1), generator=generator)], dim=1)
         pixels, masks = shifted(found.pixels[rows], places, self._padding).split([3, 2], dim=1)
-        noisy = counter_examples(pixels, masks, generator)
+        make = COPIES.get(self.settings.correction_loss)
+        copies = pixels if make is None else make(pixels, masks, generator)
         own = torch.arange(len(rows)).chunk(self.ranks)[rank]
         pixels, masks, targets = pixels[own], masks[own].to(device), found.targets[rows[own]].to(device)
         sure = found.sure[rows[own]]
-        shown = (
-            [pixels[sure], noisy[own][sure]] if self.settings.correction_loss == COUNTER_EXAMPLES else [pixels[sure]]
-        )
+        shown = [pixels[sure]] if make is None else [pixels[sure], copies[own][sure]]
         images = torch.cat([batch.images, *(self._normalized(part, device) for part in shown)])
         classes = torch.cat([batch.targets, *[targets[sure.to(device)]] * len(shown)])
         corrected = Corrected(self._normalized(pixels, device), targets, masks)
@@ -212,7 +210,7 @@ class CorrectionObjective:
 
     def loss(self, corrected: Corrected) -> Tensor | None:
         """Return the mean loss of the maps of corrected images, a scalar; None if nothing is lost by maps."""
-        if self.settings.correction_loss == COUNTER_EXAMPLES or not self.weight:
+        if self.settings.correction_loss in COPIES or not self.weight:
             return None
         if self._explainer is None:
             return right_reasons(self._gradients(corrected.images), corrected.masks).mean()

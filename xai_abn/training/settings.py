@@ -200,12 +200,12 @@ class TrainingSettings(RunSettings):
         description="Folder of corrections, as 'xai-abn app' saves them: images with marks of where to look and where "
         "not to. They are added to the training data.",
     )
-    correction_loss: Literal["energy", "kl", "l1", "tolerant", "abn", "rrr", "counter-examples"] = Field(
+    correction_loss: Literal["energy", "kl", "l1", "tolerant", "abn", "rrr", "counter-examples", "backgrounds"] = Field(
         "kl",
         description="Loss of the maps of corrected images: 'energy' (share of the map outside), 'kl' (divergence from "
         "the mask), 'l1' (distance from it), 'tolerant' (the same with soft borders), 'abn' (distance from the edited "
-        "map, as published), 'rrr' (gradients by the pixels where not to look), or 'counter-examples' (noise is pasted "
-        "there, and no map is read).",
+        "map, as published), 'rrr' (gradients by the pixels where not to look), 'counter-examples' (noise is pasted "
+        "there), or 'backgrounds' (those of other marked images are). The last two read no map.",
     )
     on: Literal["class-map", "attention-map", "grad-cam"] = Field(
         "grad-cam",
@@ -254,10 +254,10 @@ class TrainingSettings(RunSettings):
         alone = [name for name in _OF_CORRECTIONS if name in changed] if self.corrections is None else []
         if alone:
             raise InvalidInputError(f"{alone[0]} is for corrections; give their folder, or leave it out")
-        if "on" in changed and self.correction_loss in ("rrr", "counter-examples"):
+        if "on" in changed and self.correction_loss in ("rrr", *_COPIES):
             raise InvalidInputError(f"correction_loss={self.correction_loss} reads no such map; leave on out")
-        if self.correction_weight is not None and self.correction_loss == "counter-examples":
-            raise InvalidInputError("counter-examples have no weight of their own; leave correction_weight out")
+        if self.correction_weight is not None and self.correction_loss in _COPIES:
+            raise InvalidInputError(f"{self.correction_loss} have no weight of their own; leave correction_weight out")
         return self
 
     @property
@@ -297,6 +297,7 @@ class TrainingSettings(RunSettings):
 
 #: Settings that say which network is trained, and those of corrections.
 _OF_NETWORK = ("arch", "mechanism", "maps", "smoothing", "size", "weights")
+_COPIES = ("counter-examples", "backgrounds")
 _OF_CORRECTIONS = ("correction_loss", "on", "correction_weight", "correction_batch")
 #: Settings of one objective of a distillation alone.
 _OF_MAP = frozenset(
