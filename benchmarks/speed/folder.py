@@ -5,7 +5,8 @@
 Each turn explains the first images of a folder with one method and writes the overlays, with and without threads beside
 the network: with a method that needs gradients, and with one that does not, by the backend that it chooses and by the
 quickest from the start. The bare forwards are those of as many prepared images in batches of eight: by the network, and
-by the quickest backend that agrees. Processor time is that of all threads.
+by the quickest backend that agrees. Processor time is that of all threads. At the end: what the parts of an image's
+work cost one thread, the least of some rounds, which other work on the machine disturbs least.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from xai_abn.cli.output import OutputFolder
 from xai_abn.explainers import make_explainers
 from xai_abn.images.loading import find_images, load_image
 from xai_abn.models.predictor import Predictor
+from xai_abn.rendering import png_bytes
 
 
 def main() -> None:
@@ -74,8 +76,30 @@ def main() -> None:
     for name, rate in medians.items():
         shares = rate / medians[network], rate / medians[best], costs[best] / costs[name]
         print(f"| {name} | {rate:.1f} | {shares[0]:.2f} | {shares[1]:.2f} | {costs[name]:.1f} | {shares[2]:.2f} |")
+    for name, cost in parts(model, files[:8]).items():
+        print(f"{name}: {cost:.1f} ms of processor time an image")
     found = {"images": len(files), "predictions": str(quickest), "images/s": medians, "ms of processor time": costs}
     write_json(arguments.output, {**facts, **found})
+
+
+def parts(model: xai_abn.ModelAdapter, files: list[str], rounds: int = 5) -> dict[str, float]:
+    """Return the milliseconds of processor time that parts of an image's work take in this thread."""
+    loaded = [load_image(file) for file in files]
+    explained = [found["cam"] for found in xai_abn.explain(model, files, "cam")]
+    drawn = [explanation.overlay() for explanation in explained]
+    calls: dict[str, Callable[[], object]] = {
+        "read": lambda: [load_image(file) for file in files],
+        "prepare": lambda: [model.preprocess(image) for image in loaded],
+        "draw": lambda: [explanation.overlay() for explanation in explained],
+        "encode as PNG": lambda: [png_bytes(image) for image in drawn],
+    }
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            before = time.thread_time()
+            call()
+            found[name].append(1000 * (time.thread_time() - before) / len(files))
+    return {name: min(times) for name, times in found.items()}
 
 
 def explain(model: xai_abn.ModelAdapter, files: list[str], method: str, workers: int) -> None:
