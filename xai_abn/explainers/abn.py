@@ -120,7 +120,7 @@ class ABNMask(_AttentionBranchMap):
     """
 
     version = 3
-    maps_read = ("class_maps",)
+    maps_read = ("class_maps", "attention_map")
     limits = (0.0, 1.0)
     no_graph = "the mask branch runs without a graph; it is trained by an objective of its own"
     source = "this project; related: Stalder et al., NeurIPS 2022"
