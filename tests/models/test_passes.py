@@ -19,7 +19,10 @@ from xai_abn.models.backends import BACKENDS, Backend
 from xai_abn.models.predictor import BOUND_OF_SCORES
 
 QUICK_TO_BUILD = [n for n, b in BACKENDS.items() if n not in ("network", "torch-compile") and not b.missing("cpu")]
-METHODS = {"small_abn": ["abn", "abn-class", "abn-mask", "abn-mask:unite=2", "eigen-cam"], "gap_net": ["cam", "eigen-cam"]}
+METHODS = {
+    "small_abn": ["abn", "abn-class", "abn-mask", "abn-mask:unite=2", "eigen-cam"],
+    "gap_net": ["cam", "eigen-cam"],
+}
 
 
 def noise(model, number=3):
