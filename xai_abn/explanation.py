@@ -58,6 +58,7 @@ class Explanation:
         affine: (4, 4) of the NIfTI file that a volume came from, or None.
         limits: the smallest and the largest value that the map is drawn with; None: those of the map.
         class_label: name of the class ``target`` alone, where ``label`` also compares it or counts detections.
+        backend: what computed the forward pass, and in which precision, such as ``"network, float32"``.
     """
 
     map: np.ndarray = field(repr=False)
@@ -85,6 +86,7 @@ class Explanation:
     affine: np.ndarray | None = field(default=None, repr=False)
     class_label: str = ""
     limits: tuple[float, float] | None = None
+    backend: str = ""
 
     def __post_init__(self) -> None:
         """Make the map read-only: a frozen record should not change through its array."""
@@ -277,6 +279,7 @@ class Explanation:
             "notes": list(self.notes),
             "parameters": dict(self.parameters),
             "versions": dict(self.versions),
+            "backend": self.backend,
         }
 
     def _repr_png_(self) -> bytes:

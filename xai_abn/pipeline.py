@@ -20,7 +20,7 @@ from torch import Tensor
 
 from xai_abn import __version__
 from xai_abn.errors import ImageLoadError, InvalidInputError, NonFiniteError, XaiAbnError, shown
-from xai_abn.explainers import Explainer, make_explainers, run_pass
+from xai_abn.explainers import Explainer, make_explainers, passes_of, run_pass
 from xai_abn.explanation import Explanation, Explanations, ImageExplanations
 from xai_abn.images.clips import ClipPreprocess, clip_of, load_clip
 from xai_abn.images.loading import decode_image, from_array, load_image, to_rgb
@@ -30,6 +30,7 @@ from xai_abn.models.adapter import ModelAdapter, wrap
 from xai_abn.models.detection import Detection, DetectionTarget, as_target, find_detection
 from xai_abn.models.forward_pass import ForwardPass
 from xai_abn.models.inputs import rows_of
+from xai_abn.models.passes import Passes
 from xai_abn.models.segmentation import Region, SegmentationTarget, find_region
 from xai_abn.models.targets import (
     Difference,
@@ -137,7 +138,10 @@ def explain(
     size = max(len(listed), 1) if create_graph else batch_size
     results = _explain_tensor(model, images, explainers, wanted, size, create_graph)
     if results is None:
-        results = explain_images(model, listed, explainers, wanted, batch_size=size, create_graph=create_graph)
+        passes = None if create_graph or other_inputs is not None else passes_of(model, explainers, len(listed))
+        results = explain_images(
+            model, listed, explainers, wanted, batch_size=size, create_graph=create_graph, passes=passes
+        )
     if other_inputs is not None:
         others = (model.with_inputs(inputs) for inputs in rows_of(other_inputs, len(listed)))
         results = (
@@ -161,6 +165,7 @@ def explain_images(
     kind: str = "image",
     create_graph: bool = False,
     workers: int = 0,
+    passes: Passes | None = None,
 ) -> Iterator[Result]:
     """Explain many images, read as they are needed; an image that fails gives its error and does not stop the others.
 
@@ -173,6 +178,7 @@ def explain_images(
         kind: the word for an image without a name, as in ``"image 3"``.
         create_graph: see :func:`explain`.
         workers: threads that read and prepare images while the network runs; 0 reads each when it is its turn.
+        passes: what computes the forward passes, from :func:`xai_abn.explainers.passes_of`; default: the network.
 
     Yields:
         One result per image, in order.
@@ -198,11 +204,11 @@ def explain_images(
     for prepared, wanted in entries:
         size = tuple(prepared.tensor.shape) if isinstance(prepared, PreparedImage) else shape
         if (shape is not None and size != shape) or len(waiting) >= (batch_size or images_per_pass(model, size)):
-            yield from _explain_waiting(model, waiting, explainers, create_graph)
+            yield from _explain_waiting(model, waiting, explainers, create_graph, passes)
             waiting = []
         waiting.append((prepared, wanted))
         shape = size
-    yield from _explain_waiting(model, waiting, explainers, create_graph)
+    yield from _explain_waiting(model, waiting, explainers, create_graph, passes)
 
 
 def dependencies(
@@ -260,10 +266,11 @@ def _explain_in_memory(
     targets: Sequence[ImageTargets],
     create_graph: bool,
     inputs: Tensor | None = None,
+    passes: Passes | None = None,
 ) -> list[Result]:
     """Explain a batch in one pass, or where memory runs out in two halves, which sets the size of later passes."""
     try:
-        return explain_batch(model, prepared, explainers, targets, create_graph, inputs=inputs)
+        return explain_batch(model, prepared, explainers, targets, create_graph, inputs=inputs, passes=passes)
     except torch.OutOfMemoryError:
         if len(prepared) == 1 or create_graph:
             raise
@@ -303,6 +310,7 @@ def explain_batch(
     create_graph: bool = False,
     forward_pass: ForwardPass | None = None,
     inputs: Tensor | None = None,
+    passes: Passes | None = None,
 ) -> list[Result]:
     """Explain prepared images of one size in one forward pass.
 
@@ -317,6 +325,7 @@ def explain_batch(
         create_graph: see :func:`explain`.
         forward_pass: of the images, if the network has run.
         inputs: (N, C, H, W), the tensors of the images, if they are in one piece.
+        passes: see :func:`explain_images`.
 
     Returns:
         One result per image.
@@ -327,7 +336,7 @@ def explain_batch(
     if not prepared:
         return []
     if forward_pass is None:
-        forward_pass = _run_pass(model, prepared, explainers, create_graph, inputs=inputs)
+        forward_pass = _run_pass(model, prepared, explainers, create_graph, inputs=inputs, passes=passes)
     logits = forward_pass.logits.cpu()
     model.check_labels(logits.shape[1])
     usable, masked = can_be_explained(logits).tolist(), bool(logits.isneginf().any())
@@ -373,10 +382,13 @@ def _run_pass(
     *,
     parts: bool = False,
     inputs: Tensor | None = None,
+    passes: Passes | None = None,
 ) -> ForwardPass:
     inputs = torch.stack([image.tensor for image in prepared]) if inputs is None else inputs
     inputs = inputs.contiguous(memory_format=model.memory_format)
     sources = [image.source for image in prepared]
+    if passes is not None:
+        return passes(inputs, sources)
     return run_pass(model, inputs, explainers, sources, create_graph=create_graph, parts=parts)
 
 
@@ -535,6 +547,7 @@ def _ask(
         "parameters": explainer.options,
         "limits": explainer.limits,
         "versions": answers.versions,
+        "backend": forward_pass.backend,
     }
     for number in range(max(map(len, resolved))):
         started = perf_counter()
@@ -574,11 +587,12 @@ def _explain_waiting(
     waiting: Sequence[tuple[PreparedImage | XaiAbnError, ImageTargets]],
     explainers: Sequence[Explainer],
     create_graph: bool,
+    passes: Passes | None,
 ) -> Iterator[Result]:
     """Yield one result per entry: its error, or the result for its image."""
     readable = [(image, targets) for image, targets in waiting if isinstance(image, PreparedImage)]
     images, targets = [image for image, _ in readable], [wanted for _, wanted in readable]
-    explained = iter(_explain_in_memory(model, images, explainers, targets, create_graph))
+    explained = iter(_explain_in_memory(model, images, explainers, targets, create_graph, passes=passes))
     for image, _ in waiting:
         yield image if isinstance(image, XaiAbnError) else next(explained)
 

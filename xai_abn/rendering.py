@@ -308,7 +308,7 @@ def png_bytes(image: Image.Image, texts: Mapping[str, str] | None = None) -> byt
     threads.
     """
     pixels = np.asarray(image)
-    encoded, content = cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)
+    encoded, content = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels)
     assert encoded
     chunks = [b"iTXt" + key.encode() + bytes(5) + text.encode() for key, text in (texts or {}).items()]
     between = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]

@@ -28,6 +28,7 @@ from xai_abn.models.settings import ModelSettings, PredictionSettings
 if TYPE_CHECKING:
     from xai_abn.cli.output import OutputFolder
     from xai_abn.models.adapter import ModelAdapter
+    from xai_abn.models.passes import Passes
     from xai_abn.models.targets import Difference
     from xai_abn.pipeline import Result
 
@@ -307,7 +308,7 @@ def command(
     folder.save_annotations(work.records())
     failures += work.failures
     _print(work.records(), failures, as_json, quiet)
-    _print_predictions(work.model)
+    _print_predictions(work)
     _finish(failures, len(sources) + len(failures) - len(work.failures))
 
 
@@ -353,15 +354,17 @@ def _explain_on_ray(images: list[str], output: str, asked: dict[str, Any], how: 
         raise typer.Exit(1)
 
 
-def _print_predictions(model: ModelAdapter) -> None:
-    """Print which backend was chosen, if one was, and what the user should know of the others."""
+def _print_predictions(work: _Work) -> None:
+    """Print which backends were chosen, if any were, and what the user should know of the others."""
     from xai_abn.models.predictor import kept_predictor
 
-    predictor = kept_predictor(model)
-    if predictor is not None and predictor.trials:
-        typer.echo(f"note: predictions: {predictor}", err=True)
-    for note in () if predictor is None else predictor.notes:
-        typer.echo(f"note: {note}", err=True)
+    of_maps = None if work.passes is None else work.passes.predictor
+    chosen = {"predictions": kept_predictor(work.model), "maps": of_maps}
+    for what, predictor in chosen.items():
+        if predictor is not None and predictor.trials:
+            typer.echo(f"note: {what}: {predictor}", err=True)
+        for note in () if predictor is None else predictor.notes:
+            typer.echo(f"note: {note}", err=True)
 
 
 def _check_reference(place: str) -> None:
@@ -420,6 +423,7 @@ class _Work:
 
     Attributes:
         failures: images with the line that says what is wrong.
+        passes: what computed the forward passes; None if it was the network alone.
     """
 
     def __init__(
@@ -443,6 +447,7 @@ class _Work:
         self.failures: list[tuple[str, str]] = []
         self._stems = {source: folder.stem("stdin" if source == STDIN else source) for source in sources}
         self._done: dict[str, list[dict[str, Any]]] = {}
+        self.passes: Passes | None = None
 
     def records(self) -> list[dict[str, Any]]:
         """Return a record for each map of the images that are done."""
@@ -451,6 +456,7 @@ class _Work:
     def run(self, resume: bool, quiet: bool = False) -> None:
         """Explain and save each image, except those that are done if the work is resumed."""
         from xai_abn.cli.records import RecordFile
+        from xai_abn.explainers import passes_of
         from xai_abn.pipeline import explain_images
         from xai_abn.threads import in_order
 
@@ -462,7 +468,10 @@ class _Work:
         with progress_bar("explaining", hidden=quiet or len(left) < 2) as update:
             images = ({"bytes": sys.stdin.buffer.read(), "path": "stdin"} if s == STDIN else s for s in left)
             workers = 0 if len(left) < 2 else self.workers
-            results = explain_images(self.model, images, self.explainers, repeat(self.targets), workers=workers)
+            self.passes = passes_of(self.model, self.explainers, len(left))
+            results = explain_images(
+                self.model, images, self.explainers, repeat(self.targets), workers=workers, passes=self.passes
+            )
             saved = in_order(self._saved, zip(left, results, strict=True), workers)
             for number, (source, records) in enumerate(zip(left, saved, strict=True), 1):
                 try:

@@ -8,6 +8,7 @@ from xai_abn.explainers.base import (
     make_explainers,
     names,
     parse_spec,
+    passes_of,
     register,
     run_pass,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "make_explainers",
     "names",
     "parse_spec",
+    "passes_of",
     "register",
     "run_pass",
 ]

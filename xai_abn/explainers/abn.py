@@ -59,6 +59,7 @@ class ABN(_AttentionBranchMap):
     """
 
     class_specific = False
+    maps_read = ("attention_map",)
     source = "Fukui et al., CVPR 2019"
 
     def check(self, model: ModelAdapter) -> None:
@@ -93,6 +94,7 @@ class ABNClass(_AttentionBranchMap):
     Source: Fukui et al., CVPR 2019, section 3.1 (the class maps before pooling).
     """
 
+    maps_read = ("class_maps",)
     source = "Fukui et al., CVPR 2019"
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:
@@ -118,6 +120,7 @@ class ABNMask(_AttentionBranchMap):
     """
 
     version = 3
+    maps_read = ("class_maps", "attention_map")
     limits = (0.0, 1.0)
     no_graph = "the mask branch runs without a graph; it is trained by an objective of its own"
     source = "this project; related: Stalder et al., NeurIPS 2022"

@@ -13,6 +13,7 @@ from torch import Tensor
 from xai_abn.errors import InvalidInputError, UnknownNameError, UnsupportedModelError, shown
 from xai_abn.models.adapter import ModelAdapter
 from xai_abn.models.forward_pass import ForwardPass
+from xai_abn.models.passes import Passes
 from xai_abn.models.targets import checked_targets, select_targets
 from xai_abn.networks.tracing import as_unsupported
 from xai_abn.registry import Registry
@@ -20,6 +21,8 @@ from xai_abn.settings import Settings, parse_options, split_specs
 
 #: How many times something is done or drawn: bounded, so that a slip of the hand does not fill the memory.
 Count: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
+#: Fewer images never pay for the trial of a backend.
+FEW = 64
 #: A seed of random numbers.
 Seed: TypeAlias = Annotated[int, Field(ge=-(2**31), lt=2**32)]
 
@@ -54,6 +57,8 @@ class Explainer(Settings, ABC):
         needs_attention: whether :meth:`compute` reads ``forward_pass.attentions``.
         class_specific: whether the map depends on the target; see also :meth:`is_class_specific`.
         source: the paper.
+        maps_read: names of the ABN's maps that :meth:`compute` reads, if it reads nothing else of a pass than these,
+            the logits and the layers of :meth:`layers_read`, so that any way to compute them serves; else None.
         baseline: whether the method ignores the network and only serves for comparison.
         reads_layer: whether the method reads a layer of the network.
         limits: the smallest and the largest value that a map is drawn with; None: those of the map.
@@ -74,6 +79,7 @@ class Explainer(Settings, ABC):
     needs_attention: ClassVar[bool] = False
     class_specific: ClassVar[bool] = True
     source: ClassVar[str] = ""
+    maps_read: ClassVar[tuple[str, ...] | None] = None
     baseline: ClassVar[bool] = False
     reads_layer: ClassVar[bool] = True
     limits: ClassVar[tuple[float, float] | None] = None
@@ -337,6 +343,23 @@ def make_explainers(
         with explainer._running_on(model):
             explainer.check_on(model)
     return made
+
+
+def passes_of(model: ModelAdapter, methods: Sequence[Explainer], images: int) -> Passes | None:
+    """Return the passes of many images by the quickest backend, or None where only the network serves.
+
+    Args:
+        model: the model.
+        methods: from :func:`make_explainers`.
+        images: how many will be explained.
+    """
+    if model.backend is None and images < FEW:
+        return None
+    read = [None if method.is_given_by(model) else method.maps_read for method in methods]
+    if model.black_box or model.gives_map or model.detects or model.needs_gradients or None in read:
+        return None
+    layers = [layer for method in methods for layer in method.layers_read(model)]
+    return Passes(model, layers, [name for names in read for name in names or ()], images)
 
 
 def run_pass(

@@ -31,6 +31,7 @@ class CAM(Explainer):
     """
 
     no_graph = ""
+    maps_read = ()
     source = "Zhou et al., CVPR 2016"
 
     def compute(self, forward_pass: ForwardPass, targets: Tensor) -> Tensor:

@@ -95,6 +95,7 @@ class EigenCAM(Explainer):
     """
 
     class_specific = False
+    maps_read = ()
     no_graph = UNSTABLE
     source = "Muhammad and Yeasin, IJCNN 2020"
 
@@ -129,6 +130,7 @@ class KPCACAM(Explainer):
     """
 
     class_specific = False
+    maps_read = ()
     no_graph = UNSTABLE
     source = "Karmani et al., MMSP 2024"
 

@@ -614,11 +614,14 @@ class ModelAdapter:
                 f"{self.name} takes only images; give examples of its other inputs to xai_abn.wrap(..., "
                 "other_inputs={'name': tensor})"
             )
-        bound = replace(self, module=self.module.with_inputs(others))
-        vars(bound).update({name: value for name, value in vars(self).items() if name in _OF_LAYERS})
-        if self.module in NEED_GRADIENTS:
-            NEED_GRADIENTS.add(bound.module)
-        return bound
+        return replace(self, module=self.module.with_inputs(others)).knowing(self)
+
+    def knowing(self, other: ModelAdapter) -> ModelAdapter:
+        """Return this model with what another has found out about the layers of the same network."""
+        vars(self).update({name: value for name, value in vars(other).items() if name in _OF_LAYERS})
+        if other.module in NEED_GRADIENTS:
+            NEED_GRADIENTS.add(self.module)
+        return self
 
     def class_map(self, output: object, source: str) -> Tensor:
         """Return the scores (K, h, w) or (K, d, h, w) of all classes at all positions in the output for one image.

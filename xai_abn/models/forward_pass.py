@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from time import perf_counter
@@ -99,6 +99,7 @@ class ForwardPass:
         sources: names of the images, or empty.
         output: what the network output.
         seconds: how long it took.
+        backend: what computed it, and in which precision: ``"network, float32"``, see :meth:`given`.
         create_graph: whether what is read keeps its history; only ``logits`` never do.
         logits: (N, K) float32, detached.
         attention_map: ABN's map (N, 1, h, w), or a multi-task ABN's maps (N, K, h, w); None for other networks.
@@ -167,7 +168,36 @@ class ForwardPass:
             self._run(list(self._kept))
         if not parts:
             self._read_scores()
+        self.backend = f"network, {str(self._scores.dtype).removeprefix('torch.')}" if not parts else "network"
         self.seconds = perf_counter() - started
+
+    def given(
+        self,
+        inputs: Tensor,
+        logits: Tensor,
+        read: Mapping[str, Tensor],
+        backend: str,
+        sources: Sequence[str],
+        seconds: float,
+    ) -> ForwardPass:
+        """Return the pass of other inputs of this size whose outputs another way to compute the network gave.
+
+        Args:
+            inputs: the inputs.
+            logits: their logits (N, K).
+            read: the outputs of the captured layers, as the layers give them, and maps of an ABN, by their names.
+            backend: see :attr:`backend`.
+            sources: names of the images, if known.
+            seconds: how long it took.
+        """
+        found = copy.copy(self)
+        vars(found).pop("_layouts", None)
+        found.inputs, found.sources, found.backend, found.seconds = inputs, tuple(sources), backend, seconds
+        found.logits, found.output = logits, logits
+        found._kept = {layer: read[layer] for layer in self._kept}
+        found.attention_map, found.class_maps = read.get("attention_map"), read.get("class_maps")
+        found._predict, found._gradients, found._reruns = None, {}, {}
+        return found
 
     def scoring(self, part: Region | Detection) -> ForwardPass:
         """Return this pass with the score of a part of its output as the only class; the network does not run again."""

@@ -20,7 +20,8 @@ class PredictionSettings(Settings):
 
     backend: BackendName | None = Field(
         None,
-        description="Backend that predicts changed images. Without it, the fastest one that agrees with the network.",
+        description="Backend that predicts changed images and computes maps that need no gradients. Without it, the "
+        "fastest one that agrees with the network.",
     )
 
 
