@@ -21,7 +21,6 @@ from torch.utils.hooks import RemovableHandle
 
 from xai_abn.errors import InvalidInputError, UnsupportedModelError, XaiAbnError, shown
 from xai_abn.networks.layout import Layout, Part, grid_layout, is_ambiguous, misplacement, token_layout
-from xai_abn.seeding import seeded
 
 #: Switches that are turned off during a pass.
 _SWITCHES = ("training", "grad_checkpointing", "gradient_checkpointing", "memory_efficient")
@@ -416,8 +415,7 @@ def _with_noise(sample: Tensor, seed: int, region: Part) -> Tensor:
     copy = sample.clone()
     place = (slice(None), slice(None), *region)
     part = copy[place]
-    with seeded(seed):
-        part.copy_(torch.randn_like(part))
+    part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(seed)))
     return copy
 
 
