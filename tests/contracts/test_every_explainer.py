@@ -20,6 +20,7 @@ from xai_abn.explainers import Explainer, make_explainers
 from xai_abn.networks.tracing import find_classifier
 from xai_abn.pipeline import explain
 
+pytestmark = pytest.mark.no_cover  # the same lines hundreds of times; the maps of the case are counted
 NAMES = explainers.names()
 INPUTS = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 TARGETS = torch.tensor([3, 1, 4])
