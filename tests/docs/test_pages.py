@@ -125,7 +125,7 @@ TUTORIALS = sorted(set((ROOT / "docs/tutorials").glob("*.md")) - {ROOT / "docs/t
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_a_tutorial_runs_from_beginning_to_end(page, tmp_path, monkeypatch):
-    """Every block and every command of xai-abn in their order, in one folder; the training is shorter.
+    """Every block and every command of xai-abn in their order, in one folder; training and benchmark are shorter.
 
     The first one runs as a notebook, see test_notebooks.py.
     """
@@ -137,6 +137,7 @@ def test_a_tutorial_runs_from_beginning_to_end(page, tmp_path, monkeypatch):
             continue
         for line in re.findall(r"^xai-abn (?!app)(.*)$", block, re.MULTILINE):
             line = re.sub(r"--epochs \d+ --batch-size \d+", "--epochs 1 --batch-size 27 --quiet", line)
+            line = re.sub(r"^benchmark run", "benchmark run --limit 2", line)
             arguments = shlex.split(line, comments=True)
             result = CliRunner().invoke(app, arguments)
             assert result.exit_code == 0, (line, result.output, result.exception)
