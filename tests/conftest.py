@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -24,6 +25,12 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # each worker keeps to its share of the cores, and so do the processes that its tests start
     torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+
+
+def pytest_collection_finish():
+    """Spare each collection of garbage the objects of all libraries and tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -53,7 +60,7 @@ def abn_resnet18() -> xai_abn.ModelAdapter:
 def small_resnet() -> xai_abn.ModelAdapter:
     """A seeded, untrained ResNet of few channels and ten classes, for 64-pixel inputs."""
     torch.manual_seed(0)
-    network = timm.create_model("resnet10t", channels=(8, 12, 16, 24), num_classes=10)
+    network = timm.create_model("resnet10t", channels=(8, 8, 12, 16), stem_width=8, num_classes=10)
     return xai_abn.wrap(network.eval(), preprocess=Preprocess(size=64), name="small-resnet")
 
 
@@ -61,7 +68,7 @@ def small_resnet() -> xai_abn.ModelAdapter:
 def small_abn() -> xai_abn.ModelAdapter:
     """A seeded, untrained ABN made from such a ResNet."""
     torch.manual_seed(0)
-    backbone = timm.create_model("resnet10t", channels=(8, 12, 16, 24), num_classes=10)
+    backbone = timm.create_model("resnet10t", channels=(8, 8, 12, 16), stem_width=8, num_classes=10)
     network = xai_abn.abn_from(backbone, input_size=64, masks=True)
     return xai_abn.wrap(network, preprocess=Preprocess(size=64), name="small-abn")
 
@@ -70,7 +77,7 @@ def small_abn() -> xai_abn.ModelAdapter:
 def small_vit() -> xai_abn.ModelAdapter:
     """A seeded, untrained Vision Transformer of three blocks with a class token, for 64-pixel inputs."""
     torch.manual_seed(0)
-    options = {"img_size": 64, "num_classes": 10, "depth": 3, "embed_dim": 48}
+    options = {"img_size": 64, "num_classes": 10, "depth": 3, "embed_dim": 24}
     network = timm.create_model("vit_tiny_patch16_224", **options)
     return xai_abn.wrap(network.eval(), preprocess=Preprocess(size=64), name="small-vit")
 

@@ -21,7 +21,8 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed torch and numpy within a ``with`` block, one thread at a time, and restore their states afterwards."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with _SEEDING, torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        # without an accelerator, torch.manual_seed would only take a trace of the stack, many times, for later
+        (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
         state = np.random.get_state()
         np.random.seed(seed % 2**32)
         try:

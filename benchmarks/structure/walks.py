@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +26,26 @@ import xai_abn
 from xai_abn.cli.main import app
 
 PACKAGE = Path(xai_abn.__file__).parent
+#: What calls go to, by the beginning of the file that is called; the first that fits counts.
+GROUPS = {
+    "command line": ("cli/",),
+    "images and data sets": ("images/", "datasets/"),
+    "building and loading a network": (
+        "models/zoo", "models/settings", "networks/architectures", "networks/assembly", "networks/build",
+        "networks/checkpoint", "networks/dilation", "networks/splitting", "networks/vit_abn", "networks/weights",
+    ),
+    "running it: modes, hooks, the network's own parts": (
+        "models/forward_pass", "models/backends", "models/predictor", "networks/",
+    ),
+    "what a model is: labels, outputs, targets": ("models/",),
+    "methods": ("explainers/",),
+    "pipeline and explanations": ("pipeline", "explanation", "threads"),
+    "maps and drawings": ("heatmaps", "rendering"),
+    "metrics": ("metrics/",),
+    "benchmark": ("benchmark/",),
+    "training": ("training/",),
+    "settings, names, files, seeds": ("",),
+}  # fmt: skip
 #: A function of the package: file and name.
 Function = tuple[str, str]
 
@@ -37,13 +58,25 @@ def main() -> None:
     lines = sum(len(path.read_text().splitlines()) for path in modules)
     print(f"{PACKAGE}: {len(modules)} files, {lines} lines")
     print("| walk | files | cross-file calls |\n|---|---|---|")
+    groups: dict[str, list[int]] = {group: [] for group in GROUPS}
     with tempfile.TemporaryDirectory() as folder:
         for name, walk in walks(Path(folder)).items():
             walk()  # imports everything, so that the code of modules is not counted
             files, calls = follow(walk)
             print(f"| {name} | {len(files)} | {len(calls)} |", flush=True)
+            called = Counter(group_of(callee) for _, (callee, _) in calls)
+            for group, numbers in groups.items():
+                numbers.append(called[group])
             if arguments.list:
                 print("\n".join(f"    {a[0]}:{a[1]} -> {b[0]}:{b[1]}" for a, b in sorted(calls)))
+    print("\n| calls to | explain | benchmark | load | distillation |\n|---|---|---|---|---|")
+    for group, numbers in groups.items():
+        print(f"| {group} | " + " | ".join(map(str, numbers)) + " |")
+
+
+def group_of(file: str) -> str:
+    """Return what a call of this file is for."""
+    return next(group for group, beginnings in GROUPS.items() if file.startswith(beginnings))
 
 
 def walks(folder: Path) -> dict[str, Callable[[], Any]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from xai_abn.benchmark import statistics
 
@@ -225,3 +228,14 @@ def test_a_method_is_ahead_if_the_test_says_so(shift, higher, ahead):
     noise = np.random.default_rng(1).normal(0, 0.05, 20)
     assert statistics.is_ahead(others + shift + noise, others, higher, 0.05) == ahead
     assert not statistics.is_ahead(np.full(3, np.nan), np.ones(3), higher, 0.05)
+
+
+@pytest.mark.parametrize("differences", [[1, 1, -1, 2, 2, 0, 3], [0, 0, 4], [2, 2, 2, 2, -2], [-1, 1]])
+def test_p_of_few_tied_differences_counts_all_signs(differences):
+    """Zeros keep their ranks and take no side; p is twice the share of signs whose rank sum is as far out."""
+    differences = np.array(differences, float)
+    ranks = stats.rankdata(np.abs(differences)) * (differences != 0)
+    sums = np.array([ranks @ signs for signs in itertools.product((-1, 1), repeat=len(ranks))])
+    tails = [(sign * sums >= sign * (ranks @ np.sign(differences))).mean() for sign in (-1, 1)]
+    found = statistics.compare(differences, np.zeros(len(differences)))
+    assert found.p == pytest.approx(min(1, 2 * min(tails)))

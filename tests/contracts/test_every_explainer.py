@@ -6,18 +6,23 @@ import copy
 import gc
 import re
 import threading
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import pytest
 import torch
 from support import check_error
 
+import xai_abn
 from xai_abn import explainers
 from xai_abn.errors import UnsupportedModelError
 from xai_abn.explainers import Explainer, make_explainers
 from xai_abn.networks.tracing import find_classifier
 from xai_abn.pipeline import explain
 
+pytestmark = pytest.mark.no_cover  # the same lines hundreds of times; the maps of the case are counted
 NAMES = explainers.names()
+INPUTS = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 TARGETS = torch.tensor([3, 1, 4])
 
 #: Options that make an expensive method fast; the rules do not depend on them.
@@ -47,83 +52,87 @@ def run(model, name, inputs, targets):
     return explainer.explain(explainers.run_pass(model, inputs, [explainer]), targets)
 
 
-#: The test models to which each method applies, determined once.
-FITTING = {}
+class Fitting(NamedTuple):
+    """A model to which a method applies, with the maps of all inputs at once and of each alone."""
+
+    model: xai_abn.ModelAdapter
+    maps: torch.Tensor
+    singles: list[torch.Tensor]
 
 
-def models_for(name, request):
-    """The test models to which this explainer applies: at least one."""
-    candidates = [request.getfixturevalue(n) for n in ("small_resnet", "small_abn", "small_vit")]
-    if name in FITTING:
-        return FITTING[name]
-    fitting = FITTING.setdefault(name, [])
-    for model in candidates:
+@pytest.fixture(params=NAMES, scope="module")
+def case(request):
+    """The name of an explainer and the models to which it applies: at least one. All rules share their maps."""
+    name, fitting = request.param, []
+    for model in (request.getfixturevalue(n) for n in ("small_resnet", "small_abn", "small_vit")):
         try:
-            make(name).check(model)
-            run(model, name, torch.zeros(1, 3, 64, 64), TARGETS[:1])
+            maps = run(model, name, INPUTS, TARGETS)
         except UnsupportedModelError:
             continue
-        fitting.append(model)
+        singles = [run(model, name, INPUTS[i : i + 1], TARGETS[i : i + 1]) for i in range(3)]
+        fitting.append(Fitting(model, maps, singles))
     assert fitting
-    return fitting
+    return name, fitting
 
 
-@pytest.fixture(params=NAMES)
-def case(request):
-    """The name of an explainer and the models to which it applies."""
-    return request.param, models_for(request.param, request)
+COPIES = {}
 
 
-def test_maps_have_one_row_an_image_and_are_finite(case, inputs):
+@contextmanager
+def changed_copy(model, training=False, frozen=False):
+    """A copy of a model in that state. The next method gets it, too, unless the test of this one failed."""
+    key = (model.name, training, frozen)
+    own = COPIES.pop(key, None) or copy.deepcopy(model)
+    own.module.requires_grad_(not frozen).train(training)
+    yield own
+    COPIES[key] = own
+
+
+def test_maps_have_one_row_an_image_and_are_finite(case):
     """Maps are (N, h, w), finite and detached."""
-    name, models = case
-    for model in models:
-        maps = run(model, name, inputs, TARGETS)
-        assert maps.shape[0] == 3
-        assert maps.dim() == 3
-        assert torch.isfinite(maps).all()
-        assert not maps.requires_grad
+    for fit in case[1]:
+        assert fit.maps.shape[0] == 3
+        assert fit.maps.dim() == 3
+        assert torch.isfinite(fit.maps).all()
+        assert not fit.maps.requires_grad
 
 
-def test_a_batch_equals_its_singles(case, inputs):
+def test_a_batch_equals_its_singles(case):
     """Images of a batch do not influence each other."""
-    name, models = case
-    for model in models:
-        batch = run(model, name, inputs, TARGETS)
-        singles = torch.cat([run(model, name, inputs[i : i + 1], TARGETS[i : i + 1]) for i in range(3)])
-        torch.testing.assert_close(batch, singles, rtol=1e-4, atol=1e-5 * float(batch.abs().max()) + 1e-7)
+    for _, maps, singles in case[1]:
+        torch.testing.assert_close(maps, torch.cat(singles), rtol=1e-4, atol=1e-5 * float(maps.abs().max()) + 1e-7)
 
 
-def test_the_same_call_gives_the_same_map(case, inputs):
+def test_the_same_call_gives_the_same_map(case):
     """Explaining is repeatable and does not change the random state."""
-    name, models = case
-    for model in models:
+    name, fitting = case
+    for model, maps, _ in fitting:
         state = torch.get_rng_state()
-        assert torch.equal(run(model, name, inputs, TARGETS), run(model, name, inputs, TARGETS))
+        assert torch.equal(run(model, name, INPUTS, TARGETS), maps)
         assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_class_specific_is_correct(case, inputs):
+def test_class_specific_is_correct(case):
     """The map changes with the target exactly if the explainer is class-specific."""
-    name, models = case
-    for model in models:
-        same = torch.equal(run(model, name, inputs, TARGETS), run(model, name, inputs, TARGETS + 1))
+    name, fitting = case
+    for model, maps, _ in fitting:
+        same = torch.equal(maps, run(model, name, INPUTS, TARGETS + 1))
         assert same != explainers.get(name).class_specific
 
 
-def test_needs_gradient_is_correct(case, inputs):
+def test_needs_gradient_is_correct(case):
     """An explainer that needs no gradient works on a pass without gradients and in inference mode."""
-    name, models = case
+    name, fitting = case
     explainer = make(name)
-    for model in models:
+    for model, *_ in fitting:
         if explainer.needs_gradient:
             with torch.inference_mode(), pytest.raises(ValueError, match="no_grad"):
-                run(model, name, inputs, TARGETS)
+                run(model, name, INPUTS, TARGETS)
             with torch.no_grad():
-                run(model, name, inputs, TARGETS)
+                run(model, name, INPUTS, TARGETS)
         else:
             with torch.inference_mode():
-                run(model, name, inputs, TARGETS)
+                run(model, name, INPUTS, TARGETS)
 
 
 def snapshot(model, inputs):
@@ -148,91 +157,85 @@ def assert_same(before, after):
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_model_and_inputs_are_left_as_they_were(case, inputs, training, frozen):
+def test_model_and_inputs_are_left_as_they_were(case, training, frozen):
     """Modes, flags, gradients, hooks, weights, statistics and inputs do not change, for frozen weights or not."""
-    name, models = case
-    for model in models:
-        model = copy.deepcopy(model)
-        model.module.requires_grad_(not frozen).train(training)
-        next(model.module.children()).eval()  # a mixture of modes must stay as it is
-        before = snapshot(model, inputs)
-        run(model, name, inputs, TARGETS)
-        assert_same(before, snapshot(model, inputs))
-
-
-def test_model_and_inputs_are_left_as_they_were_after_an_error(case, inputs):
-    """The same holds when a layer of the network fails in the middle of the pass."""
-    name, models = case
-    for model in models:
-        model = copy.deepcopy(model)
-        last = find_classifier(getattr(model.module, "perception_branch", model.module))
-        original = last.forward
-
-        def fail(_):
-            raise RuntimeError("boom")
-
-        before = snapshot(model, inputs)
-        last.forward = fail
-        with pytest.raises(UnsupportedModelError, match="boom"):
+    name, fitting = case
+    for fit in fitting:
+        with changed_copy(fit.model, training, frozen) as model:
+            next(model.module.children()).eval()  # a mixture of modes must stay as it is
+            inputs = INPUTS.clone()
+            before = snapshot(model, inputs)
             run(model, name, inputs, TARGETS)
-        last.forward = original
-        assert_same(before, snapshot(model, inputs))
+            assert_same(before, snapshot(model, inputs))
 
 
-def test_training_mode_does_not_change_the_map(case, inputs):
+def test_model_and_inputs_are_left_as_they_were_after_an_error(case):
+    """The same holds when a layer of the network fails in the middle of the pass."""
+    name, fitting = case
+
+    def fail(_):
+        raise RuntimeError("boom")
+
+    for fit in fitting:
+        with changed_copy(fit.model) as model:
+            last = find_classifier(getattr(model.module, "perception_branch", model.module))
+            inputs = INPUTS.clone()
+            before = snapshot(model, inputs)
+            last.forward = fail
+            with pytest.raises(UnsupportedModelError, match="boom"):
+                run(model, name, inputs, TARGETS)
+            del last.forward
+            assert_same(before, snapshot(model, inputs))
+
+
+def test_training_mode_does_not_change_the_map(case):
     """A model left in training mode is explained as in evaluation mode."""
-    name, models = case
-    for model in models:
-        expected = run(model, name, inputs, TARGETS)
-        trained = copy.deepcopy(model)
-        trained.module.train()
-        assert torch.equal(run(trained, name, inputs, TARGETS), expected)
+    name, fitting = case
+    for fit in fitting:
+        with changed_copy(fit.model, training=True) as trained:
+            assert torch.equal(run(trained, name, INPUTS, TARGETS), fit.maps)
 
 
-def test_memory_is_flat(case, inputs):
+def test_memory_is_flat(case):
     """No tensor survives an explanation."""
-    name, models = case
+    name, fitting = case
 
     def explain_all():
-        for model in models:
-            run(model, name, inputs, TARGETS)
+        for model, *_ in fitting:
+            run(model, name, INPUTS, TARGETS)
 
     explain_all()
     gc.collect()
     gc.freeze()  # ignore all existing objects
-    try:
-        for _ in range(5):
-            explain_all()
-        gc.collect()
-        assert not [type(o) for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
-    finally:
-        gc.unfreeze()
+    for _ in range(2):
+        explain_all()
+    gc.collect()
+    assert not [type(o) for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
 
 
-def test_threads_sharing_a_model_get_the_single_thread_maps(case, inputs):
+def test_threads_sharing_a_model_get_the_single_thread_maps(case):
     """Eight threads at once on one model, left in training mode, give the maps that one thread gives."""
-    name, models = case
-    for model in models:
-        model = copy.deepcopy(model)
-        model.module.train()
-        expected = [run(model, name, inputs[i : i + 1], TARGETS[i : i + 1]) for i in range(3)]
+    name, fitting = case
+    for fit in fitting:
         found = {}
+        with changed_copy(fit.model, training=True) as model:
 
-        def work(number, model=model, found=found):
-            found[number] = run(model, name, inputs[number % 3 : number % 3 + 1], TARGETS[number % 3 : number % 3 + 1])
+            def work(number, model=model, found=found):
+                row = slice(number % 3, number % 3 + 1)
+                found[number] = run(model, name, INPUTS[row], TARGETS[row])
 
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-        [t.start() for t in threads]
-        [t.join() for t in threads]
-        assert len(found) == 8
-        for number, maps in found.items():
-            torch.testing.assert_close(maps, expected[number % 3])
+            threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+            [t.start() for t in threads]
+            [t.join() for t in threads]
+            assert len(found) == 8
+            for number, maps in found.items():
+                torch.testing.assert_close(maps, fit.singles[number % 3])
 
 
 def test_records_are_complete(case, image):
     """Every explanation records method, layer, probability and versions, and whether it is class-specific."""
-    name, models = case
-    for model in models:
+    name, fitting = case
+    for model, *_ in fitting:
         explainer = make(name)
         record = explain(model, image, explainer)[explainer.spec]
         assert record.method == explainer.spec
@@ -338,12 +341,12 @@ def test_volumes_are_explained_or_refused(name):
     return None
 
 
-def test_maps_lie_on_what_is_stated(case, inputs):
+def test_maps_lie_on_what_is_stated(case):
     """The layer, the input, the patches or a grid of that many cells."""
-    name, models = case
-    for model in models:
+    name, fitting = case
+    for model, *_ in fitting:
         explainer = make(name)
-        shared = explainers.run_pass(model, inputs, [explainer])
+        shared = explainers.run_pass(model, INPUTS, [explainer])
         shape = tuple(explainer.explain(shared, TARGETS).shape[1:])
         grid = explainer.grid
         if grid == "layer":
@@ -353,9 +356,9 @@ def test_maps_lie_on_what_is_stated(case, inputs):
         elif grid == "mask branch":
             assert shape == tuple(2 * side for side in shared.class_maps.shape[2:])
         elif grid in ("patches", "finest layer"):
-            assert shape[0] < inputs.shape[2]
+            assert shape[0] < INPUTS.shape[2]
         elif grid[0].isdigit():
             assert grid == f"{shape[0]}x{shape[1]}"
         else:
             assert grid in ("input", "windows", "superpixels") or grid.startswith("masks")
-            assert shape == tuple(inputs.shape[2:])
+            assert shape == tuple(INPUTS.shape[2:])

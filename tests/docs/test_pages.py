@@ -6,6 +6,7 @@ import importlib
 import re
 import runpy
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,33 +49,41 @@ BOTH = {"weights": None, "weights_backbone": None}
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """A folder with images and, under their names on the hub, small networks of transformers."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "images").mkdir()
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "images").mkdir()
     for name, image in {"dog": data.chelsea(), "street": data.coffee(), "images/a": data.astronaut()}.items():
-        Image.fromarray(np.asarray(image)).save(f"{name}.{'png' if '/' in name else 'jpg'}")
+        Image.fromarray(np.asarray(image)).save(folder / f"{name}.{'png' if '/' in name else 'jpg'}")
     classifier = transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL, image_size=64))
     processor = transformers.ViTImageProcessor(size={"height": 64, "width": 64})
     for part in (classifier, processor):
-        part.save_pretrained("google/vit-base-patch16-224")
+        part.save_pretrained(folder / "google/vit-base-patch16-224")
     video = transformers.VideoMAEConfig(image_size=64, num_frames=4, **SMALL)
-    transformers.VideoMAEForVideoClassification(video).save_pretrained("MCG-NJU/videomae-base-finetuned-kinetics")
+    hub = folder / "MCG-NJU/videomae-base-finetuned-kinetics"
+    transformers.VideoMAEForVideoClassification(video).save_pretrained(hub)
     frames = [Image.fromarray(np.roll(data.chelsea(), 40 * k, axis=1)) for k in range(8)]
-    frames[0].save("clip.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "clip.gif", save_all=True, append_images=frames[1:])
     kind = pa.fixed_shape_tensor(pa.float32(), (14, 14))
     maps = pa.ExtensionArray.from_storage(kind, pa.array([[0.5] * 196], pa.list_(pa.float32(), 196)))
-    (tmp_path / "maps.parquet").mkdir()
+    (folder / "maps.parquet").mkdir()
     pq.write_table(
         pa.table({"label": ["cat"], "abn_map": maps, "error": pa.array([None], pa.string())}),
-        "maps.parquet/part-00000.parquet",
+        folder / "maps.parquet/part-00000.parquet",
     )
     from models.test_zero_shot import clip
 
     for part in clip():
-        part.save_pretrained("openai/clip-vit-base-patch32")
-    return tmp_path
+        part.save_pretrained(folder / "openai/clip-vit-base-patch32")
+    return folder
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch):
+    """A copy of that folder, in which the block runs."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -116,7 +125,7 @@ TUTORIALS = sorted(set((ROOT / "docs/tutorials").glob("*.md")) - {ROOT / "docs/t
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_a_tutorial_runs_from_beginning_to_end(page, tmp_path, monkeypatch):
-    """Every block and every command of xai-abn in their order, in one folder; the training is shorter.
+    """Every block and every command of xai-abn in their order, in one folder; training and benchmark are shorter.
 
     The first one runs as a notebook, see test_notebooks.py.
     """
@@ -128,6 +137,7 @@ def test_a_tutorial_runs_from_beginning_to_end(page, tmp_path, monkeypatch):
             continue
         for line in re.findall(r"^xai-abn (?!app)(.*)$", block, re.MULTILINE):
             line = re.sub(r"--epochs \d+ --batch-size \d+", "--epochs 1 --batch-size 27 --quiet", line)
+            line = re.sub(r"^benchmark run", "benchmark run --limit 2", line)
             arguments = shlex.split(line, comments=True)
             result = CliRunner().invoke(app, arguments)
             assert result.exit_code == 0, (line, result.output, result.exception)

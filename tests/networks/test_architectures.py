@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 import xai_abn
 from xai_abn.errors import CheckpointError, InvalidInputError, OutputError, UnknownNameError, UnsupportedModelError
 from xai_abn.models.zoo import load_model
-from xai_abn.networks import released_code
+from xai_abn.networks import released_code, weights
 from xai_abn.networks.architectures import architectures, create_model, find_architecture
 from xai_abn.networks.released_code import convert, convert_file, rename
 
@@ -42,7 +42,7 @@ def millions(module: nn.Module) -> float:
 def on_meta(name: str, classes: int | None = None, mechanism: str | None = None) -> nn.Module:
     """Build a network whose weights have shapes and no values."""
     classes = classes or (100 if architectures[name].size == 32 else 1000)
-    with torch.device("meta"):
+    with torch.device("meta"), weights.WithoutRandomWeights():
         return create_model(name, classes, mechanism=mechanism)
 
 
@@ -162,8 +162,7 @@ LARGE = ["resnet1202-bottleneck", "densenet-bc-190-40", "wrn-40-10", "resnext29-
 @pytest.mark.parametrize("name", LARGE)
 def test_the_size_of_any_released_network_is_read(name):
     """The largest of the released recipes, without memory for their weights."""
-    with torch.device("meta"):
-        plain = find_architecture(name).build(10)
+    plain = weights.on_meta(partial(find_architecture(name).build, 10))
     assert released_code._name_of(plain.state_dict()) == name
     assert released_code._misfit(name, 10, plain.state_dict()) is None
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from xai_abn.errors import CheckpointError, OutputError, UnsupportedModelError
@@ -19,7 +19,7 @@ from xai_abn.images.preprocess import Preprocess
 from xai_abn.networks.abn import AttentionBranchNetwork
 from xai_abn.networks.architectures import create_model, find_architecture
 from xai_abn.networks.checkpoint import CheckpointConfig, read_checkpoint, save_checkpoint
-from xai_abn.networks.weights import load_weights, misfit, read_weights, shapes
+from xai_abn.networks.weights import load_weights, misfit, on_meta, read_weights, shapes
 
 #: Patterns of the released code's names, and the names here. The first rule that fits counts.
 _RENAMED = (
@@ -188,8 +188,7 @@ def _name_of(ours: Mapping[str, Tensor]) -> str | None:
 
 def _misfit(arch: str, classes: int, ours: Mapping[str, Tensor]) -> str | None:
     """Return how the tensors outside the attention branch differ from those of an architecture, or None."""
-    with torch.device("meta"):
-        own = find_architecture(arch).build(classes).state_dict()
+    own = on_meta(partial(find_architecture(arch).build, classes)).state_dict()
     return misfit(shapes(own), shapes({n: v for n, v in ours.items() if not n.startswith("attention_branch.")}))
 
 
