@@ -113,9 +113,9 @@ def street() -> Image.Image:
 
 def first() -> tuple[Image.Image, Image.Image]:
     """Return what the first tutorial shows: a map, and a sheet of several."""
-    methods = ["abn", "abn-class", "grad-cam", "center"]
-    found = xai_abn.explain(xai_abn.load_model("abn-lite0"), "example:cat", methods)[0]
-    return found["abn"].overlay(), found.sheet()
+    methods = ["abn-mask", "abn", "grad-cam", "center"]
+    found = xai_abn.explain(xai_abn.load_model(), "example:cat", methods)[0]
+    return found["abn-mask"].overlay(), found.sheet()
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ class BatchExplainer:
 
     def __init__(
         self,
-        model: str | Path | ModelAdapter | nn.Module = "abn-lite0",
+        model: str | Path | ModelAdapter | nn.Module = "abn-lite0-masks",
         methods: str | Explainer | Sequence[str | Explainer] | None = None,
         image_column: str = "image",
         *,

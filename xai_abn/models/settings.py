@@ -29,8 +29,8 @@ class ModelSettings(Settings):
     """The classifier: arguments of :func:`xai_abn.load_model` that commands take and distillation records."""
 
     model: str = Field(
-        "abn-lite0",
-        description="abn-lite0, abn-lite0-masks, lite0, timm:NAME, torchvision:NAME, hf:NAME, onnx:FILE, the path of a "
+        "abn-lite0-masks",
+        description="abn-lite0-masks, abn-lite0, lite0, timm:NAME, torchvision:NAME, hf:NAME, onnx:FILE, the path of a "
         "checkpoint or the folder of a run.",
     )
     weights: str | None = Field(

@@ -41,7 +41,7 @@ from xai_abn.registry import Registry
 _log = logging.getLogger(__name__)
 
 #: The model that is used if none is named.
-DEFAULT_MODEL = "abn-lite0"
+DEFAULT_MODEL = "abn-lite0-masks"
 #: Names of the Attention Branch Networks that ship with the package.
 SHIPPED = ("abn-lite0", "abn-lite0-masks", "abn-cifar100")
 #: Target layers of the models by name, which are those that a search finds; it would take as long as ten predictions.
@@ -82,8 +82,8 @@ def load_model(
     """Load a classifier, ready to be explained.
 
     Args:
-        spec: ``"abn-lite0"`` (an ImageNet-1k ABN, shipped), ``"lite0"`` (the classifier it was made from,
-            EfficientNet-Lite0), ``"abn-cifar100"`` (a small ABN for 32x32 images, shipped), the name of a plug-in's
+        spec: ``"abn-lite0-masks"`` (an ImageNet-1k ABN with a mask for each class, shipped), ``"abn-lite0"`` (the same
+            without masks), ``"lite0"`` (the classifier it was made from, EfficientNet-Lite0), ``"abn-cifar100"`` (a small ABN for 32x32 images, shipped), the name of a plug-in's
             model, ``"timm:NAME"``, ``"torchvision:NAME"``, ``"hf:NAME"`` or ``"hf:DIR"`` (Hugging Face transformers),
             where the last three may also name a network for semantic segmentation and ``torchvision:`` one for video,
             ``"onnx:FILE"``, a black box, or the path of a checkpoint or of a training run's folder, whose
