@@ -131,5 +131,6 @@ def _first_map() -> str:
     from xai_abn.models.zoo import load_model
     from xai_abn.pipeline import explain
 
-    record = explain(load_model(), "example:cat", "abn")[0]["abn"]
-    return f"example:cat with abn-lite0: {record.answer}, a map of {'x'.join(map(str, record.map.shape))}"
+    model = load_model()
+    record = explain(model, "example:cat", "abn")[0]["abn"]
+    return f"example:cat with {model.name}: {record.answer}, a map of {'x'.join(map(str, record.map.shape))}"
