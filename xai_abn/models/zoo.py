@@ -83,11 +83,12 @@ def load_model(
 
     Args:
         spec: ``"abn-lite0-masks"`` (an ImageNet-1k ABN with a mask for each class, shipped), ``"abn-lite0"`` (the same
-            without masks), ``"lite0"`` (the classifier it was made from, EfficientNet-Lite0), ``"abn-cifar100"`` (a small ABN for 32x32 images, shipped), the name of a plug-in's
-            model, ``"timm:NAME"``, ``"torchvision:NAME"``, ``"hf:NAME"`` or ``"hf:DIR"`` (Hugging Face transformers),
-            where the last three may also name a network for semantic segmentation and ``torchvision:`` one for video,
-            ``"onnx:FILE"``, a black box, or the path of a checkpoint or of a training run's folder, whose
-            ``best.safetensors`` is loaded, else ``final.safetensors`` or ``model.safetensors``.
+            without masks), ``"lite0"`` (the classifier it was made from, EfficientNet-Lite0), ``"abn-cifar100"`` (a
+            small ABN for 32x32 images, shipped), the name of a plug-in's model, ``"timm:NAME"``,
+            ``"torchvision:NAME"``, ``"hf:NAME"`` or ``"hf:DIR"`` (Hugging Face transformers), where the last three may
+            also name a network for semantic segmentation and ``torchvision:`` one for video, ``"onnx:FILE"``, a black
+            box, or the path of a checkpoint or of a training run's folder, whose ``best.safetensors`` is loaded, else
+            ``final.safetensors`` or ``model.safetensors``.
         weights: for ``timm:`` and ``torchvision:``: a file with weights of your own, of any number of classes (see
             :func:`xai_abn.networks.weights.read_weights`), or ``"random"`` for an untrained network; default: the
             library's own pretrained weights, which it downloads.
