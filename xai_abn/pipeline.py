@@ -88,7 +88,7 @@ def explain(
             :class:`~xai_abn.images.clips.ClipPreprocess` also the path of a video or an animated GIF, or a uint8 array
             of frames (T, H, W, 3).
         methods: specifications such as ``"grad-cam"`` or ``"rise:masks=500"``, or :class:`Explainer` objects; default
-            ``"abn"`` for an ABN that uses its map, else ``"grad-cam"``.
+            ``"abn-mask"`` for an ABN with masks, ``"abn"`` for another that uses its map, else ``"grad-cam"``.
         targets: None for each image's top-1 class, or, for a multi-label model, all attributes that it is more likely
             to have than not; one target for all images, or one per image: an index, a label or a :class:`Difference`
             of two classes. A list inside the list asks for several targets of one image. Or a function that takes the
