@@ -156,7 +156,9 @@ def test_the_corrections_scripts_run(monkeypatch, tmp_path, capsys):
     assert len({json.dumps([row[name] for name in ("data", "network", "loss", "on", "choice")]) for row in rows}) == 8
     run(monkeypatch, "corrections.report", "--results", output)
     assert "| plain, counter-examples | 1 |" in capsys.readouterr().out
-    given[given.index("--output") + 1] = tmp_path / "ground.jsonl"
+    for option, value in (("--output", "ground.jsonl"), ("--work", "other work")):
+        given[given.index(option) + 1] = tmp_path / value
+    given[given.index("--sizes") + 1] = "220"  # with the copies, whole batches
     run(monkeypatch, "corrections.ground", *given, "--cells", "5")
     found = [json.loads(line)["what"] for line in (tmp_path / "ground.jsonl").read_text().splitlines()]
     assert found == ["probe"] * 4 + ["untied", "untouched", "cut out", "cells", "moved", "moved"]
