@@ -85,7 +85,7 @@ def small_vit() -> xai_abn.ModelAdapter:
 @pytest.fixture(scope="session")
 def abn_lite0() -> xai_abn.ModelAdapter:
     """The shipped model."""
-    return xai_abn.load_model()
+    return xai_abn.load_model("abn-lite0")
 
 
 @pytest.fixture

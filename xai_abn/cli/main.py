@@ -21,6 +21,7 @@ from xai_abn.signals import Received
 
 #: Exit codes after Ctrl-C and after the signal by which schedulers end a process, as in a shell.
 INTERRUPTED, TERMINATED = 130, 143
+_HELP = ["-h", "--help"]
 _received = Received()
 
 #: Of each command its module, which is imported when it is asked for, and its line in the help.
@@ -91,14 +92,17 @@ def _loaded(name: str) -> Any:
         alone.add_typer(module.group, name=name)
     else:
         alone.command(name, cls=Command)(module.command)
-    return typer.main.get_group(alone).commands[name]
+    found = typer.main.get_group(alone).commands[name]
+    for command in (found, *getattr(found, "commands", {}).values()):  # also where a test or tool takes it alone
+        command.context_settings.setdefault("help_option_names", _HELP)
+    return found
 
 
 app = typer.Typer(
     name="xai-abn",
     cls=Program,
     help="Ask an image classifier where it looked.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": _HELP},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
