@@ -540,6 +540,15 @@ def test_standard_input_is_an_image(image_file, tmp_path):
     assert b"damaged" in in_a_process("explain", "-", "-m", "lite0", input=image_file.read_bytes()[:200]).stderr
 
 
+def test_without_a_model_or_method_the_masks_of_the_shipped_network_are_drawn(image, tmp_path):
+    """Of its top-1 class."""
+    Image.fromarray(image).save(tmp_path / "it.png")
+    code, out, err = call("explain", "it.png")
+    assert code == 0, err
+    assert "abn-mask" in out
+    assert [path.name for path in (tmp_path / "explanations").glob("*.png")] == ["it.abn-mask.png"]
+
+
 def test_a_full_disk_ends_the_command_at_once(image, tmp_path, monkeypatch):
     """The images that are done are told, and no other is tried."""
     import errno
