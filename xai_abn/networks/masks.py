@@ -85,9 +85,8 @@ class MaskBranch(nn.Module):
         joined = self._joined(features, (2 * class_maps.shape[2], 2 * class_maps.shape[3]))
         number, several = targets.shape
         size = (joined.shape[2], joined.shape[3])
-        index = targets[:, :, None, None].expand(-1, -1, *class_maps.shape[2:])
-        evidence = standardized(class_maps.gather(1, index))
-        share = (class_maps.gather(1, index) - class_maps.logsumexp(dim=1, keepdim=True)).exp()
+        evidence, share = _maps_and_shares(class_maps, targets)
+        evidence = standardized(evidence)
         given = F.interpolate(torch.cat([evidence, share], dim=1), size, mode="bilinear").unflatten(1, (2, several))
         weighed = self._weighed(joined, rows[targets], given)
         refined = self.decode(weighed.flatten(0, 1)).unflatten(0, (number, several))[:, :, 0]
@@ -156,7 +155,7 @@ def class_masks(scores: Tensor, class_maps: Tensor, targets: Tensor) -> Tensor:
         targets: class indices (N, T).
     """
     local = presence(class_maps, targets)
-    anywhere = local.flatten(2).amax(dim=2)[:, :, None, None]
+    anywhere = local.amax(dim=(2, 3), keepdim=True)
     local = F.interpolate(local, scores.shape[2:], mode="bilinear")
     return torch.sigmoid(STEEPNESS * (scores - LEVEL)) * (anywhere * local).sqrt()
 
@@ -170,7 +169,7 @@ def united_masks(scores: Tensor, class_maps: Tensor, targets: Tensor, attention_
         targets: class indices (N, T).
         attention_map: M (N, 1, h, w), by the root of which the union is weighted; None if the network does not use it.
     """
-    anywhere = presence(class_maps, targets).flatten(2).amax(dim=2)[:, :, None, None]
+    anywhere = presence(class_maps, targets).amax(dim=(2, 3), keepdim=True)
     united = (torch.sigmoid(STEEPNESS * (scores - LEVEL_UNITED)) * anywhere).amax(dim=1)
     if attention_map is None:
         return united
@@ -187,6 +186,12 @@ def presence(class_maps: Tensor, targets: Tensor) -> Tensor:
         class_maps: of the attention branch, (N, K, h, w).
         targets: class indices (N, T).
     """
-    index = targets[:, :, None, None].expand(-1, -1, *class_maps.shape[2:])
-    shares = (class_maps.gather(1, index) - class_maps.logsumexp(dim=1, keepdim=True)).exp()
+    _, shares = _maps_and_shares(class_maps, targets)
     return ((shares - 1 / class_maps.shape[1]) / PRESENT).clamp(_ABSENT, 1)
+
+
+def _maps_and_shares(class_maps: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the class maps of targets, and their shares of the softmax over all classes, (N, T, h, w) each."""
+    index = targets[:, :, None, None].expand(-1, -1, *class_maps.shape[2:])
+    chosen = class_maps.gather(1, index)
+    return chosen, (chosen - class_maps.logsumexp(dim=1, keepdim=True)).exp()
